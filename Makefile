@@ -1,0 +1,96 @@
+# Everything that is typed here. `make` alone says what there is.
+#
+# A fresh machine needs Python 3.11 or 3.12, `make`, and a package registry within reach:
+# uv, Java and Delta's jars are brought where they are missing.
+
+.DEFAULT_GOAL := help
+SHELL         := /bin/bash
+VENV          := .venv
+BIN           := $(VENV)/bin
+ifndef PYTHON
+PYTHON        := $(firstword $(foreach name,python3.12 python3.11 python3 python,\
+                   $(shell $(name) -c 'import sys; print(sys.executable) if (3, 11) <= sys.version_info[:2] < (3, 13) else None' 2>/dev/null)))
+endif
+# A uv that runs, or the one that we bring.
+UV            := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),build/uv/bin/uv)
+WORKERS       ?= 2
+
+# The tools run from the environment: no activation is assumed, and none is disturbed.
+export PATH := $(abspath $(BIN)):$(PATH)
+unexport PYTHONHOME PYTHONPATH
+export VIRTUAL_ENV := $(abspath $(VENV))
+
+.PHONY: help setup demo clean-demo up down test test-long check lock wheel
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
+	  | while IFS=$$'\t' read -r name words; do printf '  make %-12s %s\n' "$$name" "$$words"; done
+
+# -- the environment ---------------------------------------------------------------------------
+
+setup: $(VENV)/.jars  ## build the environment in .venv (runs by itself before everything else)
+
+build/uv/bin/uv:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "no uv here: bringing one"
+	@rm -rf build/uv && $(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+$(VENV)/.python: | $(UV)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@$(BIN)/python -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 13), sys.version' \
+	  || { echo "$(VENV) has another Python: remove the folder $(VENV) and run make again"; exit 1; }
+	@touch $@
+
+$(VENV)/.packages: requirements.lock pyproject.toml $(VENV)/.python | $(UV)
+	@echo "installing the packages of requirements.lock into $(VENV) (6 GB; a minute or two the first time)"
+	@$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	@$(UV) pip install --quiet --no-deps --python $(BIN)/python --editable .
+	@touch $@
+
+$(VENV)/.java: infra/java/java.py infra/java/requirements.lock $(VENV)/.packages | $(UV)
+	@$(BIN)/python infra/java/java.py --uv "$(UV)"
+	@touch $@
+
+$(VENV)/.jars: infra/spark/delta_jars.py infra/spark/delta-jars.sha256 infra/spark/ivysettings.xml $(VENV)/.java
+	@$(BIN)/python infra/spark/delta_jars.py
+	@touch $@
+
+# -- the story ---------------------------------------------------------------------------------
+
+demo: setup  ## three nights of a real log through Airflow, Spark and MLflow, then a table of methods
+	@$(BIN)/python infra/demo/run.py
+
+clean-demo:  ## forget the demo: stop its servers, remove .demo
+	@test ! -d .demo || test ! -x $(BIN)/python || $(BIN)/python infra/airflow/local.py stop --state .demo
+	@rm -rf .demo
+
+up: setup  ## Airflow and MLflow in the background, on this machine only (the demo's, if there was one)
+	@$(BIN)/python infra/airflow/local.py start
+
+down:  ## stop what `make up` started
+	@test ! -x $(BIN)/python || $(BIN)/python infra/airflow/local.py stop
+
+# -- proof -------------------------------------------------------------------------------------
+
+test: setup  ## all tests but the long ones
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not long"
+
+test-long: setup  ## the long ones
+	@$(BIN)/python -m pytest -q -m long
+
+check: setup  ## format, lint and types, as CI runs them; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# -- for maintainers ---------------------------------------------------------------------------
+
+lock: | $(UV)  ## resolve the dependencies anew
+	@$(UV) pip compile pyproject.toml --quiet --universal --generate-hashes --all-extras --group dev -p 3.11 \
+	  --custom-compile-command "make lock" -o requirements.lock
+	@cd infra/java && $(if $(filter build/%,$(UV)),../../$(UV),$(UV)) pip compile requirements.in --quiet --universal --generate-hashes -p 3.11 \
+	  --custom-compile-command "make lock" -o requirements.lock
+
+wheel: setup  ## the wheel that `spark-submit --py-files` takes to a cluster, in dist/
+	@$(UV) build --quiet --wheel --python $(BIN)/python --out-dir dist . && ls dist/*.whl

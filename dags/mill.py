@@ -1,0 +1,341 @@
+"""What the DAG files are made of: sources, operators, defaults. Imports nothing heavy.
+
+One DAG of each kind per file in `infra/sources/`. A file with a mistake has no DAGs: its message
+is the import error of `source_errors.py`, and the other sources go on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk import (
+    Asset,
+    BaseOperator,
+    Context,
+    CronDataIntervalTimetable,
+    Param,
+    TaskGroup,
+    chain,
+    task,
+)  # fmt: skip
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+
+from jobs.errors import SourceError
+from jobs.settings import settings
+from jobs.sources import Source, load_source
+from jobs.tables import SEQUENCES
+
+REPO = Path(__file__).resolve().parents[1]
+
+# Ties the steps of one run, and names the candidate's folder and the comparison.
+RUN = "{{ run_id | replace('~', '-') }}"
+# The day of a night is the start of its data interval; `day` is for a run by hand.
+DAY = "{{ params.day or (data_interval_start | ds) }}"
+DAY_PARAM = {
+    "day": Param(
+        None, type=["null", "string"], format="date",
+        description="The night's day, for a run by hand. Empty: the start of the data interval.",
+    )
+}  # fmt: skip
+# Every job is idempotent: trying again is always right.
+PATIENCE = {
+    "owner": "sessionmill",
+    "retries": 2,
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=20),
+}
+
+
+# -- sources -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScheduledSource:
+    """A source file that could be read, and when it runs."""
+
+    file: str
+    """What `--source` is given: the file's name without its ending."""
+    spec: Source
+    schedule: CronDataIntervalTimetable | None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def start_date(self) -> datetime:
+        """The first day, where the source names one; else long ago, with nothing to catch up."""
+        first = self.spec.schedule.start
+        return (
+            datetime(first.year, first.month, first.day, tzinfo=UTC)
+            if first
+            else LONG_AGO
+        )
+
+    @property
+    def catchup(self) -> bool:
+        return self.spec.schedule.start is not None
+
+    @property
+    def sequences(self) -> Asset:
+        """Tells who trains that `gold.sequences` has a new version (in the event's `extra`)."""
+        return Asset(name=f"{SEQUENCES.full_name}/{self.name}")
+
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def source_files() -> list[Path]:
+    folder = Path(settings().sources)
+    if not folder.is_absolute() and not folder.is_dir():
+        folder = REPO / folder
+    return sorted(folder.glob("*.toml"))
+
+
+def _read_all() -> Iterator[ScheduledSource | SourceError]:
+    taken: dict[str, Path] = {}
+    for file in source_files():
+        try:
+            spec = load_source(str(file))
+            if spec.name in taken:
+                raise SourceError(
+                    f"{file}: source.name = {spec.name!r} is the name of {taken[spec.name]} too: "
+                    "give one of them another"
+                )
+            taken[spec.name] = file
+            yield ScheduledSource(file.stem, spec, _schedule(spec, file))
+        except SourceError as error:
+            yield error
+
+
+def _schedule(spec: Source, file: Path) -> CronDataIntervalTimetable | None:
+    cron = spec.schedule.cron
+    if cron == "never":
+        return None
+    from croniter import croniter
+
+    if not croniter.is_valid(cron):
+        raise SourceError(
+            f"{file}: schedule.cron = {cron!r}: use five fields such as '0 2 * * *', or 'never'"
+        )
+    return CronDataIntervalTimetable(cron, timezone="UTC")
+
+
+def sources() -> list[ScheduledSource]:
+    """The sources whose files are right, in the order of their files' names."""
+    return [source for source in _read_all() if isinstance(source, ScheduledSource)]
+
+
+def source_errors() -> list[str]:
+    """The message of every source file that has a mistake."""
+    return [str(error) for error in _read_all() if isinstance(error, SourceError)]
+
+
+# -- tables ------------------------------------------------------------------------------------
+
+
+def spark_job(
+    source: ScheduledSource, job: str, step: str = "all", *, by_day: bool = True
+) -> SparkSubmitOperator:
+    """One job as a task; `step` is compute, audit, publish, or all of them."""
+    arguments = [job, "--source", source.file, "--batch", RUN, "--json"]
+    if step != "all":
+        arguments += ["--step", step]
+    if by_day:
+        arguments += ["--day", DAY]
+    return SparkSubmitOperator(
+        task_id=job if step == "all" else step,
+        application=str(REPO / "jobs" / "__main__.py"),
+        application_args=arguments,
+        name=f"{source.name}.{job}.{step}",
+        driver_memory=settings().driver_memory,
+        pool="spark",
+    )
+
+
+def write_audit_publish(source: ScheduledSource, group: str, job: str) -> TaskGroup:
+    """Compute a candidate, audit it, publish it: a person sees which of the three went red."""
+    with TaskGroup(group) as steps:
+        chain(
+            *(spark_job(source, job, step) for step in ("compute", "audit", "publish"))
+        )
+    return steps
+
+
+def announce(source: ScheduledSource, result: str) -> Any:
+    """Emit the asset with the version that this run published; nothing new emits nothing."""
+
+    @task(task_id="announce", outlets=[source.sequences], inlets=[source.sequences])
+    def tell(run: str, **context: Any) -> dict[str, Any]:
+        published = json.loads(_read_text(source.name, run, result))["tables"]
+        table = published.get(SEQUENCES.full_name)
+        if table is None:
+            raise AirflowSkipException(f"{result} published no {SEQUENCES.full_name}")
+        extra = {
+            "version": table["version"],
+            "rows": table["rows"],
+            "path": table["path"],
+        }
+        earlier = context["inlet_events"][source.sequences]
+        if len(earlier) and earlier[-1].extra == extra:
+            raise AirflowSkipException(
+                f"version {table['version']} was announced before"
+            )
+        context["outlet_events"][source.sequences].extra = extra
+        return extra
+
+    return tell(run=RUN)
+
+
+def _read_text(source: str, run: str, result: str) -> str:
+    from airflow.sdk import ObjectStoragePath
+
+    batch = run.replace(":", "_")
+    return ObjectStoragePath(
+        f"{settings().table_root()}/{source}/_runs/{batch}/{result}"
+    ).read_text()
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+class ModelsOperator(BaseOperator):
+    """`python -m models <arguments> --json` in a process of its own; returns what it printed last.
+
+    Arguments are a list and never see a shell.
+    """
+
+    template_fields: Sequence[str] = ("arguments",)
+    ui_color = "#d5e8d4"
+
+    def __init__(self, *, arguments: Sequence[str], **others: Any) -> None:
+        super().__init__(**others)
+        self.arguments = arguments
+        self._process: subprocess.Popen[str] | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        command = [sys.executable, "-m", "models", *map(str, self.arguments), "--json"]
+        self.log.info("running %s", command)
+        answer = ""
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        ) as self._process:  # fmt: skip
+            assert self._process.stdout
+            for line in self._process.stdout:
+                self.log.info(line.rstrip())
+                if line.startswith("{"):
+                    answer = line
+        if self._process.returncode:
+            raise AirflowException(
+                f"{command} ended with {self._process.returncode}: see above"
+            )
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def on_kill(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+
+
+def training_params(source: ScheduledSource) -> dict[str, Param]:
+    """What a person may change when they start a training by hand."""
+    training = source.spec.training
+    return {
+        "methods": Param(
+            list(training.methods), type="array", minItems=1, uniqueItems=True,
+            items={"type": "string", "pattern": "^[a-z0-9_+-]+$"}, examples=list(training.methods),
+            description="Methods to train, one a line.",
+        ),
+        "seeds": Param(
+            list(training.seeds), type="array", minItems=1, uniqueItems=True,
+            items={"type": "integer", "minimum": 0},
+            description="Seeds to train each method with.",
+        ),
+        "target": Param(training.target, enum=["next_item", "next_session"]),
+        "preset": Param(training.preset, type="string", pattern="^[a-z0-9_-]+$"),
+        "table_version": Param(
+            None, type=["null", "integer"], minimum=0,
+            description="Version of gold.sequences. Empty: the announced one, or the newest.",
+        ),
+    }  # fmt: skip
+
+
+@task
+def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
+    """The arguments of each training: methods x seeds, all on one version of the table."""
+    params = context["params"]
+    version = params["table_version"]
+    if version is None:
+        events = [
+            e for every in context["triggering_asset_events"].values() for e in every
+        ]
+        if events:
+            version = max(events, key=lambda event: event.timestamp).extra["version"]
+    if version is None:
+        from deltalake import DeltaTable
+
+        version = DeltaTable(SEQUENCES.path(settings().table_root(), source)).version()
+    return [
+        [
+            "train", "--source", file, "--method", method, "--seed", str(seed),
+            "--target", params["target"], "--preset", params["preset"],
+            "--table-version", str(version), "--comparison", run,
+        ]
+        for method in params["methods"]
+        for seed in params["seeds"]
+    ]  # fmt: skip
+
+
+def train_each(source: ScheduledSource) -> Any:
+    """One task per method and seed, as many at a time as the pool has slots."""
+    return ModelsOperator.partial(
+        task_id="train",
+        pool="gpu",
+        map_index_template="{{ task.arguments[4] }}, seed {{ task.arguments[6] }}",
+    ).expand(arguments=plan(source=source.name, file=source.file, run=RUN))
+
+
+def compare(source: ScheduledSource) -> ModelsOperator:
+    """Compare those that finished, if any did, and say which did not."""
+    return ModelsOperator(
+        task_id="compare",
+        arguments=[
+            "compare", "--source", source.file, "--comparison", RUN,
+            "--expect", "{{ params.methods | join(',') }}",
+        ],
+        trigger_rule="all_done_min_one_success",
+    )  # fmt: skip
+
+
+def register(source: ScheduledSource) -> ModelsOperator:
+    """Each method's best seed becomes a version of the source's registered model."""
+    return ModelsOperator(
+        task_id="register",
+        arguments=["register", "--source", source.file, "--comparison", RUN],
+    )
+
+
+__all__ = [
+    "DAY_PARAM",
+    "LONG_AGO",
+    "PATIENCE",
+    "SourceError",
+    "announce",
+    "compare",
+    "register",
+    "source_errors",
+    "sources",
+    "spark_job",
+    "train_each",
+    "training_params",
+    "write_audit_publish",
+]  # fmt: skip

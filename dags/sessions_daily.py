@@ -1,0 +1,48 @@
+"""# A night: landing files -> events -> sessions -> items -> sequences
+
+Each table is computed as a candidate, audited, and only then published: **no reader ever sees rows
+that failed their audit**, and a red task leaves every table at its last good version.
+
+**What went red?**
+
+| task | means | do |
+|---|---|---|
+| `events.compute` | files could not be read, or a column vanished or changed its type | the log's last lines name column, file and remedy; fix the file or the source file, clear the task |
+| `*.audit` | rows break an invariant (*failed*), or the suite could not run (*errored*): the log says which, and names rows and the candidate's folder | fix the cause, clear the group from `compute` |
+| `*.publish` | another run changed the table meanwhile (it tries again by itself), or storage is full | clear the group from `compute` |
+| `announce` | the tables are right; only training was not told | clear the task |
+
+Clearing and running again is always safe: every job is idempotent, in any order of days. A night
+that found nothing new writes no version and starts no training. To load a day again by hand,
+trigger this DAG with `day`. Rejected lines are in `bronze.rejects` with file, line and reason.
+"""
+
+import sys
+from pathlib import Path
+
+from airflow.sdk import DAG
+
+sys.path.append(
+    str(Path(__file__).parent)
+)  # Airflow does this itself; other readers do not
+import mill
+
+for source in mill.sources():
+    with DAG(
+        f"sessions_daily.{source.name}",
+        schedule=source.schedule,
+        start_date=source.start_date,
+        catchup=source.catchup,
+        max_active_runs=1,
+        params=mill.DAY_PARAM,
+        default_args=mill.PATIENCE,
+        doc_md=__doc__,
+        tags=["sessionmill", source.name],
+    ):
+        events = mill.write_audit_publish(source, "events", "ingest")
+        sessions = mill.write_audit_publish(source, "sessions", "sessionize")
+        items = mill.spark_job(source, "items")
+        sequences = mill.write_audit_publish(source, "sequences", "sequences")
+        announced = mill.announce(source, "sequences.publish.json")
+
+        events >> sessions >> items >> sequences >> announced

@@ -1,0 +1,39 @@
+"""# New sequences -> every method trained -> compared -> registered
+
+Starts when a night announces a new version of `gold.sequences`; all methods train on exactly that
+version. One task per method and seed, as many at a time as the pool `gpu` has slots.
+
+**What went red?**
+
+| task | means | do |
+|---|---|---|
+| `train [method, seed]` | this method only: the others go on, and the comparison says who is missing | read its log; clear the task, then `compare` |
+| `compare` | no method finished, or MLflow is away | clear the task |
+| `register` | MLflow is away | clear the task |
+
+By hand: trigger it with other methods, seeds, preset, or an older `table_version`.
+"""
+
+import sys
+from pathlib import Path
+
+from airflow.sdk import DAG
+
+sys.path.append(
+    str(Path(__file__).parent)
+)  # Airflow does this itself; other readers do not
+import mill
+
+for source in mill.sources():
+    with DAG(
+        f"train_methods.{source.name}",
+        schedule=[source.sequences],
+        start_date=mill.LONG_AGO,
+        catchup=False,
+        max_active_runs=1,
+        params=mill.training_params(source),
+        default_args=mill.PATIENCE,
+        doc_md=__doc__,
+        tags=["sessionmill", source.name],
+    ):
+        mill.train_each(source) >> mill.compare(source) >> mill.register(source)

@@ -1,0 +1,22 @@
+"""One invariant of a table, said for a person and as a SQL condition on a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["fail", "warn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """`holds` is a Spark SQL condition on one row; a row for which it is null is not concerned.
+
+    Checks with an empty `holds` are facts of the whole batch: the job that made the candidate
+    states them.
+    """
+
+    name: str
+    says: str
+    holds: str = ""
+    severity: Severity = "fail"

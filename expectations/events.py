@@ -1,0 +1,40 @@
+"""What must hold of `bronze.events`."""
+
+from expectations.check import Check
+
+
+def checks() -> tuple[Check, ...]:
+    return (
+        Check(
+            name="event_id_is_key", says="an event stands in the table once",
+            holds="count(*) OVER (PARTITION BY event_id) = 1",
+        ),
+        Check(
+            name="ids_are_there", says="event, user and item have an id, and no id is empty text",
+            holds="coalesce(length(event_id) > 0 AND user_id IS NOT NULL AND item_id IS NOT NULL, "
+                  "false)",
+        ),
+        Check(
+            name="time_is_plausible", says="the event has a time, of the years 1 to 9999",
+            holds="coalesce(year(event_ts) BETWEEN 1 AND 9999, false)",
+        ),
+        Check(
+            name="date_is_the_utc_date", says="event_date is the UTC date of event_ts",
+            holds="coalesce(event_date = to_date(event_ts), false)",
+        ),
+        Check(
+            name="feedback_is_known", says="feedback is positive, negative, exposed or neutral",
+            holds="coalesce(feedback IN ('positive', 'negative', 'exposed', 'neutral'), false)",
+        ),
+        Check(
+            name="value_is_finite", says="value is null or a finite number",
+            holds="value IS NULL OR (NOT isnan(value) AND abs(value) < double('infinity'))",
+        ),
+        Check(
+            name="lines_balance", says="lines read = new events + duplicates + rejects",
+        ),
+        Check(
+            name="reject_share_within_bound",
+            says="not more lines were unusable than quality.max_reject_share allows",
+        ),
+    )  # fmt: skip

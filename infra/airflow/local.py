@@ -1,0 +1,501 @@
+"""Airflow and MLflow on this machine, for the demo, the tests and for clicking around.
+
+    python infra/airflow/local.py start|stop|status [--state FOLDER] [--airflow-port N] [--mlflow-port N]
+
+The real components: scheduler, dag-processor and api-server on SQLite with the LocalExecutor, and an
+MLflow server on SQLite and a folder. Everything listens on 127.0.0.1 only and keeps its files,
+its secrets and its process ids in one state folder, so that a killed run is found and cleaned up
+by the next one. Who can reach this machine's loopback is an administrator: not for production.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+REPO = Path(__file__).resolve().parents[2]
+POOLS = {
+    "spark": (
+        1,
+        "One Spark application at a time: each takes all the cores it is given.",
+    ),
+    "gpu": (1, "As many slots as training devices; the processor is one."),
+}
+HEALTHY_WITHIN_S = 300
+
+
+class NotHealthy(RuntimeError):
+    """A server did not come up; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where the servers of one state folder are."""
+
+    state: str
+    lake: str
+    airflow_port: int
+    mlflow_port: int
+
+    @property
+    def airflow(self) -> str:
+        return f"http://127.0.0.1:{self.airflow_port}"
+
+    @property
+    def mlflow(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def home(self) -> Path:
+        return Path(self.state) / "airflow"
+
+    @classmethod
+    def load(cls, state: Path) -> Servers | None:
+        file = state / "servers.json"
+        return cls(**json.loads(file.read_text())) if file.exists() else None
+
+    def save(self) -> None:
+        _write(Path(self.state) / "servers.json", json.dumps(asdict(self), indent=1))
+
+
+def _write(file: Path, text: str, mode: int = 0o644) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(
+        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w"
+    ) as out:
+        out.write(text)
+    partial.rename(file)
+
+
+def default_state() -> Path:
+    """The demo's state where there was a demo, so that its runs and models are shown."""
+    demo = REPO / ".demo"
+    return demo if (demo / "servers.json").exists() else REPO / ".run"
+
+
+def free_port(preferred: int | None = None) -> int:
+    for port in [preferred, 0] if preferred else [0]:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port or 0))
+            except OSError:
+                continue
+            return int(sock.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")
+
+
+# -- the environment of the servers ------------------------------------------------------------
+
+
+def _secret(state: Path, name: str) -> str:
+    file = state / "secrets" / name
+    if not file.exists():
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(file, secrets.token_hex(48), mode=0o600)
+    return file.read_text()
+
+
+def environment(servers: Servers) -> dict[str, str]:
+    """What the servers and the tasks that they start see; the caller's own settings win."""
+    state = Path(servers.state)
+    bin_folder = Path(sys.prefix) / "bin"
+    ours = {
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPO / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "2",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "60",
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps(
+            {
+                "conn_type": "spark",
+                "host": os.environ.get("SESSIONMILL_SPARK_MASTER") or "local[*]",
+                "extra": {"deploy-mode": "client"},
+            }
+        ),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SESSIONMILL_LAKE": servers.lake,
+    }
+    fixed = {
+        "AIRFLOW_HOME": str(servers.home),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(servers.airflow_port),
+        "AIRFLOW__API__BASE_URL": servers.airflow,
+        "AIRFLOW__API__SECRET_KEY": _secret(state, "api"),
+        "AIRFLOW__API_AUTH__JWT_SECRET": _secret(state, "jwt"),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{servers.airflow}/execution/",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{servers.home / 'airflow.db'}",
+        "MLFLOW_TRACKING_URI": servers.mlflow,
+        # the operator finds `spark-submit` there, and tasks this environment's Python
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONUNBUFFERED": "1",
+    }
+    return ours | dict(os.environ) | fixed
+
+
+def commands(servers: Servers) -> dict[str, list[str]]:
+    bin_folder = Path(sys.prefix) / "bin"
+    airflow, mlflow = str(bin_folder / "airflow"), str(bin_folder / "mlflow")
+    store = Path(servers.state) / "mlflow"
+    return {
+        "mlflow": [
+            mlflow, "server", "--host", "127.0.0.1", "--port", str(servers.mlflow_port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}",
+            "--artifacts-destination", str(store / "artifacts"),
+        ],
+        "api-server": [airflow, "api-server"],
+        # logs are read from the folder: the log server would listen on every interface
+        "scheduler": [airflow, "scheduler", "--skip-serve-logs"],
+        "dag-processor": [airflow, "dag-processor"],
+    }  # fmt: skip
+
+
+# -- processes ---------------------------------------------------------------------------------
+
+
+def _record(state: Path) -> list[dict[str, Any]]:
+    file = state / "pids.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def _remember(state: Path, name: str, pid: int) -> None:
+    entry = {"name": name, "pid": pid, "created": psutil.Process(pid).create_time()}
+    _write(state / "pids.json", json.dumps([*_record(state), entry], indent=1))
+
+
+def _launch(
+    name: str, command: list[str], servers: Servers, env: dict[str, str]
+) -> None:
+    state = Path(servers.state)
+    (state / "logs").mkdir(parents=True, exist_ok=True)
+    with open(state / "logs" / f"{name}.log", "ab") as log:
+        process = subprocess.Popen(
+            command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    _remember(state, name, process.pid)
+
+
+def processes(state: Path) -> list[psutil.Process]:
+    """Every process that belongs to a state folder: those we started, their descendants, and
+    orphans, known by the AIRFLOW_HOME that they were started with."""
+    found: dict[int, psutil.Process] = {}
+    for entry in _record(state):
+        try:
+            process = psutil.Process(entry["pid"])
+            if abs(process.create_time() - entry["created"]) < 1:
+                found |= {
+                    p.pid: p for p in [process, *process.children(recursive=True)]
+                }
+        except psutil.Error:
+            continue
+    home = str(state.resolve() / "airflow")
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        try:
+            if (
+                process.pid not in spared
+                and process.environ().get("AIRFLOW_HOME") == home
+            ):
+                found |= {
+                    p.pid: p for p in [process, *process.children(recursive=True)]
+                }
+        except psutil.Error:
+            continue
+    return [process for pid, process in found.items() if pid not in spared]
+
+
+def stop(state: Path, patience_s: float = 15) -> int:
+    """End every process of a state folder; returns how many there were."""
+    doomed = processes(state)
+    for process in doomed:
+        with _ignore_gone():
+            process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(doomed, timeout=patience_s)
+    for process in {*alive, *processes(state)}:
+        with _ignore_gone():
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    (state / "pids.json").unlink(missing_ok=True)
+    return len(doomed)
+
+
+@contextmanager
+def _ignore_gone() -> Iterator[None]:
+    try:
+        yield
+    except psutil.Error:
+        return
+
+
+# -- health ------------------------------------------------------------------------------------
+
+
+def get_json(url: str, timeout: float = 10) -> Any:
+    with urllib.request.urlopen(url, timeout=timeout) as answer:
+        body = answer.read()
+    return json.loads(body) if body.startswith((b"{", b"[")) else body.decode()
+
+
+def _answers(probe: Callable[[], bool]) -> bool:
+    try:
+        return probe()
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return False
+
+
+def unhealthy(servers: Servers) -> list[str]:
+    """Names of the servers that do not answer, or whose heart does not beat."""
+    missing = []
+    if not _answers(lambda: get_json(f"{servers.mlflow}/health") == "OK"):
+        missing.append("mlflow")
+    try:
+        health = get_json(f"{servers.airflow}/api/v2/monitor/health")
+    except (OSError, ValueError):
+        return [*missing, "api-server", "scheduler", "dag-processor"]
+    for ours, theirs in (
+        ("scheduler", "scheduler"),
+        ("dag-processor", "dag_processor"),
+    ):
+        if health[theirs]["status"] != "healthy":
+            missing.append(ours)
+    return missing
+
+
+def log_tail(state: Path, name: str, lines: int = 25) -> str:
+    file = state / "logs" / f"{name}.log"
+    text = file.read_text(errors="replace").splitlines() if file.exists() else []
+    return "\n".join(text[-lines:])
+
+
+def _dead(state: Path) -> str | None:
+    for entry in _record(state):
+        try:
+            if psutil.Process(entry["pid"]).status() != psutil.STATUS_ZOMBIE:
+                continue
+        except psutil.NoSuchProcess:
+            pass
+        return str(entry["name"])
+    return None
+
+
+def wait_until_healthy(servers: Servers, say: Callable[[str], None]) -> None:
+    state, began, before = Path(servers.state), time.monotonic(), None
+    while missing := unhealthy(servers):
+        if missing != before:
+            say(f"waiting for {', '.join(missing)} ({time.monotonic() - began:.0f} s)")
+            before = missing
+        if name := _dead(state):
+            raise NotHealthy(
+                f"{name} ended:\n{log_tail(state, name)}\n({state}/logs/{name}.log)"
+            )
+        if time.monotonic() - began > HEALTHY_WITHIN_S:
+            name = missing[0]
+            raise NotHealthy(
+                f"{', '.join(missing)} not healthy after {HEALTHY_WITHIN_S} s; the end of "
+                f"{state}/logs/{name}.log:\n{log_tail(state, name)}"
+            )
+        time.sleep(1)
+
+
+# -- start -------------------------------------------------------------------------------------
+
+
+def start(
+    state: Path,
+    *,
+    lake: Path | str | None = None,
+    airflow_port: int | None = None,
+    mlflow_port: int | None = None,
+    extra_env: dict[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> Servers:
+    """Start the servers of a state folder, wait until they are healthy, create the pools.
+
+    What a killed run left behind is ended first. Ports and lake are those of the last time unless
+    they are given; a port that another program took is replaced by a free one.
+
+    Raises:
+        NotHealthy: with the end of the log of the server that did not come up.
+    """
+    state = state.resolve()
+    if left := stop(state):
+        say(f"ended {left} processes that an earlier run left")
+    before = Servers.load(state)
+    lake = (
+        lake
+        or os.environ.get("SESSIONMILL_LAKE")
+        or (before.lake if before else "lake")
+    )
+    servers = Servers(
+        state=str(state),
+        lake=str(lake) if "://" in str(lake) else os.path.abspath(lake),
+        airflow_port=airflow_port or free_port(before.airflow_port if before else 8080),
+        mlflow_port=mlflow_port or free_port(before.mlflow_port if before else 5000),
+    )
+    for folder in (servers.home, state / "mlflow" / "artifacts", state / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for log in (state / "logs").glob("*.log"):
+        log.rename(log.with_suffix(".log.1"))
+    servers.save()
+    env = environment(servers) | (extra_env or {})
+    todo = commands(servers)
+    try:
+        _launch("mlflow", todo.pop("mlflow"), servers, env)
+        _migrate(servers, env, say)
+        for name, command in todo.items():
+            _launch(name, command, servers, env)
+        wait_until_healthy(servers, say)
+        _create_pools(servers)
+    except BaseException:
+        stop(state)
+        raise
+    return servers
+
+
+def _migrate(servers: Servers, env: dict[str, str], say: Callable[[str], None]) -> None:
+    """Create or upgrade Airflow's database; skipped where this version did it before."""
+    from importlib.metadata import version
+
+    done, wanted = servers.home / "migrated", version("apache-airflow-core")
+    if (
+        done.exists()
+        and done.read_text() == wanted
+        and (servers.home / "airflow.db").exists()
+    ):
+        return
+    say("making Airflow's database")
+    log = Path(servers.state) / "logs" / "migrate.log"
+    with open(log, "ab") as out:
+        result = subprocess.run(
+            [str(Path(sys.prefix) / "bin" / "airflow"), "db", "migrate"], cwd=REPO, env=env,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False,
+        )  # fmt: skip
+    if result.returncode:
+        raise NotHealthy(
+            f"airflow db migrate failed:\n{log_tail(Path(servers.state), 'migrate')}"
+        )
+    done.write_text(wanted)
+
+
+def _create_pools(servers: Servers) -> None:
+    api = Api(servers)
+    known = {pool["name"] for pool in api.get("/pools")["pools"]}
+    for name, (slots, words) in POOLS.items():
+        if name not in known:
+            api.post("/pools", {"name": name, "slots": slots, "description": words})
+
+
+class Api:
+    """Airflow's REST API, as the administrator that everyone on this loopback is."""
+
+    def __init__(self, servers: Servers) -> None:
+        self.root = f"{servers.airflow}/api/v2"
+        self._auth = f"{servers.airflow}/auth/token"
+        self._token: str | None = None
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        for attempt in (1, 2):
+            if self._token is None:
+                self._token = get_json(self._auth)["access_token"]
+            request = urllib.request.Request(
+                self.root + path,
+                method=method,
+                data=None if body is None else json.dumps(body).encode(),
+                headers={
+                    "Authorization": f"Bearer {self._token}",
+                    "Content-Type": "application/json",
+                },
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code == 401 and attempt == 1:
+                    self._token = None  # tokens of a long demo expire
+                    continue
+                raise RuntimeError(
+                    f"{method} {path}: {error.code} {error.read().decode(errors='replace')}"
+                ) from None
+        raise AssertionError("unreachable")
+
+    def get(self, path: str) -> Any:
+        return self.call("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.call("POST", path, body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        return self.call("PATCH", path, body)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Airflow and MLflow on this machine")
+    parser.add_argument("action", choices=["start", "stop", "status"])
+    parser.add_argument(
+        "--state", type=Path, help="state folder; default: .demo if there, or .run"
+    )
+    parser.add_argument(
+        "--airflow-port", type=int, help="default: the last one, 8080, or a free one"
+    )
+    parser.add_argument(
+        "--mlflow-port", type=int, help="default: the last one, 5000, or a free one"
+    )
+    args = parser.parse_args()
+    state = (args.state or default_state()).resolve()
+
+    if args.action == "stop":
+        count = stop(state)
+        print(
+            f"stopped {count} processes of {state}" if count else "nothing was running"
+        )
+        return 0
+    if args.action == "start":
+        print(
+            f"starting Airflow and MLflow (state and logs in {state}) ...", flush=True
+        )
+        try:
+            start(state, airflow_port=args.airflow_port, mlflow_port=args.mlflow_port)
+        except NotHealthy as error:
+            print(error, file=sys.stderr)
+            return 1
+    servers = Servers.load(state)
+    if servers is None or (missing := unhealthy(servers)):
+        print(
+            f"not running: {', '.join(missing) if servers else 'never started'} ({state})"
+        )
+        return 1
+    print(
+        f"Airflow  {servers.airflow}\nMLflow   {servers.mlflow}\nlake     {servers.lake}"
+    )
+    print("`make down` stops them.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

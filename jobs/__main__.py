@@ -1,0 +1,141 @@
+"""The one entry of all Spark jobs: `python -m jobs …` and `spark-submit jobs/__main__.py …`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    # spark-submit puts this file's folder first on the path, where its modules would shadow others.
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
+    sys.path.insert(0, str(Path(here).parent))
+
+from jobs.errors import SessionmillError, SettingsError
+from jobs.settings import settings
+from jobs.sources import Source, load_source
+
+if TYPE_CHECKING:
+    from jobs.context import Context, Result
+
+STEPS = ("compute", "audit", "publish", "all")
+JOBS = {
+    "run": "ingest, sessionize, items and sequences, audits included, in one application",
+    "ingest": "landing files -> bronze.events, bronze.rejects",
+    "sessionize": "bronze.events -> silver.sessions",
+    "items": "bronze.events -> gold.items",
+    "sequences": "silver.sessions -> gold.sequences",
+    "validate": "run the suites on the published tables",
+}
+
+
+def parse_day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="python -m jobs", description="From raw interaction logs to session and sequence tables."
+    )
+    commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
+    for job, says in JOBS.items():
+        command = commands.add_parser(job, help=says, description=says)
+        command.add_argument("--source", required=True, help="a source file, or its name")
+        command.add_argument("--day", type=parse_day, help="the night's day, YYYY-MM-DD (UTC); "
+                             "without one: whatever is new, nothing is late")  # fmt: skip
+        command.add_argument("--batch", help="ties the steps of one run; names its candidate")
+        command.add_argument("--json", action="store_true", help="the result as JSON, last line")
+        if job in ("ingest", "sessionize", "items", "sequences"):
+            command.add_argument("--step", choices=STEPS, default="all")
+        if job == "sessionize":
+            command.add_argument("--rebuild", action="store_true",
+                                 help="make silver.sessions anew, by the source file's rule")  # fmt: skip
+        if job == "validate":
+            command.add_argument("--table", help="one table, such as silver.sessions; default all")
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        source = load_source(args.source)
+        outcome = execute(args, source)
+    except SessionmillError as error:
+        print(f"{args.job} stopped: {error}", file=sys.stderr, flush=True)
+        return 1
+    if args.json:
+        print(json.dumps(outcome, default=str), flush=True)
+    return 0
+
+
+def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """Start Spark, run the job, write down what it did."""
+    from jobs.context import Context, checked_batch
+    from jobs.delta import Lake
+    from jobs.spark import get_spark
+
+    batch = checked_batch(args.batch)
+    root = settings().table_root()
+    if "://" not in root:
+        try:
+            os.makedirs(root, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"SESSIONMILL_LAKE = {root!r} cannot be written: {error.strerror}"
+            ) from None
+    spark = get_spark(f"sessionmill {args.job} {source.name}")
+    context = Context(spark, source, Lake(spark, root, source.name), args.day, batch)
+    from jobs.steps import run_job
+
+    step = getattr(args, "step", "all")
+    options = {"rebuild": getattr(args, "rebuild", False), "table": getattr(args, "table", None)}
+    began = time.monotonic()
+    result = run_job(context, args.job, step, options)
+    seconds = time.monotonic() - began
+    return told(context, args.job, step, result, seconds)
+
+
+def told(
+    context: Context, job: str, step: str, result: Result, seconds: float
+) -> dict[str, Any]:
+    """Print what was done, and keep it as JSON beside the lake."""
+    outcome = {
+        "run_id": context.run_id, "batch": context.batch, "job": job, "step": step,
+        "source": context.source.name, "day": context.day, **result.counts(),
+        "rejects": result.rejects, "tables": result.tables, "notes": result.notes,
+        "seconds": round(seconds, 1),
+    }  # fmt: skip
+    rejects = ", ".join(f"{count} {reason}" for reason, count in result.rejects.items()) or "none"
+    tables = ", ".join(
+        f"{name} version {one['version']} ({one['rows']:,} rows)"
+        for name, one in result.tables.items()
+    )
+    print(
+        f"{job} {context.source.name}"
+        + (f" {context.day}" if context.day else "")
+        + (f" [{step}]" if step != "all" else "")
+        + f": read {result.read:,} lines, {result.events_new:,} new events, "
+        f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}; "
+        f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
+        f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
+        f"{result.runaways:,} runaway. {tables or 'nothing published'}. {seconds:.1f} s.",
+        flush=True,
+    )
+    for note in result.notes:
+        print(f"note: {note}", flush=True)
+    folder = context.lake.folder("_runs", context.batch)
+    context.lake.write_text(f"{folder}/{job}.{step}.json", json.dumps(outcome, default=str))
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What one run of a job carries: its source, its lake, its day, and the candidate it works on."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from jobs.delta import Lake
+from jobs.errors import SettingsError
+from jobs.sources import Source
+from jobs.tables import Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+SAFE_BATCH = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
+
+
+def checked_batch(text: str | None) -> str:
+    """The name that ties compute, audit and publish of one run; made up where none is given."""
+    if text is None:
+        return f"hand-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    if not SAFE_BATCH.fullmatch(text) or text in (".", ".."):
+        raise SettingsError(
+            f"--batch {text!r}: use 1 to 200 letters, digits and _ . : + - (it names a folder)"
+        )
+    return text.replace(":", "_")  # Hadoop paths know no colon
+
+
+@dataclass
+class Context:
+    """One run of a job.
+
+    Args:
+        day: the night's day, or None: whatever is new, nothing is late.
+        batch: names the candidate's folder; the same for compute, audit and publish.
+    """
+
+    spark: SparkSession
+    source: Source
+    lake: Lake
+    day: date | None
+    batch: str
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def oldest_day(self) -> date | None:
+        """Events of a day before this one are late; None: nothing is."""
+        if self.day is None:
+            return None
+        return self.day - timedelta(days=self.source.sessions.lateness_days)
+
+    def candidate(self, table: Table) -> Candidate:
+        return Candidate(self.lake, self.lake.folder("_candidates", self.batch, table.full_name))
+
+
+class Candidate:
+    """The rows that would change, with what they were computed from: not yet seen by any reader.
+
+    `manifest.json` is written last, so a candidate without one was never finished. It records the
+    versions of target and inputs, and the counts.
+    """
+
+    def __init__(self, lake: Lake, folder: str) -> None:
+        self.lake, self.folder = lake, folder
+
+    def path(self, part: str) -> str:
+        return f"{self.folder}/{part}"
+
+    def write(self, part: str, rows: DataFrame) -> DataFrame:
+        """Write a part of the candidate and read it back: computed once, whatever comes after."""
+        rows.write.mode("overwrite").parquet(self.path(part))
+        return self.part(part)
+
+    def part(self, name: str) -> DataFrame:
+        return self.lake.spark.read.parquet(self.path(name))
+
+    def has(self, part: str) -> bool:
+        return self.lake.exists(f"{self.path(part)}/_SUCCESS")
+
+    @property
+    def finished(self) -> bool:
+        return self.lake.exists(self.path("manifest.json"))
+
+    def save(self, manifest: dict[str, Any]) -> None:
+        self.lake.write_text(self.path("manifest.json"), json.dumps(manifest, default=str))
+
+    def manifest(self) -> dict[str, Any]:
+        if not self.finished:
+            raise SettingsError(
+                f"there is no finished candidate in {self.folder}: run the compute step of this "
+                "--batch first"
+            )
+        found: dict[str, Any] = json.loads(self.lake.read_text(self.path("manifest.json")))
+        return found
+
+    def remove(self) -> None:
+        self.lake.remove(self.folder)
+
+
+@dataclass
+class Result:
+    """What a job did; the JSON that others may rely on (ARCHITECTURE.md)."""
+
+    read: int = 0
+    events_new: int = 0
+    events_replaced: int = 0
+    duplicates: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    sessions_new: int = 0
+    sessions_changed: int = 0
+    sessions_retired: int = 0
+    sessions_merged: int = 0
+    runaways: int = 0
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables_in: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    COUNTS = (
+        "read", "events_new", "events_replaced", "duplicates", "sessions_new", "sessions_changed",
+        "sessions_retired", "sessions_merged", "runaways",
+    )  # fmt: skip
+
+    def add(self, other: Result) -> None:
+        for name in self.COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + count
+        self.tables |= other.tables
+        self.tables_in |= other.tables_in
+        self.files += other.files
+        self.notes += other.notes
+
+    def counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.COUNTS}

@@ -1,0 +1,27 @@
+"""Crash points: the places between two writes, where a test may kill the process.
+
+`SESSIONMILL_CRASH_AT=<name>` makes the process send itself SIGKILL there. The names are the
+commits of a run, in order; `tests` go through all of them.
+"""
+
+import os
+import signal
+import sys
+
+from jobs.settings import settings
+
+POINTS = (
+    "ingest.parsed", "ingest.computed", "ingest.audited", "ingest.rejects-published",
+    "ingest.events-published", "ingest.rejects-cleaned", "ingest.ledger-published",
+    "sessionize.computed", "sessionize.audited", "sessionize.published",
+    "items.computed", "items.published",
+    "sequences.computed", "sequences.audited", "sequences.published",
+)  # fmt: skip
+
+
+def point(name: str) -> None:
+    """Die here if the environment says so."""
+    assert name in POINTS, name
+    if settings().crash_at == name:
+        print(f"crash point {name}: killing myself", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,441 @@
+"""Landing files -> `bronze.events`, `bronze.rejects` and the ledger of files.
+
+compute   choose the files that are new or changed, read them once into the candidate, tell new
+          events from duplicates, late lines and rejects
+audit     the suite of `expectations/events.py` on the candidate (rejects are published even when
+          it fails)
+publish   rejects, events, then the ledger; each commit alone leaves a state that the next run
+          completes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import date, timedelta
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs import crash, validate
+from jobs.context import Candidate, Context, Result
+from jobs.delta import retried
+from jobs.errors import AuditFailed, Conflict, RejectShareError, SchemaError, SourceError
+from jobs.reading import RECORD_DDL, Format, reader
+from jobs.sources import Source
+from jobs.tables import EVENTS, FILES, REJECTS
+from jobs.typing_rules import typed_events
+
+DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
+TARGET_FILE_ROWS = 2_000_000
+BIN_BYTES = 64 * 1024 * 1024
+
+
+# -- which files ----------------------------------------------------------------------------------
+
+
+def landing_patterns(landing: str, day: date | None, lateness_days: int) -> list[str]:
+    """The globs that a landing pattern means.
+
+    With a day, `{day}` covers the days from `day - lateness_days` to `day`, so that a file
+    delivered late into an older folder is read; without one it matches every date.
+    """
+    if not DAY_FIELD.search(landing):
+        return [landing]
+    if day is None:
+        anything = DAY_FIELD.sub(lambda found: _shape(found.group(1) or "%Y-%m-%d"), landing)
+        return [anything]
+    days = [day - timedelta(days=back) for back in range(lateness_days, -1, -1)]
+    return [
+        DAY_FIELD.sub(lambda found, one=one: one.strftime(found.group(1) or "%Y-%m-%d"), landing)
+        for one in days
+    ]
+
+
+def _shape(form: str) -> str:
+    """A date format as a glob of digits."""
+    sample = date(2000, 10, 20).strftime(form)
+    return re.sub(r"\d", "[0-9]", sample)
+
+
+def landing_files(context: Context) -> list[tuple[str, int, int]]:
+    """Files of the landing: (path, bytes, modified ms)."""
+    landing = context.source.source.landing
+    if "://" not in landing:
+        landing = os.path.abspath(landing)
+    found: dict[str, tuple[str, int, int]] = {}
+    for pattern in landing_patterns(
+        landing, context.day, context.source.sessions.lateness_days
+    ):
+        for file in context.lake.glob(pattern):
+            found[file[0]] = file
+    return sorted(found.values())
+
+
+def unread(context: Context, files: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """The files that the ledger does not know as they are now."""
+    rows = context.lake.read(FILES).select("file", "size", "modified_ms").collect()
+    known = {row.file: (row.size, row.modified_ms) for row in rows}
+    return [file for file in files if known.get(file[0]) != file[1:]]
+
+
+# -- compute --------------------------------------------------------------------------------------
+
+
+def file_format(source: Source) -> Format:
+    return Format(
+        format=source.source.format, mapped=source.columns.mapped(),
+        delimiter=source.source.delimiter, header=source.source.header,
+        null_values=frozenset(source.source.null_values), encoding=source.source.encoding,
+        list_separator=source.source.list_separator,
+    )  # fmt: skip
+
+
+def bins(files: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
+    """Paths in groups of about equal bytes, one group a task: the largest files first."""
+    total = sum(size for _, size, _ in files)
+    count = max(1, min(len(files), max(cores * 2, total // BIN_BYTES)))
+    groups: list[tuple[int, list[str]]] = [(0, []) for _ in range(count)]
+    for path, size, _ in sorted(files, key=lambda file: -file[1]):
+        lightest = min(range(count), key=lambda at: groups[at][0])
+        load, paths = groups[lightest]
+        groups[lightest] = (load + size + 100_000, [*paths, path])
+    return [paths for _, paths in groups]
+
+
+def parse(context: Context, candidate: Candidate, files: list[tuple[str, int, int]]) -> None:
+    """Read files once: typed lines in the part `lines`, what the files were in `files`."""
+    spark = context.spark
+    groups = bins(files, spark.sparkContext.defaultParallelism)
+    rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
+    rdd = spark.sparkContext.parallelize(
+        [[row for row in rows if row[1] == group] for group in range(len(groups))], len(groups)
+    ).flatMap(lambda group: group)
+    paths = spark.createDataFrame(rdd, "path string, bin int").select("path")
+    records = paths.mapInArrow(reader(file_format(context.source)), RECORD_DDL)
+    lines = typed_events(records, context.source).withColumn(
+        "facts", F.when(F.col("line") == 0, F.col("raw"))
+    )
+    oldest = F.lit(context.oldest_day) if context.oldest_day else F.lit(None).cast("date")
+    keep_raw = F.col("reason").isNotNull() | (F.col("event_date") < oldest)
+    lines = lines.withColumn("raw", F.when(keep_raw & F.col("facts").isNull(), F.col("raw")))
+    written = candidate.write("lines", lines)
+    facts = [json.loads(row.facts) for row in written.where("line = 0").select("facts").collect()]
+    stats = {path: (size, modified) for path, size, modified in files}
+    for one in facts:
+        one["bytes"], one["modified_ms"] = stats[one["file"]]
+    check_schema(context, facts)
+    candidate.lake.write_text(candidate.path("files.json"), json.dumps(facts))
+    crash.point("ingest.parsed")
+
+
+def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
+    """Stop before anything is written when a file is not what was promised.
+
+    Raises:
+        SchemaError: with every file's complaint: column, file, sample value, remedy.
+    """
+    complaints = [one["error"] for one in facts if one["error"]]
+    source = context.source
+    ledger = context.lake.read(FILES).orderBy(F.desc("read_ts"), F.desc("file"))
+    before = ledger.select("columns").where("size(columns) > 0").first()
+    if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
+        known = dict(before["columns"])
+        for one in facts:
+            there = one["columns"]
+            if not one["lines"] or one["error"]:
+                continue
+            for ours, theirs in source.columns.mapped().items():
+                root = theirs.split(".")[0] if theirs not in known else theirs
+                if root in known and theirs not in there and root not in there:
+                    complaints.append(
+                        f"{one['file']}: column {theirs!r} (columns.{ours}) is in none of its "
+                        f"{one['lines']} lines, earlier files had it. Have the log delivered again "
+                        "with it, or take it out of [columns]"
+                    )
+                elif there.get(theirs, known.get(theirs)) != known.get(theirs):
+                    complaints.append(
+                        f"{one['file']}: column {theirs!r} (columns.{ours}) is {there[theirs]}, in "
+                        f"earlier files it was {known[theirs]}. Write it as before, or load the "
+                        "log as a new source"
+                    )
+            new = sorted(set(there) - set(known))
+            if new and source.source.on_new_column == "fail":
+                complaints.append(
+                    f"{one['file']}: new column {new[0]!r}, and source.on_new_column = 'fail'. "
+                    "Set it to 'ignore' to read the file without the column"
+                )
+    if complaints:
+        shown = "\n".join(complaints[:10])
+        more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
+        raise SchemaError(f"nothing was written:\n{shown}{more}")
+
+
+def judge(context: Context, lines: DataFrame, stored: DataFrame | None) -> DataFrame:
+    """Tell each usable line's fate: columns `stored`, `late`, and for stored ids what is stored.
+
+    Args:
+        lines: usable typed lines.
+        stored: `event_id, stored_ts, stored_hash` of events that the table has, or None: empty.
+    """
+    if stored is None:
+        lines = lines.withColumns(
+            {"stored_ts": F.lit(None).cast("timestamp"), "stored_hash": F.lit(None).cast("string")}
+        )
+    else:
+        lines = lines.join(stored, "event_id", "left")
+    known = F.col("stored_ts").isNotNull()
+    oldest = context.oldest_day
+    too_old = F.col("event_date") < F.lit(oldest) if oldest else F.lit(False)
+    return lines.withColumns({"stored": known, "too_old": too_old}).withColumn(
+        "late", ~F.col("stored") & F.col("too_old")
+    )
+
+
+def stored_events(context: Context, lines: DataFrame, version: int) -> DataFrame | None:
+    """What `bronze.events` has of the ids in `lines`.
+
+    An id that is a hash of its line has the line's time: only those times are read. A native id
+    may stand on any date.
+    """
+    from jobs.typing_rules import row_hash
+
+    events = context.lake.read(EVENTS, version)
+    if events.limit(1).count() == 0:
+        return None
+    if context.source.columns.event_id is None:
+        span = lines.agg(F.min(F.unix_micros("event_ts")), F.max(F.unix_micros("event_ts"))).first()
+        if span is None or span[0] is None:
+            return None
+        first, last = (F.timestamp_micros(F.lit(one)) for one in span)
+        events = events.where(F.col("event_ts").between(first, last))
+        digest: Column = F.col("event_id")
+    else:
+        digest = row_hash()
+    return events.select(
+        "event_id", F.col("event_ts").alias("stored_ts"), digest.alias("stored_hash")
+    )
+
+
+def choose(judged: DataFrame) -> DataFrame:
+    """One line an event: new ids, and native ids whose smaller line arrived now (`replaces`)."""
+    smaller = F.struct("event_ts", "row_hash") < F.struct(
+        F.col("stored_ts").alias("event_ts"), F.col("stored_hash").alias("row_hash")
+    )
+    replaces = F.col("stored") & ~F.col("too_old") & smaller
+    fresh = ~F.col("stored") & ~F.col("late")
+    order = Window.partitionBy("event_id").orderBy("event_ts", "row_hash", "file", "line")
+    usable = judged.withColumn("replaces", replaces).where(fresh | F.col("replaces"))
+    ranked = usable.withColumn("_rank", F.row_number().over(order))
+    return ranked.where("_rank = 1").drop("_rank")
+
+
+def compute(context: Context) -> Candidate:
+    """Steps of this job's compute, restartable at the parsed lines after a conflict."""
+    lake = context.lake
+    for table in (EVENTS, REJECTS, FILES):
+        lake.create(table)
+    candidate = context.candidate(EVENTS)
+    files_json = candidate.path("files.json")
+    if lake.exists(files_json):
+        facts = json.loads(lake.read_text(files_json))
+    else:
+        landed = landing_files(context)
+        files = unread(context, landed)
+        if not landed and lake.rows(FILES) == 0:
+            raise SourceError(
+                f"source.landing = {context.source.source.landing!r} matches no file (from "
+                f"{os.getcwd()}): correct it, or put the log there"
+            )
+        if files:
+            parse(context, candidate, files)
+            facts = json.loads(lake.read_text(files_json))
+        else:
+            facts = []
+    base = {table.full_name: lake.version(table) for table in (EVENTS, REJECTS, FILES)}
+    manifest: dict[str, Any] = {
+        "batch": context.batch, "day": context.day, "base": base, "empty": not facts,
+        "counts": {"read": sum(one["lines"] for one in facts)}, "rejects": {},
+        "files": [one["file"] for one in facts],
+    }  # fmt: skip
+    if facts:
+        fill(context, candidate, manifest)
+    candidate.save(manifest)
+    crash.point("ingest.computed")
+    return candidate
+
+
+def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    """Write the candidate's events and rejects, and count."""
+    lines = candidate.part("lines").where("line > 0")
+    usable = lines.where("reason IS NULL")
+    stored = stored_events(context, usable, manifest["base"][EVENTS.full_name])
+    judged = candidate.write("judged", judge(context, usable, stored)) if stored is not None else (
+        judge(context, usable, stored)
+    )  # fmt: skip
+    events = choose(judged).withColumns(
+        {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
+    )
+    written = candidate.write(
+        "events", laid_out(events.select(*EVENTS.columns, "replaces", "stored"), context)
+    )
+    run_day = F.lit(context.day) if context.day else F.lit(None).cast("date")
+    late = judged.where("late").withColumn("reason", F.lit("late"))
+    rejects = lines.where("reason IS NOT NULL").unionByName(late, allowMissingColumns=True)
+    rejects = rejects.withColumns(
+        {"run_day": run_day, "first_seen_ts": F.lit(context.started)}
+    ).select(*REJECTS.columns)
+    rejected = candidate.write("rejects", rejects)
+    counted = written.agg(
+        F.count_if(~F.col("replaces")).alias("new"), F.count_if("replaces").alias("replaced")
+    ).first()
+    # Duplicates are counted from the lines themselves, not as what is left over: the audit's
+    # balance (read = new + duplicates + rejects) could not fail otherwise.
+    again = Window.partitionBy("event_id").orderBy("file", "line")
+    repeats = judged.where("NOT stored AND NOT late").withColumn("_n", F.row_number().over(again))
+    duplicates = judged.where("stored").count() + repeats.where("_n > 1").count()
+    assert counted is not None
+    manifest["counts"] |= {
+        "events_new": counted["new"], "events_replaced": counted["replaced"],
+        "duplicates": duplicates,
+    }  # fmt: skip
+    manifest["rejects"] = {
+        row["reason"]: row["count"] for row in rejected.groupBy("reason").count().collect()
+    }
+
+
+def laid_out(rows: DataFrame, context: Context) -> DataFrame:
+    """Rows sorted by time, in few files with narrow time ranges, so that reads prune."""
+    count = max(1, context.spark.sparkContext.defaultParallelism)
+    return rows.repartitionByRange(count, *EVENTS.order).sortWithinPartitions(*EVENTS.order)
+
+
+# -- audit ----------------------------------------------------------------------------------------
+
+
+def audit(context: Context, candidate: Candidate) -> None:
+    """Raises: AuditFailed, AuditErrored, RejectShareError (by policy). Rejects are published."""
+    manifest = candidate.manifest()
+    if manifest["empty"]:
+        return
+    counts, rejects = manifest["counts"], manifest["rejects"]
+    quality = context.source.quality
+    read, unusable = counts["read"], sum(rejects.values())
+    share = unusable / read if read else 0.0
+    facts = {
+        "lines_balance": read == counts["events_new"] + counts["duplicates"] + unusable,
+        "reject_share_within_bound": share <= quality.max_reject_share,
+    }
+    try:
+        validate.audit_candidate(
+            context, EVENTS, candidate.part("events"), facts,
+            severity={"reject_share_within_bound": quality.on_exceed},
+        )  # fmt: skip
+    except AuditFailed as error:
+        publish_rejects(context, candidate, manifest)
+        if not facts["reject_share_within_bound"] and quality.on_exceed == "fail":
+            raise RejectShareError(
+                f"{unusable} of {read} lines cannot be used ({share:.1%}; {_by_reason(rejects)}): "
+                f"more than quality.max_reject_share = {quality.max_reject_share:g}. The lines are "
+                "in bronze.rejects; correct the source file or the log, or raise the bound"
+            ) from error
+        raise
+    crash.point("ingest.audited")
+
+
+def _by_reason(rejects: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items())) or "none"
+
+
+# -- publish --------------------------------------------------------------------------------------
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """Rejects, events, rejects that came good, ledger: in this order.
+
+    Raises:
+        Conflict: another run changed `bronze.events` since the candidate was computed.
+    """
+    lake, manifest = context.lake, candidate.manifest()
+    result = Result(**manifest["counts"], rejects=manifest["rejects"], files=manifest["files"])
+    if not manifest["empty"]:
+        base = manifest["base"][EVENTS.full_name]
+        if lake.changed_rows(EVENTS, base):
+            raise Conflict(f"bronze.events was changed by another run since version {base}")
+        publish_rejects(context, candidate, manifest)
+        crash.point("ingest.rejects-published")
+        if manifest["counts"]["events_new"] or manifest["counts"]["events_replaced"]:
+            publish_events(context, candidate, manifest)
+        crash.point("ingest.events-published")
+        clear_rejects(context, candidate)
+        crash.point("ingest.rejects-cleaned")
+        publish_ledger(context, candidate)
+        crash.point("ingest.ledger-published")
+    for table in (EVENTS, REJECTS):
+        result.tables[table.full_name] = {
+            "path": lake.path(table), "version": lake.version(table), "rows": lake.rows(table),
+        }  # fmt: skip
+    return result
+
+
+def publish_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    """Append the rejects that the table does not have yet."""
+    if not manifest["rejects"]:
+        return
+    lake = context.lake
+
+    def attempt(_: int) -> None:
+        base = lake.version(REJECTS)
+        assert base is not None
+        known = lake.read(REJECTS, base).select(*REJECTS.key)
+        rows = candidate.part("rejects").dropDuplicates(REJECTS.key)
+        new = rows.join(known, list(REJECTS.key), "left_anti").coalesce(1)
+        if new.limit(1).count():
+            lake.append(REJECTS, new, base, context.run_id)
+
+    retried(3, attempt)
+
+
+def publish_events(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    lake, events = context.lake, candidate.part("events")
+    base = manifest["base"][EVENTS.full_name]
+    now = lake.version(EVENTS)
+    assert now is not None and now >= base
+    if not manifest["counts"]["events_replaced"]:
+        lake.append(EVENTS, events, now, context.run_id)
+        return
+    with lake.transaction(EVENTS, lake.guard(EVENTS), now + 1, context.run_id):
+        lake.merge(EVENTS, events.select(*EVENTS.columns))
+
+
+def clear_rejects(context: Context, candidate: Candidate) -> None:
+    """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
+    lake = context.lake
+    good = candidate.part("lines").where("line > 0 AND reason IS NULL")
+    good = good.select(*REJECTS.key).join(
+        candidate.part("rejects").select(*REJECTS.key), list(REJECTS.key), "left_anti"
+    )
+    files = [row.file for row in candidate.part("lines").select("file").distinct().collect()]
+    known = lake.read(REJECTS).where(F.col("file").isin(files)).select(*REJECTS.key)
+    gone = known.join(good, list(REJECTS.key), "left_semi")
+    if gone.limit(1).count() == 0:
+        return
+    rows = candidate.write("rejects-cleared", gone)
+    padded = rows.withColumns(
+        {n: F.lit(None).cast(t) for n, t in REJECTS.columns.items() if n not in REJECTS.key}
+    ).withColumn("_gone", F.lit(True))
+    lake.merge(REJECTS, padded, delete="_gone")
+
+
+def publish_ledger(context: Context, candidate: Candidate) -> None:
+    lake = context.lake
+    facts = json.loads(lake.read_text(candidate.path("files.json")))
+    rows = [
+        (one["file"], one["bytes"], one["modified_ms"], one["sha256"], one["lines"],
+         one["columns"], context.started, context.batch)
+        for one in facts
+    ]  # fmt: skip
+    frame = context.spark.createDataFrame(rows, FILES.ddl).coalesce(1)
+    lake.merge(FILES, frame)

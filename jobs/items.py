@@ -1,0 +1,133 @@
+"""`bronze.events` -> `gold.items`: every item ever seen or shown, numbered once and for good.
+
+`item_index` starts at 1 and is append-only: new items of one commit are numbered by
+`first_seen_ts, item_id`, so a model trained last week still means the same items.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs import crash
+from jobs.context import Candidate, Context, Result
+from jobs.delta import FeedGone
+from jobs.errors import Conflict, SettingsError
+from jobs.sessionize import CAME, GONE
+from jobs.tables import EVENTS, ITEMS
+
+
+def sightings(events: DataFrame, count: int = 1) -> DataFrame:
+    """Events and exposures as `item_id, event_ts, count`: an exposure counts nothing."""
+    own = events.select("item_id", "event_ts", F.lit(count).alias("count"))
+    shown = events.select(
+        F.explode("exposed_with").alias("item_id"), "event_ts", F.lit(0).alias("count")
+    )
+    return own.unionByName(shown)
+
+
+def summarised(seen: DataFrame) -> DataFrame:
+    """One row an item: `item_id, first_seen_ts, event_count`."""
+    return seen.groupBy("item_id").agg(
+        F.min("event_ts").alias("first_seen_ts"), F.sum("count").cast("bigint").alias("event_count")
+    )
+
+
+def updated(items: DataFrame, seen: DataFrame, highest: int) -> DataFrame:
+    """Rows of `gold.items` that change.
+
+    Args:
+        items: the table as it is.
+        seen: the change, per item: `item_id, first_seen_ts` (earliest new sighting, or null)`,
+            event_count` (difference), and `whole`: the row says all there is, not a difference.
+        highest: the highest `item_index` given so far.
+    """
+    old = items.select(
+        "item_id", F.col("item_index").alias("_index"), F.col("first_seen_ts").alias("_first"),
+        F.col("event_count").alias("_count"),
+    )  # fmt: skip
+    both = seen.join(old, "item_id", "left")
+    first = F.when(F.col("whole"), F.coalesce("first_seen_ts", "_first")).otherwise(
+        F.least("first_seen_ts", "_first")
+    )
+    count = F.when(F.col("whole"), F.coalesce("event_count", F.lit(0))).otherwise(
+        F.coalesce("_count", F.lit(0)) + F.col("event_count")
+    )
+    both = both.withColumns({"_new_first": first, "_new_count": count.cast("bigint")})
+    changed = both.where(
+        F.col("_index").isNull()
+        | ~F.col("_new_first").eqNullSafe(F.col("_first"))
+        | (F.col("_new_count") != F.col("_count"))
+    )
+    fresh = F.col("_index").isNull()
+    number = F.row_number().over(Window.partitionBy(fresh).orderBy("_new_first", "item_id"))
+    return changed.select(
+        "item_id", F.coalesce("_index", number + F.lit(highest)).cast("int").alias("item_index"),
+        F.col("_new_first").alias("first_seen_ts"), F.col("_new_count").alias("event_count"),
+    )  # fmt: skip
+
+
+def change_of(feed: DataFrame, events: DataFrame) -> DataFrame:
+    """What a change feed means per item. Items that lost an event are counted anew from `events`
+    (their earliest sighting may be gone); an item whose events vanish keeps its row."""
+    came = sightings(feed.where(F.col("_change_type").isin(*CAME)))
+    gone = sightings(feed.where(F.col("_change_type").isin(*GONE)), -1)
+    lost = gone.select("item_id").distinct()
+    grown = summarised(came.join(lost, "item_id", "left_anti")).withColumn("whole", F.lit(False))
+    anew = summarised(sightings(events).join(F.broadcast(lost), "item_id", "left_semi"))
+    anew = lost.join(anew, "item_id", "left").withColumn("whole", F.lit(True))
+    return grown.unionByName(anew)
+
+
+def compute(context: Context) -> Candidate:
+    lake = context.lake
+    if lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"{lake.path(EVENTS)} is no table: run python -m jobs ingest --source "
+            f"{context.source.name} first"
+        )
+    lake.create(ITEMS)
+    candidate = context.candidate(ITEMS)
+    upto, base = lake.version(EVENTS), lake.version(ITEMS)
+    after = lake.consumed(ITEMS, EVENTS)
+    assert upto is not None and base is not None
+    manifest: dict[str, Any] = {"base": base, "upto": upto, "empty": after == upto, "notes": []}
+    if not manifest["empty"]:
+        items, events = lake.read(ITEMS, base), lake.read(EVENTS, upto)
+        whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
+        try:
+            change = whole if after is None else change_of(lake.changes(EVENTS, after, upto), events)
+        except FeedGone as gone:
+            manifest["notes"].append(f"the change feed is gone, items are counted anew ({gone})")
+            change = whole
+        highest = items.agg(F.coalesce(F.max("item_index"), F.lit(0))).first()
+        assert highest is not None
+        rows = candidate.write("items", updated(items, change, highest[0]).coalesce(1))
+        manifest["rows"] = rows.count()
+        manifest["empty"] = manifest["rows"] == 0
+    candidate.save(manifest)
+    crash.point("items.computed")
+    return candidate
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """Raises: Conflict: another run changed `gold.items` since the candidate was computed."""
+    lake, manifest = context.lake, candidate.manifest()
+    if not manifest["empty"]:
+        if lake.changed_rows(ITEMS, manifest["base"]):
+            raise Conflict(f"gold.items was changed by another run since {manifest['base']}")
+        consumed = lake.app_id(ITEMS, EVENTS)
+        with lake.transaction(ITEMS, consumed, manifest["upto"], context.run_id):
+            rows = candidate.part("items")
+            if lake.rows(ITEMS) == 0:
+                rows.write.format("delta").mode("append").save(lake.path(ITEMS))
+            else:
+                lake.merge(ITEMS, rows)
+        crash.point("items.published")
+    result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
+    result.tables[ITEMS.full_name] = {
+        "path": lake.path(ITEMS), "version": lake.version(ITEMS), "rows": lake.rows(ITEMS),
+    }  # fmt: skip
+    return result

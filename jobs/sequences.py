@@ -1,0 +1,161 @@
+"""`silver.sessions` -> `gold.sequences`: one row a user, made anew only where sessions changed.
+
+All sessions that are not runaway, unfiltered; `session_ordinal` is dense over those, from 1; a
+user without any has no row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from expectations.sessions import order_key
+from jobs import crash, validate
+from jobs.context import Candidate, Context, Result
+from jobs.delta import FeedGone
+from jobs.errors import Conflict, SettingsError
+from jobs.sources import SessionsPart
+from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
+
+
+def sequences(sessions: DataFrame, items: DataFrame, rule: SessionsPart) -> DataFrame:
+    """Sessions of whole users -> rows of `gold.sequences`.
+
+    Args:
+        sessions: rows of `silver.sessions`, runaways already left out.
+        items: `item_id, item_index`; must cover every item of the sessions.
+    """
+    events = sessions.select("user_id", "session_id", F.explode("events").alias("e")).select(
+        "user_id", "session_id", F.expr(order_key(rule.rule, "e")).alias("key"), "e.item_id",
+        "e.event_ts", "e.feedback", "e.exposed_with",
+    )  # fmt: skip
+    index = items.select("item_id", "item_index")
+    indexed = events.join(index, "item_id", "left")
+    shown_rows = (
+        events.where("size(exposed_with) > 0")
+        .select("user_id", "key", F.posexplode("exposed_with").alias("at", "item_id"))
+        .join(index, "item_id", "left")
+        .groupBy("user_id", "key")
+        .agg(F.sort_array(F.collect_list(F.struct("at", "item_index"))).alias("_shown"))
+        .select("user_id", "key", F.col("_shown.item_index").alias("shown"))
+    )
+    indexed = indexed.join(shown_rows, ["user_id", "key"], "left").withColumn(
+        "shown", F.coalesce("shown", F.array().cast("array<int>"))
+    )
+    position = F.struct("key", "item_index", "event_ts", "session_id", "feedback", "shown")
+    users = indexed.groupBy("user_id").agg(F.sort_array(F.collect_list(position)).alias("p"))
+    # Sessions do not interleave in the order: their ordinal is their place among the distinct.
+    names = F.array_distinct("p.session_id")
+    places = F.map_from_arrays(names, F.sequence(F.lit(1), F.size(names)))
+    return users.withColumn("_places", places).select(
+        "user_id", F.col("p.item_index").alias("item_index"), F.col("p.event_ts").alias("event_ts"),
+        F.transform("p.session_id", lambda one: F.col("_places")[one]).alias("session_ordinal"),
+        F.col("p.feedback").alias("feedback"), F.col("p.shown").alias("exposed_items"),
+    )  # fmt: skip
+
+
+def compute(context: Context) -> Candidate:
+    lake = context.lake
+    for table, job in ((SESSIONS, "sessionize"), (ITEMS, "items")):
+        if lake.version(table) is None:
+            raise SettingsError(
+                f"{lake.path(table)} is no table: run python -m jobs {job} --source "
+                f"{context.source.name} first"
+            )
+    lake.create(SEQUENCES)
+    seen, cut_from = lake.consumed(ITEMS, EVENTS), lake.consumed(SESSIONS, EVENTS)
+    if cut_from is not None and (seen is None or seen < cut_from):
+        raise SettingsError(
+            f"gold.items has read bronze.events up to version {seen}, the sessions up to "
+            f"{cut_from}: run python -m jobs items --source {context.source.name} first"
+        )
+    candidate = context.candidate(SEQUENCES)
+    upto, base = lake.version(SESSIONS), lake.version(SEQUENCES)
+    after = lake.consumed(SEQUENCES, SESSIONS)
+    assert upto is not None and base is not None
+    manifest: dict[str, Any] = {
+        "base": base, "upto": upto, "items": lake.version(ITEMS), "empty": after == upto,
+        "whole": after is None, "notes": [],
+    }  # fmt: skip
+    if not manifest["empty"]:
+        fill(context, candidate, manifest, after)
+    candidate.save(manifest)
+    crash.point("sequences.computed")
+    return candidate
+
+
+def fill(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], after: int | None
+) -> None:
+    lake = context.lake
+    sessions = lake.read(SESSIONS, manifest["upto"]).where("runaway IS NULL")
+    users = None
+    if after is not None:
+        try:
+            feed = lake.changes(SESSIONS, after, manifest["upto"])
+            users = candidate.write("users", feed.select("user_id").distinct().coalesce(1))
+        except FeedGone as gone:
+            manifest["notes"].append(f"the change feed is gone, sequences are made anew ({gone})")
+            users = candidate.write(
+                "users",
+                sessions.select("user_id")
+                .union(lake.read(SEQUENCES, manifest["base"]).select("user_id"))
+                .distinct(),
+            )
+        if users.limit(1).count() == 0:
+            manifest["empty"] = True
+            return
+        sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
+    rows = sequences(
+        sessions, lake.read(ITEMS, manifest["items"]), context.source.sessions
+    ).withColumn("gone", F.lit(False))
+    rows = candidate.write("sequences", rows)
+    if users is not None:
+        known = lake.read(SEQUENCES, manifest["base"]).select("user_id")
+        gone = users.join(rows.select("user_id"), "user_id", "left_anti").join(known, "user_id")
+        candidate.write("gone", gone)
+    counted = rows.agg(F.count("*"), F.coalesce(F.sum(F.size("item_index")), F.lit(0))).first()
+    expected = sessions.agg(F.coalesce(F.sum("event_count"), F.lit(0))).first()
+    assert counted is not None and expected is not None
+    manifest |= {"rows": counted[0], "positions": counted[1], "events": expected[0]}
+    manifest["empty"] = counted[0] == 0 and (users is None or candidate.part("gone").count() == 0)
+
+
+def audit(context: Context, candidate: Candidate) -> None:
+    """Raises: AuditFailed, AuditErrored."""
+    manifest = candidate.manifest()
+    if manifest["empty"]:
+        return
+    facts = {"positions_balance": manifest["positions"] == manifest["events"]}
+    validate.audit_candidate(context, SEQUENCES, candidate.part("sequences"), facts)
+    crash.point("sequences.audited")
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """Raises: Conflict: another run changed `gold.sequences` since the candidate was computed."""
+    lake, manifest = context.lake, candidate.manifest()
+    result = Result(
+        notes=manifest["notes"],
+        tables_in={SESSIONS.full_name: manifest["upto"], ITEMS.full_name: manifest["items"]},
+    )
+    if not manifest["empty"]:
+        if lake.changed_rows(SEQUENCES, manifest["base"]):
+            raise Conflict(f"gold.sequences was changed by another run since {manifest['base']}")
+        rows = candidate.part("sequences")
+        consumed = lake.app_id(SEQUENCES, SESSIONS)
+        with lake.transaction(SEQUENCES, consumed, manifest["upto"], context.run_id):
+            if manifest["whole"]:
+                put = rows.select(*SEQUENCES.columns)
+                put.write.format("delta").mode("append").save(lake.path(SEQUENCES))
+            else:
+                gone = candidate.part("gone").withColumn("gone", F.lit(True))
+                change = rows.unionByName(gone, allowMissingColumns=True)
+                lake.merge(SEQUENCES, change, delete="gone")
+        crash.point("sequences.published")
+    result.tables[SEQUENCES.full_name] = {
+        "path": lake.path(SEQUENCES), "version": lake.version(SEQUENCES),
+        "rows": lake.rows(SEQUENCES),
+    }  # fmt: skip
+    return result

@@ -1,0 +1,392 @@
+"""`bronze.events` -> `silver.sessions`: only the sessions around what changed are cut again.
+
+Sessions are a pure function of the set of accepted events: ids come from the user and the
+session's first event, one total order everywhere, nothing depends on arrival, files, partitions
+or other users. A silence of more than `gap_s` ends a session; exactly `gap_s` does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from expectations.sessions import belong, order_key
+from jobs import crash, validate
+from jobs.context import Candidate, Context, Result
+from jobs.delta import FeedGone
+from jobs.errors import Conflict, RuleChanged, SettingsError
+from jobs.sources import SessionsPart
+from jobs.tables import EVENT_STRUCT, EVENTS, SESSIONS
+
+RULE_PROPERTY = "sessionmill.rule"
+EVENT_FIELDS = (
+    "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
+    "source_session_id", "exposed_with",
+)  # fmt: skip
+GONE = ("delete", "update_preimage")
+CAME = ("insert", "update_postimage")
+
+
+# -- pure transforms ------------------------------------------------------------------------------
+
+
+def total_order(rule: SessionsPart) -> list[Column]:
+    """The order of a user's events, as sort columns; nulls last."""
+    names = ["event_ts", "source_session_id", "tie_break", "event_id"]
+    if rule.rule == "gap":
+        names.remove("source_session_id")
+    return [F.asc_nulls_last(name) for name in names]
+
+
+def cut(events: DataFrame, rule: SessionsPart) -> DataFrame:
+    """Cut events into sessions.
+
+    Args:
+        events: `user_id`, the fields of an event, and `old_session_id` (null: in none yet).
+
+    Returns:
+        The columns of `silver.sessions`, and `merged`: holds events of two or more old sessions.
+    """
+    by_user = Window.partitionBy("user_id").orderBy(*total_order(rule))
+    here = F.struct("event_ts", "source_session_id")
+    previous = F.lag(here).over(by_user)
+    marked = events.withColumns({"_here": here, "_previous": previous})
+    together = F.expr(belong(rule.rule, rule.gap_us, "_previous", "_here"))
+    opens = F.when(F.col("_previous").isNotNull() & together, 0).otherwise(1)
+    numbered = marked.withColumn("_opens", opens).withColumn(
+        "_number", F.sum("_opens").over(by_user.rowsBetween(Window.unboundedPreceding, 0))
+    )
+    # collect_list promises no order (at millions of events its partial lists are merged in
+    # another one), so the key travels along and the list is sorted.
+    keyed = F.struct(F.expr(order_key(rule.rule, "_e")).alias("_k"), F.col("_e"))
+    collected = (
+        numbered.withColumn("_e", F.struct(*EVENT_FIELDS))
+        .groupBy("user_id", "_number")
+        .agg(
+            F.sort_array(F.collect_list(keyed)).alias("_list"),
+            F.min("old_session_id").alias("_old_min"),
+            F.max("old_session_id").alias("_old_max"),
+        )
+    )
+    events_array = F.col("_list").getField("_e").cast(f"array<{EVENT_STRUCT}>")
+    sessions = collected.withColumn("events", events_array)
+    first, last = F.col("events")[0], F.element_at("events", -1)
+    sessions = sessions.withColumns(
+        {"start_ts": first.event_ts, "end_ts": last.event_ts, "event_count": F.size("events")}
+    )
+    span_us = F.unix_micros("end_ts") - F.unix_micros("start_ts")
+    return sessions.select(
+        session_id(F.col("user_id"), first.event_id).alias("session_id"), "user_id", "start_ts",
+        "end_ts", F.to_date("start_ts").alias("start_date"), "event_count",
+        F.when(span_us > rule.max_session_us, "hours")
+        .when(F.col("event_count") > rule.max_session_events, "events").alias("runaway"),
+        "events", F.coalesce(F.col("_old_min") < F.col("_old_max"), F.lit(False)).alias("merged"),
+    )  # fmt: skip
+
+
+def session_id(user: Column, first_event: Column) -> Column:
+    """A session is named by its user and its first event, and by nothing else."""
+    text = F.concat(F.length(user).cast("string"), F.lit(":"), user, F.lit("/"), first_event)
+    return F.left(F.sha2(text, 256), F.lit(32))
+
+
+def net_changes(feed: DataFrame) -> DataFrame:
+    """The change per event over several commits: the first pre-image and the last post-image.
+
+    Returns:
+        `event_id`, `gone` and `came` (structs of the event with its user; null: none).
+    """
+    whole = F.struct("user_id", *EVENT_FIELDS)
+    version = F.col("_commit_version")
+    kind = F.col("_change_type")
+    is_gone = kind.isin(*GONE)
+    first = F.min(F.when(is_gone, version)).alias("_first_gone")
+    came_first = F.min(F.when(kind.isin(*CAME), version)).alias("_first_came")
+    gone = F.min_by(whole, F.when(is_gone, version)).alias("gone")
+    came = F.max_by(whole, F.when(kind.isin(*CAME), version)).alias("came")
+    last = F.max_by(kind, F.struct(version, kind.isin(*CAME))).alias("_last")
+    per_event = feed.groupBy("event_id").agg(first, came_first, gone, came, last)
+    return per_event.select(
+        "event_id",
+        # It was there before only if its first change took something away.
+        F.when(
+            F.col("_first_gone").isNotNull()
+            & (F.col("_first_came").isNull() | (F.col("_first_gone") <= F.col("_first_came"))),
+            F.col("gone"),
+        ).alias("gone"),
+        F.when(F.col("_last").isin(*CAME), F.col("came")).alias("came"),
+    )
+
+
+def spans(changes: DataFrame) -> DataFrame:
+    """Per user, the first and last time at which something changed: `user_id, lo, hi`."""
+    places = changes.select(F.explode(F.array("gone", "came")).alias("place")).where(
+        "place IS NOT NULL"
+    )
+    return places.groupBy(F.col("place.user_id").alias("user_id")).agg(
+        F.min("place.event_ts").alias("lo"), F.max("place.event_ts").alias("hi")
+    )
+
+
+def touched(sessions: DataFrame, changed: DataFrame, rule: SessionsPart) -> DataFrame:
+    """The sessions that the changes may alter; no other session's row depends on them.
+
+    Gap rule: those within `gap_s` of a user's changes. Native rule: those from the last session
+    that ends before the first change to the first that starts after the last.
+    """
+    if rule.rule == "gap":
+        ends = changed.agg(F.min(F.unix_micros("lo")), F.max(F.unix_micros("hi"))).first()
+        if ends is None or ends[0] is None:
+            return sessions.where("false")
+        gap_us = rule.gap_us
+        sessions = sessions.where(  # literals: file statistics prune by them
+            (F.col("end_ts") >= F.timestamp_micros(F.lit(ends[0] - gap_us)))
+            & (F.col("start_ts") <= F.timestamp_micros(F.lit(ends[1] + gap_us)))
+        )
+        near = (F.unix_micros("end_ts") >= F.unix_micros("lo") - gap_us) & (
+            F.unix_micros("start_ts") <= F.unix_micros("hi") + gap_us
+        )
+        return sessions.join(F.broadcast(changed), "user_id").where(near).drop("lo", "hi")
+    bounds = (
+        sessions.select("user_id", "start_ts", "end_ts")
+        .join(F.broadcast(changed), "user_id")
+        .groupBy("user_id")
+        .agg(
+            F.max(F.when(F.col("end_ts") < F.col("lo"), F.col("end_ts"))).alias("_from"),
+            F.min(F.when(F.col("start_ts") > F.col("hi"), F.col("start_ts"))).alias("_to"),
+        )
+    )
+    near = (F.col("_from").isNull() | (F.col("end_ts") >= F.col("_from"))) & (
+        F.col("_to").isNull() | (F.col("start_ts") <= F.col("_to"))
+    )
+    return sessions.join(F.broadcast(bounds), "user_id").where(near).drop("_from", "_to")
+
+
+def recut(old: DataFrame, changes: DataFrame, rule: SessionsPart) -> DataFrame:
+    """Cut the touched sessions again, without the events that went and with those that came."""
+    exploded = old.select(
+        F.col("session_id").alias("old_session_id"), "user_id", F.explode("events").alias("e")
+    ).select("old_session_id", "user_id", "e.*")
+    kept = exploded.join(changes.select("event_id"), "event_id", "left_anti")
+    came = changes.where("came IS NOT NULL").select("came.*")
+    came = came.withColumn("old_session_id", F.lit(None).cast("string"))
+    return cut(kept.unionByName(came), rule)
+
+
+def difference(old: DataFrame, new: DataFrame) -> DataFrame:
+    """What the commit must do: rows of `silver.sessions` with `change` new, changed or retired."""
+    before = old.select(
+        "session_id", *(F.col(n).alias(f"_{n}") for n in SESSIONS.columns if n != "session_id")
+    )
+    both = new.join(before, "session_id", "full_outer")
+    same = F.lit(True)
+    for name in ("start_ts", "end_ts", "runaway", "events"):
+        same = same & F.col(name).eqNullSafe(F.col(f"_{name}"))
+    change = (
+        F.when(F.col("_user_id").isNull(), "new")
+        .when(F.col("user_id").isNull(), "retired")
+        .when(~same, "changed")
+        .otherwise("same")
+    )
+    # A retired row carries what it was: MERGE prunes files by it, and the audit counts by it.
+    filled = {
+        name: F.coalesce(name, f"_{name}") for name in SESSIONS.columns if name != "session_id"
+    }
+    filled["runaway"] = F.when(F.col("user_id").isNull(), F.col("_runaway")).otherwise(
+        F.col("runaway")
+    )
+    return both.withColumn("change", change).select(
+        "session_id",
+        *(filled[name].alias(name) for name in SESSIONS.columns if name != "session_id"),
+        "change", F.coalesce("merged", F.lit(False)).alias("merged"),
+        F.coalesce(F.col("_event_count"), F.lit(0)).alias("old_event_count"),
+        "_start_ts", "_end_ts",
+    )  # fmt: skip
+
+
+# -- compute, audit, publish ----------------------------------------------------------------------
+
+
+def check_rule(context: Context) -> None:
+    """Raises: RuleChanged: the table was made by another rule than the source file's."""
+    stored = context.lake.property(SESSIONS, RULE_PROPERTY)
+    wanted = context.source.sessions.rule_text()
+    if stored is not None and stored != wanted:
+        raise RuleChanged(
+            f"silver.sessions was made by the rule {stored}, the source file says {wanted}. "
+            f"Put the rule back, or make the table anew: python -m jobs sessionize --source "
+            f"{context.source.name} --rebuild"
+        )
+
+
+def compute(context: Context, rebuild: bool = False) -> Candidate:
+    """Find what changed since the version consumed last and cut around it."""
+    lake, rule = context.lake, context.source.sessions
+    if lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"{lake.path(EVENTS)} is no table: run python -m jobs ingest --source "
+            f"{context.source.name} first"
+        )
+    lake.create(SESSIONS, {RULE_PROPERTY: rule.rule_text()})
+    if not rebuild:
+        check_rule(context)
+    candidate = context.candidate(SESSIONS)
+    upto, base = lake.version(EVENTS), lake.version(SESSIONS)
+    assert upto is not None and base is not None
+    after = None if rebuild else lake.consumed(SESSIONS, EVENTS)
+    manifest: dict[str, Any] = {
+        "batch": context.batch, "base": base, "upto": upto, "after": after, "empty": False,
+        "whole": after is None, "counts": {}, "notes": [],
+    }  # fmt: skip
+    if after is not None and after < upto:
+        try:
+            feed = lake.changes(EVENTS, after, upto)
+            changes = candidate.write("changes", net_changes(feed))
+        except FeedGone as gone:
+            manifest["notes"].append(f"the change feed is gone, sessions are made anew ({gone})")
+            manifest["whole"] = True
+        else:
+            if changes.limit(1).count() == 0:
+                manifest["empty"] = True
+            else:
+                changed = candidate.write("spans", spans(changes))
+                old = touched(lake.read(SESSIONS, base), changed, rule)
+                old = candidate.write("old", old.select(*SESSIONS.columns))
+                new = recut(old, changes, rule)
+                moved = difference(old, new).where("change <> 'same'")
+                fill(candidate, manifest, moved)
+    elif after is not None:
+        manifest["empty"] = True
+    if manifest["whole"]:
+        events = lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
+        new = cut(events.withColumn("old_session_id", F.lit(None).cast("string")), rule)
+        if manifest["after"] is None and lake.rows(SESSIONS) == 0:
+            fresh = new.withColumns(
+                {"change": F.lit("new"), "old_event_count": F.lit(0),
+                 "_start_ts": F.lit(None).cast("timestamp"),
+                 "_end_ts": F.lit(None).cast("timestamp")}
+            )  # fmt: skip
+            fill(candidate, manifest, fresh)
+        else:
+            manifest["replace"] = True
+            fill(candidate, manifest, difference(lake.read(SESSIONS, base), new))
+        if manifest["counts"]["rows"] == 0:
+            manifest["empty"] = True
+    candidate.save(manifest)
+    crash.point("sessionize.computed")
+    return candidate
+
+
+def fill(candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
+    """Write the rows that change, laid out by start, and count them."""
+    spark = rows.sparkSession
+    order = SESSIONS.order
+    laid_out = rows.repartitionByRange(spark.sparkContext.defaultParallelism, *order)
+    written = candidate.write("sessions", laid_out.sortWithinPartitions(*order))
+    put = F.col("change") != "retired"
+    counted = written.agg(
+        F.count("*").alias("rows"),
+        *(F.count_if(F.col("change") == one).alias(one) for one in ("new", "changed", "retired")),
+        F.count_if(put & F.col("merged")).alias("merged"),
+        F.count_if(put & F.col("runaway").isNotNull()).alias("runaways"),
+        F.coalesce(F.sum(F.when(put, F.col("event_count"))), F.lit(0)).alias("events_after"),
+        F.coalesce(F.sum("old_event_count"), F.lit(0)).alias("events_before"),
+        F.min(F.unix_micros(F.least("start_ts", "_start_ts"))).alias("lo_us"),
+        F.max(F.unix_micros(F.greatest("start_ts", "_start_ts"))).alias("hi_us"),
+    ).first()
+    assert counted is not None
+    manifest["counts"] = counted.asDict()
+
+
+def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
+    """The candidate's sessions as they would stand in the table, each with the last event of the
+    user's session before it; and the untouched sessions that follow one of them."""
+    rule = context.source.sessions
+    put = candidate.part("sessions").where("change <> 'retired'").select(*SESSIONS.columns)
+    if manifest["base"] and not manifest["whole"]:
+        gone = candidate.part("sessions").select("session_id")
+        users = candidate.part("sessions").groupBy("user_id").agg(
+            F.min("start_ts").alias("lo"), F.max("end_ts").alias("hi")
+        )
+        around = touched(context.lake.read(SESSIONS, manifest["base"]), users, rule)
+        rest = around.join(gone, "session_id", "left_anti").select(*SESSIONS.columns)
+        put = put.unionByName(rest)
+    return with_previous(put, rule)
+
+
+def with_previous(sessions: DataFrame, rule: SessionsPart) -> DataFrame:
+    """Add `previous_last`: the last event of the user's session before this one."""
+    key = F.expr(order_key(rule.rule, "events[0]"))
+    by_user = Window.partitionBy("user_id").orderBy(key)
+    return sessions.withColumn("previous_last", F.lag(F.element_at("events", -1)).over(by_user))
+
+
+def audit(context: Context, candidate: Candidate) -> None:
+    """Raises: AuditFailed, AuditErrored."""
+    manifest = candidate.manifest()
+    if manifest["empty"]:
+        return
+    counts = manifest["counts"]
+    put = candidate.part("sessions").where("change <> 'retired'")
+    ids = put.select(F.explode("events.event_id").alias("event_id"))
+    distinct = ids.agg(F.count_distinct("event_id")).first()
+    if manifest["whole"]:
+        events = context.lake.read(EVENTS, manifest["upto"]).count()
+        balance = counts["events_after"] == events
+    else:
+        changes = candidate.part("changes")
+        moved = changes.agg(
+            F.count("came").alias("came"), F.count("gone").alias("gone")
+        ).first()
+        assert moved is not None
+        balance = (
+            counts["events_before"] + moved["came"] - moved["gone"] == counts["events_after"]
+        )
+    assert distinct is not None
+    facts = {
+        "each_event_once": distinct[0] == counts["events_after"], "events_balance": balance,
+    }  # fmt: skip
+    validate.audit_candidate(context, SESSIONS, after_image(context, candidate, manifest), facts)
+    crash.point("sessionize.audited")
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """One commit replaces whatever the changes touched, and says up to where it read.
+
+    Raises:
+        Conflict: another run changed `silver.sessions` since the candidate was computed.
+    """
+    lake, manifest = context.lake, candidate.manifest()
+    result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
+    if not manifest["empty"]:
+        if lake.changed_rows(SESSIONS, manifest["base"]):
+            raise Conflict(
+                f"silver.sessions was changed by another run since version {manifest['base']}"
+            )
+        counts = manifest["counts"]
+        rows = candidate.part("sessions")
+        consumed = lake.app_id(SESSIONS, EVENTS)
+        with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
+            if manifest["whole"]:
+                put = rows.where("change <> 'retired'").select(*SESSIONS.columns)
+                mode = "overwrite" if "replace" in manifest else "append"
+                put.write.format("delta").mode(mode).save(lake.path(SESSIONS))
+            else:
+                within = F.col("t.start_ts").between(
+                    F.timestamp_micros(F.lit(counts["lo_us"])),
+                    F.timestamp_micros(F.lit(counts["hi_us"])),
+                )
+                marked = rows.withColumn("_retired", F.col("change") == "retired")
+                lake.merge(SESSIONS, marked, within=within, delete="_retired")
+        if "replace" in manifest:
+            lake.set_property(SESSIONS, RULE_PROPERTY, context.source.sessions.rule_text())
+        crash.point("sessionize.published")
+        result.sessions_new, result.sessions_changed = counts["new"], counts["changed"]
+        result.sessions_retired, result.sessions_merged = counts["retired"], counts["merged"]
+        result.runaways = counts["runaways"]
+    result.tables[SESSIONS.full_name] = {
+        "path": lake.path(SESSIONS), "version": lake.version(SESSIONS), "rows": lake.rows(SESSIONS),
+    }  # fmt: skip
+    return result

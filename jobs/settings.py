@@ -1,0 +1,60 @@
+"""Where we run: everything that the environment decides, and nothing else.
+
+`SESSIONMILL_…` variables; an unknown name is an error, because a misspelt one would be ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from functools import lru_cache
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs.errors import SettingsError
+
+PREFIX = "SESSIONMILL_"
+
+
+class Settings(BaseSettings):
+    """The environment's settings; each field is `SESSIONMILL_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    lake: str = "lake"
+    """Folder or URI under which each source has its tables."""
+    sources: str = "infra/sources"
+    """Folder of the source files that a bare `--source name` means."""
+    spark_master: str | None = None
+    """Spark's master; unset: spark-submit's own choice, or `local[*]`."""
+    driver_memory: str = "4g"
+    """Memory of the Spark driver when this process starts it (spark-submit has its own flag)."""
+    shuffle_partitions: int | None = None
+    """Shuffle partitions; unset: the number of local cores, or Spark's default on a cluster."""
+    jars_cache: str | None = None
+    """Where Delta's jars are kept (infra/spark/delta_jars.py)."""
+    crash_at: str | None = None
+    """For tests: the name of a crash point at which the process kills itself with SIGKILL."""
+
+    def table_root(self) -> str:
+        """The lake as an absolute path, or the URI as it is."""
+        return self.lake if "://" in self.lake else os.path.abspath(self.lake)
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once and checked.
+
+    Raises:
+        SettingsError: an unknown `SESSIONMILL_…` variable, naming the nearest known one.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise SettingsError(f"environment variable {name} is not a setting: {hint}")
+    try:
+        return Settings()
+    except ValueError as error:
+        raise SettingsError(f"environment: {error}") from None

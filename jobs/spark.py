@@ -1,0 +1,77 @@
+"""The one place that builds a SparkSession."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.errors import SettingsError
+from jobs.settings import settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def get_spark(app_name: str) -> SparkSession:
+    """The session every job runs in, whoever started it: python, spark-submit, a test.
+
+    UTC, ANSI, microsecond timestamps (the Parquet default, INT96, cannot be read back beyond the
+    year 2262 by other engines), and Delta's snapshot in as many partitions as there are cores
+    (its default of 50 makes every commit on a laptop pay for 50 tasks).
+
+    Raises:
+        SettingsError: Delta's jars are not there, naming the command that fetches them.
+    """
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    if "JAVA_HOME" not in os.environ and (Path(sys.prefix) / "bin" / "java").exists():
+        os.environ["JAVA_HOME"] = sys.prefix  # the runtime that `make setup` brought
+    where = settings()
+    submitted = "SPARK_ENV_LOADED" in os.environ
+    master = where.spark_master or (None if submitted else "local[*]")
+    if master is None or master.startswith("local"):
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+    conf = SparkConf()
+    conf.setAppName(app_name)
+    if master:
+        conf.setMaster(master)
+    local = (master or conf.get("spark.master", "local") or "local").startswith("local")
+    partitions = where.shuffle_partitions or (os.cpu_count() or 2 if local else 200)
+    values = {
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.ansi.enabled": "true",
+        "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+        "spark.sql.shuffle.partitions": str(partitions),
+        "spark.databricks.delta.snapshotPartitions": str(min(partitions, 50)),
+        # A candidate is an immutable folder: MERGE need not copy its source first.
+        "spark.databricks.delta.merge.materializeSource": "none",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(min(partitions, 50)),
+    }
+    if local:
+        values |= {
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+        }
+        if not submitted:
+            values["spark.driver.memory"] = where.driver_memory
+    for name, value in values.items():
+        if not conf.contains(name) or name.startswith("spark.sql.") or not submitted:
+            conf.set(name, value)
+    spark = SparkSession.builder.config(conf=conf).getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    if type(spark._jvm.org.apache.spark.sql.delta.DeltaLog).__name__ == "JavaPackage":
+        spark.stop()
+        raise SettingsError(
+            "Delta's jars are not known to Spark: run `make setup` (it fetches them and names them "
+            "in pyspark's spark-defaults.conf), or give spark-submit --packages "
+            "io.delta:delta-spark_4.1_2.13:4.4.0 and Delta's two spark.sql settings"
+        )
+    return spark

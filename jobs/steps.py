@@ -1,0 +1,103 @@
+"""Runs jobs step by step: compute, audit, publish; again where another run was faster."""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType
+from typing import Any
+
+from jobs import ingest, items, sequences, sessionize, validate
+from jobs.context import Candidate, Context, Result
+from jobs.errors import Conflict, SessionmillError
+from jobs.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
+
+MODULES: dict[str, tuple[ModuleType, Table]] = {
+    "ingest": (ingest, EVENTS),
+    "sessionize": (sessionize, SESSIONS),
+    "items": (items, ITEMS),
+    "sequences": (sequences, SEQUENCES),
+}
+ATTEMPTS = 3
+
+
+def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> Result:
+    """Run one job, or all of them, and record it in `ops.runs`.
+
+    Raises:
+        SessionmillError: what went wrong; recorded too.
+    """
+    began = time.monotonic()
+    result = Result()
+    try:
+        if job == "run":
+            for name in MODULES:
+                part = one_job(context, name, "all", options)
+                print(f"  {name}: {time.monotonic() - began:.1f} s", flush=True)
+                result.add(part)
+        elif job == "validate":
+            result.add(validate.validate_tables(context, options["table"]))
+        else:
+            result.add(one_job(context, job, step, options))
+    except SessionmillError as error:
+        record(context, job, step, result, time.monotonic() - began, error)
+        raise
+    record(context, job, step, result, time.monotonic() - began, None)
+    return result
+
+
+def one_job(context: Context, job: str, step: str, options: dict[str, Any]) -> Result:
+    module, table = MODULES[job]
+    candidate = context.candidate(table)
+
+    def compute() -> Candidate:
+        if job == "sessionize":
+            return sessionize.compute(context, rebuild=options.get("rebuild", False))
+        made: Candidate = module.compute(context)
+        return made
+
+    if step == "compute":
+        compute()
+        return Result()
+    if step == "audit":
+        audit(module, context, candidate)
+        return Result()
+    for attempt in range(1, ATTEMPTS + 1):
+        if step == "all" or attempt > 1:
+            candidate = compute()
+            audit(module, context, candidate)
+        try:
+            result: Result = module.publish(context, candidate)
+        except Conflict as conflict:
+            if attempt == ATTEMPTS:
+                raise Conflict(
+                    f"{conflict}; computed {ATTEMPTS} times and never first. Run it again when the "
+                    "other run has ended"
+                ) from conflict
+            print(f"{conflict}: computing again ({attempt + 1} of {ATTEMPTS})", flush=True)
+            continue
+        candidate.remove()
+        return result
+    raise AssertionError("unreachable")
+
+
+def audit(module: ModuleType, context: Context, candidate: Candidate) -> None:
+    if hasattr(module, "audit"):
+        module.audit(context, candidate)
+
+
+def record(
+    context: Context, job: str, step: str, result: Result, seconds: float, error: Exception | None
+) -> None:
+    """One row of `ops.runs`. Steps that publish nothing leave their trace in `_runs` only."""
+    if step in ("compute", "audit") and error is None:
+        return
+    lake = context.lake
+    lake.create(RUNS)
+    row = (
+        context.run_id, context.batch, job, step, context.source.name, context.day,
+        context.started, seconds, type(error).__name__ if error else "ok",
+        str(error) if error else None, result.counts(), result.rejects, result.tables_in,
+        {name: one["version"] for name, one in result.tables.items()}, result.files,
+    )  # fmt: skip
+    frame = context.spark.createDataFrame([row], RUNS.ddl).coalesce(1)
+    frame.write.format("delta").mode("append").save(lake.path(RUNS))

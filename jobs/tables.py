@@ -1,0 +1,137 @@
+"""Every table, declared once: name, key, columns, what a row is. Imports nothing heavy.
+
+DAGs, Spark jobs, Great Expectations suites and models all read this module. Types are Spark SQL's.
+The names and types are a contract (ARCHITECTURE.md): other engines read the tables by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+EVENT_STRUCT = (
+    "struct<event_id:string,event_ts:timestamp,item_id:string,event_type:string,value:double,"
+    "feedback:string,tie_break:bigint,source_session_id:string,exposed_with:array<string>>"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A Delta table of one source.
+
+    `layer` and `name` give its folder, `<lake>/<source>/<layer>/<name>`. `order` is the column by
+    which files are laid out, so that file statistics prune reads and MERGEs. `feed` says that
+    readers take its changes from Delta's change data feed.
+    """
+
+    layer: str
+    name: str
+    key: tuple[str, ...]
+    doc: str
+    columns: dict[str, str]
+    order: tuple[str, ...] = ()
+    feed: bool = False
+    properties: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.layer}.{self.name}"
+
+    @property
+    def ddl(self) -> str:
+        return ", ".join(f"{name} {kind}" for name, kind in self.columns.items())
+
+    def path(self, lake: str, source: str) -> str:
+        """Folder or URI of this table for a source."""
+        return f"{lake.rstrip('/')}/{source}/{self.layer}/{self.name}"
+
+
+EVENTS = Table(
+    layer="bronze", name="events", key=("event_id",), order=("event_ts",), feed=True,
+    doc="One typed, deduplicated event.",
+    columns={
+        "event_id": "string", "user_id": "string", "item_id": "string", "event_ts": "timestamp",
+        "event_date": "date", "event_type": "string", "value": "double", "feedback": "string",
+        "tie_break": "bigint", "source_session_id": "string", "exposed_with": "array<string>",
+        "ingest_file": "string", "ingest_ts": "timestamp",
+    },
+)  # fmt: skip
+
+REJECTS = Table(
+    layer="bronze", name="rejects", key=("file", "line", "raw_hash"),
+    doc="One line that could not be used, with the reason. `line` is the first physical line of "
+        "the record, the header counted (Parquet: the row number, raw as JSON).",
+    columns={
+        "raw": "string", "reason": "string", "file": "string", "line": "bigint",
+        "run_day": "date", "first_seen_ts": "timestamp", "raw_hash": "string",
+    },
+)  # fmt: skip
+
+SESSIONS = Table(
+    layer="silver", name="sessions", key=("session_id",), order=("start_ts",), feed=True,
+    doc="One session with its events nested, in order. Readers take `runaway is null`.",
+    columns={
+        "session_id": "string", "user_id": "string", "start_ts": "timestamp",
+        "end_ts": "timestamp", "start_date": "date", "event_count": "int", "runaway": "string",
+        "events": f"array<{EVENT_STRUCT}>",
+    },
+)  # fmt: skip
+
+ITEMS = Table(
+    layer="gold", name="items", key=("item_id",),
+    doc="One item. `item_index` starts at 1, is append-only and never moves; 0 is padding.",
+    columns={
+        "item_id": "string", "item_index": "int", "first_seen_ts": "timestamp",
+        "event_count": "bigint",
+    },
+)  # fmt: skip
+
+SEQUENCES = Table(
+    layer="gold", name="sequences", key=("user_id",), order=("user_id",),
+    doc="One user's whole history, ready to train on: parallel arrays, oldest first, everything "
+        "that is not runaway, unfiltered.",
+    columns={
+        "user_id": "string", "item_index": "array<int>", "event_ts": "array<timestamp>",
+        "session_ordinal": "array<int>", "feedback": "array<string>",
+        "exposed_items": "array<array<int>>",
+    },
+)  # fmt: skip
+
+RECOMMENDATIONS = Table(
+    layer="gold", name="recommendations", key=("user_id", "model_version"),
+    doc="One user's list from one model version.",
+    columns={
+        "user_id": "string", "model_name": "string", "model_version": "string",
+        "created_ts": "timestamp", "items": "array<struct<item_id:string,score:double>>",
+    },
+)  # fmt: skip
+
+RUNS = Table(
+    layer="ops", name="runs", key=("run_id",),
+    doc="What each run of a job read, wrote and rejected: lineage anyone can query.",
+    columns={
+        "run_id": "string", "batch": "string", "job": "string", "step": "string",
+        "source": "string", "day": "date", "started_ts": "timestamp", "seconds": "double",
+        "outcome": "string", "message": "string", "counts": "map<string,bigint>",
+        "rejects": "map<string,bigint>", "tables_in": "map<string,bigint>",
+        "tables_out": "map<string,bigint>", "files": "array<string>",
+    },
+)  # fmt: skip
+
+FILES = Table(
+    layer="ops", name="files", key=("file",),
+    doc="The ledger: each landing file as it was when last read. A shortcut only: reading a file "
+        "again yields duplicates, nothing else.",
+    columns={
+        "file": "string", "size": "bigint", "modified_ms": "bigint", "sha256": "string",
+        "lines": "bigint", "columns": "map<string,string>", "read_ts": "timestamp",
+        "batch": "string",
+    },
+)  # fmt: skip
+
+ALL = (EVENTS, REJECTS, SESSIONS, ITEMS, SEQUENCES, RECOMMENDATIONS, RUNS, FILES)
+BY_NAME = {table.full_name: table for table in ALL}
+
+REJECT_REASONS = (
+    "unparsable", "missing_user_id", "missing_item_id", "bad_event_ts", "bad_value",
+    "bad_tie_break", "missing_event_id", "late",
+)  # fmt: skip

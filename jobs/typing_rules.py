@@ -1,0 +1,149 @@
+"""Text to typed events, as Spark SQL expressions: times, numbers, feedback, hashes, reasons.
+
+Pure: frame in, frame out. The meaning of every rule is in ARCHITECTURE.md ("What things mean").
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from jobs.sources import CONDITION, NUMERIC_UNITS, FeedbackPart, Source, TimePart
+
+FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
+ISO = (
+    r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
+)
+ISO_ZONE = r"^(\d{4}-\d{2}-\d{2}[T ][\d:.]+) ?(Z|z|[+-]\d{2}(:?\d{2})?)$"
+HASHED = (
+    "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "tie_break",
+    "exposed_with",
+)  # fmt: skip
+
+
+def local_to_utc(local: Column, zone: str) -> Column:
+    """A time without a zone, read in `zone`, as a UTC timestamp.
+
+    A doubled hour takes the earlier offset, a missing hour moves forward (java.time's rule).
+    """
+    return F.convert_timezone(F.lit(zone), F.lit("UTC"), local).cast("timestamp")
+
+
+def iso_time(text: Column, zone: str) -> Column:
+    """ISO 8601, with or without a zone; null where it is neither."""
+    dotted = F.regexp_replace(text, ",", ".")
+    offset = F.regexp_replace(
+        F.regexp_replace(F.upper(F.regexp_extract(dotted, ISO_ZONE, 2)), r"^([+-]\d\d)$", "$1:00"),
+        r"^([+-]\d\d)(\d\d)$", "$1:$2",
+    )  # fmt: skip
+    zoned = F.concat(F.regexp_extract(dotted, ISO_ZONE, 1), offset).try_cast("timestamp")
+    local = local_to_utc(dotted.try_cast("timestamp_ntz"), zone)
+    return F.when(text.rlike(ISO), F.when(dotted.rlike(ISO_ZONE), zoned).otherwise(local))
+
+
+def number_time(text: Column, unit: str) -> Column:
+    """A number of seconds, milliseconds or microseconds since 1970, fractions cut at the us."""
+    number = F.trim(text).try_cast("decimal(28,9)")
+    us = F.floor(number * F.lit(NUMERIC_UNITS[unit]).cast("decimal(8,0)")).try_cast("bigint")
+    return F.when(us.between(FIRST_US, LAST_US), F.timestamp_micros(us))
+
+
+def event_time(text: Column, typed: Column, time: TimePart) -> Column:
+    """The event's UTC timestamp, or null where the text is no time the source file describes."""
+    if time.unit == "iso8601":
+        return iso_time(text, time.zone)
+    if time.unit in NUMERIC_UNITS:
+        parsed = number_time(text, time.unit)
+    else:
+        parsed = F.try_to_timestamp(text, F.lit(time.unit))
+        if not time.pattern_has_zone:
+            parsed = local_to_utc(parsed.cast("timestamp_ntz"), time.zone)
+    return F.when(typed, iso_time(text, time.zone)).otherwise(parsed)
+
+
+def feedback_of(feedback: FeedbackPart) -> Column:
+    """`positive`, `negative`, `exposed` or `neutral`, tried negative, positive, exposed."""
+
+    def any_of(entries: list[str]) -> Column:
+        found = F.lit(False)
+        for entry in entries:
+            condition = CONDITION.match(entry)
+            if condition:
+                operator, number = condition.groups()
+                one = F.expr(f"value {operator} {float(number)!r}D")
+            else:
+                one = F.col("event_type") == F.lit(entry)
+            found = found | F.coalesce(one, F.lit(False))
+        return found
+
+    chosen = F.when(any_of(feedback.negative), "negative")
+    if feedback.positive is not None:
+        chosen = chosen.when(any_of(feedback.positive), "positive")
+        return chosen.when(any_of(feedback.exposed), "exposed").otherwise("neutral")
+    return chosen.when(any_of(feedback.exposed), "exposed").otherwise("positive")
+
+
+def row_hash() -> Column:
+    """Hash of the typed values of all mapped columns but the event's id; null is not empty.
+
+    128 of SHA-256's bits: at ten billion events a clash has probability 1.5e-19.
+    """
+    texts = {
+        "event_ts": F.unix_micros("event_ts").cast("string"),
+        "value": (F.col("value") + F.lit(0.0)).cast("string"),  # no negative zero
+        "tie_break": F.col("tie_break").cast("string"),
+        "exposed_with": F.to_json(F.col("exposed_with")),
+    }
+    parts = []
+    for name in HASHED:
+        text = texts.get(name, F.col(name))
+        known = F.concat(F.lit(f"{name}="), F.length(text).cast("string"), F.lit(":"), text)
+        parts.append(F.coalesce(known, F.lit("")))
+    return F.left(F.sha2(F.concat(*parts), 256), F.lit(32))
+
+
+def typed_events(records: DataFrame, source: Source) -> DataFrame:
+    """Records as text -> typed lines with `reason` (null: usable), `row_hash` and `raw_hash`.
+
+    The reason is the first that holds, in the order of `tables.REJECT_REASONS`; `late` is judged
+    where the stored events are known.
+    """
+    mapped = source.columns.mapped()
+    text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
+    lines = records.withColumnsRenamed(text)
+    number = F.col("_value").try_cast("double")
+    finite = ~F.isnan(number) & (F.abs(number) != F.lit(float("inf")))
+    whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
+    lines = lines.withColumns(
+        {
+            "event_ts": event_time(F.col("_event_ts"), F.col("typed_ts"), source.time),
+            "value": F.when(finite, number + F.lit(0.0)),
+            "tie_break": whole.try_cast("bigint"),
+        }
+    )
+    native = F.col("event_id").isNull() if "event_id" in mapped else F.lit(False)
+    reason = (
+        F.when(F.col("kind") == "unparsable", "unparsable")
+        .when(F.col("user_id").isNull(), "missing_user_id")
+        .when(F.col("item_id").isNull(), "missing_item_id")
+        .when(F.col("event_ts").isNull(), "bad_event_ts")
+        .when(F.col("_value").isNotNull() & F.col("value").isNull(), "bad_value")
+        .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
+        .when(native, "missing_event_id")
+    )
+    if source.source.format == "parquet":
+        log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
+        row = F.struct(*(column.alias(theirs) for theirs, column in log_names.items()))
+        lines = lines.withColumn("raw", F.to_json(row))
+    lines = lines.withColumns(
+        {"reason": reason, "raw_hash": F.hex(F.xxhash64("raw")), "row_hash": row_hash()}
+    )
+    if "event_id" not in mapped:
+        lines = lines.withColumn("event_id", F.col("row_hash"))
+    return lines.withColumns(
+        {"event_date": F.to_date("event_ts"), "feedback": feedback_of(source.feedback)}
+    ).drop("_event_ts", "_value", "_tie_break", "typed_ts", "kind")
+
+
+def _original(ours: str) -> Column:
+    return F.col(f"_{ours}" if ours in ("event_ts", "value", "tie_break") else ours)

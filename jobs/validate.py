@@ -1,0 +1,293 @@
+"""Great Expectations as write-audit-publish: nothing is published that its suite did not pass.
+
+The conditions of `expectations/` become one boolean column each, computed in one pass over the
+candidate; Great Expectations judges the columns, writes its result and its Data Docs page. A
+suite that *errored* (an expectation could not be evaluated: GX reports that as a failure with
+`exception_info`) is told apart from one that *failed*.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from expectations import events as events_suite
+from expectations import sequences as sequences_suite
+from expectations import sessions as sessions_suite
+from expectations.check import Check
+from jobs.errors import AuditErrored, AuditFailed
+from jobs.tables import EVENTS, SEQUENCES, SESSIONS, Table
+
+if TYPE_CHECKING:
+    from jobs.context import Context
+
+KEY = "row"
+SHOWN_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a suite said: failing checks that stop, failing checks that warn, and the page."""
+
+    failed: dict[str, int]
+    warned: dict[str, int]
+    checks: int
+    docs: str
+
+
+def suite(context: Context, table: Table) -> tuple[Check, ...]:
+    """The checks of a table, for this source's rules."""
+    if table is EVENTS:
+        return events_suite.checks()
+    if table is SEQUENCES:
+        return sequences_suite.checks()
+    if table is SESSIONS:
+        rule = context.source.sessions
+        return sessions_suite.checks(
+            rule.rule, rule.gap_us, rule.max_session_us, rule.max_session_events
+        )
+    raise KeyError(f"{table.full_name} has no suite")
+
+
+def checked_frame(
+    rows: DataFrame, key: Iterable[str], checks: Iterable[Check], facts: Mapping[str, bool]
+) -> DataFrame:
+    """One row a row of the table: its key as text and a boolean a check; one more row of facts."""
+    checks = tuple(checks)
+    key_text = F.concat_ws("/", *(F.col(name).cast("string") for name in key))
+    conditions = [
+        F.expr(check.holds).alias(check.name)
+        if check.holds
+        else F.lit(None).cast("boolean").alias(check.name)
+        for check in checks
+    ]
+    frame = rows.select(key_text.alias(KEY), *conditions)
+    stated = [facts.get(check.name) for check in checks]
+    ddl = f"{KEY} string, " + ", ".join(f"{check.name} boolean" for check in checks)
+    whole = rows.sparkSession.createDataFrame([("(whole batch)", *stated)], ddl)
+    return frame.unionByName(whole)
+
+
+def audit_candidate(
+    context: Context,
+    table: Table,
+    rows: DataFrame,
+    facts: Mapping[str, bool],
+    severity: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Run the table's suite on candidate rows.
+
+    Args:
+        rows: the table's columns (and what its checks need besides).
+        facts: the checks that speak of the whole batch, as the job found them.
+        severity: overrides a check's severity, by name.
+
+    Raises:
+        AuditFailed: rows break an invariant; names the checks and the first rows.
+        AuditErrored: a check could not be evaluated.
+    """
+    checks = suite(context, table)
+    frame = checked_frame(rows, table.key, checks, facts).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        verdict = _judge(context, table, frame, checks, severity or {})
+        for name, count in verdict.warned.items():
+            print(f"warning: {table.full_name}: {_told(checks, name)}: {count} rows do not hold")
+        if verdict.failed:
+            lines = [
+                f"{_told(checks, name)}: {count} of the candidate's rows do not hold, such as "
+                + ", ".join(_examples(frame, name))
+                for name, count in verdict.failed.items()
+            ]
+            raise AuditFailed(
+                f"{table.full_name}: {len(verdict.failed)} of {verdict.checks} checks failed; the "
+                "table stays at its last good version, the candidate is kept in "
+                f"{context.candidate(table).folder}, the page is {verdict.docs}\n"
+                + "\n".join(f"  {line}" for line in lines)
+            )
+        return verdict
+    finally:
+        frame.unpersist()
+
+
+def _told(checks: Iterable[Check], name: str) -> str:
+    return f"{name} ({next(check.says for check in checks if check.name == name)})"
+
+
+def _examples(frame: DataFrame, name: str) -> list[str]:
+    return [row[KEY] for row in frame.where(f"NOT {name}").select(KEY).take(SHOWN_ROWS)]
+
+
+# -- Great Expectations ---------------------------------------------------------------------------
+
+
+def docs_folder(context: Context) -> str:
+    """Where results and Data Docs are kept: beside the lake, or here if the lake is a URI."""
+    root = context.lake.root
+    base = root if "://" not in root else os.path.abspath("quality")
+    return os.path.join(base, context.source.name, "_quality")
+
+
+def _gx_context(folder: str) -> Any:
+    """A context whose results and pages are files, and whose definitions live in this process:
+    two runs at once share no file that both rewrite."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import DataContextConfig
+
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    files = {"class_name": "TupleFilesystemStoreBackend"}
+    config = DataContextConfig(
+        config_version=4.0,
+        analytics_enabled=False,
+        expectations_store_name="expectations_store",
+        validation_results_store_name="validation_results_store",
+        checkpoint_store_name="checkpoint_store",
+        stores={
+            "expectations_store": {"class_name": "ExpectationsStore"},
+            "validation_definition_store": {"class_name": "ValidationDefinitionStore"},
+            "checkpoint_store": {"class_name": "CheckpointStore"},
+            "validation_results_store": {
+                "class_name": "ValidationResultsStore",
+                "store_backend": {**files, "base_directory": os.path.join(folder, "results")},
+            },
+        },
+        data_docs_sites={
+            "local": {
+                "class_name": "SiteBuilder",
+                "show_how_to_buttons": False,
+                "store_backend": {**files, "base_directory": os.path.join(folder, "data_docs")},
+                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            }
+        },
+        progress_bars={"globally": False},
+    )
+    return gx.get_context(project_config=config, mode="ephemeral")
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """GX's progress bars write to standard error whatever its settings say."""
+    with tempfile.TemporaryFile("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _judge(
+    context: Context,
+    table: Table,
+    frame: DataFrame,
+    checks: tuple[Check, ...],
+    severity: Mapping[str, str],
+) -> Verdict:
+    import great_expectations as gx
+
+    folder = docs_folder(context)
+    os.makedirs(folder, exist_ok=True)
+    gx_context = _gx_context(folder)
+    expectations = gx.ExpectationSuite(name=f"{context.source.name}.{table.full_name}")
+    expectations = gx_context.suites.add(expectations)
+    for check in checks:
+        kind = severity.get(check.name, check.severity)
+        expectations.add_expectation(
+            gx.expectations.ExpectColumnValuesToBeInSet(
+                column=check.name,
+                value_set=[True],
+                severity="critical" if kind == "fail" else "warning",
+                description=check.says,
+                meta={"holds": check.holds or "stated by the job"},
+            )
+        )
+    expectations.save()
+    asset = gx_context.data_sources.add_spark("candidate").add_dataframe_asset(table.full_name)
+    batches = asset.add_batch_definition_whole_dataframe("all")
+    definition = gx_context.validation_definitions.add(
+        gx.ValidationDefinition(name=table.full_name, data=batches, suite=expectations)
+    )
+    checkpoint = gx_context.checkpoints.add(
+        gx.Checkpoint(
+            name=f"{context.source.name}.{table.full_name}",
+            validation_definitions=[definition],
+            actions=[gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["local"])],
+            result_format={"result_format": "BASIC", "partial_unexpected_count": 0},
+        )
+    )
+    with _quiet():
+        outcome = checkpoint.run(
+            batch_parameters={"dataframe": frame},
+            run_id=gx.RunIdentifier(run_name=re.sub(r"[^\w.+-]", "_", context.batch)),
+        )
+    failed: dict[str, int] = {}
+    warned: dict[str, int] = {}
+    for result in next(iter(outcome.run_results.values())).results:
+        name = result.expectation_config.kwargs["column"]
+        trouble = [
+            info["exception_message"]
+            for info in _exceptions(result.exception_info)
+            if info.get("raised_exception")
+        ]
+        if trouble:
+            raise AuditErrored(
+                f"{table.full_name}: check {_told(checks, name)} could not be evaluated, so "
+                f"nothing is known about the rows: {trouble[0]}"
+            )
+        if not result.success:
+            warns = result.expectation_config.severity == "warning"
+            (warned if warns else failed)[name] = int(result.result.get("unexpected_count", 1))
+    return Verdict(failed, warned, len(checks), os.path.join(folder, "data_docs", "index.html"))
+
+
+def _exceptions(info: Any) -> list[dict[str, Any]]:
+    """GX gives one exception_info, or one a metric."""
+    if not info:
+        return []
+    if "raised_exception" in info:
+        return [info]
+    return [one for one in info.values() if isinstance(one, dict)]
+
+
+def validate_tables(context: Context, only: str | None) -> Any:
+    """Run the suites on the whole published tables, as they stand.
+
+    Raises:
+        SettingsError: `only` names no table with a suite, or there is no such table yet.
+        AuditFailed, AuditErrored: as in a night.
+    """
+    from jobs.context import Result
+    from jobs.errors import SettingsError
+    from jobs.sessionize import with_previous
+
+    tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES)}
+    if only is not None and only not in tables:
+        raise SettingsError(f"--table {only}: tables with a suite are {', '.join(tables)}")
+    result = Result()
+    for name, table in tables.items():
+        if only not in (None, name):
+            continue
+        version = context.lake.version(table)
+        if version is None:
+            raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
+        rows = context.lake.read(table, version)
+        facts: dict[str, bool] = {}
+        if table is SESSIONS:
+            ids = rows.select(F.explode("events.event_id").alias("id"))
+            counted = ids.agg(F.count("id"), F.count_distinct("id")).first()
+            assert counted is not None
+            consumed = context.lake.consumed(SESSIONS, EVENTS)
+            facts["each_event_once"] = counted[0] == counted[1]
+            facts["events_balance"] = counted[0] == (
+                context.lake.read(EVENTS, consumed).count() if consumed is not None else 0
+            )
+            rows = with_previous(rows, context.source.sessions)
+        verdict = audit_candidate(context, table, rows, facts)
+        result.tables_in[name] = version
+        result.notes.append(f"{name} version {version}: {verdict.checks} checks hold")
+    return result

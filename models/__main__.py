@@ -1,0 +1,187 @@
+"""`python -m models train|evaluate|compare|register|params`: gold tables in, a registry out.
+
+Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
+heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from models.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, source: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        if source:
+            added.add_argument("--source", required=True, help="a source's name or its file")
+        added.add_argument("--json", action="store_true", help="JSON as the last line")
+        return added
+
+    train = command("train", "train one method, score it, record it in MLflow")
+    _method(train)
+    train.add_argument("--seed", type=int, default=None)
+    train.add_argument("--epochs", type=int, help="at most so many")
+    train.add_argument("--patience", type=int, help="epochs without improvement before stopping")
+    train.add_argument("--batch-size", type=int, help="rows a step")
+    train.add_argument("--learning-rate", type=float)
+    train.add_argument("--target", help="next_item or next_session; default: the source file's")
+    train.add_argument("--split", default="temporal", help="temporal, last_session or last_item")
+    train.add_argument("--valid-from", metavar="TS", help="pins the validation cut")
+    train.add_argument("--test-from", metavar="TS", help="pins the test cut")
+    train.add_argument("--table-version", type=int, help="of gold.sequences; default: the newest")
+    train.add_argument("--comparison", metavar="ID", help="names the comparison this belongs to")
+    train.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run too")
+    train.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+    evaluate = command("evaluate", "score a recorded run's model again on its cut")
+    evaluate.add_argument("--run-id", required=True, help="of a training run in MLflow")
+    evaluate.add_argument("--table-version", type=int, help="default: the run's own")
+    evaluate.add_argument("--threads", type=int)
+
+    compare = command("compare", "compare the finished runs of a comparison")
+    compare.add_argument("--comparison", required=True, metavar="ID")
+    compare.add_argument("--expect", help="methods that should be there, by comma")
+
+    register = command("register", "make versions of the source's registered model")
+    register.add_argument("--comparison", required=True, metavar="ID")
+
+    params = command("params", "count parameters, exactly", source=False)
+    _method(params)
+    params.add_argument("--items", type=int, help="V; default: the preset's data set")
+    return top
+
+
+def _method(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--method", required=True, help="such as bert4rec+st")
+    command.add_argument("--preset", help="small, tiny or paper_a_…; default: the source's, small")
+    command.add_argument("--length", type=int, dest="max_len", help="L")
+    command.add_argument("--segments", type=int, help="S_max of +sse")
+    command.add_argument("--time-features", type=int, help="T of +tsa")
+    command.add_argument("--layers", type=int)
+    command.add_argument("--dim", type=int, help="D")
+    command.add_argument("--heads", type=int)
+    command.add_argument("--dropout", type=float)
+    command.add_argument("--request-time", help="last_event or known")
+    command.add_argument("--repeat-policy", help="allow or exclude_seen")
+    command.add_argument("--sse-index", help="from_oldest or from_newest")
+    command.add_argument("--tsa-time", help="float64 or raw_float32")
+
+
+MODEL_OPTIONS = (
+    "max_len", "segments", "time_features", "layers", "dim", "heads", "dropout", "request_time",
+    "repeat_policy", "sse_index", "tsa_time",
+)  # fmt: skip
+TRAIN_OPTIONS = ("seed", "epochs", "patience", "batch_size", "learning_rate")
+
+
+def _params(args: argparse.Namespace) -> dict[str, Any]:
+    from models.methods import PRESET_ITEMS, config, count_parameters
+
+    preset = args.preset or "small"
+    chosen = config(args.method, preset, **{name: getattr(args, name) for name in MODEL_OPTIONS})
+    items = args.items if args.items is not None else PRESET_ITEMS.get(preset)
+    if items is None or items < 1:
+        raise UserError(f"--items V is needed: preset {preset!r} has no catalogue of its own")
+    counted = {"method": args.method, **count_parameters(items, chosen)}
+    parts = ", ".join(f"{name} {number:,}" for name, number in counted["by_module"].items())
+    print(
+        f"{args.method} with {items:,} items, preset {preset}: {counted['num_params']:,} "
+        f"parameters, {counted['num_params_added']:,} ({counted['params_added_pct']:.3f} %) more "
+        f"than the backbone alone. {parts}"
+    )
+    return counted
+
+
+def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models import commands
+    from models.methods import config
+
+    names = (*MODEL_OPTIONS, *TRAIN_OPTIONS)
+    given = {name: getattr(args, name) for name in names}
+    given["target"] = args.target or source.training.target
+    if given["seed"] is None:
+        given["seed"] = source.training.seeds[0]
+    chosen = config(args.method, args.preset or source.training.preset, **given)
+    commands.use_threads(args.threads)
+    return commands.train(
+        source=source,
+        lake=lake,
+        config=chosen,
+        version=args.table_version,
+        split=args.split,
+        valid_from=commands.parse_ts(args.valid_from),
+        test_from=commands.parse_ts(args.test_from),
+        comparison=args.comparison,
+        device=commands.pick_device(args.device),
+        say=commands.note,
+    )
+
+
+def _evaluate(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models import commands
+
+    commands.use_threads(args.threads)
+    return commands.score_again(
+        source=source, lake=lake, run_id=args.run_id, version=args.table_version
+    )
+
+
+def _compare(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.compare import compare, show
+
+    expect = [name.strip() for name in (args.expect or "").split(",") if name.strip()]
+    outcome = compare(source.name, args.comparison, expect)
+    show(outcome)
+    return outcome
+
+
+def _register(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.register import register
+
+    done = register(source.name, args.comparison)
+    made = ", ".join(
+        f"version {v['version']} {v['method']}{'' if v['new'] else ' (was there)'}"
+        for v in done["versions"]
+    )
+    print(
+        f"registered model {done['model']}: {made}. Alias challenger is version "
+        f"{done['challenger']['version']}, {done['challenger']['method']}: load it with "
+        f"mlflow.pyfunc.load_model(\"{done['uri']}\")"
+    )
+    return done
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "compare": _compare, "register": _register}
+
+
+def main(argv: list[str] | None = None) -> int:
+    from jobs.errors import SessionmillError
+
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "params":
+            done = _params(args)
+        else:
+            from jobs.settings import settings
+            from jobs.sources import load_source
+
+            source = load_source(args.source)
+            done = COMMANDS[args.command](args, source, settings().table_root())
+    except (UserError, SessionmillError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(done), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+"""Turns users' events into padded tensors, without a Python loop over items.
+
+The way of a batch: `Rows` (flat arrays of many users) -> `take` (a ragged handful of windows) ->
+labels (`label_next`, `label_cloze`, or `append_request` when predicting) -> the encodings' `layout`
+(they may insert tokens) -> `pad` (cut to the newest L tokens, left padding, newest at L-1).
+
+Letters: B rows, L positions, E events, T tokens of a ragged batch, V items. Tokens: 0 padding,
+1..V items, V+1 [MASK], V+2 [ST]. Times are integer microseconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Ints = NDArray[np.integer]
+Bools = NDArray[np.bool_]
+Target = Literal["next_item", "next_session"]
+NO_LABEL = -1
+DROP = -1  # a token that stands for "the request" in causal models and is dropped before padding
+
+
+def ragged(begin: Ints, length: Ints) -> tuple[Ints, Ints]:
+    """Indices begin[r] .. begin[r]+length[r]-1 of every row r, one after another, and their rows."""
+    row = np.repeat(np.arange(len(begin)), length)
+    first = np.cumsum(length) - length
+    return np.arange(int(length.sum())) + np.repeat(begin - first, length), row
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Flat events of many users, each user's oldest first, items as vocabulary indices 1..V.
+
+    item int32[E], ts int64[E], ordinal int32[E] (sessions of a user, from 1, dense),
+    positive bool[E], start int64[U+1] (user u owns events start[u]..start[u+1]-1).
+    """
+
+    item: Ints
+    ts: Ints
+    ordinal: Ints
+    positive: Bools
+    start: Ints
+
+    @cached_property
+    def opens(self) -> Bools:
+        """bool[E]: is this event the first of its session?"""
+        opens = np.ones(len(self.item), dtype=bool)
+        opens[1:] = self.ordinal[1:] != self.ordinal[:-1]
+        opens[self.start[:-1][self.start[:-1] < len(opens)]] = True
+        return opens
+
+    @cached_property
+    def last(self) -> Bools:
+        """bool[E]: is this event its user's last?"""
+        last = np.zeros(len(self.item), dtype=bool)
+        last[self.start[1:][self.start[1:] > self.start[:-1]] - 1] = True
+        return last
+
+    @cached_property
+    def session(self) -> Ints:
+        """int64[E]: running number of the session over all users, from 0."""
+        return np.cumsum(self.opens) - 1
+
+    @cached_property
+    def sets(self) -> tuple[Ints, Ints]:
+        """The distinct positive items of each session: (start int64[S+1], item int64[...])."""
+        width = int(self.item.max(initial=0)) + 1
+        pairs = np.unique(self.session[self.positive] * width + self.item[self.positive])
+        count = np.bincount(pairs // width, minlength=int(self.opens.sum()))
+        return np.concatenate([[0], np.cumsum(count)]), pairs % width
+
+    def own_label(self, event: Ints, target: Target) -> Ints:
+        """What event e is as a label: itself, or its session's set; NO_LABEL if not positive."""
+        if target == "next_item":
+            return np.where(self.positive[event], event, NO_LABEL)
+        start, session = self.sets[0], self.session[event]
+        return np.where(start[session + 1] > start[session], session, NO_LABEL)
+
+    def label_items(self, label: Ints, target: Target) -> tuple[Ints, Ints]:
+        """The items of each label: (start int64[N+1], item int64[...])."""
+        if target == "next_item":
+            return np.arange(len(label) + 1), self.item[label].astype(np.int64)
+        start, item = self.sets
+        length = start[label + 1] - start[label]
+        index, _ = ragged(start[label], length)
+        return np.concatenate([[0], np.cumsum(length)]), item[index]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A ragged batch: T tokens, rows one after another, each row oldest first.
+
+    `label` refers to what must be predicted *at* this token (see `Rows.own_label`), `own` is the
+    token's own event as a label, `crossing` says that `label` lies in the next session.
+    """
+
+    row: Ints
+    event: Ints
+    token: Ints
+    ts: Ints
+    ordinal: Ints
+    opens: Bools
+    own: Ints
+    label: Ints
+    crossing: Bools
+    num_rows: int
+    num_items: int
+
+    ARRAYS = ("row", "event", "token", "ts", "ordinal", "opens", "own", "label", "crossing")
+
+    @property
+    def mask_token(self) -> int:
+        return self.num_items + 1
+
+    @property
+    def session_token(self) -> int:
+        return self.num_items + 2
+
+    @property
+    def row_end(self) -> Ints:
+        """int64[B]: one past each row's last token."""
+        return np.cumsum(np.bincount(self.row, minlength=self.num_rows))
+
+    def select(self, keep: Bools) -> Tokens:
+        return replace(self, **{name: getattr(self, name)[keep] for name in self.ARRAYS})
+
+    def insert(self, at: Ints, **values: Ints | Bools | int) -> Tokens:
+        """New tokens before the tokens `at`; each array is given, or repeats one value."""
+        return replace(
+            self,
+            **{name: np.insert(getattr(self, name), at, values[name]) for name in self.ARRAYS},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded tensors. Left padding: column L-1 is the newest token of every row.
+
+    token, ts, ordinal int64[B, L]; newest int64[B] (the last ordinal); label_at int64[N] (indices
+    into B*L), label_start int64[N+1] and label_item int64[M] (the items to predict at each).
+    `max_len` is the model's L; learned positions count from there, so padding changes nothing.
+    """
+
+    token: torch.Tensor
+    ts: torch.Tensor
+    ordinal: torch.Tensor
+    newest: torch.Tensor
+    max_len: int
+    num_items: int
+    label_at: torch.Tensor
+    label_start: torch.Tensor
+    label_item: torch.Tensor
+
+    @property
+    def padding(self) -> torch.Tensor:
+        """bool[B, L]"""
+        return self.token == 0
+
+    def to(self, device: torch.device | str) -> Batch:
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **tensors)
+
+
+def take(rows: Rows, begin: Ints, end: Ints, num_items: int, target: Target | None) -> Tokens:
+    """The events begin[r]..end[r]-1 of every row, as tokens without labels."""
+    event, row = ragged(begin, end - begin)
+    none = np.full(len(event), NO_LABEL)
+    return Tokens(
+        row=row,
+        event=event,
+        token=rows.item[event].astype(np.int64),
+        ts=rows.ts[event],
+        ordinal=rows.ordinal[event].astype(np.int64),
+        opens=rows.opens[event],
+        own=none if target is None else rows.own_label(event, target),
+        label=none,
+        crossing=np.zeros(len(event), dtype=bool),
+        num_rows=len(begin),
+        num_items=num_items,
+    )
+
+
+def label_next(tokens: Tokens, rows: Rows, target: Target) -> Tokens:
+    """Causal labels: the next event; for `next_session` the next session's set, at session ends.
+
+    The next event may lie beyond the window: windows of one user share no label and lose none.
+    """
+    last = rows.last[tokens.event]
+    following = np.where(last, tokens.event, tokens.event + 1)
+    crossing = ~last & rows.opens[following]
+    labelled = crossing if target == "next_session" else ~last
+    label = np.where(labelled, rows.own_label(following, target), NO_LABEL)
+    return replace(tokens, label=label, crossing=crossing)
+
+
+def label_cloze(
+    tokens: Tokens, target: Target, rng: np.random.Generator, share: float, mask_newest: bool
+) -> Tokens:
+    """Cloze labels: a random share is hidden; with `mask_newest` also each row's newest, as served.
+
+    `next_item` hides events, 80 % by [MASK], 10 % by a random item, 10 % left as they are [code].
+    `next_session` hides whole sessions, each behind a single [MASK] whose label is the session's
+    set [ours: a served request has one [MASK] and does not know how many items will follow].
+    Hidden tokens keep time, segment and [ST]; the newest takes those of the event before it and
+    has no [ST], which is how a request looks under `last_event`.
+    """
+    count = len(tokens.row)
+    token, ts, ordinal = tokens.token.copy(), tokens.ts.copy(), tokens.ordinal.copy()
+    opens, label = tokens.opens.copy(), np.full(count, NO_LABEL)
+    end = tokens.row_end
+    begin = np.concatenate([[0], end[:-1]])
+    if target == "next_item":
+        unit_first, unit = np.arange(count), np.arange(count)
+    else:  # units are the sessions as far as they are in the row
+        first = np.ones(count, dtype=bool)
+        first[1:] = tokens.opens[1:] | (tokens.row[1:] != tokens.row[:-1])
+        unit_first, unit = np.flatnonzero(first), np.cumsum(first) - 1
+    drawn = rng.random(len(unit_first))
+    hidden = (drawn < share) & (tokens.own[unit_first] != NO_LABEL)
+    at = unit_first[hidden]
+    label[at] = tokens.own[at]
+    if target == "next_item":
+        style = rng.random(len(at))
+        other = rng.integers(1, tokens.num_items + 1, len(at))
+        token[at] = np.where(
+            style < 0.8, tokens.mask_token, np.where(style < 0.9, other, token[at])
+        )
+    else:
+        token[at] = tokens.mask_token
+    if mask_newest:
+        newest = unit_first[unit[end[end > begin] - 1]]
+        newest = newest[(newest > begin[end > begin]) & (tokens.own[newest] != NO_LABEL)]
+        token[newest], label[newest] = tokens.mask_token, tokens.own[newest]
+        ts[newest], ordinal[newest] = tokens.ts[newest - 1], tokens.ordinal[newest - 1]
+        opens[newest] = False
+        hidden[unit[newest]] = True
+    result = replace(tokens, token=token, ts=ts, ordinal=ordinal, opens=opens, label=label)
+    if target == "next_item":
+        return result
+    keep = ~hidden[unit]
+    keep[unit_first] = True
+    return result.select(keep)
+
+
+def append_request(
+    tokens: Tokens, *, cloze: bool, request_ts: Ints | None = None, new_session: Bools | None = None
+) -> Tokens:
+    """One token a row for what is asked: [MASK] for cloze models, a placeholder for causal ones.
+
+    Without `request_ts` (policy `last_event`) it has the last event's time and segment; with it
+    (policy `known`) the request's time, and a new segment where `new_session`.
+    """
+    end = tokens.row_end
+    ts, ordinal = tokens.ts[end - 1], tokens.ordinal[end - 1]
+    opens = np.zeros(tokens.num_rows, dtype=bool)
+    if request_ts is not None:
+        if new_session is not None:
+            opens = new_session
+        ts, ordinal = request_ts, ordinal + opens
+    return tokens.insert(
+        end,
+        row=np.arange(tokens.num_rows),
+        event=NO_LABEL,
+        token=tokens.mask_token if cloze else DROP,
+        ts=ts,
+        ordinal=ordinal,
+        opens=opens,
+        own=NO_LABEL,
+        label=NO_LABEL,
+        crossing=False,
+    )
+
+
+def pad(tokens: Tokens, max_len: int, rows: Rows | None = None, target: Target | None = None) -> Batch:
+    """Cut every row to its newest `max_len` tokens, pad on the left, look labels up."""
+    if (tokens.token == DROP).any():
+        tokens = tokens.select(tokens.token != DROP)
+    age = tokens.row_end[tokens.row] - 1 - np.arange(len(tokens.row))
+    tokens, age = tokens.select(age < max_len), age[age < max_len]
+    width = int(age.max(initial=0)) + 1
+    at = tokens.row * width + (width - 1 - age)
+    size = tokens.num_rows * width
+    first = np.concatenate([[0], tokens.row_end[:-1]])
+    token = np.zeros(size, dtype=np.int64)
+    token[at] = tokens.token
+    # Padding carries the first event's time and segment 0.
+    ts = np.repeat(tokens.ts[first], width)
+    ts[at] = tokens.ts
+    ordinal = np.zeros(size, dtype=np.int64)
+    ordinal[at] = tokens.ordinal
+    label_at = np.flatnonzero(tokens.label != NO_LABEL)
+    if rows is None or target is None:
+        label_start, label_item = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    else:
+        label_start, label_item = rows.label_items(tokens.label[label_at], target)
+    shape = (tokens.num_rows, width)
+    return Batch(
+        token=torch.from_numpy(token.reshape(shape)),
+        ts=torch.from_numpy(ts.reshape(shape)),
+        ordinal=torch.from_numpy(ordinal.reshape(shape)),
+        newest=torch.from_numpy(tokens.ordinal[tokens.row_end - 1]),
+        max_len=max_len,
+        num_items=tokens.num_items,
+        label_at=torch.from_numpy(at[label_at]),
+        label_start=torch.from_numpy(np.asarray(label_start, dtype=np.int64)),
+        label_item=torch.from_numpy(np.asarray(label_item, dtype=np.int64)),
+    )
+
+
+def windows(rows: Rows, max_len: int, size: Ints, shift: Ints | None) -> tuple[Ints, Ints]:
+    """Cut every user's events into windows of at most `max_len` tokens: (begin, end), event numbers.
+
+    `size[e]` is what event e takes (1, and 1 more where an encoding puts a token before it).
+    `shift` int64[U] moves all boundaries but the newest window's end, so that epochs differ.
+    None keeps only the newest window of each user, as the reference does.
+    """
+    users = np.flatnonzero(rows.start[1:] > rows.start[:-1])
+    begin, end = rows.start[users], rows.start[users + 1]
+    total = np.concatenate([[0], np.cumsum(size)])
+    if shift is None:
+        return np.maximum(begin, np.searchsorted(total, total[end] - max_len)), end
+    length = end - begin
+    user = np.repeat(users, length)
+    newer = total[rows.start[user + 1]] - total[1:]  # tokens that come after this event
+    part = (newer + shift[user]) // max_len
+    first = np.ones(len(user), dtype=bool)
+    first[1:] = (part[1:] != part[:-1]) | (user[1:] != user[:-1])
+    starts = np.flatnonzero(first)
+    return starts, np.append(starts[1:], len(user))

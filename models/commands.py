@@ -1,0 +1,311 @@
+"""What `train` and `evaluate` do around the arithmetic: read, record, keep, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from models import tracking
+from models.baselines import Popularity
+from models.errors import UserError
+from models.evaluate import Result, evaluate
+from models.methods import Config, count_parameters
+from models.splits import TEST, Cut, Filters, describe, targets
+from models.store import Stored, load, save
+from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb
+
+if TYPE_CHECKING:
+    from jobs.sources import Source
+    from mlflow import MlflowClient
+
+SHOWN = ("ndcg@10", "hr@10", "recall@10", "mrr@10")
+
+
+@contextmanager
+def recorded(
+    client: MlflowClient, experiment: str, name: str, tags: dict[str, str]
+) -> Iterator[str]:
+    """A run that ends FINISHED, or FAILED where the block does not end."""
+    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    try:
+        yield run_id
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+def train(
+    *,
+    source: Source,
+    lake: str,
+    config: Config,
+    version: int | None = None,
+    split: str = "temporal",
+    valid_from: int | None = None,
+    test_from: int | None = None,
+    comparison: str | None = None,
+    device: str = "cpu",
+    say: Say = print,
+) -> dict[str, Any]:
+    """Train one method, score it on the test period, record everything in MLflow."""
+    began = time.perf_counter()
+    filters = Filters(**source.filters.model_dump())
+    data = load_data(
+        lake=lake, source=source.name, filters=filters, version=version, split=split,
+        valid_from=valid_from, test_from=test_from,
+    )  # fmt: skip
+    origin = int(data.training.rows.ts.min())
+    config = replace(config, model=replace(config.model, time_origin_us=origin))
+    rows, left = data.training.rows, data.training.counts
+    say(
+        f"{config.method} on {source.name}, gold.sequences version {data.sequences.version}: "
+        f"{len(rows.item):,} training events of {len(data.training.user):,} users, "
+        f"{len(data.item_ids):,} items (before filters {left['before the cut']['events']:,} events)"
+    )
+    client, experiment = tracking.connect(source.name)
+    tags = {tracking.KIND: "train", "method": config.method, "seed": str(config.train.seed)}
+    if comparison:
+        tags[tracking.COMPARISON] = comparison
+    commit = code_version()
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    name = f"{config.method} seed {config.train.seed}"
+    with recorded(client, experiment, name, tags) as run_id:
+        facts = _facts(source, data, config, filters)
+        tracking.log_values(client, run_id, params=_flat({**config.as_dict(), "data": facts}))
+        tracking.log_table(
+            client, run_id, data.sequences.path, data.sequences.version, data.sequences.table_id
+        )
+        fitted = fit(config, data, say, device)
+        asked = targets(
+            data.events, data.period, TEST, data.training.vocabulary, config.train.target  # type: ignore[arg-type]
+        )  # fmt: skip
+        scored_from = time.perf_counter()
+        result = evaluate(fitted.model, asked, repeat_policy=config.model.repeat_policy)
+        eval_s = time.perf_counter() - scored_from
+        report = _report(config, data, fitted, result, eval_s, run_id, facts)
+        report["seconds"] = round(time.perf_counter() - began, 2)
+        _keep(client, run_id, data, config, fitted, result, report, facts)
+    say(describe_report(report))
+    return report
+
+
+def _facts(source: Source, data: Data, config: Config, filters: Filters) -> dict[str, Any]:
+    """What makes runs comparable, and what serving must know; stored with the model."""
+    return {
+        "method": config.method,
+        "source": source.name,
+        "table": "gold.sequences",
+        "table_version": data.sequences.version,
+        "table_id": data.sequences.table_id,
+        "cut": describe(data.cut),
+        "target": config.train.target,
+        "request_time": config.model.request_time,
+        "repeat_policy": config.model.repeat_policy,
+        "filters": asdict(filters),
+        "session_rule": source.sessions.rule,
+        "gap_us": source.sessions.gap_us,
+        "feedback": source.feedback.model_dump(),
+    }
+
+
+def _report(
+    config: Config,
+    data: Data,
+    fitted: Fitted,
+    result: Result,
+    eval_s: float,
+    run_id: str,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    if not len(result.users):
+        raise UserError(
+            f"the test period of {data.sequences.path} has no target of a user with a history "
+            f"({result.counts}): move the cut with --valid-from and --test-from"
+        )
+    counted = count_parameters(len(data.item_ids), config)
+    return {
+        "method": config.method,
+        "seed": config.train.seed,
+        "source": facts["source"],
+        "num_params": counted["num_params"],
+        "num_params_added": counted["num_params_added"],
+        "params_added_pct": counted["params_added_pct"],
+        "metrics": result.summary(),
+        "validation_ndcg@10": fitted.validation,
+        "counts": result.counts,
+        "filters": data.training.counts,
+        "epochs": fitted.epochs,
+        "best_epoch": fitted.best_epoch,
+        "events_per_second": round(fitted.events_per_second, 1),
+        "train_s": round(fitted.seconds, 2),
+        "eval_s": round(eval_s, 2),
+        "peak_rss_mb": peak_rss_mb(),
+        "items": len(data.item_ids),
+        "table_version": data.sequences.version,
+        "cut": facts["cut"],
+        "target": facts["target"],
+        "mlflow_run_id": run_id,
+    }
+
+
+def _keep(
+    client: MlflowClient,
+    run_id: str,
+    data: Data,
+    config: Config,
+    fitted: Fitted,
+    result: Result,
+    report: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    values = {"validation_ndcg@10_best": fitted.validation}
+    for name, value in report["metrics"].items():
+        values |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+    for name in (
+        "num_params", "num_params_added", "params_added_pct", "epochs", "best_epoch", "seconds",
+        "train_s", "eval_s", "events_per_second", "peak_rss_mb",
+    ):  # fmt: skip
+        values[name] = float(report[name])
+    values["unseen_share"] = result.counts["unseen_share"]
+    finite = {name: value for name, value in values.items() if np.isfinite(value)}
+    tracking.log_values(client, run_id, metrics=finite, curves=fitted.curves)
+    with tempfile.TemporaryDirectory(prefix="sessionmill-") as scratch:
+        folder = Path(scratch)
+        popularity = Popularity(len(data.item_ids))
+        popularity.fit(data.training.rows)
+        stored = Stored(fitted.model, config, data.item_ids, popularity.count, facts)
+        save(stored, folder / "trained")
+        place = folder / "evaluation"
+        place.mkdir()
+        ids = np.array([data.sequences.user_id[u] for u in result.users], dtype=np.str_)
+        np.savez_compressed(
+            place / "per_user.npz",
+            user_id=ids,
+            **{name.replace("@", "_at_"): value for name, value in result.values.items()},
+        )
+        facts_and_report = {"facts": facts, "report": report}
+        (place / "result.json").write_text(json.dumps(facts_and_report, indent=1))
+        client.log_artifacts(run_id, scratch)
+
+
+def score_again(
+    *, source: Source, lake: str, run_id: str, version: int | None, say: Say = print
+) -> dict[str, Any]:
+    """`evaluate`: a stored run's model on its own cut, at its own table version or another one."""
+    from jobs.tables import ITEMS
+    from models.dataset import cache_folder, open_sequences, read_items
+    from models.splits import Events, periods
+
+    client, _ = tracking.connect(source.name)
+    with tracking.downloaded(client, run_id, "trained") as folder:
+        stored = load(folder)
+    facts = stored.facts
+    if facts["source"] != source.name:
+        raise UserError(f"run {run_id} is of source {facts['source']!r}, not {source.name!r}")
+    make = f"python -m jobs run --source {source.name}"
+    from jobs.tables import SEQUENCES
+
+    at = facts["table_version"] if version is None else version
+    path = SEQUENCES.path(lake, source.name)
+    events = Events.of(open_sequences(path, at, cache_folder(lake, source.name), make))
+    index, names = read_items(ITEMS.path(lake, source.name), make)
+    by_name = dict(zip(names, index.tolist(), strict=True))
+    vocabulary = np.array([by_name.get(item, 0) for item in stored.item_ids], dtype=np.int64)
+    cut = facts["cut"]
+    pinned = Cut(
+        split=cut["split"],
+        valid_from=parse_ts(cut["valid_from"]),
+        test_from=parse_ts(cut["test_from"]),
+    )
+    asked = targets(events, periods(events, pinned), TEST, vocabulary, facts["target"])
+    began = time.perf_counter()
+    result = evaluate(stored.model, asked, repeat_policy=facts["repeat_policy"])
+    report = {
+        "method": facts["method"], "source": source.name, "mlflow_run_id": run_id,
+        "table_version": at, "cut": cut, "target": facts["target"],
+        "metrics": result.summary(), "counts": result.counts,
+        "seconds": round(time.perf_counter() - began, 2),
+    }  # fmt: skip
+    say(describe_report(report))
+    return report
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """The result of a run as a paragraph."""
+    scores = ", ".join(
+        f"{name} {report['metrics'][name]['value']:.4f} "
+        f"[{report['metrics'][name]['low']:.4f}, {report['metrics'][name]['high']:.4f}]"
+        for name in SHOWN
+        if name in report["metrics"]
+    )
+    counts = report["counts"]
+    text = (
+        f"{report['method']}, {report['target'].replace('_', ' ')}, full ranking, gold.sequences "
+        f"version {report['table_version']}: {scores} over {counts['users']:,} users and "
+        f"{counts['targets']:,} targets ({100 * counts['unseen_share']:.1f} % of the items unseen "
+        f"in training; {counts['users_without_history']:,} users without history left out)"
+    )
+    if "num_params" in report:
+        text += (
+            f". {report['num_params']:,} parameters, {report['num_params_added']:,} added "
+            f"({report['params_added_pct']:.2f} %); {report['epochs']} epochs, best "
+            f"{report['best_epoch']}, {report['events_per_second']:,.0f} events/s, "
+            f"{report['seconds']:.0f} s, {report['peak_rss_mb']:,.0f} MB"
+        )
+    return text + f". MLflow run {report['mlflow_run_id']}"
+
+
+def parse_ts(text: str | None) -> int | None:
+    """Microseconds of an ISO 8601 time (UTC where it names no zone), None for None."""
+    from datetime import UTC, datetime, timedelta
+
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{text!r} is no time: write 2017-10-01 or 2017-10-01T12:00:00Z") from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
+
+
+def use_threads(number: int | None) -> None:
+    if number is not None:
+        if number < 1:
+            raise UserError(f"--threads {number}: at least one")
+        torch.set_num_threads(number)
+
+
+def pick_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
+    return name
+
+
+def note(text: str) -> None:
+    """Progress goes to standard output, at once."""
+    print(text, flush=True, file=sys.stdout)

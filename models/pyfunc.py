@@ -1,0 +1,36 @@
+"""The file that MLflow runs to load a registered model ("model from code"): nothing is pickled.
+
+Only `models.register` names it. It needs this package (logged beside it), torch, pandas and
+safetensors; no Spark, no Airflow, no table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from models.serving import recommend
+from models.store import load
+
+
+class SessionRecommender(PythonModel):  # type: ignore[misc]
+    def load_context(self, context: PythonModelContext) -> None:
+        self.stored = load(Path(context.artifacts["model"]))
+
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        given = params or {}
+        return recommend(
+            self.stored, model_input, int(given.get("k", 10)), str(given.get("request_ts") or "")
+        )
+
+
+set_model(SessionRecommender())

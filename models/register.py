@@ -1,0 +1,158 @@
+"""Every method's best seed of a comparison becomes a version of the source's registered model.
+
+A version is a pyfunc from code: weights in safetensors, no pickle. It takes raw ids and times, and
+loads without this repository, Spark or Airflow. The winner gets the alias `challenger`; `champion`
+is not given here. Registering a comparison twice makes no second version of a run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models import tracking
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+CHALLENGER = "challenger"
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow")
+
+
+def register(source: str, comparison: str) -> dict[str, Any]:
+    """Register the methods of a comparison that `compare` has recorded."""
+    client, experiment = tracking.connect(source)
+    found = tracking.runs(client, experiment, kind="compare", comparison=comparison)
+    if not found:
+        raise UserError(
+            f"comparison {comparison!r} of {source!r} is not recorded in "
+            f"{tracking.tracking_uri()}: run `python -m models compare --comparison {comparison}`"
+        )
+    with tracking.downloaded(client, found[0].info.run_id, "compare.json") as file:
+        outcome = tracking.read_json(file)
+    _ensure_model(client, source)
+    versions = [_version(client, source, outcome, row) for row in outcome["methods"]]
+    winner = next(v for v in versions if v["method"] == outcome["winner"])
+    client.set_registered_model_alias(source, CHALLENGER, winner["version"])
+    return {
+        "model": source,
+        "comparison": comparison,
+        "versions": versions,
+        "challenger": {"method": winner["method"], "version": winner["version"]},
+        "uri": f"models:/{source}@{CHALLENGER}",
+    }
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(
+            name, description=f"Recommenders of the source {name}, one version a method."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _version(
+    client: MlflowClient, name: str, outcome: dict[str, Any], row: dict[str, Any]
+) -> dict[str, Any]:
+    run_id = row["mlflow_run_id"]
+    there = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
+    if there:
+        number, new = min(int(version.version) for version in there), False
+    else:
+        number, new = _make(client, name, outcome, row), True
+    return {
+        "method": row["method"], "version": number, "mlflow_run_id": run_id, "new": new,
+    }  # fmt: skip
+
+
+def _make(client: MlflowClient, name: str, outcome: dict[str, Any], row: dict[str, Any]) -> int:
+    import mlflow
+    import mlflow.pyfunc
+
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
+    package = Path(__file__).parent
+    with tracking.downloaded(client, row["mlflow_run_id"], "trained") as folder:
+        item_ids = tracking.read_json(folder / "items.json")
+        with mlflow.start_run(run_id=row["mlflow_run_id"]):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(package / "pyfunc.py"),
+                artifacts={"model": str(folder)},
+                code_paths=[str(package)],
+                signature=signature(),
+                input_example=(example(item_ids), {"k": 10, "request_ts": ""}),
+                pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in REQUIREMENTS],
+            )
+    version = client.create_model_version(
+        name,
+        info.model_uri,
+        run_id=row["mlflow_run_id"],
+        tags={key: str(value) for key, value in _tags(outcome, row).items()},
+        model_id=info.model_id,
+        description=f"{row['method']}, seed {row['seed']}: NDCG@10 {row['ndcg@10']:.4f}",
+    )
+    return int(version.version)
+
+
+def _tags(outcome: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "method", "seed", "num_params", "num_params_added", "params_added_pct",
+        "ndcg@10", "ndcg@10_low", "ndcg@10_high", "hr@10", "hr@10_low", "hr@10_high",
+        "validation_ndcg@10",
+    )  # fmt: skip
+    tags = {name.replace("@", "_at_"): row[name] for name in names}
+    return tags | {
+        "comparison": outcome["comparison"],
+        "table": "gold.sequences",
+        "table_version": outcome["table_version"],
+        "cut": json.dumps(outcome["cut"]),
+        "target": outcome["target"],
+        "request_time": outcome["request_time"],
+        "vs_vanilla": json.dumps(row["vs_vanilla"]),
+    }
+
+
+def signature() -> ModelSignature:
+    """Events in, nested recommendations out; parameters `k` and `request_ts`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    text, optional = DataType.string, {"required": False}
+    inputs = Schema(
+        [
+            ColSpec(text, "user_id"),
+            ColSpec(text, "item_id"),
+            ColSpec(DataType.datetime, "event_ts"),
+            ColSpec(text, "source_session_id", **optional),
+            ColSpec(text, "event_type", **optional),
+            ColSpec(DataType.double, "value", **optional),
+            ColSpec(DataType.long, "tie_break", **optional),
+            ColSpec(Array(text), "exposed_with", **optional),
+        ]
+    )
+    item = Object([Property("item_id", text), Property("score", DataType.double)])
+    outputs = Schema([ColSpec(text, "user_id"), ColSpec(Array(item), "items")])
+    params = ParamSchema(
+        [ParamSpec("k", DataType.long, 10), ParamSpec("request_ts", DataType.string, "")]
+    )
+    return ModelSignature(inputs=inputs, outputs=outputs, params=params)
+
+
+def example(item_ids: list[str]) -> pd.DataFrame:
+    """Two users: one with two events of known items, one without history."""
+    import pandas as pd
+
+    when = pd.to_datetime(["2024-01-01T10:00:00", "2024-01-01T10:05:00", None])
+    items = [item_ids[0], item_ids[1], None]
+    return pd.DataFrame({"user_id": ["ann", "ann", "bob"], "item_id": items, "event_ts": when})

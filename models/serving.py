@@ -1,0 +1,168 @@
+"""A stored model asked with raw events: the behaviour of a registered model, without MLflow.
+
+One row an event in, one row a user out, in order of first appearance. Decisions at the edges:
+ * `source_session_id` given: neighbours belong together if both ids are non-null and equal, or both
+   null and the silence is at most the gap. Not given: the gap rule, whatever the source's own.
+ * Events are put in the order (event_ts, source_session_id, tie_break, item_id), nulls last.
+ * Unknown items are skipped after sessions are cut. Without a known item: popularity.
+ * A row with null `item_id` or `event_ts` names its user and is no event.
+ * `request_ts` is read under the policy `known` only; default the last event's time.
+ * Only `event_type` and `value` decide about feedback, by the source's rules; without: positive.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models.batch import Bools, Ints, Rows
+from models.evaluate import exclude
+from models.store import Stored
+
+CHUNK_SCORES = 16_000_000
+COMPARE = {
+    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
+    "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+CONDITION = re.compile(r"^\s*value\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*$")
+
+
+def recommend(stored: Stored, frame: pd.DataFrame, k: int = 10, request_ts: str = "") -> pd.DataFrame:
+    """columns user_id, items (a list of {"item_id", "score"}, score falling, at most k)."""
+    if k < 1:
+        raise ValueError(f"k = {k}: ask for at least one item")
+    if frame["user_id"].isna().any():
+        raise ValueError("user_id is null in some rows: every row needs its user")
+    names = frame["user_id"].astype(str)
+    user, users = pd.factorize(names)
+    rows = _rows(stored, frame, user, len(users))
+    begin, end = rows.start[:-1], rows.start[1:]
+    items: list[list[dict[str, Any]]] = [[] for _ in users]
+    popular = _top(stored.popularity[None, :].to(torch.float64), k, stored.item_ids)[0]
+    for place in np.flatnonzero(begin == end):
+        items[place] = list(popular)
+    asked = np.flatnonzero(begin < end)
+    now, new = _request(stored, rows, end[asked] - 1, request_ts)
+    step = max(1, min(512, CHUNK_SCORES // max(1, len(stored.item_ids))))
+    for low in range(0, len(asked), step):
+        part, at = asked[low : low + step], slice(low, low + step)
+        scores = stored.model.score(
+            rows,
+            begin[part],
+            end[part],
+            None if now is None else now[at],
+            None if new is None else new[at],
+        )
+        if stored.config.model.repeat_policy == "exclude_seen":
+            scores = exclude(scores, rows, begin[part], end[part])
+        for place, top in zip(part, _top(scores, k, stored.item_ids), strict=True):
+            items[place] = top
+    return pd.DataFrame({"user_id": pd.Series(users, dtype=object), "items": items})
+
+
+def _top(scores_RV: torch.Tensor, k: int, item_ids: list[str]) -> list[list[dict[str, Any]]]:
+    """The k best of each row; equal scores in order of the vocabulary."""
+    size = min(k, scores_RV.shape[1])
+    # topk promises no order among equals: take all that reach the k-th score, sort those stably.
+    least = scores_RV.topk(size, dim=1).values[:, -1:]
+    result = []
+    for row, floor in zip(scores_RV, least, strict=True):
+        place = torch.nonzero(row >= floor).squeeze(1)
+        value, order = torch.sort(row[place], descending=True, stable=True)
+        result.append(
+            [
+                {"item_id": item_ids[i], "score": score}
+                for i, score in zip(
+                    place[order][:size].tolist(), value[:size].tolist(), strict=True
+                )
+                if np.isfinite(score)
+            ]
+        )
+    return result
+
+
+def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Rows:
+    ts = pd.to_datetime(frame["event_ts"], utc=True)
+    usable = (frame["item_id"].notna() & ts.notna()).to_numpy()
+    given = "source_session_id" in frame.columns
+    nothing = pd.Series([None] * len(frame), index=frame.index, dtype=object)
+    native = frame["source_session_id"] if given else nothing
+    table = pd.DataFrame(
+        {
+            "user": user,
+            "ts": ts.dt.as_unit("us").astype("int64"),
+            "native": native.astype("string"),
+            "tie_break": frame["tie_break"] if "tie_break" in frame.columns else 0,
+            "item": frame["item_id"].astype("string"),
+            "positive": _positive(stored.facts.get("feedback", {}), frame),
+        }
+    )[usable]
+    by = ["user", "ts", "native", "tie_break", "item"]
+    table = table.sort_values(by, na_position="last", kind="stable")
+    owner, when = table["user"].to_numpy(), table["ts"].to_numpy()
+    opens = np.ones(len(table), dtype=bool)
+    close = np.diff(when) <= int(stored.facts["gap_us"])
+    if given:
+        code = pd.factorize(table["native"])[0]  # -1: null
+        close = (code[1:] == code[:-1]) & ((code[1:] >= 0) | close)
+    opens[1:] = ~close | (owner[1:] != owner[:-1])
+    index = stored.lookup.get_indexer(table["item"].to_numpy(dtype=object)) + 1
+    known = index > 0
+    session = np.cumsum(opens)[known]
+    owner = owner[known]
+    start = np.searchsorted(owner, np.arange(num_users + 1))
+    first = np.ones(len(session), dtype=bool)
+    first[1:] = (session[1:] != session[:-1]) | (owner[1:] != owner[:-1])
+    running = np.cumsum(first)
+    base = np.concatenate([[0], running])[start[:-1]]
+    return Rows(
+        item=index[known].astype(np.int32),
+        ts=when[known],
+        ordinal=(running - base[owner]).astype(np.int32),
+        positive=table["positive"].to_numpy()[known],
+        start=start.astype(np.int64),
+    )
+
+
+def _request(
+    stored: Stored, rows: Rows, last: Ints, request_ts: str
+) -> tuple[Ints | None, Bools | None]:
+    """Time of the request and whether it opens a session, for the users' last known events."""
+    if stored.config.model.request_time != "known":
+        return None, None
+    when = rows.ts[last]
+    if not request_ts:
+        return when, np.zeros(len(when), dtype=bool)
+    now = pd.Timestamp(request_ts)
+    now = now.tz_localize("UTC") if now.tzinfo is None else now.tz_convert("UTC")
+    request = np.full(len(when), now.as_unit("us").value, dtype=np.int64)
+    return request, request - when > int(stored.facts["gap_us"])
+
+
+def _positive(rules: dict[str, Any], frame: pd.DataFrame) -> Bools:
+    """bool[E]: tried negative, positive, exposed, else neutral; no `positive` rule: the rest."""
+
+    def any_of(entries: list[str] | None) -> Bools:
+        found = np.zeros(len(frame), dtype=bool)
+        for entry in entries or []:
+            match = CONDITION.match(entry)
+            if match and "value" in frame.columns:
+                value = pd.to_numeric(frame["value"]).to_numpy(dtype=float)
+                found |= COMPARE[match[1]](value, float(match[2])) & ~np.isnan(value)
+            elif not match and "event_type" in frame.columns:
+                found |= (frame["event_type"].astype("string") == entry).fillna(False).to_numpy(bool)
+        return found
+
+    said = np.zeros(len(frame), dtype=bool)  # does the row say anything that rules speak of?
+    for name in ("event_type", "value"):
+        if name in frame.columns:
+            said |= frame[name].notna().to_numpy()
+    negative = any_of(rules.get("negative"))
+    if rules.get("positive") is None:
+        return ~negative & ~any_of(rules.get("exposed"))
+    return ~negative & (any_of(rules["positive"]) | ~said)

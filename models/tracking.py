@@ -1,0 +1,188 @@
+"""Where runs are recorded: MLflow, reached by `MLFLOW_TRACKING_URI`, else `.mlflow/` right here.
+
+One experiment a source. MLflow is imported when first needed: it takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DEFAULT_FOLDER = ".mlflow"
+KIND, COMPARISON = "kind", "comparison"  # tags of our runs
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Two processes must not both create the tables of a new database."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def tracking_uri() -> str:
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given or f"sqlite:///{Path(DEFAULT_FOLDER).absolute()}/mlflow.db"
+
+
+def _answers(uri: str) -> None:
+    """Ask a server before work begins, rather than after MLflow's minutes of retries."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers; what it thinks of us is said by the first real call
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"MLflow does not answer at MLFLOW_TRACKING_URI={uri} ({error}): start it with "
+            "`make up`, or unset the variable to record under .mlflow/ in this folder"
+        ) from None
+
+
+def connect(source: str) -> tuple[MlflowClient, str]:
+    """A client, and the id of the source's experiment (made if there is none)."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        _answers(uri)
+    import logging
+
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.utils.environment"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient()
+    local = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else None
+    with contextlib.ExitStack() as stack:
+        if local is not None:
+            stack.enter_context(_one_at_a_time(local))
+        try:
+            experiment = client.get_experiment_by_name(source)
+            if experiment is None:
+                # Without a place of its own, a database's artifacts would go to ./mlruns.
+                where = (local / "artifacts" / source).absolute().as_uri() if local else None
+                try:
+                    return client, str(client.create_experiment(source, artifact_location=where))
+                except MlflowException:  # another process made it meanwhile
+                    experiment = client.get_experiment_by_name(source)
+        except MlflowException as error:
+            raise UserError(
+                f"MLflow at {uri} does not work: {error}. Set MLFLOW_TRACKING_URI to another "
+                "server, or unset it to record under .mlflow/ in this folder"
+            ) from None
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"MLflow's experiment {source!r} is deleted: restore it with `mlflow experiments "
+            "restore`, or give the source another name"
+        )
+    return client, str(experiment.experiment_id)
+
+
+def log_table(client: MlflowClient, run_id: str, path: str, version: int, table_id: str) -> None:
+    """Name a Delta table at a version as the run's dataset input."""
+    from mlflow.data.delta_dataset_source import DeltaDatasetSource
+    from mlflow.entities import DatasetInput, InputTag
+
+    source = DeltaDatasetSource(
+        path=path,
+        delta_table_name="gold.sequences",
+        delta_table_version=version,
+        delta_table_id=table_id,
+    )
+    from mlflow.data.meta_dataset import MetaDataset
+
+    dataset = MetaDataset(source=source, name="gold.sequences", digest=f"v{version}")
+    client.log_inputs(
+        run_id,
+        [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])],
+    )
+
+
+def log_values(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    curves: Mapping[str, list[float]] | None = None,
+) -> None:
+    """Everything in calls of at most 1000 metrics and 100 params, MLflow's own limits.
+
+    MLflow knows no `@` in names: ndcg@10 is ndcg_at_10 there.
+    """
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    values = [
+        Metric(name.replace("@", "_at_"), value, now, 0) for name, value in (metrics or {}).items()
+    ]
+    for name, curve in (curves or {}).items():
+        key = name.replace("@", "_at_")
+        values += [Metric(key, value, now, step) for step, value in enumerate(curve, 1)]
+    given = [Param(name, str(value)[:6000]) for name, value in (params or {}).items()]
+    for low in range(0, max(len(values), 1), 1000):
+        first = given[:100] if low == 0 else []
+        client.log_batch(run_id, metrics=values[low : low + 1000], params=first)
+    for low in range(100, len(given), 100):
+        client.log_batch(run_id, params=given[low : low + 100])
+
+
+def runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
+    """Finished runs with these tags, the newest first."""
+    for value in tags.values():
+        if "'" in value:
+            raise UserError(f"{value!r}: names of comparisons and methods have no quote")
+    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    result: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment],
+            f"attributes.status = 'FINISHED' and {wanted}",
+            max_results=500,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        result.extend(page)
+        token = page.token
+        if not token:
+            return result
+
+
+@contextlib.contextmanager
+def downloaded(client: MlflowClient, run_id: str, path: str) -> Iterator[Path]:
+    """An artifact folder of a run, for as long as the block lasts."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
+        try:
+            place = Path(client.download_artifacts(run_id, path, folder))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"run {run_id} has no artifact {path!r} that can be read ({error}): train again"
+            ) from error
+        yield place
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,134 @@
+"""SASRec (causal) and BERT4Rec (cloze): one pre-norm transformer, one flag.
+
+Kang & McAuley 2018, Sun 2019; sizes and details as in paper A's reference code.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.batch import Batch
+
+
+class TransformerSizes(Protocol):
+    @property
+    def dim(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def max_len(self) -> int: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def attention_dropout(self) -> float: ...
+    @property
+    def reference(self) -> bool: ...
+
+
+class Block(nn.Module):
+    """Attention and a 4D feed-forward net, pre-norm: 12 D^2 + 13 D; F features add F^2 + F.
+
+    Features are projected once a layer and appended to queries and keys of every head; values stay
+    as they are; logits are scaled by 1/sqrt(D/H + F) [code].
+    """
+
+    def __init__(self, config: TransformerSizes, feature_dim: int) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads
+        self.attention_dropout = config.attention_dropout
+        # The reference drops inside the feed-forward net and after each block too.
+        self.inner = config.dropout if config.reference else 0.0
+        self.norm_1, self.norm_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.feature = nn.Linear(feature_dim, feature_dim) if feature_dim else None
+
+    def forward(
+        self, x_BLD: torch.Tensor, mask: torch.Tensor, features_BLF: torch.Tensor | None
+    ) -> torch.Tensor:
+        x = x_BLD + self.dropout(self._attend(self.norm_1(x_BLD), mask, features_BLF))
+        h = functional.gelu(self.up(self.norm_2(x)), approximate="tanh")
+        h = self.down(functional.dropout(h, self.inner, self.training))
+        return functional.dropout(x + self.dropout(h), self.inner, self.training)
+
+    def _attend(
+        self, x: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, length, dim = x.shape
+        shape = (rows, length, self.heads, dim // self.heads)
+        q, k, v = (f(x).view(shape).transpose(1, 2) for f in (self.query, self.key, self.value))
+        if self.feature is not None and features is not None:
+            extra = self.feature(features).unsqueeze(1).expand(-1, self.heads, -1, -1)
+            q, k = torch.cat([q, extra], dim=-1), torch.cat([k, extra], dim=-1)
+        h = functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            scale=q.shape[-1] ** -0.5,
+        )
+        h = h.transpose(1, 2).reshape(rows, length, dim)
+        result: torch.Tensor = self.out(h)
+        return result
+
+
+class Transformer(nn.Module):
+    """L*D positions and the blocks; a final norm (2D) unless it is the reference's net.
+
+    `reference` also keeps the padding row (D) of the segment table that the reference carries
+    unused in every variant, so that parameter counts agree to the last one.
+    """
+
+    cloze = False
+
+    def __init__(self, config: TransformerSizes, feature_dim: int = 0) -> None:
+        super().__init__()
+        if config.dim % config.heads:
+            raise ValueError(f"dim {config.dim} must be a multiple of heads {config.heads}")
+        self.position = nn.Parameter(torch.randn(config.max_len, config.dim) * 0.02)
+        self.blocks = nn.ModuleList(Block(config, feature_dim) for _ in range(config.layers))
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.Identity() if config.reference else nn.LayerNorm(config.dim)
+        self.unused_segment = nn.Parameter(torch.zeros(config.dim)) if config.reference else None
+
+    def forward(
+        self, x_BLD: torch.Tensor, batch: Batch, features_BLF: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        length = x_BLD.shape[1]
+        x = self.dropout(x_BLD + self.position[batch.max_len - length :])
+        mask = self._mask(batch.padding)
+        for block in self.blocks:
+            x = block(x, mask, features_BLF)
+        result: torch.Tensor = self.norm(x)
+        return result
+
+    def _mask(self, padding_BL: torch.Tensor) -> torch.Tensor:
+        """True where position i may look at j: never at padding, but everyone at oneself."""
+        mask = ~padding_BL[:, None, None, :]
+        length = padding_BL.shape[1]
+        if not self.cloze:
+            mask = mask & torch.ones(
+                length, length, dtype=torch.bool, device=padding_BL.device
+            ).tril()
+            mask = mask | torch.eye(length, dtype=torch.bool, device=padding_BL.device)
+        return mask
+
+
+class SASRec(Transformer):
+    """Causal: position i sees nothing after i."""
+
+
+class BERT4Rec(Transformer):
+    """Cloze: every position sees every other; what is to be predicted is hidden by [MASK]."""
+
+    cloze = True

@@ -1,0 +1,198 @@
+"""The DAG files: light, one DAG a source, and a broken source file stops its own DAGs only."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+HEAVY = (
+    "great_expectations",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pyspark",
+    "torch",
+)
+KINDS = ("load_history", "sessions_daily", "train_methods")
+
+SOURCE = """
+[source]
+name = "{name}"
+landing = "landing/{name}/*.csv"
+format = "csv"
+
+[columns]
+user_id = "user"
+item_id = "item"
+event_ts = "at"
+
+[schedule]
+{schedule}
+"""
+
+# In a process of its own: what the DAG files import must not depend on what tests import.
+READ_DAGS = """
+import json, sys, time
+from airflow.dag_processing.dagbag import DagBag
+
+began = time.monotonic()
+bag = DagBag(dag_folder=sys.argv[1])
+print(json.dumps({
+    "seconds": time.monotonic() - began,
+    "errors": bag.import_errors,
+    "modules": [name for name in sys.argv[2].split(",") if name in sys.modules],
+    "dags": {
+        name: {
+            "tasks": {
+                task.task_id: {
+                    "downstream": sorted(task.downstream_task_ids), "pool": task.pool,
+                    "retries": task.retries, "trigger_rule": task.trigger_rule.value,
+                    "arguments": list(getattr(task, "application_args", None) or []),
+                    "outlets": [asset.name for asset in task.outlets],
+                }
+                for task in dag.tasks
+            },
+            "catchup": dag.catchup, "start": str(dag.start_date)[:10], "doc": dag.doc_md,
+            "max_active_runs": dag.max_active_runs, "schedule": repr(dag.schedule),
+            "params": dag.params.dump(),
+        }
+        for name, dag in bag.dags.items()
+    },
+}))
+"""
+
+
+def write_source(folder: Path, name: str, schedule: str = "") -> Path:
+    file = folder / f"{name}.toml"
+    file.write_text(SOURCE.format(name=name, schedule=schedule))
+    return file
+
+
+def read_dags(sources: Path, home: Path) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", READ_DAGS, str(REPO / "dags"), ",".join(HEAVY)],
+        env=os.environ | {"AIRFLOW_HOME": str(home), "SESSIONMILL_SOURCES": str(sources)},
+        check=False, cwd=home, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two sources that are right, one that is not, one that takes another's name."""
+    folder = tmp_path_factory.mktemp("sources")
+    write_source(folder, "clicks", "start = 2026-01-05")
+    write_source(folder, "baskets", 'cron = "never"')
+    broken = write_source(folder, "broken")
+    broken.write_text(broken.read_text().replace("user_id =", "user ="))
+    write_source(folder, "midnight", 'cron = "at midnight"')
+    (folder / "copy.toml").write_text((folder / "clicks.toml").read_text())
+    return read_dags(folder, tmp_path_factory.mktemp("airflow"))
+
+
+def test_reading_the_dag_files_imports_nothing_heavy_and_is_quick(bag: Any) -> None:
+    print(f"all DAG files read in {bag['seconds']:.2f} s")
+    assert bag["modules"] == []
+    assert bag["seconds"] < 10  # 0.7 s on a quiet machine
+
+
+def test_every_source_has_its_own_dags(bag: Any) -> None:
+    assert sorted(bag["dags"]) == sorted(
+        f"{kind}.{source}" for kind in KINDS for source in ("baskets", "clicks")
+    )
+
+
+def test_a_mistake_in_a_source_file_is_an_import_error_beside_the_other_dags(
+    bag: Any,
+) -> None:
+    [(file, message)] = bag["errors"].items()
+    # an import error takes all DAGs of its file out of service: this file has none
+    assert file.endswith("source_errors.py")
+    assert (
+        "broken.toml: columns.user is not a field: did you mean 'user_id'?" in message
+    )
+    assert "midnight.toml: schedule.cron = 'at midnight': use five fields" in message
+    assert "copy.toml" in message or "clicks.toml" in message
+    assert "'clicks' is the name of" in message
+
+
+def test_the_sources_that_are_shipped_are_right(tmp_path: Path) -> None:
+    found = read_dags(REPO / "infra" / "sources", tmp_path)
+    assert found["errors"] == {}
+    assert "sessions_daily.completejourney" in found["dags"]
+
+
+def test_a_night_computes_audits_and_publishes_each_table_in_order(bag: Any) -> None:
+    tasks = bag["dags"]["sessions_daily.clicks"]["tasks"]
+    order = [task for task in tasks if not tasks_before(tasks, task)]
+    while tasks[order[-1]]["downstream"]:
+        [following] = tasks[order[-1]]["downstream"]
+        order.append(following)
+    assert order == [
+        "events.compute", "events.audit", "events.publish",
+        "sessions.compute", "sessions.audit", "sessions.publish",
+        "items",
+        "sequences.compute", "sequences.audit", "sequences.publish",
+        "announce",
+    ]  # fmt: skip
+    assert set(order) == set(tasks)
+    assert tasks["announce"]["outlets"] == ["gold.sequences/clicks"]
+
+
+def tasks_before(tasks: Any, name: str) -> list[str]:
+    return [task for task in tasks if name in tasks[task]["downstream"]]
+
+
+def test_every_step_of_a_night_gets_its_day_and_the_same_batch(bag: Any) -> None:
+    for name, task in bag["dags"]["sessions_daily.clicks"]["tasks"].items():
+        if name != "announce":
+            told = dict(
+                zip(task["arguments"][1::2], task["arguments"][2::2], strict=False)
+            )
+            assert told["--source"] == "clicks"
+            assert (
+                "data_interval_start"
+                in task["arguments"][task["arguments"].index("--day") + 1]
+            )
+            assert "run_id" in task["arguments"][task["arguments"].index("--batch") + 1]
+            assert task["pool"] == "spark"
+
+
+def test_nights_catch_up_from_the_day_the_source_names_one_at_a_time(bag: Any) -> None:
+    clicks = bag["dags"]["sessions_daily.clicks"]
+    assert clicks["start"] == "2026-01-05" and clicks["catchup"] is True
+    assert clicks["max_active_runs"] == 1
+    assert (
+        "CronDataIntervalTimetable" in clicks["schedule"]
+        and "0 2 * * *" in clicks["schedule"]
+    )
+
+    baskets = bag["dags"]["sessions_daily.baskets"]
+    assert baskets["schedule"] == "None" and baskets["catchup"] is False
+
+
+def test_training_is_started_by_the_asset_and_survives_a_failed_method(
+    bag: Any,
+) -> None:
+    training = bag["dags"]["train_methods.clicks"]
+    assert "gold.sequences/clicks" in training["schedule"]
+    assert training["tasks"]["train"]["pool"] == "gpu"
+    assert training["tasks"]["train"]["downstream"] == ["compare"]
+    assert training["tasks"]["compare"]["trigger_rule"] == "all_done_min_one_success"
+    assert training["tasks"]["compare"]["downstream"] == ["register"]
+    assert training["params"]["methods"][:2] == ["pop", "personal_top"]
+
+
+def test_every_dag_tries_again_and_tells_the_operator_what_to_do(bag: Any) -> None:
+    for name, dag in bag["dags"].items():
+        assert "red" in dag["doc"], name
+        assert all(task["retries"] == 2 for task in dag["tasks"].values()), name
