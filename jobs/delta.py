@@ -6,10 +6,14 @@ Progress is recorded in the tables' own commits and nowhere else: a derived tabl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute
+from deltalake import DeltaTable, Schema, write_deltalake
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -44,26 +48,23 @@ class Lake:
         """A folder of this source that is no published table (its name starts with `_`)."""
         return "/".join([self.root, self.source, *parts])
 
-    # -- snapshots --------------------------------------------------------------------------
+    # -- snapshots: read by delta-rs, milliseconds without a Spark job ---------------------------
 
-    def _snapshot(self, table: Table) -> Any:
-        log = self.spark._jvm.org.apache.spark.sql.delta.DeltaLog.forTable(
-            self.spark._jsparkSession, self.path(table)
-        )
-        none = self.spark._jvm.scala.Option.empty()
-        return log.update(False, none, none)
+    def _open(self, table: Table) -> DeltaTable | None:
+        path = self.path(table)
+        if not DeltaTable.is_deltatable(_rust_uri(path)):
+            return None
+        return DeltaTable(_rust_uri(path))
 
     def version(self, table: Table) -> int | None:
         """The table's newest version; None: there is no such table yet."""
-        version = int(self._snapshot(table).version())
-        return None if version < 0 else version
+        found = self._open(table)
+        return None if found is None else int(found.version())
 
     def consumed(self, target: Table, of: Table) -> int | None:
         """The version of `of` that `target` was last made from; None: never."""
-        if self.version(target) is None:
-            return None
-        found = self._snapshot(target).transactions().get(self.app_id(target, of))
-        return int(found.get()) if found.isDefined() else None
+        found = self._open(target)
+        return None if found is None else found.transaction_version(self.app_id(target, of))
 
     def app_id(self, target: Table, of: Table) -> str:
         return f"{self.source}/{target.full_name}<-{of.full_name}"
@@ -73,13 +74,23 @@ class Lake:
         return f"{self.source}/{table.full_name}"
 
     def property(self, table: Table, name: str) -> str | None:
-        found = self._snapshot(table).metadata().configuration().get(name)
-        return str(found.get()) if found.isDefined() else None
+        found = self._open(table)
+        return None if found is None else found.metadata().configuration.get(name)
 
     def set_property(self, table: Table, name: str, value: str) -> None:
         self.spark.sql(
             f"ALTER TABLE delta.`{self.path(table)}` SET TBLPROPERTIES ('{name}' = {_quoted(value)})"
         )
+
+    def rows(self, table: Table) -> int:
+        """Rows of the newest version, from file statistics."""
+        found = self._open(table)
+        if found is None:
+            return 0
+        counts = pa.table(found.get_add_actions(flatten=True))["num_records"]
+        if counts.null_count:
+            return self.read(table).count()
+        return int(pa.compute.sum(counts).as_py() or 0)
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
         reader = self.spark.read.format("delta")
@@ -87,9 +98,13 @@ class Lake:
             reader = reader.option("versionAsOf", version)
         return reader.load(self.path(table))
 
-    def rows(self, table: Table) -> int:
-        """Rows of the newest version, from file statistics where they are there."""
-        return self.read(table).count()
+    def history(self, table: Table, since: int) -> list[dict[str, Any]]:
+        """Commits above a version, newest first."""
+        found = self._open(table)
+        if found is None:
+            return []
+        count = int(found.version()) - since
+        return found.history(count) if count > 0 else []
 
     def create(self, table: Table, properties: dict[str, str] | None = None) -> bool:
         """Make the table, empty, if there is none. Returns whether it was made."""
@@ -98,11 +113,10 @@ class Lake:
         values = PROPERTIES | table.properties | (properties or {})
         if table.feed:
             values["delta.enableChangeDataFeed"] = "true"
-        texts = ", ".join(f"'{name}' = {_quoted(value)}" for name, value in values.items())
-        self.spark.sql(
-            f"CREATE TABLE IF NOT EXISTS delta.`{self.path(table)}` ({table.ddl}) USING delta "
-            f"COMMENT {_quoted(table.doc)} TBLPROPERTIES ({texts})"
-        )
+        DeltaTable.create(
+            _rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table)), mode="ignore",
+            description=table.doc, configuration=values, raise_if_key_not_exists=False,
+        )  # fmt: skip
         return True
 
     # -- changes ----------------------------------------------------------------------------
@@ -131,13 +145,7 @@ class Lake:
 
     def changed_rows(self, table: Table, since: int) -> bool:
         """Whether rows of the table have moved since a version (compaction moves none)."""
-        now = self.version(table)
-        if now == since:
-            return False
-        history = self.spark.sql(f"DESCRIBE HISTORY delta.`{self.path(table)}`")
-        quiet = ["OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CLUSTER BY"]
-        moved = history.where((F.col("version") > since) & ~F.col("operation").isin(quiet))
-        return moved.limit(1).count() > 0
+        return any(one.get("operation") not in QUIET for one in self.history(table, since))
 
     # -- commits ----------------------------------------------------------------------------
 
@@ -159,12 +167,10 @@ class Lake:
                 .option("userMetadata", run_id)
                 .save(self.path(table))
             )  # fmt: skip
-        last = self.spark.sql(f"DESCRIBE HISTORY delta.`{self.path(table)}`")
-        ours = last.where((F.col("version") > base) & (F.col("userMetadata") == run_id))
-        version = ours.agg(F.max("version")).first()
-        if version is None or version[0] is None:
-            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
-        return int(version[0])
+        for commit in self.history(table, base):
+            if run_id in str(commit.get("userMetadata")):
+                return int(commit["version"])
+        raise Conflict(f"{table.full_name} was changed by another run since version {base}")
 
     @contextmanager
     def transaction(
@@ -194,7 +200,7 @@ class Lake:
             within: a condition on `t.<column>` that every touched row of the table fulfils, so
                 that file statistics prune.
         """
-        from delta.tables import DeltaTable
+        from delta.tables import DeltaTable as SparkDeltaTable
 
         match = F.lit(True)
         for name in table.key:
@@ -203,12 +209,36 @@ class Lake:
             match = match & within
         put = {name: f"s.{name}" for name in table.columns}
         keep = f"NOT s.{delete}" if delete else "true"
-        target = DeltaTable.forPath(self.spark, self.path(table))
+        target = SparkDeltaTable.forPath(self.spark, self.path(table))
         merge = target.alias("t").merge(rows.alias("s"), match)
         if delete:
             merge = merge.whenMatchedDelete(f"s.{delete}")
         merge = merge.whenMatchedUpdate(set=put).whenNotMatchedInsert(keep, values=put)
         merge.execute()
+
+    # -- operations tables: small, written by delta-rs alone ----------------------------------
+
+    def small(self, table: Table) -> pa.Table:
+        """A small table whole, as Arrow."""
+        found = self._open(table)
+        return found.to_pyarrow_table() if found else arrow_schema(table).empty_table()
+
+    def put_small(self, table: Table, rows: list[tuple[Any, ...]]) -> None:
+        """Append rows to an operations table, or replace those of the same key."""
+        schema = arrow_schema(table)
+        columns = zip(*rows, strict=True)
+        arrays = [pa.array(one, field.type) for one, field in zip(columns, schema, strict=True)]
+        batch = pa.Table.from_arrays(arrays, schema=schema)
+        match = " AND ".join(f"t.{name} = s.{name}" for name in table.key)
+        found = self._open(table)
+        assert found is not None
+        if self.rows(table) == 0 or table.append_only:
+            write_deltalake(found, batch, mode="append")
+            return
+        (
+            found.merge(batch, match, source_alias="s", target_alias="t")
+            .when_matched_update_all().when_not_matched_insert_all().execute()
+        )  # fmt: skip
 
     # -- texts on any file system -------------------------------------------------------------
 
@@ -265,6 +295,52 @@ class Lake:
 
 class FeedGone(SessionmillError):
     """The change data feed no longer reaches back far enough: rebuild from the whole table."""
+
+
+QUIET = {
+    "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CLUSTER BY", "CREATE TABLE",
+}  # fmt: skip
+"""Operations of Delta's history that move no rows."""
+
+
+def _rust_uri(path: str) -> str:
+    """delta-rs says s3:// where Hadoop says s3a://."""
+    return re.sub(r"^s3[an]://", "s3://", path)
+
+
+ARROW = {
+    "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(),
+    "date": pa.date32(), "timestamp": pa.timestamp("us", "UTC"), "boolean": pa.bool_(),
+}  # fmt: skip
+
+
+def arrow_type(kind: str) -> pa.DataType:
+    """A Spark SQL type as an Arrow type."""
+    if kind in ARROW:
+        return ARROW[kind]
+    outer, inner = kind[: kind.index("<")], kind[kind.index("<") + 1 : -1]
+    if outer == "array":
+        return pa.list_(arrow_type(inner))
+    parts = _split(inner)
+    if outer == "map":
+        return pa.map_(arrow_type(parts[0]), arrow_type(parts[1]))
+    return pa.struct([(one.split(":", 1)[0], arrow_type(one.split(":", 1)[1])) for one in parts])
+
+
+def _split(inner: str) -> list[str]:
+    """Split at the commas that stand outside angle brackets."""
+    parts, depth = [""], 0
+    for char in inner:
+        depth += (char == "<") - (char == ">")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    return pa.schema([(name, arrow_type(kind)) for name, kind in table.columns.items()])
 
 
 CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged", "DELTA_CONCURRENT")

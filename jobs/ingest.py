@@ -76,8 +76,8 @@ def landing_files(context: Context) -> list[tuple[str, int, int]]:
 
 def unread(context: Context, files: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     """The files that the ledger does not know as they are now."""
-    rows = context.lake.read(FILES).select("file", "size", "modified_ms").collect()
-    known = {row.file: (row.size, row.modified_ms) for row in rows}
+    ledger = context.lake.small(FILES).select(["file", "size", "modified_ms"]).to_pylist()
+    known = {row["file"]: (row["size"], row["modified_ms"]) for row in ledger}
     return [file for file in files if known.get(file[0]) != file[1:]]
 
 
@@ -139,10 +139,10 @@ def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
     """
     complaints = [one["error"] for one in facts if one["error"]]
     source = context.source
-    ledger = context.lake.read(FILES).orderBy(F.desc("read_ts"), F.desc("file"))
-    before = ledger.select("columns").where("size(columns) > 0").first()
+    ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
+    before = next((one for one in ledger["columns"].to_pylist() if one), None)
     if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
-        known = dict(before["columns"])
+        known = dict(before)
         for one in facts:
             there = one["columns"]
             if not one["lines"] or one["error"]:
@@ -202,9 +202,9 @@ def stored_events(context: Context, lines: DataFrame, version: int) -> DataFrame
     """
     from jobs.typing_rules import row_hash
 
-    events = context.lake.read(EVENTS, version)
-    if events.limit(1).count() == 0:
+    if context.lake.rows(EVENTS) == 0:
         return None
+    events = context.lake.read(EVENTS, version)
     if context.source.columns.event_id is None:
         span = lines.agg(F.min(F.unix_micros("event_ts")), F.max(F.unix_micros("event_ts"))).first()
         if span is None or span[0] is None:
@@ -287,19 +287,21 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> No
     rejects = rejects.withColumns(
         {"run_day": run_day, "first_seen_ts": F.lit(context.started)}
     ).select(*REJECTS.columns)
-    rejected = candidate.write("rejects", rejects)
+    rejected = candidate.write("rejects", rejects.coalesce(1))
     counted = written.agg(
         F.count_if(~F.col("replaces")).alias("new"), F.count_if("replaces").alias("replaced")
     ).first()
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
-    again = Window.partitionBy("event_id").orderBy("file", "line")
-    repeats = judged.where("NOT stored AND NOT late").withColumn("_n", F.row_number().over(again))
-    duplicates = judged.where("stored").count() + repeats.where("_n > 1").count()
-    assert counted is not None
+    again = Window.partitionBy("event_id", "late").orderBy("file", "line")
+    marked = judged.withColumn(
+        "_n", F.when(~F.col("stored") & ~F.col("late"), F.row_number().over(again))
+    ).select("stored", "_n", "late")
+    duplicates = marked.agg(F.count_if(F.col("stored") | (F.col("_n") > 1))).first()
+    assert counted is not None and duplicates is not None
     manifest["counts"] |= {
         "events_new": counted["new"], "events_replaced": counted["replaced"],
-        "duplicates": duplicates,
+        "duplicates": duplicates[0],
     }  # fmt: skip
     manifest["rejects"] = {
         row["reason"]: row["count"] for row in rejected.groupBy("reason").count().collect()
@@ -391,9 +393,11 @@ def publish_rejects(context: Context, candidate: Candidate, manifest: dict[str, 
         assert base is not None
         known = lake.read(REJECTS, base).select(*REJECTS.key)
         rows = candidate.part("rejects").dropDuplicates(REJECTS.key)
-        new = rows.join(known, list(REJECTS.key), "left_anti").coalesce(1)
-        if new.limit(1).count():
-            lake.append(REJECTS, new, base, context.run_id)
+        if lake.rows(REJECTS):
+            rows = rows.join(known, list(REJECTS.key), "left_anti")
+            if rows.isEmpty():
+                return
+        lake.append(REJECTS, rows.coalesce(1), base, context.run_id)
 
     retried(3, attempt)
 
@@ -413,16 +417,18 @@ def publish_events(context: Context, candidate: Candidate, manifest: dict[str, A
 def clear_rejects(context: Context, candidate: Candidate) -> None:
     """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
     lake = context.lake
+    if lake.rows(REJECTS) == 0:
+        return
     good = candidate.part("lines").where("line > 0 AND reason IS NULL")
     good = good.select(*REJECTS.key).join(
         candidate.part("rejects").select(*REJECTS.key), list(REJECTS.key), "left_anti"
     )
-    files = [row.file for row in candidate.part("lines").select("file").distinct().collect()]
+    files = candidate.manifest()["files"]
     known = lake.read(REJECTS).where(F.col("file").isin(files)).select(*REJECTS.key)
     gone = known.join(good, list(REJECTS.key), "left_semi")
-    if gone.limit(1).count() == 0:
-        return
     rows = candidate.write("rejects-cleared", gone)
+    if rows.isEmpty():
+        return
     padded = rows.withColumns(
         {n: F.lit(None).cast(t) for n, t in REJECTS.columns.items() if n not in REJECTS.key}
     ).withColumn("_gone", F.lit(True))
@@ -434,8 +440,7 @@ def publish_ledger(context: Context, candidate: Candidate) -> None:
     facts = json.loads(lake.read_text(candidate.path("files.json")))
     rows = [
         (one["file"], one["bytes"], one["modified_ms"], one["sha256"], one["lines"],
-         one["columns"], context.started, context.batch)
+         list(one["columns"].items()), context.started, context.batch)
         for one in facts
     ]  # fmt: skip
-    frame = context.spark.createDataFrame(rows, FILES.ddl).coalesce(1)
-    lake.merge(FILES, frame)
+    lake.put_small(FILES, rows)

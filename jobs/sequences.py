@@ -104,7 +104,7 @@ def fill(
                 .union(lake.read(SEQUENCES, manifest["base"]).select("user_id"))
                 .distinct(),
             )
-        if users.limit(1).count() == 0:
+        if users.isEmpty():
             manifest["empty"] = True
             return
         sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
@@ -120,7 +120,7 @@ def fill(
     expected = sessions.agg(F.coalesce(F.sum("event_count"), F.lit(0))).first()
     assert counted is not None and expected is not None
     manifest |= {"rows": counted[0], "positions": counted[1], "events": expected[0]}
-    manifest["empty"] = counted[0] == 0 and (users is None or candidate.part("gone").count() == 0)
+    manifest["empty"] = counted[0] == 0 and (users is None or candidate.part("gone").isEmpty())
 
 
 def audit(context: Context, candidate: Candidate) -> None:

@@ -248,7 +248,7 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
             manifest["notes"].append(f"the change feed is gone, sessions are made anew ({gone})")
             manifest["whole"] = True
         else:
-            if changes.limit(1).count() == 0:
+            if changes.isEmpty():
                 manifest["empty"] = True
             else:
                 changed = candidate.write("spans", spans(changes))

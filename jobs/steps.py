@@ -96,8 +96,8 @@ def record(
     row = (
         context.run_id, context.batch, job, step, context.source.name, context.day,
         context.started, seconds, type(error).__name__ if error else "ok",
-        str(error) if error else None, result.counts(), result.rejects, result.tables_in,
-        {name: one["version"] for name, one in result.tables.items()}, result.files,
+        str(error) if error else None, list(result.counts().items()), list(result.rejects.items()),
+        list(result.tables_in.items()),
+        [(name, one["version"]) for name, one in result.tables.items()], result.files,
     )  # fmt: skip
-    frame = context.spark.createDataFrame([row], RUNS.ddl).coalesce(1)
-    frame.write.format("delta").mode("append").save(lake.path(RUNS))
+    lake.put_small(RUNS, [row])

@@ -30,6 +30,7 @@ class Table:
     columns: dict[str, str]
     order: tuple[str, ...] = ()
     feed: bool = False
+    append_only: bool = False
     properties: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -106,7 +107,7 @@ RECOMMENDATIONS = Table(
 )  # fmt: skip
 
 RUNS = Table(
-    layer="ops", name="runs", key=("run_id",),
+    layer="ops", name="runs", key=("run_id",), append_only=True,
     doc="What each run of a job read, wrote and rejected: lineage anyone can query.",
     columns={
         "run_id": "string", "batch": "string", "job": "string", "step": "string",

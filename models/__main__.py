@@ -154,7 +154,7 @@ def _register(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
     print(
         f"registered model {done['model']}: {made}. Alias challenger is version "
         f"{done['challenger']['version']}, {done['challenger']['method']}: load it with "
-        f"mlflow.pyfunc.load_model(\"{done['uri']}\")"
+        f'mlflow.pyfunc.load_model("{done["uri"]}")'
     )
     return done
 

@@ -25,9 +25,7 @@ class Popularity(nn.Module):
         count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
         self.count.copy_(torch.from_numpy(count))
 
-    def score(
-        self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object
-    ) -> torch.Tensor:
+    def score(self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object) -> torch.Tensor:
         """float64[R, V] for the histories rows[begin[r]:end[r]]."""
         return self.count.expand(len(begin), -1)
 
@@ -38,9 +36,7 @@ class PersonalTop(Popularity):
     score = own count + popularity / (largest popularity + 1). The whole history counts.
     """
 
-    def score(
-        self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object
-    ) -> torch.Tensor:
+    def score(self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object) -> torch.Tensor:
         event, row = ragged(begin, end - begin)
         event, row = event[rows.positive[event]], row[rows.positive[event]]
         cell = row * self.num_items + rows.item[event] - 1

@@ -276,7 +276,9 @@ def append_request(
     )
 
 
-def pad(tokens: Tokens, max_len: int, rows: Rows | None = None, target: Target | None = None) -> Batch:
+def pad(
+    tokens: Tokens, max_len: int, rows: Rows | None = None, target: Target | None = None
+) -> Batch:
     """Cut every row to its newest `max_len` tokens, pad on the left, look labels up."""
     if (tokens.token == DROP).any():
         tokens = tokens.select(tokens.token != DROP)

@@ -25,8 +25,9 @@ from models.store import Stored, load, save
 from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb
 
 if TYPE_CHECKING:
-    from jobs.sources import Source
     from mlflow import MlflowClient
+
+    from jobs.sources import Source
 
 SHOWN = ("ndcg@10", "hr@10", "recall@10", "mrr@10")
 

@@ -61,9 +61,9 @@ def exclude(scores_RV: torch.Tensor, rows: Rows, begin: Ints, end: Ints) -> torc
     """`repeat_policy = "exclude_seen"`: items of the history are never returned."""
     event, row = ragged(begin, end - begin)
     scores_RV = scores_RV.clone()
-    scores_RV[torch.from_numpy(row), torch.from_numpy(rows.item[event].astype(np.int64) - 1)] = (
-        -torch.inf
-    )
+    scores_RV[
+        torch.from_numpy(row), torch.from_numpy(rows.item[event].astype(np.int64) - 1)
+    ] = -torch.inf
     return scores_RV
 
 
@@ -84,9 +84,7 @@ def evaluate(
         if repeat_policy == "exclude_seen":
             scores = exclude(scores, part.rows, part.begin, part.end)
         index = order[low : low + step]
-        where, _ = ragged(
-            targets.item_start[:-1][index], np.diff(targets.item_start)[index]
-        )
+        where, _ = ragged(targets.item_start[:-1][index], np.diff(targets.item_start)[index])
         place[where] = metrics.ranks(scores, part.item_start, part.item)
     values = metrics.per_target(place, targets.item_start, ks)
     users, by_user = metrics.per_user(values, targets.user)

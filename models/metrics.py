@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.batch import Ints, ragged
+from models.batch import Ints
 
 Floats = NDArray[np.float64]
 KINDS = ("ndcg", "hr", "recall", "mrr")

@@ -32,7 +32,9 @@ COMPARE = {
 CONDITION = re.compile(r"^\s*value\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*$")
 
 
-def recommend(stored: Stored, frame: pd.DataFrame, k: int = 10, request_ts: str = "") -> pd.DataFrame:
+def recommend(
+    stored: Stored, frame: pd.DataFrame, k: int = 10, request_ts: str = ""
+) -> pd.DataFrame:
     """columns user_id, items (a list of {"item_id", "score"}, score falling, at most k)."""
     if k < 1:
         raise ValueError(f"k = {k}: ask for at least one item")
@@ -155,7 +157,9 @@ def _positive(rules: dict[str, Any], frame: pd.DataFrame) -> Bools:
                 value = pd.to_numeric(frame["value"]).to_numpy(dtype=float)
                 found |= COMPARE[match[1]](value, float(match[2])) & ~np.isnan(value)
             elif not match and "event_type" in frame.columns:
-                found |= (frame["event_type"].astype("string") == entry).fillna(False).to_numpy(bool)
+                found |= (
+                    (frame["event_type"].astype("string") == entry).fillna(False).to_numpy(bool)
+                )
         return found
 
     said = np.zeros(len(frame), dtype=bool)  # does the row say anything that rules speak of?

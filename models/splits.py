@@ -119,9 +119,7 @@ class Events:
         return self.sequences.feedback[self.index] == POSITIVE
 
 
-def temporal_cut(
-    ts: Ints, valid_from: int | None = None, test_from: int | None = None
-) -> Cut:
+def temporal_cut(ts: Ints, valid_from: int | None = None, test_from: int | None = None) -> Cut:
     """Cuts at the events of rank floor(q(n-1)), q = .8 and .9, or as pinned."""
 
     def at(quantile: str) -> int:
@@ -256,9 +254,7 @@ def known_rows(events: Events, vocabulary: Ints) -> tuple[Rows, Ints, Ints]:
     return rows, before, item
 
 
-def targets(
-    events: Events, period: Ints, which: int, vocabulary: Ints, target: Target
-) -> Targets:
+def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: Target) -> Targets:
     """Every later positive event (or session) of a period, with all that lies before as history."""
     rows, before, item = known_rows(events, vocabulary)
     asked = (period == which) & events.positive

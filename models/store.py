@@ -1,7 +1,7 @@
 """A trained model as a folder: weights in safetensors, everything else in JSON. No pickle.
 
-    model.safetensors   parameters and counts          model.json   config, cut, session rule, data
-    items.json          item ids of vocabulary 1..V
+* model.safetensors: parameters and counts
+* model.json: config, cut, session rule, data; items.json: item ids of vocabulary 1..V
 """
 
 from __future__ import annotations

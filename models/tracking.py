@@ -59,6 +59,7 @@ def _answers(uri: str) -> None:
 def connect(source: str) -> tuple[MlflowClient, str]:
     """A client, and the id of the source's experiment (made if there is none)."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         _answers(uri)
@@ -101,16 +102,10 @@ def connect(source: str) -> tuple[MlflowClient, str]:
 def log_table(client: MlflowClient, run_id: str, path: str, version: int, table_id: str) -> None:
     """Name a Delta table at a version as the run's dataset input."""
     from mlflow.data.delta_dataset_source import DeltaDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
-    source = DeltaDatasetSource(
-        path=path,
-        delta_table_name="gold.sequences",
-        delta_table_version=version,
-        delta_table_id=table_id,
-    )
-    from mlflow.data.meta_dataset import MetaDataset
-
+    source = DeltaDatasetSource(path=path, delta_table_version=version, delta_table_id=table_id)
     dataset = MetaDataset(source=source, name="gold.sequences", digest=f"v{version}")
     client.log_inputs(
         run_id,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.batch import Batch
+from models.errors import UserError
 
 
 class TransformerSizes(Protocol):
@@ -94,7 +95,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerSizes, feature_dim: int = 0) -> None:
         super().__init__()
         if config.dim % config.heads:
-            raise ValueError(f"dim {config.dim} must be a multiple of heads {config.heads}")
+            raise UserError(f"dim {config.dim} must be a multiple of heads {config.heads}")
         self.position = nn.Parameter(torch.randn(config.max_len, config.dim) * 0.02)
         self.blocks = nn.ModuleList(Block(config, feature_dim) for _ in range(config.layers))
         self.dropout = nn.Dropout(config.dropout)
@@ -117,9 +118,9 @@ class Transformer(nn.Module):
         mask = ~padding_BL[:, None, None, :]
         length = padding_BL.shape[1]
         if not self.cloze:
-            mask = mask & torch.ones(
-                length, length, dtype=torch.bool, device=padding_BL.device
-            ).tril()
+            mask = (
+                mask & torch.ones(length, length, dtype=torch.bool, device=padding_BL.device).tril()
+            )
             mask = mask | torch.eye(length, dtype=torch.bool, device=padding_BL.device)
         return mask
 

@@ -1,0 +1,216 @@
+"""Methods: exact parameter counts, what the loss is, that each learns, that seeds decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models import methods
+from models.encodings import Encoding
+from models.errors import UserError
+from models.evaluate import evaluate
+from models.losses import full_cross_entropy
+from models.methods import config, count_parameters
+from models.splits import TEST, targets
+from models.train import Data, Fitted, fit
+from tests.test_models_world import data_of, favourites, ring, write_gold
+
+PAPER = [
+    ("paper_a_ml1m", 4_918_529, {"st": 256, "sse": 768, "tsa": 1_120, "st+sse+tsa": 2_144}),
+    ("paper_a_steam", 5_386_221, {"st": 256, "sse": 1_280, "tsa": 4_288, "st+sse+tsa": 5_824}),
+]
+
+
+@pytest.mark.parametrize(("preset", "vanilla", "added"), PAPER)
+def test_the_counts_of_paper_a(preset: str, vanilla: int, added: dict[str, int]) -> None:
+    items = methods.PRESET_ITEMS[preset]
+    assert count_parameters(items, config("bert4rec", preset))["num_params"] == vanilla
+    for encodings, cost in added.items():
+        counted = count_parameters(items, config(f"bert4rec+{encodings}", preset))
+        assert counted["num_params"] == vanilla + cost
+        assert counted["num_params_added"] == cost
+        assert sum(counted["by_module"].values()) == vanilla + cost
+
+
+SIZES = [
+    {"dim": 12, "layers": 3, "heads": 3, "max_len": 17, "segments": 4, "time_features": 5},
+    {"dim": 64, "layers": 1, "heads": 2, "max_len": 200, "segments": 9, "time_features": 32},
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("preset", ["small", "paper_a_ml20m"])
+@pytest.mark.parametrize("base", ["gru4rec", "sasrec", "bert4rec"])
+def test_counts_by_formula(base: str, preset: str, sizes: dict[str, int]) -> None:
+    V = 71
+    D, layers, S, T = (sizes[name] for name in ("dim", "layers", "segments", "time_features"))
+    attention = base != "gru4rec"
+    tsa = 2 * T + layers * (T * T + T if attention else 3 * D * T)
+    for encodings, cost in {
+        "st": D,
+        "sse": S * D,
+        "tsa": tsa,
+        "st+sse+tsa": D + S * D + tsa,
+    }.items():
+        counted = count_parameters(V, config(f"{base}+{encodings}", preset, **sizes))
+        assert counted["num_params_added"] == cost
+    reference = preset != "small"
+    table = (V + 1 + (base == "bert4rec" or reference)) * D
+    head = (V + 1) * (D + 1) if reference else V
+    if attention:
+        net = sizes["max_len"] * D + layers * (12 * D * D + 13 * D) + (D if reference else 2 * D)
+    else:
+        net = layers * (6 * D * D + 6 * D)
+    assert count_parameters(V, config(base, preset, **sizes))["num_params"] == table + head + net
+
+
+@pytest.mark.parametrize("name", ["bert5rec", "bert4rec+xx", "pop+st", "gru4rec+st+st", "+st", ""])
+def test_an_unknown_method_is_answered_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UserError, match=r"pop, personal_top.*gru4rec, sasrec, bert4rec.*\+st"):
+        config(name)
+
+
+def test_order_of_encodings_does_not_matter_for_the_count() -> None:
+    one, other = config("bert4rec+st+tsa"), config("bert4rec+tsa+st")
+    assert count_parameters(9, one)["num_params"] == count_parameters(9, other)["num_params"]
+
+
+class Shout(Encoding):
+    """A toy encoding from outside: one learned vector added to everything."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.vector = nn.Parameter(torch.zeros(config.dim))
+
+    def embed(self, x_BLD: torch.Tensor, batch: Any) -> torch.Tensor:
+        return x_BLD + self.vector
+
+
+class Mean(nn.Module):
+    """A toy backbone from outside: the running mean of the sequence."""
+
+    cloze = False
+
+    def __init__(self, config: Any, feature_dim: int = 0) -> None:
+        super().__init__()
+        self.out = nn.Linear(config.dim + feature_dim, config.dim)
+
+    def forward(self, x: torch.Tensor, batch: Any, features: torch.Tensor | None = None) -> Any:
+        x = x if features is None else torch.cat([x, features], dim=-1)
+        real = (~batch.padding).unsqueeze(-1)
+        return self.out((x * real).cumsum(1) / real.cumsum(1).clamp(min=1))
+
+
+def test_a_backbone_and_an_encoding_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(methods.BACKBONES, "mean", Mean)
+    monkeypatch.setitem(methods.ENCODINGS, "shout", Shout)
+    write_gold(tmp_path, "toy", ring(users=10))
+    data = data_of(tmp_path)
+    for name in ("mean+shout+st+tsa", "bert4rec+shout", "mean"):
+        fitted = fit(config(name, "tiny", epochs=2), data, lambda _: None)
+        assert ndcg(fitted, data) >= 0
+        assert len(fitted.curves["loss"]) == 2
+
+
+@pytest.mark.parametrize("chunk", [4_000_000, 30])
+def test_the_loss_is_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.losses.CHUNK_LOGITS", chunk)
+    torch.manual_seed(0)
+    h, w, b = (
+        torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((7, 4), (11, 4), (11,))
+    )
+    sets = [[0], [3, 10], [1, 2, 5], [4], [10], [0, 9], [6]]
+    start = torch.tensor([0, 1, 3, 6, 7, 8, 10, 11])
+    classes = torch.tensor([c for s in sets for c in s])
+    got = full_cross_entropy(h, w, b, start, classes)
+    log_p = torch.log_softmax(h @ w.T + b, dim=1)
+    want = torch.stack([-log_p[i, s].mean() for i, s in enumerate(sets)]).mean()
+    assert torch.allclose(got, want)
+    mine = torch.autograd.grad(3 * got, (h, w, b))
+    theirs = torch.autograd.grad(3 * want, (h, w, b))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other)
+
+
+def ndcg(fitted: Fitted, data: Data, target: str = "next_item") -> float:
+    asked = targets(data.events, data.period, TEST, data.training.vocabulary, target)  # type: ignore[arg-type]
+    return evaluate(fitted.model, asked).mean("ndcg@10")
+
+
+@pytest.fixture(scope="module")
+def ring_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    lake = tmp_path_factory.mktemp("ring")
+    write_gold(lake, "toy", ring())
+    return data_of(lake)
+
+
+@pytest.mark.parametrize("policy", ["last_event", "known"])
+@pytest.mark.parametrize("method", ["gru4rec", "gru4rec+st", "bert4rec", "bert4rec+st"])
+def test_it_learns_what_follows_what(method: str, policy: str, ring_data: Data) -> None:
+    fitted = fit(config(method, "tiny", request_time=policy, epochs=40), ring_data, lambda _: None)
+    assert ndcg(fitted, ring_data) > 0.9
+    assert ndcg(fit(config("pop"), ring_data), ring_data) < 0.5
+
+
+def test_encodings_together_learn_too(ring_data: Data) -> None:
+    fitted = fit(config("sasrec+st+sse+tsa", "tiny", epochs=40), ring_data, lambda _: None)
+    assert ndcg(fitted, ring_data) > 0.9
+
+
+@pytest.fixture(scope="module")
+def basket_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    lake = tmp_path_factory.mktemp("baskets")
+    write_gold(lake, "toy", favourites())
+    return data_of(lake)
+
+
+def test_people_buy_again(basket_data: Data) -> None:
+    """personal_top beats pop where people have favourites; so does a model of next sessions."""
+    score = {
+        name: ndcg(
+            fit(
+                config(name, "tiny", target="next_session", epochs=30), basket_data, lambda _: None
+            ),
+            basket_data,
+            "next_session",
+        )
+        for name in ("pop", "personal_top", "gru4rec+st", "bert4rec+st")
+    }
+    assert score["personal_top"] > score["pop"] + 0.1
+    assert score["gru4rec+st"] > score["pop"] + 0.05
+    assert score["bert4rec+st"] > score["pop"] + 0.05
+
+
+def test_scores_of_baselines_by_hand(tmp_path: Path) -> None:
+    story = {
+        "ann": [("a", 1, 1), ("a", 2, 1), ("b", 3, 1), ("a", 90, 2)],
+        "bob": [("c", 4, 1), ("b", 5, 1), ("b", 91, 2)],
+    }
+    write_gold(tmp_path, "toy", story)
+    data = data_of(tmp_path, valid_from=80, test_from=80)
+    asked = targets(data.events, data.period, TEST, data.training.vocabulary, "next_item")
+    pop = fit(config("pop"), data).model
+    assert pop.score(asked.rows, asked.begin, asked.end).tolist() == [[2, 2, 1]] * 2
+    own = fit(config("personal_top"), data).model
+    scores = own.score(asked.rows, asked.begin, asked.end)
+    assert torch.allclose(
+        scores,
+        torch.tensor([[2 + 2 / 3, 1 + 2 / 3, 1 / 3], [2 / 3, 1 + 2 / 3, 1 + 1 / 3]]).double(),
+    )
+
+
+@pytest.mark.parametrize("method", ["gru4rec+st", "bert4rec+st+sse+tsa"])
+def test_the_seed_decides(method: str, ring_data: Data) -> None:
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        chosen = config(method, "tiny", seed=seed, epochs=3, dropout=0.1)
+        return fit(chosen, ring_data, lambda _: None).model.state_dict()
+
+    first, again, other = weights(1), weights(1), weights(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)

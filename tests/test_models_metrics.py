@@ -1,0 +1,109 @@
+"""Metrics against a slow and obvious computation, ties included; the bootstrap against theory."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from models.evaluate import evaluate
+from models.metrics import bootstrap, per_target, per_user, ranks
+from models.splits import Targets
+from tests.test_models_world import rows_of
+
+
+def obvious(scores: list[float], wanted: list[int], k: int) -> dict[str, float]:
+    """Sort by score, those not asked for first among equals; read the metrics off the list."""
+    order = sorted(range(1, len(scores) + 1), key=lambda i: (-scores[i - 1], i in wanted))
+    top = [item for item in order[:k] if scores[item - 1] > -math.inf]
+    hits = [place for place, item in enumerate(top, 1) if item in wanted]
+    possible = min(k, len(wanted))
+    return {
+        f"hr@{k}": float(bool(hits)),
+        f"recall@{k}": len(hits) / possible,
+        f"mrr@{k}": 1 / hits[0] if hits else 0.0,
+        f"ndcg@{k}": sum(1 / math.log2(p + 1) for p in hits)
+        / sum(1 / math.log2(p + 1) for p in range(1, possible + 1)),
+    }
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_metrics_are_what_the_sorted_list_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, items = 9, 12
+    scores = rng.integers(0, [2, 4, 1000][seed % 3], (rows, items)).astype(float)  # many ties
+    if seed % 2:
+        scores[rng.random(scores.shape) < 0.2] = -math.inf  # excluded, as seen
+    wanted = [rng.choice(items, rng.integers(1, 6), replace=False) + 1 for _ in range(rows)]
+    # Unknown items: they count in the set, and never hit.
+    unknown = rng.integers(0, 3, rows)
+    sets = [[*w.tolist(), *[0] * u] for w, u in zip(wanted, unknown, strict=True)]
+    start = np.cumsum([0, *(len(s) for s in sets)])
+    item = np.array([i for s in sets for i in s])
+    got = per_target(ranks(torch.tensor(scores), start, item), start, (1, 3, 10))
+    for row, (w, u) in enumerate(zip(wanted, unknown, strict=True)):
+        for k in (1, 3, 10):
+            want = obvious(scores[row].tolist(), [*w.tolist(), *range(100, 100 + u)], k)
+            for name, value in want.items():
+                assert got[name][row] == pytest.approx(value), (name, row)
+
+
+def test_a_constant_model_gets_nothing_for_its_ties() -> None:
+    start, item = np.array([0, 1]), np.array([1])
+    assert ranks(torch.zeros(1, 50), start, item).tolist() == [50]
+
+
+class Fixed:
+    """Scores item i by i, whoever asks."""
+
+    num_items = 4
+
+    def score(self, rows, begin, end, request_ts=None, new_session=None):  # type: ignore[no-untyped-def]
+        return torch.arange(1.0, 5.0).expand(len(begin), -1)
+
+
+def test_users_count_alike_however_many_targets_they_have() -> None:
+    rows = rows_of([(4, 1, 1), (3, 2, 1), (4, 3, 1)], [(1, 1, 1), (1, 2, 1)])
+    asked = Targets(
+        rows, np.array([0, 0, 1]), np.array([0, 0, 3]), np.array([1, 2, 4]),
+        np.zeros(3, dtype=np.int64), np.zeros(3, dtype=bool),
+        np.array([0, 1, 2, 3]), np.array([3, 4, 1]), {},
+    )  # fmt: skip
+    result = evaluate(Fixed(), asked, (1, 2))
+    assert result.users.tolist() == [0, 1]
+    assert result.values["hr@1"].tolist() == [0.5, 0.0]
+    assert result.values["mrr@2"].tolist() == [0.75, 0.0]
+    assert result.mean("hr@2") == 0.5
+    seen = evaluate(Fixed(), asked, (1,), "exclude_seen")
+    # 4 is seen in the first two histories: 3 is the best of the first, nothing hits in the second.
+    assert seen.values["hr@1"].tolist() == [0.5, 0.0]
+
+
+def test_per_user_means() -> None:
+    users, values = per_user({"x": np.array([1.0, 3.0, 5.0])}, np.array([7, 7, 2]))
+    assert users.tolist() == [2, 7]
+    assert values["x"].tolist() == [5.0, 2.0]
+
+
+def test_the_bootstrap_agrees_with_theory_and_covers() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.3, 0.2, (900, 2))
+    low, high = bootstrap(values, 4000)
+    half = 1.96 * values.std(0) / 30
+    assert np.allclose(low, values.mean(0) - half, atol=0.0015)
+    assert np.allclose(high, values.mean(0) + half, atol=0.0015)
+    covered = sum(
+        low <= 0.3 <= high
+        for low, high in (bootstrap(rng.normal(0.3, 0.2, (60, 1)), 400)[:, 0] for _ in range(200))
+    )
+    assert 170 <= covered <= 199
+
+
+def test_many_users_and_draws_take_seconds() -> None:
+    began = time.process_time()
+    low, high = bootstrap(np.random.default_rng(0).random((100_000, 2)), 1_000)
+    assert ((high - low) < 0.005).all()
+    assert time.process_time() - began < 10

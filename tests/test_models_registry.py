@@ -1,0 +1,449 @@
+"""From gold tables to a registered model, by the commands; then asked in a fresh process.
+
+One MLflow (SQLite and a folder) for the whole file; methods are tiny.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models import __main__ as cli
+from models.store import load
+from tests.test_models_world import DAY, SECOND, data_of, ring, write_gold
+
+SOURCE = """
+[source]
+name = "toy"
+landing = "landing/*.csv"
+format = "csv"
+[columns]
+user_id = "u"
+item_id = "i"
+event_ts = "t"
+[sessions]
+gap_s = 1800
+[filters]
+min_item_events = 1
+min_user_sessions = 1
+[training]
+preset = "tiny"
+"""
+METHODS = ("pop", "personal_top", "gru4rec", "gru4rec+st", "bert4rec+st")
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        self.root, self.lake, self.source = root, root / "lake", root / "toy.toml"
+
+    def run(self, *args: str) -> tuple[int, dict[str, Any] | None, str, str]:
+        """A command: exit status, the JSON of its last line, all it said, its errors."""
+        import contextlib
+        import io
+
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = cli.main(list(args))
+        said = out.getvalue()
+        last = said.strip().splitlines()[-1] if said.strip() else ""
+        return status, json.loads(last) if last.startswith("{") else None, said, err.getvalue()
+
+    def train(self, method: str, *args: str) -> dict[str, Any]:
+        status, done, said, err = self.run(
+            "train", "--source", str(self.source), "--method", method, "--epochs", "3",
+            "--json", *args,
+        )  # fmt: skip
+        assert status == 0, said + err
+        assert done is not None
+        return done
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    from jobs.settings import settings
+
+    root = tmp_path_factory.mktemp("registry")
+    there = World(root)
+    write_gold(there.lake, "toy", ring())
+    there.source.write_text(SOURCE)
+    before = os.getcwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SESSIONMILL_LAKE", str(there.lake))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        settings.cache_clear()
+        os.chdir(root)
+        yield there
+        os.chdir(before)
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def trained(world: World) -> dict[str, dict[str, Any]]:
+    done = {method: world.train(method, "--comparison", "c1", "--seed", "1") for method in METHODS}
+    done["gru4rec seed 2"] = world.train("gru4rec", "--comparison", "c1", "--seed", "2")
+    return done
+
+
+@pytest.fixture(scope="module")
+def compared(world: World, trained: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    status, outcome, said, err = world.run(
+        "compare", "--source", str(world.source), "--comparison", "c1",
+        "--expect", "pop,sasrec", "--json",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "gru4rec+st against gru4rec" in said
+    assert outcome is not None
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def registered(world: World, compared: dict[str, Any]) -> dict[str, Any]:
+    status, done, _, err = world.run(
+        "register", "--source", str(world.source), "--comparison", "c1", "--json"
+    )
+    assert status == 0, err
+    assert done is not None
+    return done
+
+
+def test_a_training_run_says_and_records_what_it_did(
+    world: World, trained: dict[str, dict[str, Any]]
+) -> None:
+    from models import tracking
+
+    done = trained["gru4rec+st"]
+    assert done["num_params_added"] == 32
+    assert done["epochs"] == 3
+    assert done["table_version"] == 0
+    assert done["events_per_second"] > 0
+    assert done["peak_rss_mb"] > 50
+    for name in ("ndcg@10", "hr@10"):
+        value = done["metrics"][name]
+        assert value["low"] <= value["value"] <= value["high"]
+    client, _ = tracking.connect("toy")
+    run = client.get_run(done["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["num_params_added"] == 32
+    assert run.data.metrics["ndcg_at_10"] == pytest.approx(done["metrics"]["ndcg@10"]["value"])
+    assert run.data.metrics["ndcg_at_10_low"] == pytest.approx(done["metrics"]["ndcg@10"]["low"])
+    assert run.data.params["train.epochs"] == "3"
+    assert run.data.params["model.request_time"] == "last_event"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert dataset.name == "gold.sequences"
+    assert dataset.digest == "v0"
+    assert json.loads(dataset.source)["path"].endswith("toy/gold/sequences")
+    assert not (world.root / "mlruns").exists()
+
+
+def test_a_recorded_model_scores_the_same_again(
+    world: World, trained: dict[str, dict[str, Any]]
+) -> None:
+    done = trained["bert4rec+st"]
+    status, again, _, err = world.run(
+        "evaluate", "--source", str(world.source), "--run-id", done["mlflow_run_id"], "--json"
+    )
+    assert status == 0, err
+    assert again is not None
+    assert again["metrics"]["ndcg@10"]["value"] == pytest.approx(
+        done["metrics"]["ndcg@10"]["value"]
+    )
+
+
+def test_the_comparison(compared: dict[str, Any], trained: dict[str, dict[str, Any]]) -> None:
+    rows = {row["method"]: row for row in compared["methods"]}
+    assert set(rows) == set(METHODS)
+    assert compared["missing"] == ["sasrec"]
+    scores = [row["ndcg@10"] for row in compared["methods"]]
+    assert scores == sorted(scores, reverse=True)
+    assert compared["winner"] == compared["methods"][0]["method"]
+    assert rows["gru4rec+st"]["vs_vanilla"]["method"] == "gru4rec"
+    assert rows["gru4rec"]["vs_vanilla"] is None
+    assert rows[compared["winner"]]["vs_winner"] is None
+    assert rows["pop"]["vs_winner"]["verdict"] == "worse"
+    assert rows["pop"]["vs_winner"]["high"] < 0
+    two = [trained["gru4rec"], trained["gru4rec seed 2"]]
+    best = max(two, key=lambda done: done["validation_ndcg@10"])
+    assert rows["gru4rec"]["mlflow_run_id"] == best["mlflow_run_id"]
+    assert rows["gru4rec"]["seeds"] == 2
+
+
+def test_what_was_asked_differently_is_not_compared(
+    world: World, trained: dict[str, dict[str, Any]]
+) -> None:
+    one = world.train("pop", "--comparison", "mixed")
+    other = world.train("personal_top", "--comparison", "mixed", "--test-from", "1970-01-09")
+    status, _, _, err = world.run("compare", "--source", str(world.source), "--comparison", "mixed")
+    assert status == 1
+    assert "cut of" in err
+    assert one["mlflow_run_id"] in err
+    assert other["mlflow_run_id"] in err
+
+
+def test_twice_is_once(world: World, compared: dict[str, Any], registered: dict[str, Any]) -> None:
+    from models import tracking
+
+    args = ("--source", str(world.source), "--comparison", "c1", "--json")
+    again = world.run("compare", *args)[1]
+    assert again is not None
+    assert again["mlflow_run_id"] == compared["mlflow_run_id"]
+    second = world.run("register", *args)[1]
+    assert second is not None
+    assert [v["version"] for v in second["versions"]] == [
+        v["version"] for v in registered["versions"]
+    ]
+    assert not any(v["new"] for v in second["versions"])
+    client, _ = tracking.connect("toy")
+    versions = client.search_model_versions("name = 'toy'")
+    assert len(versions) == len(METHODS)
+    tags = {v.tags["method"]: v.tags for v in versions}
+    assert set(tags) == set(METHODS)
+    assert tags["gru4rec+st"]["table_version"] == "0"
+    assert json.loads(tags["pop"]["cut"])["split"] == "temporal"
+    challenger = client.get_model_version_by_alias("toy", "challenger")
+    assert challenger.tags["method"] == compared["winner"]
+
+
+FRESH = """
+import json, sys, time
+import pandas as pd
+import mlflow, mlflow.pyfunc
+mlflow.set_tracking_uri(sys.argv[1])
+utc = lambda texts: pd.to_datetime(texts, format="ISO8601")
+told = {}
+for version in json.loads(sys.argv[2]):
+    model = mlflow.pyfunc.load_model(f"models:/toy/{version}")
+    ask = lambda frame, **params: model.predict(frame, params=params)
+    story = pd.DataFrame({
+        "user_id": ["bob", "ann", "bob", "ann", "new", "odd"],
+        "item_id": ["i03", "i08", "i04", "i07", None, "never seen"],
+        "event_ts": utc(["2024-01-01T10:00", "2024-01-01T10:01", "2024-01-01T10:01",
+                         "2024-01-01T10:00", None, "2024-01-01T10:00"]),
+    })
+    answer = ask(story, k=3)
+    nobody = story[story.user_id == "new"]
+    one = story[story.user_id == "ann"]
+    thousand = pd.DataFrame({
+        "user_id": "ann", "item_id": [f"i{i % 15:02d}" for i in range(1000)],
+        "event_ts": pd.date_range("2024-01-01", periods=1000, freq="min"),
+    })
+    sessions = one.assign(source_session_id=["b", "a"], value=[1.0, None], event_type="x")
+    ask(one)
+    began = time.perf_counter()
+    for _ in range(20):
+        ask(one)
+    told[version] = {
+        "answer": answer.to_dict("records"),
+        "all": ask(one, k=100).to_dict("records"),
+        "sorted": ask(one.sort_values("event_ts"), k=3).to_dict("records"),
+        "nobody": ask(nobody, k=3).to_dict("records"),
+        "empty": [list(ask(story[:0]).columns), len(ask(story[:0]))],
+        "thousand": ask(thousand, k=2).to_dict("records"),
+        "native": ask(sessions, k=2).to_dict("records"),
+        "late": ask(one, k=2, request_ts="2030-01-01T00:00:00Z").to_dict("records"),
+        "default": len(ask(one)["items"][0]),
+        "ms": (time.perf_counter() - began) * 50,
+    }
+heavy = [m for m in ("jobs", "pyspark", "airflow", "deltalake") if m in sys.modules]
+print(json.dumps({"told": told, "heavy": heavy}))
+"""
+
+
+@pytest.fixture(scope="module")
+def asked(
+    world: World, registered: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """All versions, loaded by a process that has neither this repository nor its jobs."""
+    versions = {v["method"]: v["version"] for v in registered["versions"]}
+    uri = f"sqlite:///{world.root}/.mlflow/mlflow.db"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FRESH, uri, json.dumps(list(versions.values()))],
+        cwd=tmp_path_factory.mktemp("elsewhere"), env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    assert said["heavy"] == []
+    return {method: said["told"][str(version)] for method, version in versions.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_version_answers_raw_ids_in_a_fresh_process(method: str, asked: dict[str, Any]) -> None:
+    told = asked[method]
+    answer = told["answer"]
+    assert [row["user_id"] for row in answer] == ["bob", "ann", "new", "odd"]
+    for row in answer:
+        assert len(row["items"]) == 3
+        scores = [item["score"] for item in row["items"]]
+        assert scores == sorted(scores, reverse=True)
+        assert len({item["item_id"] for item in row["items"]}) == 3
+    assert answer[2]["items"] == answer[3]["items"], "unknown items only is no history"
+    assert told["nobody"][0]["items"] == answer[2]["items"]
+    assert told["sorted"][0]["items"] == answer[1]["items"], "events come in any order"
+    assert sorted(i["item_id"] for i in told["all"][0]["items"]) == [f"i{i:02d}" for i in range(15)]
+    assert told["empty"] == [["user_id", "items"], 0]
+    assert len(told["thousand"][0]["items"]) == 2
+    assert len(told["native"][0]["items"]) == 2
+    assert told["late"][0]["items"] == told["all"][0]["items"][:2], "last_event knows no request"
+    assert told["default"] == 10
+    assert told["ms"] < 200, "one user takes milliseconds"
+
+
+def test_a_version_scores_as_the_model_that_was_evaluated(
+    world: World, asked: dict[str, Any], trained: dict[str, dict[str, Any]]
+) -> None:
+    from models import tracking
+    from tests.test_models_world import rows_of
+
+    client, _ = tracking.connect("toy")
+    with tracking.downloaded(client, trained["bert4rec+st"]["mlflow_run_id"], "trained") as folder:
+        stored = load(folder)
+    begin = int(pd.Timestamp("2024-01-01T10:00Z").value // 1_000_000_000)
+    rows = rows_of([(8, begin, 1), (9, begin + 60, 1)])  # i07, i08
+    scores = stored.model.score(rows, rows.start[:-1], rows.start[1:])[0].tolist()
+    served = {i["item_id"]: i["score"] for i in asked["bert4rec+st"]["all"][0]["items"]}
+    assert [served[item] for item in stored.item_ids] == pytest.approx(scores, abs=1e-5)
+
+
+def test_no_pickle_among_the_files(world: World, registered: dict[str, Any]) -> None:
+    files = [p for p in (world.root / ".mlflow" / "artifacts").rglob("*") if p.is_file()]
+    assert any(p.suffix == ".safetensors" for p in files)
+    assert [p.name for p in files if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")] == []
+
+
+def test_serving_cuts_sessions_by_the_gap_or_by_the_ids_given(world: World) -> None:
+    from models.baselines import Popularity
+    from models.methods import config
+    from models.serving import _rows
+    from models.store import Stored
+
+    facts = {"gap_us": 1800 * SECOND}
+    pop = Popularity(3)
+    stored = Stored(pop, config("pop"), ["a", "b", "c"], pop.count, facts)
+    when = pd.to_datetime([0, 1800, 3601, 3602, 3603], unit="s", utc=True)
+    frame = pd.DataFrame({"user_id": "u", "item_id": ["a", "b", "?", "c", "a"], "event_ts": when})
+    user = np.zeros(5, dtype=np.int64)
+    # Exactly the gap stays; the unknown item is skipped after it has opened a session.
+    assert _rows(stored, frame, user, 1).ordinal.tolist() == [1, 1, 2, 2]
+    native = frame.assign(source_session_id=["s", "s", None, None, "t"])
+    assert _rows(stored, native, user, 1).ordinal.tolist() == [1, 1, 2, 3]
+    shuffled = _rows(stored, native.iloc[[4, 2, 0, 3, 1]].reset_index(drop=True), user, 1)
+    assert shuffled.item.tolist() == [1, 2, 3, 1]
+
+
+def test_serving_knows_what_was_positive(world: World) -> None:
+    from models.serving import _positive
+
+    frame = pd.DataFrame(
+        {"event_type": ["buy", "skip", "view", None], "value": [5.0, 5.0, 1.0, None]}
+    )
+    everything = _positive({"positive": None, "negative": ["skip"], "exposed": ["view"]}, frame)
+    assert everything.tolist() == [True, False, False, True]
+    rated = _positive({"positive": ["value >= 4"], "negative": [], "exposed": []}, frame)
+    assert rated.tolist() == [True, True, False, True], "saying nothing is positive"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--method", "bert5rec"], "unknown method 'bert5rec': a baseline (pop, personal_top)"),
+        (["--method", "pop", "--preset", "huge"], "unknown preset 'huge': one of small, tiny"),
+        (["--method", "pop", "--table-version", "9"], "has no version 9"),
+        (["--method", "pop", "--target", "sales"], "target = 'sales': one of next_item"),
+        (["--method", "pop", "--test-from", "soon"], "'soon' is no time"),
+        (["--method", "pop", "--test-from", "2099-01-01"], "has no target"),
+        (["--method", "gru4rec", "--request-time", "never"], "one of last_event, known"),
+        (["--method", "bert4rec", "--dim", "9"], "dim 9 must be a multiple of heads 2"),
+        (["--method", "pop", "--threads", "0"], "--threads 0"),
+    ],
+)
+def test_mistakes_are_answered_not_traced(world: World, args: list[str], says: str) -> None:
+    status, done, _, err = world.run("train", "--source", str(world.source), *args)
+    assert status == 1
+    assert done is None
+    assert says in err
+
+
+def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(SOURCE.replace('"toy"', '"other"'))
+    status, _, _, err = world.run("train", "--source", str(other), "--method", "pop")
+    assert status == 1
+    assert "make it with `python -m jobs run --source other`" in err
+    status, _, _, err = world.run("compare", "--source", str(world.source), "--comparison", "none")
+    assert status == 1
+    assert "train with `--comparison none` first" in err
+    status, _, _, err = world.run("register", "--source", str(world.source), "--comparison", "none")
+    assert status == 1
+    assert "python -m models compare --comparison none" in err
+    status, _, _, err = world.run("train", "--source", "nowhere", "--method", "pop")
+    assert status == 1
+    assert "does not exist" in err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    status, _, _, err = world.run("train", "--source", str(world.source), "--method", "pop")
+    assert status == 1
+    assert "does not answer" in err
+    assert "make up" in err
+
+
+def test_params_prints_exact_counts(world: World) -> None:
+    status, done, said, _ = world.run(
+        "params", "--preset", "paper_a_ml1m", "--method", "bert4rec+st", "--json"
+    )
+    assert status == 0
+    assert done is not None
+    assert (done["num_params"], done["num_params_added"]) == (4_918_785, 256)
+    assert "4,918,785 parameters" in said
+    status, done, _, _ = world.run(
+        "params", "--preset", "paper_a_ml1m", "--method", "bert4rec", "--json", "--items", "4332",
+        "--length", "15",
+    )  # fmt: skip
+    assert done is not None
+    assert done["num_params"] == 5_386_221
+    status, _, _, err = world.run("params", "--method", "bert4rec")
+    assert status == 1
+    assert "--items V is needed" in err
+
+
+def test_the_same_seed_gives_the_same_model(
+    world: World, trained: dict[str, dict[str, Any]]
+) -> None:
+    again = world.train("gru4rec+st", "--seed", "1")
+    assert again["metrics"] == trained["gru4rec+st"]["metrics"]
+
+
+def test_a_batch_of_users_is_quick(world: World, trained: dict[str, dict[str, Any]]) -> None:
+    """A thousand users in one call; the data is what the ring tells."""
+    from models import tracking
+    from models.serving import recommend
+
+    client, _ = tracking.connect("toy")
+    with tracking.downloaded(client, trained["gru4rec"]["mlflow_run_id"], "trained") as folder:
+        stored = load(folder)
+    data = data_of(world.lake)
+    frame = pd.DataFrame(
+        {
+            "user_id": [f"u{n // 20}" for n in range(20_000)],
+            "item_id": [data.item_ids[n % 15] for n in range(20_000)],
+            "event_ts": pd.to_datetime(
+                [(n % 20) * DAY for n in range(20_000)], unit="us", utc=True
+            ),
+        }
+    )
+    began = time.process_time()
+    answer = recommend(stored, frame, 5)
+    assert len(answer) == 1000
+    assert answer["items"].map(len).eq(5).all()
+    assert time.process_time() - began < 20
