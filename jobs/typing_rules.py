@@ -36,7 +36,10 @@ def iso_time(text: Column, zone: str) -> Column:
         F.regexp_replace(F.upper(F.regexp_extract(dotted, ISO_ZONE, 2)), r"^([+-]\d\d)$", "$1:00"),
         r"^([+-]\d\d)(\d\d)$", "$1:$2",
     )  # fmt: skip
-    zoned = F.concat(F.regexp_extract(dotted, ISO_ZONE, 1), offset).try_cast("timestamp")
+    moment = F.regexp_replace(
+        F.regexp_extract(dotted, ISO_ZONE, 1), r"^(.{10}[T ]\d\d:\d\d)$", "$1:00"
+    )
+    zoned = F.concat(moment, offset).try_cast("timestamp")
     local = local_to_utc(dotted.try_cast("timestamp_ntz"), zone)
     return F.when(text.rlike(ISO), F.when(dotted.rlike(ISO_ZONE), zoned).otherwise(local))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -127,14 +127,15 @@ class Tokens:
         return np.cumsum(np.bincount(self.row, minlength=self.num_rows))
 
     def select(self, keep: Bools) -> Tokens:
-        return replace(self, **{name: getattr(self, name)[keep] for name in self.ARRAYS})
+        kept: dict[str, Any] = {name: getattr(self, name)[keep] for name in self.ARRAYS}
+        return replace(self, **kept)
 
     def insert(self, at: Ints, **values: Ints | Bools | int) -> Tokens:
         """New tokens before the tokens `at`; each array is given, or repeats one value."""
-        return replace(
-            self,
-            **{name: np.insert(getattr(self, name), at, values[name]) for name in self.ARRAYS},
-        )
+        longer: dict[str, Any] = {
+            name: np.insert(getattr(self, name), at, values[name]) for name in self.ARRAYS
+        }
+        return replace(self, **longer)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,9 @@ class Batch:
         return self.token == 0
 
     def to(self, device: torch.device | str) -> Batch:
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        tensors: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)
+        }
         return replace(self, **tensors)
 
 
@@ -296,6 +299,8 @@ def pad(
     ordinal = np.zeros(size, dtype=np.int64)
     ordinal[at] = tokens.ordinal
     label_at = np.flatnonzero(tokens.label != NO_LABEL)
+    label_start: Ints
+    label_item: Ints
     if rows is None or target is None:
         label_start, label_item = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64)
     else:

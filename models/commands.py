@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from models import tracking
 from models.baselines import Popularity
+from models.batch import Target
 from models.errors import UserError
 from models.evaluate import Result, evaluate
 from models.methods import Config, count_parameters
@@ -90,8 +91,12 @@ def train(
         )
         fitted = fit(config, data, say, device)
         asked = targets(
-            data.events, data.period, TEST, data.training.vocabulary, config.train.target  # type: ignore[arg-type]
-        )  # fmt: skip
+            data.events,
+            data.period,
+            TEST,
+            data.training.vocabulary,
+            cast(Target, config.train.target),
+        )
         scored_from = time.perf_counter()
         result = evaluate(fitted.model, asked, repeat_policy=config.model.repeat_policy)
         eval_s = time.perf_counter() - scored_from
@@ -191,11 +196,10 @@ def _keep(
         place = folder / "evaluation"
         place.mkdir()
         ids = np.array([data.sequences.user_id[u] for u in result.users], dtype=np.str_)
-        np.savez_compressed(
-            place / "per_user.npz",
-            user_id=ids,
-            **{name.replace("@", "_at_"): value for name, value in result.values.items()},
-        )
+        arrays: dict[str, Any] = {
+            name.replace("@", "_at_"): value for name, value in result.values.items()
+        }
+        np.savez_compressed(place / "per_user.npz", user_id=ids, **arrays)
         facts_and_report = {"facts": facts, "report": report}
         (place / "result.json").write_text(json.dumps(facts_and_report, indent=1))
         client.log_artifacts(run_id, scratch)
@@ -205,7 +209,7 @@ def score_again(
     *, source: Source, lake: str, run_id: str, version: int | None, say: Say = print
 ) -> dict[str, Any]:
     """`evaluate`: a stored run's model on its own cut, at its own table version or another one."""
-    from jobs.tables import ITEMS
+    from jobs.tables import ITEMS, SEQUENCES
     from models.dataset import cache_folder, open_sequences, read_items
     from models.splits import Events, periods
 
@@ -216,8 +220,6 @@ def score_again(
     if facts["source"] != source.name:
         raise UserError(f"run {run_id} is of source {facts['source']!r}, not {source.name!r}")
     make = f"python -m jobs run --source {source.name}"
-    from jobs.tables import SEQUENCES
-
     at = facts["table_version"] if version is None else version
     path = SEQUENCES.path(lake, source.name)
     events = Events.of(open_sequences(path, at, cache_folder(lake, source.name), make))

@@ -165,8 +165,8 @@ def _write(table: DeltaTable, folder: Path) -> None:
     # Files of a table come in any order: users are put in order of their id.
     order = sorted(range(len(users)), key=users.__getitem__)
     np.save(folder / "order.npy", np.array(order, dtype=np.int64))
-    with (folder / "users.json").open("w", encoding="utf-8") as file:
-        json.dump([users[i] for i in order], file)
+    with (folder / "users.json").open("w", encoding="utf-8") as listing:
+        json.dump([users[i] for i in order], listing)
     (folder / "meta.json").write_text(json.dumps({"users": len(users)}))
 
 

@@ -66,7 +66,7 @@ def full_cross_entropy(
     label_start int64[N+1], label_class int64[M]: position n has the classes
     label_class[label_start[n]:label_start[n+1]] (one for next item, a set for next session).
     """
-    result: torch.Tensor = _FullCrossEntropy.apply(
+    result: torch.Tensor = _FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
         h_ND, weight_CD, bias_C, label_start, label_class
     )
     return result

@@ -116,7 +116,8 @@ class Events:
 
     @property
     def positive(self) -> Bools:
-        return self.sequences.feedback[self.index] == POSITIVE
+        positive: Bools = self.sequences.feedback[self.index] == POSITIVE
+        return positive
 
 
 def temporal_cut(ts: Ints, valid_from: int | None = None, test_from: int | None = None) -> Cut:
@@ -150,15 +151,16 @@ def stamp(us: int) -> str:
 def periods(events: Events, cut: Cut) -> Ints:
     """int8[E]: 0 training, 1 validation, 2 test."""
     if cut.split == "temporal":
-        ts = events.ts
-        return (ts >= cut.valid_from).astype(np.int8) + (ts >= cut.test_from)
+        assert cut.valid_from is not None and cut.test_from is not None
+        validation, test = events.ts >= cut.valid_from, events.ts >= cut.test_from
+        return np.asarray(validation.astype(np.int8) + test)
     if cut.split == "last_item":
         from_end = events.start[events.user + 1] - 1 - np.arange(len(events.user))
     else:
         newest = np.zeros(len(events.start), dtype=np.int64)
         newest[events.user] = events.session  # the last assignment of a user stays
         from_end = newest[events.user] - events.session
-    return np.maximum(0, 2 - from_end).astype(np.int8)
+    return np.asarray(np.maximum(0, 2 - from_end), dtype=np.int8)
 
 
 def training_rows(events: Events, period: Ints, filters: Filters) -> Training:
@@ -210,7 +212,7 @@ def _dense(session: Ints, user: Ints) -> Ints:
     first[1:] = user[1:] != user[:-1]
     begin = np.flatnonzero(first)
     base = np.repeat(running[begin] - 1, np.diff(np.append(begin, len(user))))
-    return (running - base).astype(np.int32)
+    return np.asarray(running - base, dtype=np.int32)
 
 
 def _refuse_if_hopeless(counts: dict[str, Any], vocabulary: Ints, users: Ints, start: Ints) -> None:

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from models.baselines import Popularity
-from models.batch import Batch, Rows, label_cloze, label_next, pad, take, windows
+from models.batch import Batch, Rows, Target, label_cloze, label_next, pad, take, windows
 from models.dataset import Sequences, cache_folder, open_sequences, read_items
 from models.errors import UserError
 from models.evaluate import evaluate
@@ -126,22 +127,22 @@ def batches(model: Recommender, rows: Rows, config: Config, epoch: int) -> Itera
         part = order[low : low + group]
         order[low : low + group] = part[np.argsort((end - begin)[part], kind="stable")]
     firsts = rng.permutation(np.arange(0, len(order), train.batch_size))
-    target = train.target
+    target = cast(Target, train.target)
     for first in firsts:
         at = order[first : first + train.batch_size]
-        tokens = take(rows, begin[at], end[at], model.num_items, target)  # type: ignore[arg-type]
+        tokens = take(rows, begin[at], end[at], model.num_items, target)
         if model.cloze:
             newest = config.model.request_time == "last_event"
-            tokens = label_cloze(tokens, target, rng, train.mask_share, newest)  # type: ignore[arg-type]
+            tokens = label_cloze(tokens, target, rng, train.mask_share, newest)
         else:
-            tokens = label_next(tokens, rows, target)  # type: ignore[arg-type]
+            tokens = label_next(tokens, rows, target)
             if train.item_noise:
                 noisy = rng.random(len(tokens.token)) < train.item_noise
                 other = rng.integers(1, model.num_items + 1, len(tokens.token))
                 tokens = replace(tokens, token=np.where(noisy, other, tokens.token))
-        for encoding in model.encodings.values():
+        for encoding in model.all_encodings():
             tokens = encoding.layout(tokens, causal=not model.cloze)
-        batch = pad(tokens, size, rows, target)  # type: ignore[arg-type]
+        batch = pad(tokens, size, rows, target)
         if len(batch.label_at):
             yield batch
 
@@ -168,8 +169,8 @@ def fit(config: Config, data: Data, say: Say = print, device: str = "cpu") -> Fi
     torch.manual_seed(train.seed)
     num_items = len(data.training.vocabulary)
     asked = targets(
-        data.events, data.period, VALIDATION, data.training.vocabulary, train.target  # type: ignore[arg-type]
-    )  # fmt: skip
+        data.events, data.period, VALIDATION, data.training.vocabulary, cast(Target, train.target)
+    )
     validation = _sample(asked, train.validation_targets)
     model = build(num_items, config)
     model.fit(data.training.rows)

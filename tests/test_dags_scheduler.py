@@ -140,7 +140,7 @@ def test_the_scheduler_runs_a_night_and_the_asset_starts_the_training(
         api.patch(f"/dags/{dag_id}", {"is_paused": False})
 
     # Nobody asked for the night: catching up from `schedule.start`, the scheduler did.
-    run, tasks = the_run_of(airflow, "sessions_daily.tiny", 600)
+    run, tasks = the_run_of(airflow, "sessions_daily.tiny", 1200)
     assert run["state"] == "success" and run["run_type"] == "scheduled"
     assert run["data_interval_start"].startswith(f"{night:%Y-%m-%d}")
     assert all(task["state"] == "success" for task in tasks.values())
@@ -151,7 +151,7 @@ def test_the_scheduler_runs_a_night_and_the_asset_starts_the_training(
     assert event["extra"]["rows"] == USERS
 
     # The asset, and nothing else, started the training: on the version that it named.
-    run, tasks = the_run_of(airflow, "train_methods.tiny", 300)
+    run, tasks = the_run_of(airflow, "train_methods.tiny", 600)
     assert run["state"] == "success" and run["run_type"] == "asset_triggered"
     assert {tasks["train", n]["rendered_map_index"] for n in (0, 1)} == {
         "pop, seed 1", "personal_top, seed 1",

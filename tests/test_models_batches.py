@@ -35,7 +35,7 @@ def trained_on(method: str, rows: Rows, target: str = "next_item", **options: An
         tokens = label_cloze(tokens, target, np.random.default_rng(0), 0.0, newest)  # type: ignore[arg-type]
     else:
         tokens = label_next(tokens, rows, target)  # type: ignore[arg-type]
-    for encoding in model._encodings():
+    for encoding in model.all_encodings():
         tokens = encoding.layout(tokens, causal=not model.cloze)
     return pad(tokens, model.config.max_len, rows, target)  # type: ignore[arg-type]
 
@@ -128,7 +128,7 @@ def test_cloze_never_hides_or_predicts_a_session_token() -> None:
     model = model_of("bert4rec+st", request_time="known")
     tokens = take(rows, rows.start[:-1], rows.start[1:], V, "next_item")
     tokens = label_cloze(tokens, "next_item", np.random.default_rng(1), 0.5, False)
-    tokens = model._encodings()[0].layout(tokens, causal=False)
+    tokens = model.all_encodings()[0].layout(tokens, causal=False)
     batch = pad(tokens, 8, rows, "next_item")
     assert (batch.token[:, [-6, -3]] == ST).all()
     at = batch.label_at.numpy() % 6

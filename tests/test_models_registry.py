@@ -216,6 +216,14 @@ def test_twice_is_once(world: World, compared: dict[str, Any], registered: dict[
 
 FRESH = """
 import json, sys, time
+
+class Absent:
+    # A serving machine has none of these (MLflow itself imports pyspark where it can).
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jobs", "pyspark", "delta", "airflow", "deltalake"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
 import pandas as pd
 import mlflow, mlflow.pyfunc
 mlflow.set_tracking_uri(sys.argv[1])
@@ -254,8 +262,7 @@ for version in json.loads(sys.argv[2]):
         "default": len(ask(one)["items"][0]),
         "ms": (time.perf_counter() - began) * 50,
     }
-heavy = [m for m in ("jobs", "pyspark", "airflow", "deltalake") if m in sys.modules]
-print(json.dumps({"told": told, "heavy": heavy}))
+print(json.dumps({"told": told}))
 """
 
 
@@ -271,12 +278,19 @@ def asked(
     done = subprocess.run(
         [sys.executable, "-P", "-c", FRESH, uri, json.dumps(list(versions.values()))],
         cwd=tmp_path_factory.mktemp("elsewhere"), env=environment,
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    assert said["heavy"] == []
     return {method: said["told"][str(version)] for method, version in versions.items()}
+
+
+def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    """The same items; scores within float error (batches of other sizes round differently)."""
+    near = [
+        a["score"] == pytest.approx(b["score"], abs=1e-4) for a, b in zip(one, other, strict=True)
+    ]
+    return [i["item_id"] for i in one] == [i["item_id"] for i in other] and all(near)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -291,12 +305,13 @@ def test_a_version_answers_raw_ids_in_a_fresh_process(method: str, asked: dict[s
         assert len({item["item_id"] for item in row["items"]}) == 3
     assert answer[2]["items"] == answer[3]["items"], "unknown items only is no history"
     assert told["nobody"][0]["items"] == answer[2]["items"]
-    assert told["sorted"][0]["items"] == answer[1]["items"], "events come in any order"
+    assert same(told["sorted"][0]["items"], answer[1]["items"]), "events come in any order"
     assert sorted(i["item_id"] for i in told["all"][0]["items"]) == [f"i{i:02d}" for i in range(15)]
     assert told["empty"] == [["user_id", "items"], 0]
     assert len(told["thousand"][0]["items"]) == 2
     assert len(told["native"][0]["items"]) == 2
-    assert told["late"][0]["items"] == told["all"][0]["items"][:2], "last_event knows no request"
+    late, usual = told["late"][0]["items"], told["all"][0]["items"][:2]
+    assert same(late, usual), "last_event knows no request"
     assert told["default"] == 10
     assert told["ms"] < 200, "one user takes milliseconds"
 

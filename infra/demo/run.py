@@ -293,9 +293,7 @@ def night(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
 def methods(
     compared: dict[str, Any], registered: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    versions = {
-        entry["method"]: entry.get("model_version") for entry in registered["methods"]
-    }
+    versions = {entry["method"]: entry["version"] for entry in registered["versions"]}
     keys = (
         "method", "num_params", "num_params_added", "ndcg@10", "ndcg@10_low", "ndcg@10_high",
         "hr@10", "seconds", "mlflow_run_id",
@@ -316,16 +314,18 @@ def show_methods(found: list[dict[str, Any]]) -> None:
         "NDCG@10",
         "95 % interval",
         "HR@10",
-        "parameters",
+        "params",
         "added",
         "seconds",
     ):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(
+            column, justify="left" if column == "method" else "right", no_wrap=True
+        )
     for entry in sorted(found, key=lambda entry: -(entry["ndcg@10"] or 0)):
         table.add_row(
             entry["method"],
             f"{entry['ndcg@10']:.4f}",
-            f"{entry['ndcg@10_low']:.4f} to {entry['ndcg@10_high']:.4f}",
+            f"{entry['ndcg@10_low']:.3f} to {entry['ndcg@10_high']:.3f}",
             f"{entry['hr@10']:.4f}",
             f"{entry['num_params']:,}",
             f"{entry['num_params_added']:,}",
@@ -375,7 +375,8 @@ def run(clock: Clock) -> dict[str, Any]:
         servers = local.start(
             STATE,
             lake=LAKE,
-            extra_env={
+            extra_env=local.SHORT_LIVED_JVM
+            | {
                 "SESSIONMILL_DRIVER_MEMORY": os.environ.get(
                     "SESSIONMILL_DRIVER_MEMORY", "2g"
                 )

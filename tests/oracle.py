@@ -1,0 +1,73 @@
+"""An independent sessionizer: DuckDB, written from the rule in ARCHITECTURE.md, not from the jobs.
+
+It takes event ids from `bronze.events` (they order events of equal time) and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+
+def expected_sessions(
+    events: pa.Table, *, native: bool, gap_s: float, max_hours: float, max_events: int
+) -> list[dict[str, Any]]:
+    """Sessions of a set of events: id, user, start, end, count, runaway, ordered event ids."""
+    order = "event_ts, tie_break NULLS LAST, event_id"
+    near = f"epoch_us(event_ts) - epoch_us(before_ts) <= {round(gap_s * 1e6)}"
+    if native:
+        order = "event_ts, source_session_id NULLS LAST, tie_break NULLS LAST, event_id"
+        belongs = (
+            "CASE WHEN source_session_id IS NULL AND before_id IS NULL THEN " + near
+            + " WHEN source_session_id IS NULL OR before_id IS NULL THEN false"
+            + " ELSE source_session_id = before_id END"
+        )  # fmt: skip
+    else:
+        belongs = near
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        db.register("events", events)
+        found = db.execute(f"""
+            WITH placed AS (
+                SELECT *, row_number() OVER w AS place,
+                       lag(event_ts) OVER w AS before_ts,
+                       lag(source_session_id) OVER w AS before_id
+                FROM events WINDOW w AS (PARTITION BY user_id ORDER BY {order})
+            ), marked AS (
+                SELECT *, place = 1 OR NOT ({belongs}) AS opens FROM placed
+            ), numbered AS (
+                SELECT *, count(*) FILTER (opens) OVER (
+                    PARTITION BY user_id ORDER BY place ROWS UNBOUNDED PRECEDING) AS number
+                FROM marked
+            ), sessions AS (
+                SELECT user_id, number, list(event_id ORDER BY place) AS events,
+                       list(item_id ORDER BY place) AS items,
+                       epoch_us(min(event_ts)) AS start_us, epoch_us(max(event_ts)) AS end_us,
+                       count(*) AS event_count
+                FROM numbered GROUP BY user_id, number
+            )
+            SELECT left(sha256(length(user_id) || ':' || user_id || '/' || events[1]), 32)
+                       AS session_id,
+                   user_id, start_us, end_us, event_count,
+                   CASE WHEN end_us - start_us > {round(max_hours * 3.6e9)} THEN 'hours'
+                        WHEN event_count > {max_events} THEN 'events' END AS runaway,
+                   events, items
+            FROM sessions ORDER BY user_id, number
+        """)
+        rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
+        return rows
+
+
+def expected_sequences(sessions: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]]]:
+    """Per user, (item, session ordinal) of every position, runaway sessions left out."""
+    users: dict[str, list[tuple[str, int]]] = {}
+    ordinals: dict[str, int] = {}
+    for session in sessions:  # ordered by user and place
+        if session["runaway"]:
+            continue
+        user = session["user_id"]
+        ordinals[user] = ordinals.get(user, 0) + 1
+        users.setdefault(user, []).extend((item, ordinals[user]) for item in session["items"])
+    return users

@@ -1,0 +1,187 @@
+"""A small log through the real jobs, from files to sequences: what a person would see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import RejectShareError, RuleChanged, SchemaError, SourceError
+from jobs.tables import EVENTS, ITEMS, REJECTS, RUNS, SEQUENCES, SESSIONS
+from tests.spark_tools import CLICKS, Workshop
+
+T = 1_700_000_000
+
+
+def line(user: object, item: object, second: int) -> str:
+    return f"{user},{item},{T + second}\n"
+
+
+def test_stories(spark: Any, tmp_path: Path) -> None:
+    """Each user is one story; all go through Spark in one run."""
+    shop = Workshop(spark, tmp_path)
+    shop.land(
+        "day.csv",
+        "user,item,ts\n"
+        + line("ann", 1, 0) + line("ann", 2, 1800)  # exactly gap_s apart: one session
+        + line("bob", 1, 0) + line("bob", 2, 1801)  # one second more: two sessions
+        + line("-9223372036854775808", "007", 5)  # a 64-bit id, a leading zero
+        + line('"a,""b"', '"x, y"', 7)  # commas and quotes
+        + line("ann", 2, 1800)  # an exact duplicate collapses
+        + line("", 3, 9) + line("cat", "", 9) + line("cat", 3, 9)[:-4] + "soon\n"
+        + '"cat,3\n',
+    )  # fmt: skip
+    shop.land("empty.csv", "")
+    shop.land("header-only.csv", "user,item,ts\n")
+    result = shop.run()
+    assert (result.read, result.events_new, result.duplicates) == (11, 6, 1)
+    assert result.rejects == {
+        "missing_user_id": 1, "missing_item_id": 1, "bad_event_ts": 1, "unparsable": 1,
+    }  # fmt: skip
+    assert (result.sessions_new, result.sessions_retired, result.runaways) == (5, 0, 0)
+
+    sessions = {
+        (row["user_id"], [event["item_id"] for event in row["events"]][0]): row
+        for row in shop.rows(SESSIONS)
+    }
+    assert [e["item_id"] for e in sessions["ann", "1"]["events"]] == ["1", "2"]
+    assert sessions["bob", "1"]["event_count"] == sessions["bob", "2"]["event_count"] == 1
+    assert ("-9223372036854775808", "007") in sessions and ('a,"b', "x, y") in sessions
+
+    rejects = {row["reason"]: row for row in shop.rows(REJECTS)}
+    assert rejects["unparsable"]["raw"] == '"cat,3' and rejects["unparsable"]["line"] == 12
+    assert rejects["missing_user_id"]["line"] == 9
+    assert rejects["missing_user_id"]["file"].endswith("landing/day.csv")
+    assert rejects["missing_user_id"]["run_day"] is None
+
+    names = {row["item_index"]: row["item_id"] for row in shop.rows(ITEMS)}
+    assert [names[i] for i in range(1, 5)] == ["1", "007", "x, y", "2"]  # by first_seen_ts
+    sequences = {row["user_id"]: row for row in shop.rows(SEQUENCES)}
+    assert sequences["bob"]["session_ordinal"] == [1, 2]
+    assert [names[i] for i in sequences["bob"]["item_index"]] == ["1", "2"]
+    assert sequences["bob"]["feedback"] == ["positive"] * 2
+    assert sequences["bob"]["exposed_items"] == [[], []]
+
+    # A second night only adds; a file that comes again, or grew, brings only what is new.
+    before = {row["session_id"]: row for row in shop.rows(SESSIONS)}
+    shop.land("day-again.csv", (shop.landing / "day.csv").read_bytes())
+    shop.land("night.csv", "user,item,ts\n" + line("ann", 3, 90_000) + line("bob", 9, 1802))
+    second = shop.run(day="2023-11-15")
+    assert (second.read, second.events_new, second.duplicates) == (13, 2, 7)
+    assert (second.sessions_new, second.sessions_changed, second.sessions_retired) == (1, 1, 0)
+    after = {row["session_id"]: row for row in shop.rows(SESSIONS)}
+    assert set(before) < set(after)
+    assert {i: n for n, i in ((r["item_id"], r["item_index"]) for r in shop.rows(ITEMS))}.items() >= (
+        names.items()
+    )
+
+    # And a run that finds nothing new writes no version.
+    tables = (EVENTS, REJECTS, SESSIONS, ITEMS, SEQUENCES)
+    versions = [shop.version(table) for table in tables]
+    third = shop.run()
+    assert third.read == 0 and [shop.version(table) for table in tables] == versions
+
+    outcomes = [(row["job"], row["outcome"]) for row in shop.rows(RUNS)]
+    assert outcomes == [("run", "ok")] * 3
+
+
+def test_late_lines_are_rejects_until_a_run_without_a_day(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path)
+    shop.land("a.csv", "user,item,ts\n" + line("u", 1, 0) + line("u", 2, -40 * 86_400))
+    night = shop.run("ingest", day="2023-11-14")
+    assert (night.read, night.events_new, night.rejects) == (2, 1, {"late": 1})
+    assert [row["raw"] for row in shop.rows(REJECTS)] == [line("u", 2, -40 * 86_400).strip()]
+    assert str(shop.rows(REJECTS)[0]["run_day"]) == "2023-11-14"
+    shop.land("b.csv", (shop.landing / "a.csv").read_bytes())
+    (shop.landing / "a.csv").touch()
+    history = shop.run("ingest")
+    assert (history.read, history.events_new, history.duplicates) == (4, 1, 3)
+    assert shop.rows(REJECTS) == []  # the line is an event now
+
+
+def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path, CLICKS + "[quality]\nmax_reject_share = 0.4\non_exceed='fail'")
+    with pytest.raises(SourceError, match="matches no file"):
+        shop.run("ingest")
+    shop.land("1.csv", "user,item,ts\n" + line("u", 1, 0))
+    shop.run()
+    tables = (EVENTS, SESSIONS, SEQUENCES)
+    versions = [shop.version(table) for table in tables]
+
+    shop.land("3.csv", "user,ts\n1,2\n")
+    with pytest.raises(SchemaError, match=r"3\.csv has no column 'item'.*columns\.item_id"):
+        shop.run()
+    shop.land("3.csv", "user,item,ts\n" + line("u", 1, 1) + line("", 1, 2))
+    with pytest.raises(RejectShareError, match=r"1 of 2 lines .*50.0%.*max_reject_share = 0.4"):
+        shop.run()
+    assert [shop.version(table) for table in tables] == versions
+    assert [row["reason"] for row in shop.rows(REJECTS)] == ["missing_user_id"]
+
+    shop.describe(CLICKS + "[sessions]\ngap_s = 60")
+    with pytest.raises(RuleChanged, match="--rebuild"):
+        shop.run("sessionize")
+    rebuilt = shop.run("sessionize", options={"rebuild": True})
+    assert rebuilt.tables[SESSIONS.full_name]["rows"] == 1
+    shop.run("sessionize")
+
+
+def test_native_ids_web_logs_json_and_exposures(spark: Any, tmp_path: Path) -> None:
+    toml = """
+[source]
+name = "hotels"
+landing = "{landing}/*/*.jsonl.gz"
+format = "jsonl"
+[columns]
+user_id = "user"
+item_id = "ref"
+event_ts = "at"
+event_type = "what"
+event_id = "id"
+exposed_with = "shown"
+value = "price"
+[time]
+unit = "iso8601"
+zone = "Europe/Paris"
+[feedback]
+positive = ["click"]
+negative = ["value < 0"]
+"""
+    import gzip
+    import json
+
+    shop = Workshop(spark, tmp_path, toml)
+    rows = [
+        {"id": "e2", "user": 1, "ref": "h1", "at": "2024-01-01T10:00:00", "what": "click",
+         "shown": "h1|h2|h3", "price": 10},
+        {"id": "e1", "user": 1, "ref": "h4", "at": "2024-01-01T09:00:00Z", "what": "view",
+         "price": "-1.5"},
+        {"id": "e1", "user": 1, "ref": "h4", "at": "2024-01-01T09:00:00Z", "what": "view",
+         "price": "cheap"},
+        {"user": 1, "ref": "h4", "at": "2024-01-01T09:00:00Z", "what": "view"},
+    ]  # fmt: skip
+    shop.land("x/a.jsonl.gz", gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    result = shop.run()
+    assert result.rejects == {"bad_value": 1, "missing_event_id": 1}
+    events = {row["event_id"]: row for row in shop.rows(EVENTS)}
+    assert (events["e1"]["feedback"], events["e2"]["feedback"]) == ("negative", "positive")
+    assert events["e1"]["event_ts"] == events["e2"]["event_ts"]  # 10:00 in Paris is 09:00 UTC
+    (sequence,) = shop.rows(SEQUENCES)
+    names = {row["item_index"]: row["item_id"] for row in shop.rows(ITEMS)}
+    assert [names[i] for i in sequence["item_index"]] == ["h4", "h1"]  # equal times: by id
+    assert [[names[i] for i in shown] for shown in sequence["exposed_items"]] == [
+        [], ["h1", "h2", "h3"],
+    ]  # fmt: skip
+    counts = {row["item_id"]: row["event_count"] for row in shop.rows(ITEMS)}
+    assert counts == {"h1": 1, "h2": 0, "h3": 0, "h4": 1}
+
+    # The same id again, earlier: the smallest line survives, whenever it arrives.
+    rows = [{**rows[0], "at": "2024-01-01T09:59:00", "ref": "h9"},
+            {**rows[1], "at": "2024-01-02T09:59:00", "ref": "h8"}]  # fmt: skip
+    shop.land("y/b.jsonl.gz", gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    second = shop.run()
+    assert (second.events_new, second.duplicates, second.events_replaced) == (0, 2, 1)
+    (sequence,) = shop.rows(SEQUENCES)
+    names = {row["item_index"]: row["item_id"] for row in shop.rows(ITEMS)}
+    assert [names[i] for i in sequence["item_index"]] == ["h9", "h4"]
+    assert {r["item_id"]: r["event_count"] for r in shop.rows(ITEMS)}["h1"] == 0

@@ -1,0 +1,118 @@
+"""Text to typed events: one Spark frame holds all the cases."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pyspark.sql import functions as F
+
+from jobs.sources import FeedbackPart, TimePart
+from jobs.typing_rules import event_time, feedback_of, row_hash
+
+DAY = datetime(2024, 3, 1, tzinfo=UTC)
+
+
+def us(*parts: int) -> int:
+    moment = datetime(*parts, tzinfo=UTC)  # type: ignore[misc, arg-type]
+    return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
+
+
+# unit, zone, text, expected microseconds
+TIMES: list[tuple[str, str, str, int | None]] = [
+    ("s", "UTC", "0", 0),
+    ("s", "UTC", "1506826988", us(2017, 10, 1, 3, 3, 8)),
+    ("s", "UTC", "1506826988.25", us(2017, 10, 1, 3, 3, 8) + 250_000),
+    ("s", "UTC", "-1", -1_000_000),
+    ("s", "UTC", "2147483648", us(2038, 1, 19, 3, 14, 8)),
+    ("s", "UTC", "9999999999999999999", None),
+    ("s", "UTC", "yesterday", None),
+    ("s", "UTC", "NaN", None),
+    ("ms", "UTC", "1506826988744", us(2017, 10, 1, 3, 3, 8) + 744_000),
+    ("us", "UTC", "1506826988744001", us(2017, 10, 1, 3, 3, 8) + 744_001),
+    ("us", "UTC", "253402300799999999", 253_402_300_799_999_999),
+    ("us", "UTC", "253402300800000000", None),
+    ("iso8601", "UTC", "2024-03-01", us(2024, 3, 1)),
+    ("iso8601", "UTC", "2024-03-01T10:11:12.123456Z", us(2024, 3, 1, 10, 11, 12) + 123_456),
+    ("iso8601", "UTC", "2024-03-01 10:11:12,5", us(2024, 3, 1, 10, 11, 12) + 500_000),
+    ("iso8601", "UTC", "2024-03-01T10:11+0130", us(2024, 3, 1, 8, 41)),
+    ("iso8601", "Europe/Paris", "2024-03-01T10:11:12+02:00", us(2024, 3, 1, 8, 11, 12)),
+    ("iso8601", "Europe/Paris", "2024-03-01T10:11:12-05", us(2024, 3, 1, 15, 11, 12)),
+    ("iso8601", "Europe/Paris", "2024-03-01 10:11:12", us(2024, 3, 1, 9, 11, 12)),
+    # the hour that summer time skips moves forward, the doubled one takes the earlier offset
+    ("iso8601", "Europe/Paris", "2024-03-31 02:30:00", us(2024, 3, 31, 1, 30)),
+    ("iso8601", "Europe/Paris", "2024-10-27 02:30:00", us(2024, 10, 27, 0, 30)),
+    ("iso8601", "UTC", "10:11:12", None),
+    ("iso8601", "UTC", "2024", None),
+    ("iso8601", "UTC", "2024-02-30", None),
+    ("iso8601", "UTC", "2024-03-01T25:00:00", None),
+    ("dd/MMM/yyyy:HH:mm:ss Z", "UTC", "17/May/2015:10:05:03 +0200", us(2015, 5, 17, 8, 5, 3)),
+    ("dd.MM.yyyy HH:mm", "America/Sao_Paulo", "01.10.2017 00:00", us(2017, 10, 1, 3)),
+    ("yyyyMMdd", "UTC", "20171001", us(2017, 10, 1)),
+    ("yyyyMMdd", "UTC", "2017-10-01", None),
+]
+
+
+def test_times(spark: Any) -> None:
+    rules = sorted({(unit, zone) for unit, zone, _, _ in TIMES})
+    cases = spark.createDataFrame(
+        [(n, rules.index(case[:2]), case[2]) for n, case in enumerate(TIMES)], "n int, r int, t string"
+    )
+    chosen = F.coalesce(
+        *(
+            F.when(F.col("r") == at, F.unix_micros(
+                event_time(F.col("t"), F.lit(False), TimePart(unit=unit, zone=zone))
+            ))
+            for at, (unit, zone) in enumerate(rules)
+        )
+    )  # fmt: skip
+    got = {row.n: row.us for row in cases.select("n", chosen.alias("us")).collect()}
+    wrong = [(*case, got[n]) for n, case in enumerate(TIMES) if got[n] != case[3]]
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def events(spark: Any) -> Any:
+    ddl = (
+        "event_type string, value double, user_id string, item_id string, event_ts timestamp, "
+        "source_session_id string, tie_break bigint, exposed_with array<string>"
+    )
+    return spark.createDataFrame(
+        [
+            ("read", 5.0, "u", "i", DAY, None, None, None),
+            ("skip", 1.0, "u", "i", DAY, "", None, None),
+            ("show", None, "u", "i", DAY, None, 0, []),
+            (None, -0.0, "u", "i", DAY, None, None, ["a", "b"]),
+            (None, 0.0, "u", "i", DAY, None, None, ["a", "b"]),
+            ("ab", None, "u", "i", DAY, "c", None, None),
+            ("a", None, "u", "i", DAY, "bc", None, None),
+        ],
+        ddl,
+    )
+
+
+@pytest.mark.parametrize(
+    ("feedback", "expected"),
+    [
+        (FeedbackPart(), ["positive"] * 7),
+        (
+            FeedbackPart(negative=["value < 3"], exposed=["show"]),
+            ["positive", "negative", "exposed", "negative", "negative", "positive", "positive"],
+        ),
+        (
+            FeedbackPart(positive=["read", "value == 0"], negative=["skip"], exposed=["show"]),
+            ["positive", "negative", "exposed", "positive", "positive", "neutral", "neutral"],
+        ),
+    ],
+)
+def test_feedback_is_tried_negative_positive_exposed(
+    events: Any, feedback: FeedbackPart, expected: list[str]
+) -> None:
+    assert [row.f for row in events.select(feedback_of(feedback).alias("f")).collect()] == expected
+
+
+def test_a_hash_tells_null_from_empty_and_where_a_text_ends(events: Any) -> None:
+    digests = [row.h for row in events.select(row_hash().alias("h")).collect()]
+    assert digests[3] == digests[4]  # there is no negative zero
+    assert len(set(digests)) == len(digests) - 1
