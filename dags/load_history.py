@@ -12,9 +12,7 @@ from pathlib import Path
 
 from airflow.sdk import DAG
 
-sys.path.append(
-    str(Path(__file__).parent)
-)  # Airflow does this itself; other readers do not
+sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
 import mill
 
 for source in mill.sources():

@@ -75,11 +75,7 @@ class ScheduledSource:
     def start_date(self) -> datetime:
         """The first day, where the source names one; else long ago, with nothing to catch up."""
         first = self.spec.schedule.start
-        return (
-            datetime(first.year, first.month, first.day, tzinfo=UTC)
-            if first
-            else LONG_AGO
-        )
+        return datetime(first.year, first.month, first.day, tzinfo=UTC) if first else LONG_AGO
 
     @property
     def catchup(self) -> bool:
@@ -165,9 +161,7 @@ def spark_job(
 def write_audit_publish(source: ScheduledSource, group: str, job: str) -> TaskGroup:
     """Compute a candidate, audit it, publish it: a person sees which of the three went red."""
     with TaskGroup(group) as steps:
-        chain(
-            *(spark_job(source, job, step) for step in ("compute", "audit", "publish"))
-        )
+        chain(*(spark_job(source, job, step) for step in ("compute", "audit", "publish")))
     return steps
 
 
@@ -187,9 +181,7 @@ def announce(source: ScheduledSource, result: str) -> Any:
         }
         earlier = context["inlet_events"][source.sequences]
         if len(earlier) and earlier[-1].extra == extra:
-            raise AirflowSkipException(
-                f"version {table['version']} was announced before"
-            )
+            raise AirflowSkipException(f"version {table['version']} was announced before")
         context["outlet_events"][source.sequences].extra = extra
         return extra
 
@@ -235,9 +227,7 @@ class ModelsOperator(BaseOperator):
                 if line.startswith("{"):
                     answer = line
         if self._process.returncode:
-            raise AirflowException(
-                f"{command} ended with {self._process.returncode}: see above"
-            )
+            raise AirflowException(f"{command} ended with {self._process.returncode}: see above")
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -275,9 +265,7 @@ def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
     params = context["params"]
     version = params["table_version"]
     if version is None:
-        events = [
-            e for every in context["triggering_asset_events"].values() for e in every
-        ]
+        events = [e for every in context["triggering_asset_events"].values() for e in every]
         if events:
             version = max(events, key=lambda event: event.timestamp).extra["version"]
     if version is None:

@@ -6,9 +6,7 @@ out of service; so a broken source file stops its own DAGs only.
 import sys
 from pathlib import Path
 
-sys.path.append(
-    str(Path(__file__).parent)
-)  # Airflow does this itself; other readers do not
+sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
 import mill
 
 if mistakes := mill.source_errors():

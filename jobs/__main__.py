@@ -44,7 +44,8 @@ def parse_day(text: str) -> date:
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
-        prog="python -m jobs", description="From raw interaction logs to session and sequence tables."
+        prog="python -m jobs",
+        description="From raw interaction logs to session and sequence tables.",
     )
     commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
     for job, says in JOBS.items():
@@ -104,9 +105,7 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return told(context, args.job, step, result, seconds)
 
 
-def told(
-    context: Context, job: str, step: str, result: Result, seconds: float
-) -> dict[str, Any]:
+def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:
     """Print what was done, and keep it as JSON beside the lake."""
     outcome = {
         "run_id": context.run_id, "batch": context.batch, "job": job, "step": step,
@@ -134,6 +133,11 @@ def told(
         print(f"note: {note}", flush=True)
     folder = context.lake.folder("_runs", context.batch)
     context.lake.write_text(f"{folder}/{job}.{step}.json", json.dumps(outcome, default=str))
+    if step == "publish":
+        # Only now: a publish whose answer was lost must find either its candidate or its answer.
+        from jobs.steps import MODULES
+
+        context.candidate(MODULES[job][1]).remove()
     return outcome
 
 

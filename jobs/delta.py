@@ -128,8 +128,10 @@ class Lake:
             FeedGone: the feed no longer reaches back to `after`.
         """
         if after >= upto:
-            return self.read(table, upto).where("false").withColumns(
-                {"_change_type": F.lit(""), "_commit_version": F.lit(0).cast("long")}
+            return (
+                self.read(table, upto)
+                .where("false")
+                .withColumns({"_change_type": F.lit(""), "_commit_version": F.lit(0).cast("long")})
             )
         try:
             feed = (
@@ -173,9 +175,7 @@ class Lake:
         raise Conflict(f"{table.full_name} was changed by another run since version {base}")
 
     @contextmanager
-    def transaction(
-        self, target: Table, app_id: str, version: int, run_id: str
-    ) -> Iterator[None]:
+    def transaction(self, target: Table, app_id: str, version: int, run_id: str) -> Iterator[None]:
         """Commits inside carry what they consumed. Unset after: it would reach later writes."""
         conf = self.spark.conf
         conf.set("spark.databricks.delta.write.txnAppId", app_id)
@@ -243,7 +243,8 @@ class Lake:
     # -- texts on any file system -------------------------------------------------------------
 
     def _hadoop(self, path: str) -> tuple[Any, Any]:
-        where = self.spark._jvm.org.apache.hadoop.fs.Path(path)
+        jvm: Any = self.spark._jvm
+        where = jvm.org.apache.hadoop.fs.Path(path)
         return where.getFileSystem(self.spark._jsc.hadoopConfiguration()), where
 
     def exists(self, path: str) -> bool:

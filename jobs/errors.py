@@ -1,14 +1,14 @@
 """What can go wrong, as a tree. Every message names the thing, the value and the way out.
 
-    SessionmillError
-    ├── SettingsError     the environment says something that cannot be
-    ├── SourceError       a source file says something that cannot be
-    ├── SchemaError       a landing file is not what the source file promised
-    ├── RejectShareError  more lines unusable than the source's policy allows
-    ├── AuditFailed       a suite found rows that break an invariant: the table stays as it was
-    ├── AuditErrored      a suite could not be evaluated: nothing is known about the rows
-    ├── RuleChanged       the table was made by another session rule
-    └── Conflict          another run changed the table in the meantime
+SessionmillError
+├── SettingsError     the environment says something that cannot be
+├── SourceError       a source file says something that cannot be
+├── SchemaError       a landing file is not what the source file promised
+├── RejectShareError  more lines unusable than the source's policy allows
+├── AuditFailed       a suite found rows that break an invariant: the table stays as it was
+├── AuditErrored      a suite could not be evaluated: nothing is known about the rows
+├── RuleChanged       the table was made by another session rule
+└── Conflict          another run changed the table in the meantime
 """
 
 

@@ -48,10 +48,12 @@ def landing_patterns(landing: str, day: date | None, lateness_days: int) -> list
         anything = DAY_FIELD.sub(lambda found: _shape(found.group(1) or "%Y-%m-%d"), landing)
         return [anything]
     days = [day - timedelta(days=back) for back in range(lateness_days, -1, -1)]
-    return [
-        DAY_FIELD.sub(lambda found, one=one: one.strftime(found.group(1) or "%Y-%m-%d"), landing)
-        for one in days
-    ]
+    return [_on(landing, one) for one in days]
+
+
+def _on(landing: str, day: date) -> str:
+    """A landing pattern with its day filled in."""
+    return DAY_FIELD.sub(lambda found: day.strftime(found.group(1) or "%Y-%m-%d"), landing)
 
 
 def _shape(form: str) -> str:
@@ -66,9 +68,7 @@ def landing_files(context: Context) -> list[tuple[str, int, int]]:
     if "://" not in landing:
         landing = os.path.abspath(landing)
     found: dict[str, tuple[str, int, int]] = {}
-    for pattern in landing_patterns(
-        landing, context.day, context.source.sessions.lateness_days
-    ):
+    for pattern in landing_patterns(landing, context.day, context.source.sessions.lateness_days):
         for file in context.lake.glob(pattern):
             found[file[0]] = file
     return sorted(found.values())
@@ -392,7 +392,7 @@ def publish_rejects(context: Context, candidate: Candidate, manifest: dict[str, 
         base = lake.version(REJECTS)
         assert base is not None
         known = lake.read(REJECTS, base).select(*REJECTS.key)
-        rows = candidate.part("rejects").dropDuplicates(REJECTS.key)
+        rows = candidate.part("rejects").dropDuplicates(list(REJECTS.key))
         if lake.rows(REJECTS):
             rows = rows.join(known, list(REJECTS.key), "left_anti")
             if rows.isEmpty():

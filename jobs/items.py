@@ -98,7 +98,9 @@ def compute(context: Context) -> Candidate:
         items, events = lake.read(ITEMS, base), lake.read(EVENTS, upto)
         whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
         try:
-            change = whole if after is None else change_of(lake.changes(EVENTS, after, upto), events)
+            change = (
+                whole if after is None else change_of(lake.changes(EVENTS, after, upto), events)
+            )
         except FeedGone as gone:
             manifest["notes"].append(f"the change feed is gone, items are counted anew ({gone})")
             change = whole

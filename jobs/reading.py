@@ -110,7 +110,8 @@ def open_binary(path: str) -> BinaryIO:
     from pyarrow import fs
 
     filesystem, inner = fs.FileSystem.from_uri(re.sub(r"^s3[an]://", "s3://", path))
-    return filesystem.open_input_stream(inner)  # type: ignore[return-value]
+    stream: BinaryIO = filesystem.open_input_stream(inner)
+    return stream
 
 
 def decompressed(path: str, raw: BinaryIO) -> BinaryIO:
@@ -120,7 +121,8 @@ def decompressed(path: str, raw: BinaryIO) -> BinaryIO:
     if path.endswith(".bz2"):
         return bz2.BZ2File(raw)  # type: ignore[return-value]
     if path.endswith((".zst", ".zstd")):
-        return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")  # type: ignore[return-value]
+        unpacked: BinaryIO = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+        return unpacked
     return raw
 
 
@@ -303,7 +305,7 @@ def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.Rec
     def take(lines: list[str], last: bool) -> None:
         nonlocal places
         for line, raw, row in records.feed(lines, last):
-            if row is not None and not row or not raw.strip():
+            if (row is not None and not row) or not raw.strip():
                 continue  # a blank line is no record
             if places is None:
                 places = start(row, raw)
@@ -526,10 +528,10 @@ def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
     yield batches.drain()
 
 
-def reader(fmt: Format) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def reader(fmt: Format) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """For `mapInArrow` over a frame with one column of paths."""
 
-    def read(paths: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def read(paths: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in paths:
             for path in batch.column(0).to_pylist():
                 yield from read_file(fmt, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from expectations.sessions import order_key
@@ -27,8 +27,14 @@ def sequences(sessions: DataFrame, items: DataFrame, rule: SessionsPart) -> Data
         sessions: rows of `silver.sessions`, runaways already left out.
         items: `item_id, item_index`; must cover every item of the sessions.
     """
-    events = sessions.select("user_id", "session_id", F.explode("events").alias("e")).select(
-        "user_id", "session_id", F.expr(order_key(rule.rule, "e")).alias("key"), "e.item_id",
+    # Numbered before their events are taken out: one row a session, and the frame stays
+    # partitioned by user for the collecting below.
+    by_user = Window.partitionBy("user_id").orderBy(F.expr(order_key(rule.rule, "events[0]")))
+    numbered = sessions.select(
+        "user_id", "events", F.row_number().over(by_user).alias("session_ordinal")
+    )
+    events = numbered.select("user_id", "session_ordinal", F.explode("events").alias("e")).select(
+        "user_id", "session_ordinal", F.expr(order_key(rule.rule, "e")).alias("key"), "e.item_id",
         "e.event_ts", "e.feedback", "e.exposed_with",
     )  # fmt: skip
     index = items.select("item_id", "item_index")
@@ -44,15 +50,12 @@ def sequences(sessions: DataFrame, items: DataFrame, rule: SessionsPart) -> Data
     indexed = indexed.join(shown_rows, ["user_id", "key"], "left").withColumn(
         "shown", F.coalesce("shown", F.array().cast("array<int>"))
     )
-    position = F.struct("key", "item_index", "event_ts", "session_id", "feedback", "shown")
+    position = F.struct("key", "item_index", "event_ts", "session_ordinal", "feedback", "shown")
     users = indexed.groupBy("user_id").agg(F.sort_array(F.collect_list(position)).alias("p"))
-    # Sessions do not interleave in the order: their ordinal is their place among the distinct.
-    names = F.array_distinct("p.session_id")
-    places = F.map_from_arrays(names, F.sequence(F.lit(1), F.size(names)))
-    return users.withColumn("_places", places).select(
+    return users.select(
         "user_id", F.col("p.item_index").alias("item_index"), F.col("p.event_ts").alias("event_ts"),
-        F.transform("p.session_id", lambda one: F.col("_places")[one]).alias("session_ordinal"),
-        F.col("p.feedback").alias("feedback"), F.col("p.shown").alias("exposed_items"),
+        F.col("p.session_ordinal").alias("session_ordinal"), F.col("p.feedback").alias("feedback"),
+        F.col("p.shown").alias("exposed_items"),
     )  # fmt: skip
 
 
@@ -96,8 +99,8 @@ def fill(
         try:
             feed = lake.changes(SESSIONS, after, manifest["upto"])
             users = candidate.write("users", feed.select("user_id").distinct().coalesce(1))
-        except FeedGone as gone:
-            manifest["notes"].append(f"the change feed is gone, sequences are made anew ({gone})")
+        except FeedGone as lost:
+            manifest["notes"].append(f"the change feed is gone, sequences are made anew ({lost})")
             users = candidate.write(
                 "users",
                 sessions.select("user_id")

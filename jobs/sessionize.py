@@ -307,8 +307,10 @@ def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]
     put = candidate.part("sessions").where("change <> 'retired'").select(*SESSIONS.columns)
     if manifest["base"] and not manifest["whole"]:
         gone = candidate.part("sessions").select("session_id")
-        users = candidate.part("sessions").groupBy("user_id").agg(
-            F.min("start_ts").alias("lo"), F.max("end_ts").alias("hi")
+        users = (
+            candidate.part("sessions")
+            .groupBy("user_id")
+            .agg(F.min("start_ts").alias("lo"), F.max("end_ts").alias("hi"))
         )
         around = touched(context.lake.read(SESSIONS, manifest["base"]), users, rule)
         rest = around.join(gone, "session_id", "left_anti").select(*SESSIONS.columns)
@@ -337,13 +339,9 @@ def audit(context: Context, candidate: Candidate) -> None:
         balance = counts["events_after"] == events
     else:
         changes = candidate.part("changes")
-        moved = changes.agg(
-            F.count("came").alias("came"), F.count("gone").alias("gone")
-        ).first()
+        moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
         assert moved is not None
-        balance = (
-            counts["events_before"] + moved["came"] - moved["gone"] == counts["events_after"]
-        )
+        balance = counts["events_before"] + moved["came"] - moved["gone"] == counts["events_after"]
     assert distinct is not None
     facts = {
         "each_event_once": distinct[0] == counts["events_after"], "events_balance": balance,

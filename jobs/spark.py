@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import SettingsError
 from jobs.settings import settings
@@ -67,7 +67,8 @@ def get_spark(app_name: str) -> SparkSession:
             conf.set(name, value)
     spark = SparkSession.builder.config(conf=conf).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
-    if type(spark._jvm.org.apache.spark.sql.delta.DeltaLog).__name__ == "JavaPackage":
+    jvm: Any = spark._jvm
+    if type(jvm.org.apache.spark.sql.delta.DeltaLog).__name__ == "JavaPackage":
         spark.stop()
         raise SettingsError(
             "Delta's jars are not known to Spark: run `make setup` (it fetches them and names them "

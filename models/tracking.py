@@ -72,12 +72,12 @@ def connect(source: str) -> tuple[MlflowClient, str]:
     for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.utils.environment"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient()
     local = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else None
     with contextlib.ExitStack() as stack:
         if local is not None:
             stack.enter_context(_one_at_a_time(local))
         try:
+            client = MlflowClient()  # a new database gets its tables here
             experiment = client.get_experiment_by_name(source)
             if experiment is None:
                 # Without a place of its own, a database's artifacts would go to ./mlruns.

@@ -60,7 +60,9 @@ def expected_sessions(
         return rows
 
 
-def expected_sequences(sessions: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]]]:
+def expected_sequences(
+    sessions: list[dict[str, Any]],
+) -> dict[str, list[tuple[str, int]]]:
     """Per user, (item, session ordinal) of every position, runaway sessions left out."""
     users: dict[str, list[tuple[str, int]]] = {}
     ordinals: dict[str, int] = {}

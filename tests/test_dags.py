@@ -117,9 +117,7 @@ def test_a_mistake_in_a_source_file_is_an_import_error_beside_the_other_dags(
     [(file, message)] = bag["errors"].items()
     # an import error takes all DAGs of its file out of service: this file has none
     assert file.endswith("source_errors.py")
-    assert (
-        "broken.toml: columns.user is not a field: did you mean 'user_id'?" in message
-    )
+    assert "broken.toml: columns.user is not a field: did you mean 'user_id'?" in message
     assert "midnight.toml: schedule.cron = 'at midnight': use five fields" in message
     assert "copy.toml" in message or "clicks.toml" in message
     assert "'clicks' is the name of" in message
@@ -155,14 +153,9 @@ def tasks_before(tasks: Any, name: str) -> list[str]:
 def test_every_step_of_a_night_gets_its_day_and_the_same_batch(bag: Any) -> None:
     for name, task in bag["dags"]["sessions_daily.clicks"]["tasks"].items():
         if name != "announce":
-            told = dict(
-                zip(task["arguments"][1::2], task["arguments"][2::2], strict=False)
-            )
+            told = dict(zip(task["arguments"][1::2], task["arguments"][2::2], strict=False))
             assert told["--source"] == "clicks"
-            assert (
-                "data_interval_start"
-                in task["arguments"][task["arguments"].index("--day") + 1]
-            )
+            assert "data_interval_start" in task["arguments"][task["arguments"].index("--day") + 1]
             assert "run_id" in task["arguments"][task["arguments"].index("--batch") + 1]
             assert task["pool"] == "spark"
 
@@ -171,10 +164,7 @@ def test_nights_catch_up_from_the_day_the_source_names_one_at_a_time(bag: Any) -
     clicks = bag["dags"]["sessions_daily.clicks"]
     assert clicks["start"] == "2026-01-05" and clicks["catchup"] is True
     assert clicks["max_active_runs"] == 1
-    assert (
-        "CronDataIntervalTimetable" in clicks["schedule"]
-        and "0 2 * * *" in clicks["schedule"]
-    )
+    assert "CronDataIntervalTimetable" in clicks["schedule"] and "0 2 * * *" in clicks["schedule"]
 
     baskets = bag["dags"]["sessions_daily.baskets"]
     assert baskets["schedule"] == "None" and baskets["catchup"] is False

@@ -70,9 +70,7 @@ def write_log(landing: Path, night: datetime) -> int:
             for step in range(5):
                 at = int(start.timestamp()) + 60 * step
                 lines.append(f"u{user},i{(user + step) % 10},{at}")
-    (folder / "log.csv").write_text(
-        "\n".join(["user,item,at", *lines, "u1,,12"]) + "\n"
-    )
+    (folder / "log.csv").write_text("\n".join(["user,item,at", *lines, "u1,,12"]) + "\n")
     return len(lines) + 1
 
 
@@ -105,9 +103,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         assert local.processes(state) == []
 
 
-def the_run_of(
-    airflow: dict[str, Any], dag_id: str, patience_s: int
-) -> tuple[Any, Any]:
+def the_run_of(airflow: dict[str, Any], dag_id: str, patience_s: int) -> tuple[Any, Any]:
     """Wait until the one run of a DAG has ended; the run and its tasks."""
     api, until = airflow["api"], time.monotonic() + patience_s
     while time.monotonic() < until:
@@ -119,9 +115,7 @@ def the_run_of(
             if trouble:
                 logs = airflow["servers"].home / "logs"
                 newest = max(logs.rglob("attempt=*.log"), key=os.path.getmtime)
-                pytest.fail(
-                    f"{trouble[0]['task_id']} failed:\n{newest.read_text()[-6000:]}"
-                )
+                pytest.fail(f"{trouble[0]['task_id']} failed:\n{newest.read_text()[-6000:]}")
             if runs[0]["state"] in ("success", "failed"):
                 assert len(runs) == 1
                 return runs[0], {(t["task_id"], t["map_index"]): t for t in tasks}

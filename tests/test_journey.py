@@ -41,10 +41,7 @@ def test_stories(spark: Any, tmp_path: Path) -> None:
     }  # fmt: skip
     assert (result.sessions_new, result.sessions_retired, result.runaways) == (5, 0, 0)
 
-    sessions = {
-        (row["user_id"], [event["item_id"] for event in row["events"]][0]): row
-        for row in shop.rows(SESSIONS)
-    }
+    sessions = {(row["user_id"], row["events"][0]["item_id"]): row for row in shop.rows(SESSIONS)}
     assert [e["item_id"] for e in sessions["ann", "1"]["events"]] == ["1", "2"]
     assert sessions["bob", "1"]["event_count"] == sessions["bob", "2"]["event_count"] == 1
     assert ("-9223372036854775808", "007") in sessions and ('a,"b', "x, y") in sessions
@@ -72,9 +69,9 @@ def test_stories(spark: Any, tmp_path: Path) -> None:
     assert (second.sessions_new, second.sessions_changed, second.sessions_retired) == (1, 1, 0)
     after = {row["session_id"]: row for row in shop.rows(SESSIONS)}
     assert set(before) < set(after)
-    assert {i: n for n, i in ((r["item_id"], r["item_index"]) for r in shop.rows(ITEMS))}.items() >= (
-        names.items()
-    )
+    assert {
+        i: n for n, i in ((r["item_id"], r["item_index"]) for r in shop.rows(ITEMS))
+    }.items() >= (names.items())
 
     # And a run that finds nothing new writes no version.
     tables = (EVENTS, REJECTS, SESSIONS, ITEMS, SEQUENCES)

@@ -413,6 +413,22 @@ def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "make up" in err
 
 
+def test_two_tasks_may_be_the_first_to_record(tmp_path: Path) -> None:
+    code = "from models.tracking import connect; print(connect('toy')[1])"
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [worker.communicate(timeout=240) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert said[0][0].strip().splitlines()[-1] == said[1][0].strip().splitlines()[-1]
+
+
 def test_params_prints_exact_counts(world: World) -> None:
     status, done, said, _ = world.run(
         "params", "--preset", "paper_a_ml1m", "--method", "bert4rec+st", "--json"

@@ -37,12 +37,8 @@ def load(path: str) -> ModuleType:
 
 
 def test_make_alone_explains_every_target() -> None:
-    said = subprocess.run(
-        ["make"], cwd=REPO, capture_output=True, text=True, check=True
-    ).stdout
-    targets = set(
-        re.findall(r"^([a-z][a-z-]*):", (REPO / "Makefile").read_text(), re.MULTILINE)
-    )
+    said = subprocess.run(["make"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (REPO / "Makefile").read_text(), re.MULTILINE))
     assert targets == set(re.findall(r"^  make (\S+)", said, re.MULTILINE))
 
 
@@ -53,9 +49,7 @@ def test_no_tracked_setting_names_a_registry() -> None:
         "infra/java/requirements.lock",
         "pyproject.toml",
     ):
-        assert not re.search(
-            r"https?://|index-url|extra-index", (REPO / file).read_text()
-        ), file
+        assert not re.search(r"https?://|index-url|extra-index", (REPO / file).read_text()), file
 
 
 def test_java_versions_are_told_apart(tmp_path: Path) -> None:
@@ -67,9 +61,7 @@ def test_java_versions_are_told_apart(tmp_path: Path) -> None:
         ("25.0.1", "25"),
     ):
         program = tmp_path / f"java-{major}"
-        program.write_text(
-            f"#!/bin/sh\necho 'openjdk version \"{version}\" 2025-04-15' >&2\n"
-        )
+        program.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2025-04-15' >&2\n")
         program.chmod(0o755)
         assert java.major_version(program) == major
     assert java.major_version(tmp_path / "nothing") is None
@@ -100,19 +92,13 @@ def brought_java(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_a_job_runs_on_the_java_that_make_brings(
-    brought_java: Path, tmp_path: Path
-) -> None:
+def test_a_job_runs_on_the_java_that_make_brings(brought_java: Path, tmp_path: Path) -> None:
     (tmp_path / "landing").mkdir()
     (tmp_path / "landing" / "log.csv").write_text(
         "user,item,at\nann,tea,2026-01-01T10:00:00Z\nann,milk,2026-01-01T10:05:00Z\nbob,tea,never\n"
     )
     (tmp_path / "beans.toml").write_text(JOB)
-    bare = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("SPARK_")
-    }
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("SPARK_")}
     done = subprocess.run(
         [sys.executable, "-m", "jobs", "ingest", "--source", "beans.toml", "--batch", "b"],
         env=bare | {

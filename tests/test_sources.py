@@ -123,7 +123,9 @@ def test_a_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SESSIONMILL_LAKKE", "somewhere")
     settings.cache_clear()
     try:
-        with pytest.raises(SettingsError, match="SESSIONMILL_LAKKE .* did you mean SESSIONMILL_LAKE"):
+        with pytest.raises(
+            SettingsError, match=r"SESSIONMILL_LAKKE .* did you mean SESSIONMILL_LAKE"
+        ):
             settings()
     finally:
         settings.cache_clear()

@@ -57,7 +57,8 @@ TIMES: list[tuple[str, str, str, int | None]] = [
 def test_times(spark: Any) -> None:
     rules = sorted({(unit, zone) for unit, zone, _, _ in TIMES})
     cases = spark.createDataFrame(
-        [(n, rules.index(case[:2]), case[2]) for n, case in enumerate(TIMES)], "n int, r int, t string"
+        [(n, rules.index(case[:2]), case[2]) for n, case in enumerate(TIMES)],
+        "n int, r int, t string",
     )
     chosen = F.coalesce(
         *(

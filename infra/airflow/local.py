@@ -79,9 +79,7 @@ class Servers:
 
 def _write(file: Path, text: str, mode: int = 0o644) -> None:
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(
-        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w"
-    ) as out:
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
         out.write(text)
     partial.rename(file)
 
@@ -190,9 +188,7 @@ def _remember(state: Path, name: str, pid: int) -> None:
     _write(state / "pids.json", json.dumps([*_record(state), entry], indent=1))
 
 
-def _launch(
-    name: str, command: list[str], servers: Servers, env: dict[str, str]
-) -> None:
+def _launch(name: str, command: list[str], servers: Servers, env: dict[str, str]) -> None:
     state = Path(servers.state)
     (state / "logs").mkdir(parents=True, exist_ok=True)
     with open(state / "logs" / f"{name}.log", "ab") as log:
@@ -211,22 +207,15 @@ def processes(state: Path) -> list[psutil.Process]:
         try:
             process = psutil.Process(entry["pid"])
             if abs(process.create_time() - entry["created"]) < 1:
-                found |= {
-                    p.pid: p for p in [process, *process.children(recursive=True)]
-                }
+                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
         except psutil.Error:
             continue
     home = str(state.resolve() / "airflow")
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         try:
-            if (
-                process.pid not in spared
-                and process.environ().get("AIRFLOW_HOME") == home
-            ):
-                found |= {
-                    p.pid: p for p in [process, *process.children(recursive=True)]
-                }
+            if process.pid not in spared and process.environ().get("AIRFLOW_HOME") == home:
+                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
         except psutil.Error:
             continue
     return [process for pid, process in found.items() if pid not in spared]
@@ -313,9 +302,7 @@ def wait_until_healthy(servers: Servers, say: Callable[[str], None]) -> None:
             say(f"waiting for {', '.join(missing)} ({time.monotonic() - began:.0f} s)")
             before = missing
         if name := _dead(state):
-            raise NotHealthy(
-                f"{name} ended:\n{log_tail(state, name)}\n({state}/logs/{name}.log)"
-            )
+            raise NotHealthy(f"{name} ended:\n{log_tail(state, name)}\n({state}/logs/{name}.log)")
         if time.monotonic() - began > HEALTHY_WITHIN_S:
             name = missing[0]
             raise NotHealthy(
@@ -349,11 +336,7 @@ def start(
     if left := stop(state):
         say(f"ended {left} processes that an earlier run left")
     before = Servers.load(state)
-    lake = (
-        lake
-        or os.environ.get("SESSIONMILL_LAKE")
-        or (before.lake if before else "lake")
-    )
+    lake = lake or os.environ.get("SESSIONMILL_LAKE") or (before.lake if before else "lake")
     servers = Servers(
         state=str(state),
         lake=str(lake) if "://" in str(lake) else os.path.abspath(lake),
@@ -385,11 +368,7 @@ def _migrate(servers: Servers, env: dict[str, str], say: Callable[[str], None]) 
     from importlib.metadata import version
 
     done, wanted = servers.home / "migrated", version("apache-airflow-core")
-    if (
-        done.exists()
-        and done.read_text() == wanted
-        and (servers.home / "airflow.db").exists()
-    ):
+    if done.exists() and done.read_text() == wanted and (servers.home / "airflow.db").exists():
         return
     say("making Airflow's database")
     log = Path(servers.state) / "logs" / "migrate.log"
@@ -399,9 +378,7 @@ def _migrate(servers: Servers, env: dict[str, str], say: Callable[[str], None]) 
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False,
         )  # fmt: skip
     if result.returncode:
-        raise NotHealthy(
-            f"airflow db migrate failed:\n{log_tail(Path(servers.state), 'migrate')}"
-        )
+        raise NotHealthy(f"airflow db migrate failed:\n{log_tail(Path(servers.state), 'migrate')}")
     done.write_text(wanted)
 
 
@@ -460,9 +437,7 @@ class Api:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Airflow and MLflow on this machine")
     parser.add_argument("action", choices=["start", "stop", "status"])
-    parser.add_argument(
-        "--state", type=Path, help="state folder; default: .demo if there, or .run"
-    )
+    parser.add_argument("--state", type=Path, help="state folder; default: .demo if there, or .run")
     parser.add_argument(
         "--airflow-port", type=int, help="default: the last one, 8080, or a free one"
     )
@@ -474,14 +449,10 @@ def main() -> int:
 
     if args.action == "stop":
         count = stop(state)
-        print(
-            f"stopped {count} processes of {state}" if count else "nothing was running"
-        )
+        print(f"stopped {count} processes of {state}" if count else "nothing was running")
         return 0
     if args.action == "start":
-        print(
-            f"starting Airflow and MLflow (state and logs in {state}) ...", flush=True
-        )
+        print(f"starting Airflow and MLflow (state and logs in {state}) ...", flush=True)
         try:
             start(state, airflow_port=args.airflow_port, mlflow_port=args.mlflow_port)
         except NotHealthy as error:
@@ -489,13 +460,9 @@ def main() -> int:
             return 1
     servers = Servers.load(state)
     if servers is None or (missing := unhealthy(servers)):
-        print(
-            f"not running: {', '.join(missing) if servers else 'never started'} ({state})"
-        )
+        print(f"not running: {', '.join(missing) if servers else 'never started'} ({state})")
         return 1
-    print(
-        f"Airflow  {servers.airflow}\nMLflow   {servers.mlflow}\nlake     {servers.lake}"
-    )
+    print(f"Airflow  {servers.airflow}\nMLflow   {servers.mlflow}\nlake     {servers.lake}")
     print("`make down` stops them.")
     return 0
 

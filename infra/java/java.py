@@ -106,9 +106,7 @@ def main() -> None:
             "then run make again"
         )
     spark_env().parent.mkdir(exist_ok=True)
-    spark_env().write_text(
-        f"# written by infra/java/java.py\nexport JAVA_HOME='{prefix}'\n"
-    )
+    spark_env().write_text(f"# written by infra/java/java.py\nexport JAVA_HOME='{prefix}'\n")
     print(f"Java {version} is in {prefix}, named in {spark_env()}")
 
 

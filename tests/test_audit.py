@@ -1,0 +1,191 @@
+"""Suites are tested by breaking a good table one row at a time: the right check must fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+from jobs import sequences as sequences_job
+from jobs import sessionize, validate
+from jobs.errors import AuditErrored, AuditFailed
+from jobs.tables import EVENTS, SEQUENCES, SESSIONS
+from tests.spark_tools import Workshop
+
+T = 1_700_000_000
+
+
+@pytest.fixture(scope="module")
+def shop(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    made = Workshop(spark, tmp_path_factory.mktemp("audit"))
+    rows = [f"u{n % 3},i{n},{T + 400 * n}" for n in range(30)] + [f"u0,i1,{T + 90_000}"]
+    made.land("log.csv", "\n".join(["user,item,ts", *rows]) + "\n")
+    made.run()
+    return made
+
+
+def breaking(rows: Any, where: str, changes: dict[str, Column]) -> Any:
+    return rows.withColumns(
+        {
+            name: F.when(F.expr(where), value).otherwise(F.col(name))
+            for name, value in changes.items()
+        }
+    )
+
+
+SESSION_BREAKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "events_in_order": ("event_count > 5", {"events": F.reverse}),
+    "no_boundary_inside": (
+        "event_count > 5",
+        {"events": lambda events: F.transform(
+            events, lambda e, n: e.withField("event_ts", F.timestamp_seconds(F.lit(T) + n * 1801)))},
+    ),
+    "bounds_are_the_events": ("event_count > 5", {"event_count": lambda count: count - 1}),
+    "runaways_are_flagged": ("event_count > 5", {"runaway": lambda _: F.lit("hours")}),
+    "session_id_is_key": ("true", {"session_id": lambda _: F.lit("one")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", SESSION_BREAKS)
+def test_a_broken_session_fails_its_check(shop: Workshop, check: str) -> None:
+    where, changes = SESSION_BREAKS[check]
+    rows = shop.lake.read(SESSIONS)
+    broken = breaking(rows, where, {name: make(F.col(name)) for name, make in changes.items()})
+    broken = sessionize.with_previous(broken, shop.source.sessions)
+    with pytest.raises(AuditFailed) as raised:
+        validate.audit_candidate(shop.context(), SESSIONS, broken, {})
+    assert f"  {check} (" in str(raised.value) and "such as" in str(raised.value)
+
+
+def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
+    rows = shop.lake.read(SESSIONS).where("user_id = 'u1'")
+    halves = [
+        rows.withColumn("events", F.slice("events", start, length)).withColumns(
+            {"session_id": F.lit(f"half {start}"), "event_count": F.size("events"),
+             "start_ts": F.col("events")[0].event_ts,
+             "end_ts": F.element_at("events", -1).event_ts}
+        )
+        for start, length in ((1, 4), (5, 6))
+    ]  # fmt: skip
+    cut = sessionize.with_previous(halves[0].unionByName(halves[1]), shop.source.sessions)
+    with pytest.raises(AuditFailed, match=r"1 of \d+ checks failed[\s\S]*neighbours_are_apart"):
+        validate.audit_candidate(shop.context(), SESSIONS, cut, {})
+
+
+@pytest.mark.parametrize(
+    ("check", "column", "make"),
+    [
+        (
+            "ordinals_are_dense",
+            "session_ordinal",
+            lambda c: F.transform(c, lambda o: o * 2),
+        ),
+        ("oldest_first", "event_ts", F.reverse),
+        ("arrays_are_parallel", "feedback", lambda c: F.slice(c, 1, 1)),
+        ("items_are_known", "item_index", lambda c: F.transform(c, lambda i: i - 100)),
+        (
+            "feedback_is_known",
+            "feedback",
+            lambda c: F.transform(c, lambda _: F.lit("loved")),
+        ),
+    ],
+)
+def test_a_broken_sequence_fails_its_check(
+    shop: Workshop, check: str, column: str, make: Any
+) -> None:
+    rows = breaking(shop.lake.read(SEQUENCES), "user_id = 'u0'", {column: make(F.col(column))})
+    with pytest.raises(AuditFailed) as raised:
+        validate.audit_candidate(shop.context(), SEQUENCES, rows, {})
+    assert f"  {check} (" in str(raised.value) and "u0" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("check", "column", "value"),
+    [
+        ("event_id_is_key", "event_id", F.lit("same")),
+        ("ids_are_there", "user_id", F.lit(None).cast("string")),
+        ("date_is_the_utc_date", "event_date", F.lit("2020-01-01").cast("date")),
+        ("feedback_is_known", "feedback", F.lit("loved")),
+        ("value_is_finite", "value", F.lit(float("nan"))),
+    ],
+)
+def test_a_broken_event_fails_its_check(
+    shop: Workshop, check: str, column: str, value: Column
+) -> None:
+    rows = breaking(shop.lake.read(EVENTS), "item_id IN ('i1', 'i2')", {column: value})
+    with pytest.raises(AuditFailed) as raised:
+        validate.audit_candidate(shop.context(), EVENTS, rows, {})
+    assert f"  {check} (" in str(raised.value)
+
+
+def test_lines_that_do_not_balance_fail_and_a_high_reject_share_warns(
+    shop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = shop.lake.read(EVENTS)
+    with pytest.raises(AuditFailed, match="lines_balance"):
+        validate.audit_candidate(shop.context(), EVENTS, rows, {"lines_balance": False})
+    verdict = validate.audit_candidate(
+        shop.context(), EVENTS, rows, {"reject_share_within_bound": False},
+        severity={"reject_share_within_bound": "warn"},
+    )  # fmt: skip
+    assert verdict.failed == {} and verdict.warned == {"reject_share_within_bound": 1}
+    assert "warning: bronze.events" in capsys.readouterr().out
+
+
+def test_a_suite_that_cannot_be_evaluated_errored_and_did_not_fail(
+    shop: Workshop,
+) -> None:
+    rows = shop.lake.read(SESSIONS).withColumn("previous_last", F.lit(1))
+    with pytest.raises(AuditErrored, match="nothing is known about the rows"):
+        validate.audit_candidate(shop.context(), SESSIONS, rows, {})
+
+
+def test_a_failed_audit_publishes_nothing_and_keeps_the_candidate(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps as a DAG runs them: compute, audit (red), and after the fix all three again."""
+    shop.land("more.csv", f"user,item,ts\nu7,i1,{T}\nu7,i2,{T + 5}\n")
+    shop.run("ingest")
+    version = shop.version(SESSIONS)
+    honest = sessionize.cut
+
+    def careless(events: Any, rule: Any) -> Any:
+        return honest(events, rule).withColumn("events", F.reverse("events"))
+
+    monkeypatch.setattr(sessionize, "cut", careless)
+    shop.run("sessionize", step="compute", batch="night-1")
+    with pytest.raises(AuditFailed, match="events_in_order"):
+        shop.run("sessionize", step="audit", batch="night-1")
+    assert shop.version(SESSIONS) == version
+    candidate = shop.context(batch="night-1").candidate(SESSIONS)
+    assert candidate.finished and candidate.part("sessions").count() == 1
+
+    monkeypatch.undo()
+    for step in ("compute", "audit", "publish"):
+        result = shop.run("sessionize", step=step, batch="night-1")
+    assert result.sessions_new == 1 and shop.version(SESSIONS) > version
+    versions = shop.version(SESSIONS)
+    shop.run("sessionize", step="publish", batch="night-1")  # a retry: changes nothing
+    assert shop.version(SESSIONS) == versions
+
+
+def test_published_tables_pass_their_suites_and_have_a_page(shop: Workshop) -> None:
+    shop.run()
+    result = shop.run("validate")
+    assert len(result.notes) == 3 and all("checks hold" in note for note in result.notes)
+    page = shop.lake_root / "clicks" / "_quality" / "data_docs" / "index.html"
+    assert "clicks.silver.sessions" in page.read_text()
+
+
+def test_sequences_refuse_items_that_know_less(shop: Workshop) -> None:
+    from jobs.errors import SettingsError
+
+    shop.land("last.csv", f"user,item,ts\nu9,new,{T}\n")
+    shop.run("ingest")
+    shop.run("sessionize")
+    with pytest.raises(SettingsError, match="python -m jobs items"):
+        sequences_job.compute(shop.context())
+    shop.run("items")
+    shop.run("sequences")

@@ -1,0 +1,103 @@
+"""SIGKILL between compute and publish, then the same command: nothing doubled, nothing missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import crash
+from jobs.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
+from tests.spark_tools import Workshop
+
+T = 1_700_000_000
+MOVING = ("ingest_ts", "ingest_file", "first_seen_ts", "file")
+
+
+def lines(users: range, start: int) -> str:
+    rows = [f"u{user},i{user % 7},{start + user * 100}" for user in users]
+    return "\n".join(["user,item,ts", *rows, "u1,,5", "u2,i,never"]) + "\n"
+
+
+def run_command(shop: Workshop, point: str | None) -> subprocess.CompletedProcess[str]:
+    env = dict(os.environ, SESSIONMILL_LAKE=str(shop.lake_root), SESSIONMILL_DRIVER_MEMORY="1g",
+               SESSIONMILL_SPARK_MASTER="local[2]", TZ="America/Sao_Paulo")  # fmt: skip
+    if point:
+        env["SESSIONMILL_CRASH_AT"] = point
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "run",
+        "--source",
+        str(shop.file),
+        "--json",
+    ]
+    return subprocess.run(command, env=env, cwd=shop.folder, capture_output=True, text=True)
+
+
+def tables(shop: Workshop) -> list[Any]:
+    """All tables as an undisturbed run would leave them, times of ingestion apart."""
+    names = {row["item_index"]: row["item_id"] for row in shop.rows(ITEMS)}
+    sequences = [
+        {**row, "item_index": [names[index] for index in row["item_index"]]}
+        for row in shop.rows(SEQUENCES)
+    ]
+    items = [{**row, "item_index": None} for row in shop.rows(ITEMS)]
+    rows = [shop.rows(table, drop=MOVING) for table in (EVENTS, REJECTS, SESSIONS)]
+    return [*rows, sequences, sorted(items, key=lambda row: row["item_id"])]
+
+
+def killed_and_repaired(spark: Any, tmp_path: Path, points: list[str]) -> None:
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "killed").mkdir()
+    calm = Workshop(spark, tmp_path / "calm")
+    killed = Workshop(spark, tmp_path / "killed")
+    for shop in (calm, killed):
+        shop.land("history.csv", lines(range(30), T))
+    calm.run()
+    for number, point in enumerate(points):
+        for shop in (calm, killed):
+            shop.land(f"night{number}.csv", lines(range(20, 50), T + 1000 * number))
+        done = run_command(killed, point)
+        assert done.returncode == -signal.SIGKILL, (point, done.stderr[-2000:])
+        calm.run()
+    done = run_command(killed, None)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert tables(killed) == tables(calm)
+
+
+def test_killed_between_compute_and_publish_of_each_table(spark: Any, tmp_path: Path) -> None:
+    killed_and_repaired(
+        spark,
+        tmp_path,
+        ["ingest.events-published", "sessionize.audited", "items.published"],
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", crash.POINTS)
+def test_killed_at_every_point(spark: Any, tmp_path: Path, point: str) -> None:
+    killed_and_repaired(spark, tmp_path, [point])
+
+
+def test_a_mistake_is_told_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[source]\nname = 'x'\n")
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "run",
+        "--source",
+        str(tmp_path / "bad.toml"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "source.landing is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*command, "--day", "tomorrow; rm -rf /"], capture_output=True, text=True)
+    assert done.returncode == 2 and "write YYYY-MM-DD" in done.stderr
