@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
+from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined, unused-ignore]
 
 from models.serving import recommend
 from models.store import load
 
 
-class SessionRecommender(PythonModel):
+class SessionRecommender(PythonModel):  # type: ignore[misc, unused-ignore]
     def load_context(self, context: PythonModelContext) -> None:
         self.stored = load(Path(context.artifacts["model"]))
 

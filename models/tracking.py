@@ -106,7 +106,7 @@ def log_table(client: MlflowClient, run_id: str, path: str, version: int, table_
     from mlflow.entities import DatasetInput, InputTag
 
     source = DeltaDatasetSource(path=path, delta_table_version=version, delta_table_id=table_id)
-    dataset = MetaDataset(source=source, name="gold.sequences", digest=f"v{version}")  # type: ignore[abstract]
+    dataset = MetaDataset(source=source, name="gold.sequences", digest=f"v{version}")  # type: ignore[abstract, unused-ignore]
     client.log_inputs(
         run_id,
         [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])],

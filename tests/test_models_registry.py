@@ -326,7 +326,8 @@ def test_a_version_scores_as_the_model_that_was_evaluated(
     with tracking.downloaded(client, trained["bert4rec+st"]["mlflow_run_id"], "trained") as folder:
         stored = load(folder)
     begin = int(pd.Timestamp("2024-01-01T10:00Z").value // 1_000_000_000)
-    rows = rows_of([(8, begin, 1), (9, begin + 60, 1)])  # i07, i08
+    first, second = (stored.item_ids.index(item) + 1 for item in ("i07", "i08"))
+    rows = rows_of([(first, begin, 1), (second, begin + 60, 1)])
     scores = stored.model.score(rows, rows.start[:-1], rows.start[1:])[0].tolist()
     served = {i["item_id"]: i["score"] for i in asked["bert4rec+st"]["all"][0]["items"]}
     assert [served[item] for item in stored.item_ids] == pytest.approx(scores, abs=1e-5)
