@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -93,11 +95,14 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
             raise SettingsError(
                 f"SESSIONMILL_LAKE = {root!r} cannot be written: {error.strerror}"
             ) from None
+    step = getattr(args, "step", "all")
+    if args.job != "items" and step in ("audit", "all"):
+        # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts.
+        threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
     spark = get_spark(f"sessionmill {args.job} {source.name}")
     context = Context(spark, source, Lake(spark, root, source.name), args.day, batch)
     from jobs.steps import run_job
 
-    step = getattr(args, "step", "all")
     options = {"rebuild": getattr(args, "rebuild", False), "table": getattr(args, "table", None)}
     began = time.monotonic()
     result = run_job(context, args.job, step, options)

@@ -73,6 +73,8 @@ def change_of(feed: DataFrame, events: DataFrame) -> DataFrame:
     """What a change feed means per item. Items that lost an event are counted anew from `events`
     (their earliest sighting may be gone); an item whose events vanish keeps its row."""
     came = sightings(feed.where(F.col("_change_type").isin(*CAME)))
+    if feed.where(F.col("_change_type").isin(*GONE)).isEmpty():
+        return summarised(came).withColumn("whole", F.lit(False))
     gone = sightings(feed.where(F.col("_change_type").isin(*GONE)), -1)
     lost = gone.select("item_id").distinct()
     grown = summarised(came.join(lost, "item_id", "left_anti")).withColumn("whole", F.lit(False))

@@ -367,7 +367,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         rows = candidate.part("sessions")
         consumed = lake.app_id(SESSIONS, EVENTS)
         with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
-            if manifest["whole"]:
+            if manifest["whole"] or counts["rows"] == counts["new"]:
                 put = rows.where("change <> 'retired'").select(*SESSIONS.columns)
                 mode = "overwrite" if "replace" in manifest else "append"
                 put.write.format("delta").mode(mode).save(lake.path(SESSIONS))

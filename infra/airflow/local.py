@@ -30,12 +30,22 @@ from typing import Any
 import psutil
 
 REPO = Path(__file__).resolve().parents[2]
+
+
+def training_slots() -> int:
+    """GPUs of this machine, by their device files; where there is none, its cores."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or os.cpu_count() or 1
+
+
 POOLS = {
     "spark": (
         1,
         "One Spark application at a time: each takes all the cores it is given.",
     ),
-    "gpu": (1, "As many slots as training devices; the processor is one."),
+    "gpu": (
+        training_slots(),
+        "As many slots as training devices; without one, a slot a core, one thread each.",
+    ),
 }
 HEALTHY_WITHIN_S = 300
 # For many short Spark applications (the demo's nights, tests): an application that lives for half a
@@ -124,6 +134,7 @@ def environment(servers: Servers) -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "2",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "60",
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
@@ -138,6 +149,9 @@ def environment(servers: Servers) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",
         "SPARK_LOCAL_IP": "127.0.0.1",
+        # Trainings run side by side, one a slot: two threads each on two cores were several times
+        # slower than one each.
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // training_slots())),
         "SESSIONMILL_LAKE": servers.lake,
     }
     fixed = {
