@@ -53,6 +53,12 @@ def get_spark(app_name: str) -> SparkSession:
         "spark.databricks.delta.merge.materializeSource": "none",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(min(partitions, 50)),
     }
+    if where.short_jobs:
+        values |= {
+            "spark.sql.codegen.wholeStage": "false",
+            "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+            "spark.sql.adaptive.enabled": "false",
+        }
     if local:
         values |= {
             "spark.ui.enabled": "false",

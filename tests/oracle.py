@@ -29,7 +29,7 @@ def expected_sessions(
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
         db.register("events", events)
-        found = db.execute(f"""
+        found = db.sql(f"""
             WITH placed AS (
                 SELECT *, row_number() OVER w AS place,
                        lag(event_ts) OVER w AS before_ts,

@@ -50,7 +50,10 @@ POOLS = {
 HEALTHY_WITHIN_S = 300
 # For many short Spark applications (the demo's nights, tests): an application that lives for half a
 # minute spends its time compiling. Measured: 40 % less processor time. Not for big logs.
-SHORT_LIVED_JVM = {"JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+SHORT_LIVED_JVM = {
+    "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "SESSIONMILL_SHORT_JOBS": "true",
+}
 
 
 class NotHealthy(RuntimeError):
