@@ -88,6 +88,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     settings = {
         "SESSIONMILL_SOURCES": str(folder / "sources"),
         "SESSIONMILL_DRIVER_MEMORY": "1g",
+        **local.SHORT_LIVED_JVM,
     }
     try:
         servers = local.start(

