@@ -43,4 +43,4 @@ for source in mill.sources():
         sequences = mill.write_audit_publish(source, "sequences", "sequences")
         announced = mill.announce(source, "sequences.publish.json")
 
-        events >> sessions >> items >> sequences >> announced
+        events >> [sessions, items] >> sequences >> announced

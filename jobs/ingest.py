@@ -219,17 +219,18 @@ def stored_events(context: Context, lines: DataFrame, version: int) -> DataFrame
     )
 
 
-def choose(judged: DataFrame) -> DataFrame:
-    """One line an event: new ids, and native ids whose smaller line arrived now (`replaces`)."""
+def ranked(judged: DataFrame) -> DataFrame:
+    """Rank the lines that may become events: new ids, and native ids whose smaller line arrived
+    now (`replaces`). Rank 1 of the `usable` lines of an id is the event."""
     smaller = F.struct("event_ts", "row_hash") < F.struct(
         F.col("stored_ts").alias("event_ts"), F.col("stored_hash").alias("row_hash")
     )
-    replaces = F.col("stored") & ~F.col("too_old") & smaller
+    replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
+    order = Window.partitionBy("event_id", "usable").orderBy("event_ts", "row_hash", "file", "line")
     fresh = ~F.col("stored") & ~F.col("late")
-    order = Window.partitionBy("event_id").orderBy("event_ts", "row_hash", "file", "line")
-    usable = judged.withColumn("replaces", replaces).where(fresh | F.col("replaces"))
-    ranked = usable.withColumn("_rank", F.row_number().over(order))
-    return ranked.where("_rank = 1").drop("_rank")
+    marked = judged.withColumn("replaces", replaces)
+    marked = marked.withColumn("usable", fresh | F.col("replaces"))
+    return marked.withColumn("rank", F.row_number().over(order))
 
 
 def compute(context: Context) -> Candidate:
@@ -272,14 +273,12 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> No
     lines = candidate.part("lines").where("line > 0")
     usable = lines.where("reason IS NULL")
     stored = stored_events(context, usable, manifest["base"][EVENTS.full_name])
-    judged = candidate.write("judged", judge(context, usable, stored)) if stored is not None else (
-        judge(context, usable, stored)
-    )  # fmt: skip
-    events = choose(judged).withColumns(
+    judged = candidate.write("judged", ranked(judge(context, usable, stored)))
+    events = judged.where("usable AND rank = 1").withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
     written = candidate.write(
-        "events", laid_out(events.select(*EVENTS.columns, "replaces", "stored"), context)
+        "events", laid_out(events.select(*EVENTS.columns, "replaces"), context)
     )
     run_day = F.lit(context.day) if context.day else F.lit(None).cast("date")
     late = judged.where("late").withColumn("reason", F.lit("late"))
@@ -293,11 +292,8 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> No
     ).first()
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
-    again = Window.partitionBy("event_id", "late").orderBy("file", "line")
-    marked = judged.withColumn(
-        "_n", F.when(~F.col("stored") & ~F.col("late"), F.row_number().over(again))
-    ).select("stored", "_n", "late")
-    duplicates = marked.agg(F.count_if(F.col("stored") | (F.col("_n") > 1))).first()
+    again = F.col("stored") | (F.col("usable") & (F.col("rank") > 1))
+    duplicates = judged.agg(F.count_if(again)).first()
     assert counted is not None and duplicates is not None
     manifest["counts"] |= {
         "events_new": counted["new"], "events_replaced": counted["replaced"],

@@ -256,11 +256,12 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
                 old = candidate.write("old", old.select(*SESSIONS.columns))
                 new = recut(old, changes, rule)
                 moved = difference(old, new).where("change <> 'same'")
-                fill(candidate, manifest, moved)
+                fill(candidate, manifest, moved.repartition(1))
     elif after is not None:
         manifest["empty"] = True
     if manifest["whole"]:
         events = lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
+        bounds = time_bounds(events, context.spark.sparkContext.defaultParallelism)
         new = cut(events.withColumn("old_session_id", F.lit(None).cast("string")), rule)
         if manifest["after"] is None and lake.rows(SESSIONS) == 0:
             fresh = new.withColumns(
@@ -268,10 +269,11 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
                  "_start_ts": F.lit(None).cast("timestamp"),
                  "_end_ts": F.lit(None).cast("timestamp")}
             )  # fmt: skip
-            fill(candidate, manifest, fresh)
+            fill(candidate, manifest, by_start(fresh, bounds))
         else:
             manifest["replace"] = True
-            fill(candidate, manifest, difference(lake.read(SESSIONS, base), new))
+            anew = difference(lake.read(SESSIONS, base), new)
+            fill(candidate, manifest, by_start(anew, bounds))
         if manifest["counts"]["rows"] == 0:
             manifest["empty"] = True
     candidate.save(manifest)
@@ -279,12 +281,26 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     return candidate
 
 
+def time_bounds(events: DataFrame, partitions: int) -> list[int]:
+    """Times (us) that part the events into as many partitions of about equal size."""
+    shares = [part / partitions for part in range(1, partitions)]
+    found = events.agg(F.percentile_approx(F.unix_micros("event_ts"), shares)).first()
+    return list(found[0] or []) if found is not None and shares else []
+
+
+def by_start(sessions: DataFrame, bounds: list[int]) -> DataFrame:
+    """One partition a range of `start_ts`, so that file statistics prune.
+
+    `repartitionByRange` would sample its input first, that is, cut everything twice.
+    """
+    start_us = F.unix_micros("start_ts")
+    place = sum((F.when(start_us >= bound, 1).otherwise(0) for bound in bounds), F.lit(0))
+    return sessions.repartitionById(len(bounds) + 1, place)
+
+
 def fill(candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
-    """Write the rows that change, laid out by start, and count them."""
-    spark = rows.sparkSession
-    order = SESSIONS.order
-    laid_out = rows.repartitionByRange(spark.sparkContext.defaultParallelism, *order)
-    written = candidate.write("sessions", laid_out.sortWithinPartitions(*order))
+    """Write the rows that change, each partition laid out by start, and count them."""
+    written = candidate.write("sessions", rows.sortWithinPartitions(*SESSIONS.order))
     put = F.col("change") != "retired"
     counted = written.agg(
         F.count("*").alias("rows"),

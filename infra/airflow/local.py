@@ -39,8 +39,9 @@ def training_slots() -> int:
 
 POOLS = {
     "spark": (
-        1,
-        "One Spark application at a time: each takes all the cores it is given.",
+        2,
+        "Spark applications at a time. Starting one is half its life on a small log, and uses one "
+        "core.",
     ),
     "gpu": (
         training_slots(),
