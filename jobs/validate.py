@@ -86,8 +86,8 @@ def audit_candidate(
     """
     checks = suite(context, table)
     of_rows = [check for check in checks if check.holds]
-    frame = broken(rows, table.key, of_rows)
     try:
+        frame = broken(rows, table.key, of_rows)
         found = frame.agg(
             F.count("*").alias("rows"), *(F.count_if(one.name).alias(one.name) for one in of_rows)
         ).first()

@@ -104,17 +104,17 @@ def test_a_broken_sequence_fails_its_check(
 @pytest.mark.parametrize(
     ("check", "column", "value"),
     [
-        ("event_id_is_key", "event_id", F.lit("same")),
-        ("ids_are_there", "user_id", F.lit(None).cast("string")),
-        ("date_is_the_utc_date", "event_date", F.lit("2020-01-01").cast("date")),
-        ("feedback_is_known", "feedback", F.lit("loved")),
-        ("value_is_finite", "value", F.lit(float("nan"))),
+        ("event_id_is_key", "event_id", lambda: F.lit("same")),
+        ("ids_are_there", "user_id", lambda: F.lit(None).cast("string")),
+        ("date_is_the_utc_date", "event_date", lambda: F.lit("2020-01-01").cast("date")),
+        ("feedback_is_known", "feedback", lambda: F.lit("loved")),
+        ("value_is_finite", "value", lambda: F.lit(float("nan"))),
     ],
 )
 def test_a_broken_event_fails_its_check(
-    shop: Workshop, check: str, column: str, value: Column
+    shop: Workshop, check: str, column: str, value: Any
 ) -> None:
-    rows = breaking(shop.lake.read(EVENTS), "item_id IN ('i1', 'i2')", {column: value})
+    rows = breaking(shop.lake.read(EVENTS), "item_id IN ('i1', 'i2')", {column: value()})
     with pytest.raises(AuditFailed) as raised:
         validate.audit_candidate(shop.context(), EVENTS, rows, {})
     assert f"  {check} (" in str(raised.value)
