@@ -141,13 +141,13 @@ def test_the_scheduler_runs_a_night_and_the_asset_starts_the_training(
     assert all(task["state"] == "success" for task in tasks.values())
     assert len(tasks) == 11
 
-    [event] = api.get("/assets/events")["asset_events"]
-    version = event["extra"]["version"]
-    assert event["extra"]["rows"] == USERS
-
     # The asset, and nothing else, started the training: on the version that it named.
     run, tasks = the_run_of(airflow, "train_methods.tiny", 600)
     assert run["state"] == "success" and run["run_type"] == "asset_triggered"
+    # (Only now: Airflow 3.3.2 answers 500 while a run that the event created has not started.)
+    [event] = api.get("/assets/events")["asset_events"]
+    version = event["extra"]["version"]
+    assert event["extra"]["rows"] == USERS
     assert {tasks["train", n]["rendered_map_index"] for n in (0, 1)} == {
         "pop, seed 1", "personal_top, seed 1",
     }  # fmt: skip
