@@ -158,11 +158,8 @@ def test_the_scheduler_runs_a_night_and_the_asset_starts_the_training(
         f"/dags/train_methods.tiny/dagRuns/{quote(run['dag_run_id'])}/taskInstances/register"
         "/xcomEntries/return_value?deserialize=true"
     )["value"]
-    assert {entry["method"] for entry in registered["methods"]} == {
-        "pop",
-        "personal_top",
-    }
-    assert all(entry["model_version"] for entry in registered["methods"])
+    versions = {entry["method"]: entry["version"] for entry in registered["versions"]}
+    assert set(versions) == {"pop", "personal_top"} and all(versions.values())
 
     listening = {
         connection.laddr.ip
