@@ -34,6 +34,7 @@ JOBS = {
     "items": "bronze.events -> gold.items",
     "sequences": "silver.sessions -> gold.sequences",
     "validate": "run the suites on the published tables",
+    "explain": "one session: its events with their files, and the nights that changed it",
 }
 
 
@@ -53,10 +54,13 @@ def parser() -> argparse.ArgumentParser:
     for job, says in JOBS.items():
         command = commands.add_parser(job, help=says, description=says)
         command.add_argument("--source", required=True, help="a source file, or its name")
+        command.add_argument("--json", action="store_true", help="the result as JSON, last line")
+        if job == "explain":
+            command.add_argument("--session", required=True, metavar="ID", help="a session_id")
+            continue
         command.add_argument("--day", type=parse_day, help="the night's day, YYYY-MM-DD (UTC); "
                              "without one: whatever is new, nothing is late")  # fmt: skip
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
-        command.add_argument("--json", action="store_true", help="the result as JSON, last line")
         if job in ("ingest", "sessionize", "items", "sequences"):
             command.add_argument("--step", choices=STEPS, default="all")
         if job == "sessionize":
@@ -71,13 +75,21 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         source = load_source(args.source)
-        outcome = execute(args, source)
+        outcome = explain(args, source) if args.job == "explain" else execute(args, source)
     except SessionmillError as error:
         print(f"{args.job} stopped: {error}", file=sys.stderr, flush=True)
         return 1
     if args.json:
         print(json.dumps(outcome, default=str), flush=True)
     return 0
+
+
+def explain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs import explain as explaining
+
+    found = explaining.explain(settings().table_root(), source, args.session)
+    print(explaining.in_words(found), flush=True)
+    return found
 
 
 def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -99,8 +111,9 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     if args.job != "items" and step in ("audit", "all"):
         # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts.
         threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
-    spark = get_spark(f"sessionmill {args.job} {source.name}")
-    context = Context(spark, source, Lake(spark, root, source.name), args.day, batch)
+    name = f"sessionmill {args.job} {source.name}"
+    lake = Lake(lambda: get_spark(name), root, source.name)
+    context = Context(source, lake, args.day, batch)
     from jobs.steps import run_job
 
     options = {"rebuild": getattr(args, "rebuild", False), "table": getattr(args, "table", None)}
@@ -112,6 +125,8 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:
     """Print what was done, and keep it as JSON beside the lake."""
+    from jobs import files
+
     outcome = {
         "run_id": context.run_id, "batch": context.batch, "job": job, "step": step,
         "source": context.source.name, "day": context.day, **result.counts(),
@@ -136,8 +151,8 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     )
     for note in result.notes:
         print(f"note: {note}", flush=True)
-    folder = context.lake.folder("_runs", context.batch)
-    context.lake.write_text(f"{folder}/{job}.{step}.json", json.dumps(outcome, default=str))
+    answer = context.lake.folder("_runs", context.batch) + f"/{job}.{step}.json"
+    files.write_text(answer, json.dumps(outcome, default=str))
     if step == "publish":
         # Only now: a publish whose answer was lost must find either its candidate or its answer.
         from jobs.steps import MODULES

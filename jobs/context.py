@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from jobs import files
 from jobs.delta import Lake
 from jobs.errors import SettingsError
+from jobs.settings import settings
 from jobs.sources import Source
 from jobs.tables import Table
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+# Where compiled plans begin to pay, in rows (LAB_LOG.md).
+FEW_MOVED, FEW_THERE = 30_000, 1_000_000
 SAFE_BATCH = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
 
 
@@ -40,13 +44,28 @@ class Context:
         batch: names the candidate's folder; the same for compute, audit and publish.
     """
 
-    spark: SparkSession
     source: Source
     lake: Lake
     day: date | None
     batch: str
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def spark(self) -> SparkSession:
+        return self.lake.spark
+
+    def expect(self, moved: int, there: int = 0) -> None:
+        """Tell how much is coming: few rows are done before a plan for them is compiled.
+
+        Args:
+            moved: rows that the step works on.
+            there: rows of a table that it looks through.
+        """
+        from jobs.spark import compile_plans
+
+        if settings().short_jobs is None:
+            compile_plans(self.spark, moved > FEW_MOVED or there > FEW_THERE)
 
     @property
     def oldest_day(self) -> date | None:
@@ -57,6 +76,9 @@ class Context:
 
     def candidate(self, table: Table) -> Candidate:
         return Candidate(self.lake, self.lake.folder("_candidates", self.batch, table.full_name))
+
+
+SCHEMA = "/_schema.json"  # Spark would start a job to find out what we know
 
 
 class Candidate:
@@ -75,20 +97,21 @@ class Candidate:
     def write(self, part: str, rows: DataFrame) -> DataFrame:
         """Write a part of the candidate and read it back: computed once, whatever comes after."""
         rows.write.mode("overwrite").parquet(self.path(part))
+        files.write_text(self.path(part) + SCHEMA, rows.schema.json())
         return self.part(part)
 
     def part(self, name: str) -> DataFrame:
-        return self.lake.spark.read.parquet(self.path(name))
+        from pyspark.sql.types import StructType
 
-    def has(self, part: str) -> bool:
-        return self.lake.exists(f"{self.path(part)}/_SUCCESS")
+        schema = StructType.fromJson(json.loads(files.read_text(self.path(name) + SCHEMA)))
+        return self.lake.spark.read.schema(schema).parquet(self.path(name))
 
     @property
     def finished(self) -> bool:
-        return self.lake.exists(self.path("manifest.json"))
+        return files.exists(self.path("manifest.json"))
 
     def save(self, manifest: dict[str, Any]) -> None:
-        self.lake.write_text(self.path("manifest.json"), json.dumps(manifest, default=str))
+        files.write_text(self.path("manifest.json"), json.dumps(manifest, default=str))
 
     def manifest(self) -> dict[str, Any]:
         if not self.finished:
@@ -96,11 +119,11 @@ class Candidate:
                 f"there is no finished candidate in {self.folder}: run the compute step of this "
                 "--batch first"
             )
-        found: dict[str, Any] = json.loads(self.lake.read_text(self.path("manifest.json")))
+        found: dict[str, Any] = json.loads(files.read_text(self.path("manifest.json")))
         return found
 
     def remove(self) -> None:
-        self.lake.remove(self.folder)
+        files.remove(self.folder)
 
 
 @dataclass

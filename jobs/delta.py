@@ -6,38 +6,45 @@ Progress is recorded in the tables' own commits and nowhere else: a derived tabl
 
 from __future__ import annotations
 
-import re
+import json
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date, datetime
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-from deltalake import DeltaTable, Schema, write_deltalake
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs import files
 from jobs.errors import Conflict, SessionmillError
+from jobs.files import rust_uri
 from jobs.tables import Table
-
-PROPERTIES = {
-    # delta-rs cannot read tables with deletion vectors, and copy-on-write was no slower here.
-    "delta.enableDeletionVectors": "false",
-    # Blind appends of two runs must conflict, not interleave.
-    "delta.isolationLevel": "Serializable",
-}
 
 
 class Lake:
-    """The tables of one source, for one Spark session.
+    """The tables of one source.
 
     Args:
+        start: gives the Spark session. Called when first needed: many a step (a publish that
+            appends, a night that found nothing) is done without.
         root: folder or URI of the lake.
         source: the source's name, its folder in the lake.
     """
 
-    def __init__(self, spark: SparkSession, root: str, source: str) -> None:
-        self.spark, self.root, self.source = spark, root.rstrip("/"), source
+    def __init__(self, start: Callable[[], SparkSession], root: str, source: str) -> None:
+        self._start, self.root, self.source = start, root.rstrip("/"), source
+
+    @cached_property
+    def spark(self) -> SparkSession:
+        return self._start()
 
     # -- places -----------------------------------------------------------------------------
 
@@ -52,9 +59,9 @@ class Lake:
 
     def _open(self, table: Table) -> DeltaTable | None:
         path = self.path(table)
-        if not DeltaTable.is_deltatable(_rust_uri(path)):
+        if not DeltaTable.is_deltatable(rust_uri(path)):
             return None
-        return DeltaTable(_rust_uri(path))
+        return DeltaTable(rust_uri(path))
 
     def version(self, table: Table) -> int | None:
         """The table's newest version; None: there is no such table yet."""
@@ -77,20 +84,24 @@ class Lake:
         found = self._open(table)
         return None if found is None else found.metadata().configuration.get(name)
 
-    def set_property(self, table: Table, name: str, value: str) -> None:
-        self.spark.sql(
-            f"ALTER TABLE delta.`{self.path(table)}` SET TBLPROPERTIES ('{name}' = {_quoted(value)})"
-        )
-
     def rows(self, table: Table) -> int:
         """Rows of the newest version, from file statistics."""
         found = self._open(table)
+        return 0 if found is None else _rows(found)
+
+    def grown(self, table: Table, after: int | None) -> int:
+        """By how many rows the table has grown since a version; all, where it is forgotten."""
+        found = self._open(table)
         if found is None:
             return 0
-        counts = pa.table(found.get_add_actions(flatten=True))["num_records"]
-        if counts.null_count:
-            return self.read(table).count()
-        return int(pa.compute.sum(counts).as_py() or 0)
+        now = _rows(found)
+        if after is None:
+            return now
+        try:
+            found.load_as_version(after)
+        except DeltaError:
+            return now
+        return now - _rows(found)
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
         reader = self.spark.read.format("delta")
@@ -110,12 +121,10 @@ class Lake:
         """Make the table, empty, if there is none. Returns whether it was made."""
         if self.version(table) is not None:
             return False
-        values = PROPERTIES | table.properties | (properties or {})
-        if table.feed:
-            values["delta.enableChangeDataFeed"] = "true"
         DeltaTable.create(
-            _rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table)), mode="ignore",
-            description=table.doc, configuration=values, raise_if_key_not_exists=False,
+            rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table)), mode="ignore",
+            description=table.doc, configuration=_properties(table, properties),
+            raise_if_key_not_exists=False,
         )  # fmt: skip
         return True
 
@@ -125,7 +134,8 @@ class Lake:
         """Rows of the change data feed of the versions in (after, upto]; empty if there are none.
 
         Raises:
-            FeedGone: the feed no longer reaches back to `after`.
+            FeedGone: the feed no longer reaches back to `after`. Reading the rows may raise it
+                too, inside `feed_gone`.
         """
         if after >= upto:
             return (
@@ -133,7 +143,7 @@ class Lake:
                 .where("false")
                 .withColumns({"_change_type": F.lit(""), "_commit_version": F.lit(0).cast("long")})
             )
-        try:
+        with feed_gone(table, after, upto):
             feed = (
                 self.spark.read.format("delta")
                 .option("readChangeFeed", "true")
@@ -141,9 +151,7 @@ class Lake:
                 .option("endingVersion", upto)
                 .load(self.path(table))
             )
-            return feed.drop("_commit_timestamp")
-        except Exception as error:
-            raise FeedGone(f"{table.full_name} versions {after + 1} to {upto}: {error}") from error
+        return feed.drop("_commit_timestamp")
 
     def changed_rows(self, table: Table, since: int) -> bool:
         """Whether rows of the table have moved since a version (compaction moves none)."""
@@ -151,35 +159,75 @@ class Lake:
 
     # -- commits ----------------------------------------------------------------------------
 
-    def append(self, table: Table, rows: DataFrame, base: int, run_id: str) -> int:
-        """Append as a compare-and-set on the table's version. Returns the new version.
+    def stage(self, table: Table, rows: DataFrame, run_id: str) -> list[dict[str, Any]]:
+        """Write rows as data files of the table that no version names yet; `commit` makes them
+        part of it without touching them again, and VACUUM takes those that nobody committed.
 
-        All writers use one `txnAppId` with `txnVersion = base + 1`: of two that computed from the
-        same version, Delta lets one through; the other conflicts, or is skipped, which is seen by
-        the commit's user metadata.
+        Returns:
+            One entry a file: `path` (below the table), `size`, `modified_ms`, `rows`, `stats`.
+        """
+        folder = f"staged-{run_id}-{uuid.uuid4().hex[:8]}"
+        place = f"{self.path(table)}/{folder}"
+        rows.select(*table.columns).write.parquet(place)
+        return [
+            {"path": f"{folder}/{info.base_name}", "size": info.size,
+             "modified_ms": info.mtime_ns // 1_000_000, **statistics(f"{place}/{info.base_name}")}
+            for info in files.listed(place)
+        ]  # fmt: skip
+
+    def staged(self, table: Table, entries: list[dict[str, Any]]) -> DataFrame:
+        """Staged files, read by Spark."""
+        paths = [f"{self.path(table)}/{one['path']}" for one in entries if one["rows"]]
+        if not paths:
+            return self.read(table).limit(0)
+        return self.spark.read.schema(table.ddl).parquet(*paths)
+
+    def commit(
+        self, table: Table, entries: list[dict[str, Any]], base: int, app_id: str, version: int,
+        run_id: str,
+    ) -> int:  # fmt: skip
+        """Append staged files in one commit, as a compare-and-set. Returns the new version.
+
+        The commit carries `app_id` and `version`, by which two writers exclude each other: Delta
+        lets blind appends of both through otherwise.
 
         Raises:
-            Conflict: another run changed the table since `base`.
+            Conflict: another run changed the table since `base`, or the files are gone.
         """
+        entries = [one for one in entries if one["rows"]]
+        for one in entries:
+            if not files.exists(f"{self.path(table)}/{one['path']}"):
+                raise Conflict(f"{table.full_name}: the staged file {one['path']} was removed")
+        found = self._open(table)
+        assert found is not None
+        if self.changed_rows(table, base):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        actions = [
+            AddAction(one["path"], one["size"], {}, one["modified_ms"], True, one["stats"])
+            for one in entries
+        ]
         with conflicts(table):
-            (
-                rows.select(*table.columns)
-                .write.format("delta").mode("append")
-                .option("txnAppId", self.guard(table)).option("txnVersion", base + 1)
-                .option("userMetadata", run_id)
-                .save(self.path(table))
+            found.create_write_transaction(
+                actions, "append", found.schema(),
+                commit_properties=CommitProperties(
+                    custom_metadata={"userMetadata": run_id},
+                    app_transactions=[Transaction(app_id, version)],
+                ),
             )  # fmt: skip
-        for commit in self.history(table, base):
-            if run_id in str(commit.get("userMetadata")):
-                return int(commit["version"])
-        raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        return int(found.version())
 
     @contextmanager
     def transaction(self, target: Table, app_id: str, version: int, run_id: str) -> Iterator[None]:
-        """Commits inside carry what they consumed. Unset after: it would reach later writes."""
-        conf = self.spark.conf
-        conf.set("spark.databricks.delta.write.txnAppId", app_id)
-        conf.set("spark.databricks.delta.write.txnVersion", str(version))
+        """Commits inside carry what they consumed. Unset after: it would reach later writes.
+
+        Delta skips, silently, a commit whose `version` is not above the last one of its `app_id`:
+        one that makes the table anew from the same input goes without.
+        """
+        conf, found = self.spark.conf, self._open(target)
+        last = found.transaction_version(app_id) if found else None
+        if last is None or last < version:
+            conf.set("spark.databricks.delta.write.txnAppId", app_id)
+            conf.set("spark.databricks.delta.write.txnVersion", str(version))
         conf.set("spark.databricks.delta.commitInfo.userMetadata", run_id)
         try:
             with conflicts(target):
@@ -188,6 +236,13 @@ class Lake:
             conf.unset("spark.databricks.delta.write.txnAppId")
             conf.unset("spark.databricks.delta.write.txnVersion")
             conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+
+    def replace(self, table: Table, rows: DataFrame, properties: dict[str, str]) -> None:
+        """Put other rows and other properties in place of the table's own, in one commit."""
+        writer = rows.select(*table.columns).writeTo(f"delta.`{self.path(table)}`").using("delta")
+        for name, value in _properties(table, properties).items():
+            writer = writer.tableProperty(name, value)
+        writer.createOrReplace()
 
     def merge(
         self, table: Table, rows: DataFrame, within: Column | None = None, delete: str | None = None
@@ -224,89 +279,67 @@ class Lake:
         return found.to_pyarrow_table() if found else arrow_schema(table).empty_table()
 
     def put_small(self, table: Table, rows: list[tuple[Any, ...]]) -> None:
-        """Append rows to an operations table, or replace those of the same key."""
+        """Put rows into an operations table, in place of those of the same key."""
         schema = arrow_schema(table)
         columns = zip(*rows, strict=True)
         arrays = [pa.array(one, field.type) for one, field in zip(columns, schema, strict=True)]
         batch = pa.Table.from_arrays(arrays, schema=schema)
         match = " AND ".join(f"t.{name} = s.{name}" for name in table.key)
-        found = self._open(table)
-        assert found is not None
-        if self.rows(table) == 0 or table.append_only:
-            write_deltalake(found, batch, mode="append")
-            return
-        (
-            found.merge(batch, match, source_alias="s", target_alias="t")
-            .when_matched_update_all().when_not_matched_insert_all().execute()
-        )  # fmt: skip
 
-    # -- texts on any file system -------------------------------------------------------------
+        def attempt(_: int) -> None:
+            found = self._open(table)
+            assert found is not None
+            merge = found.merge(batch, match, source_alias="s", target_alias="t")
+            merge = merge.when_matched_update_all().when_not_matched_insert_all()
+            with conflicts(table):
+                merge.execute()
 
-    def _hadoop(self, path: str) -> tuple[Any, Any]:
-        jvm: Any = self.spark._jvm
-        where = jvm.org.apache.hadoop.fs.Path(path)
-        return where.getFileSystem(self.spark._jsc.hadoopConfiguration()), where
-
-    def exists(self, path: str) -> bool:
-        system, where = self._hadoop(path)
-        return bool(system.exists(where))
-
-    def read_text(self, path: str) -> str:
-        system, where = self._hadoop(path)
-        stream = system.open(where)
-        try:
-            return bytes(stream.readAllBytes()).decode("utf-8")
-        finally:
-            stream.close()
-
-    def write_text(self, path: str, text: str) -> None:
-        """Write a small file whole: under another name first, then renamed."""
-        system, where = self._hadoop(path)
-        partial = self._hadoop(path + ".partial")[1]
-        stream = system.create(partial, True)
-        stream.write(bytearray(text.encode("utf-8")))
-        stream.close()
-        system.delete(where, False)
-        system.rename(partial, where)
-
-    def remove(self, path: str) -> None:
-        system, where = self._hadoop(path)
-        system.delete(where, True)
-
-    def glob(self, pattern: str) -> list[tuple[str, int, int]]:
-        """Files under a folder, glob or URI: (path, bytes, modified ms), hidden ones left out."""
-        system, where = self._hadoop(pattern)
-        found: list[tuple[str, int, int]] = []
-
-        def walk(statuses: Any) -> None:
-            for status in statuses or []:
-                path = status.getPath()
-                if str(path.getName()).startswith(("_", ".")):
-                    continue
-                if status.isDirectory():
-                    walk(system.listStatus(path))
-                else:
-                    uri = path.toUri()
-                    shown = uri.getPath() if uri.getScheme() in (None, "file") else path.toString()
-                    found.append((shown, int(status.getLen()), int(status.getModificationTime())))
-
-        walk(system.globStatus(where))
-        return sorted(found)
+        retried(5, attempt)
 
 
 class FeedGone(SessionmillError):
     """The change data feed no longer reaches back far enough: rebuild from the whole table."""
 
 
+GONE = (
+    "DELTA_MISSING_CHANGE_DATA", "DELTA_MISSING_FILES", "DELTA_VERSION_NOT_FOUND",
+    "DELTA_FILE_NOT_FOUND", "DELTA_TRUNCATED_TRANSACTION_LOG", "DELTA_LOG_FILE_NOT_FOUND",
+    "DELTA_CHANGE_DATA_FILE_NOT_FOUND", "FILE_NOT_EXIST", "FileNotFoundException",
+    "VersionNotFoundException", "is out of range", "Cannot time travel",
+)  # fmt: skip
+
+
+@contextmanager
+def feed_gone(table: Table, after: int, upto: int) -> Iterator[None]:
+    """What a feed says when its log or its files were cleaned away, as one error."""
+    try:
+        yield
+    except Exception as error:
+        if any(word in str(error) for word in GONE):
+            raise FeedGone(
+                f"{table.full_name} versions {after + 1} to {upto}: {str(error)[:200]}"
+            ) from error
+        raise
+
+
+PROPERTIES = {
+    # delta-rs cannot read tables with deletion vectors, and copy-on-write was no slower here.
+    "delta.enableDeletionVectors": "false",
+    # Blind appends of two runs must conflict, not interleave.
+    "delta.isolationLevel": "Serializable",
+}
+
+
+def _properties(table: Table, more: dict[str, str] | None) -> dict[str, str]:
+    """Delta's properties of a table."""
+    feed = {"delta.enableChangeDataFeed": "true"} if table.feed else {}
+    return PROPERTIES | feed | table.properties | (more or {})
+
+
 QUIET = {
     "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CLUSTER BY", "CREATE TABLE",
 }  # fmt: skip
 """Operations of Delta's history that move no rows."""
-
-
-def _rust_uri(path: str) -> str:
-    """delta-rs says s3:// where Hadoop says s3a://."""
-    return re.sub(r"^s3[an]://", "s3://", path)
 
 
 ARROW = {
@@ -344,7 +377,57 @@ def arrow_schema(table: Table) -> pa.Schema:
     return pa.schema([(name, arrow_type(kind)) for name, kind in table.columns.items()])
 
 
-CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged", "DELTA_CONCURRENT")
+def statistics(path: str) -> dict[str, Any]:
+    """`rows` of a Parquet file, and Delta's statistics of it as JSON, from its footer."""
+    with files.open_binary(path) as stream:
+        meta = pq.ParquetFile(stream).metadata
+    low: dict[str, Any] = {}
+    high: dict[str, Any] = {}
+    unknown = set()
+    for group in range(meta.num_row_groups):
+        for place in range(meta.num_columns):
+            column = meta.row_group(group).column(place)
+            name, found = column.path_in_schema, column.statistics
+            if found is None or not found.has_min_max:
+                if found is None or found.null_count < column.num_values:
+                    unknown.add(name)
+                continue
+            if isinstance(found.max, (str, datetime, date, int)):
+                low[name] = min(low.get(name, found.min), found.min)
+                high[name] = max(high.get(name, found.max), found.max)
+    known = [
+        name for name in low
+        if name not in unknown and "." not in name and len(str(high[name])) <= LONGEST_STATISTIC
+    ]  # fmt: skip
+    stats = {
+        "numRecords": meta.num_rows,
+        "minValues": {name: _statistic(low[name]) for name in known},
+        "maxValues": {name: _statistic(high[name]) for name in known},
+    }
+    return {"rows": meta.num_rows, "stats": json.dumps(stats)}
+
+
+def _rows(table: DeltaTable) -> int:
+    counts = pa.table(table.get_add_actions(flatten=True))["num_records"]
+    if counts.null_count:  # written by another engine, without statistics
+        return int(table.count())
+    return int(pa.compute.sum(counts).as_py() or 0)
+
+
+LONGEST_STATISTIC = 64
+"""Characters; bounds of longer texts prune nothing worth their bytes in the log."""
+
+
+def _statistic(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%dT%H:%M:%S.%f}Z" if value.year >= 1000 else None
+    return value.isoformat() if isinstance(value, date) else value
+
+
+CONFLICTS = (
+    "Concurrent", "ProtocolChanged", "MetadataChanged", "DELTA_CONCURRENT",  # Spark's
+    "CommitFailedError",  # delta-rs's
+)  # fmt: skip
 
 
 @contextmanager
@@ -356,10 +439,6 @@ def conflicts(table: Table) -> Iterator[None]:
         if any(word in f"{type(error).__name__} {error}"[:600] for word in CONFLICTS):
             raise Conflict(f"{table.full_name} was changed by another run meanwhile") from error
         raise
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def retried(attempts: int, again: Callable[[int], Any]) -> Any:

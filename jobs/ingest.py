@@ -19,7 +19,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs import crash, validate
+from jobs import crash, files, validate
 from jobs.context import Candidate, Context, Result
 from jobs.delta import retried
 from jobs.errors import AuditFailed, Conflict, RejectShareError, SchemaError, SourceError
@@ -31,6 +31,7 @@ from jobs.typing_rules import typed_events
 DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
 TARGET_FILE_ROWS = 2_000_000
 BIN_BYTES = 64 * 1024 * 1024
+LINE_BYTES = 64  # about: only to guess how many lines a file has
 
 
 # -- which files ----------------------------------------------------------------------------------
@@ -69,16 +70,16 @@ def landing_files(context: Context) -> list[tuple[str, int, int]]:
         landing = os.path.abspath(landing)
     found: dict[str, tuple[str, int, int]] = {}
     for pattern in landing_patterns(landing, context.day, context.source.sessions.lateness_days):
-        for file in context.lake.glob(pattern):
+        for file in files.glob(pattern):
             found[file[0]] = file
     return sorted(found.values())
 
 
-def unread(context: Context, files: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     """The files that the ledger does not know as they are now."""
     ledger = context.lake.small(FILES).select(["file", "size", "modified_ms"]).to_pylist()
     known = {row["file"]: (row["size"], row["modified_ms"]) for row in ledger}
-    return [file for file in files if known.get(file[0]) != file[1:]]
+    return [file for file in landed if known.get(file[0]) != file[1:]]
 
 
 # -- compute --------------------------------------------------------------------------------------
@@ -93,27 +94,25 @@ def file_format(source: Source) -> Format:
     )  # fmt: skip
 
 
-def bins(files: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
+def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
     """Paths in groups of about equal bytes, one group a task: the largest files first."""
-    total = sum(size for _, size, _ in files)
-    count = max(1, min(len(files), max(cores * 2, total // BIN_BYTES)))
+    total = sum(size for _, size, _ in chosen)
+    count = max(1, min(len(chosen), max(cores, total // BIN_BYTES)))
     groups: list[tuple[int, list[str]]] = [(0, []) for _ in range(count)]
-    for path, size, _ in sorted(files, key=lambda file: -file[1]):
+    for path, size, _ in sorted(chosen, key=lambda file: -file[1]):
         lightest = min(range(count), key=lambda at: groups[at][0])
         load, paths = groups[lightest]
         groups[lightest] = (load + size + 100_000, [*paths, path])
     return [paths for _, paths in groups]
 
 
-def parse(context: Context, candidate: Candidate, files: list[tuple[str, int, int]]) -> None:
+def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> None:
     """Read files once: typed lines in the part `lines`, what the files were in `files`."""
     spark = context.spark
-    groups = bins(files, spark.sparkContext.defaultParallelism)
+    groups = bins(chosen, spark.sparkContext.defaultParallelism)
     rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
-    rdd = spark.sparkContext.parallelize(
-        [[row for row in rows if row[1] == group] for group in range(len(groups))], len(groups)
-    ).flatMap(lambda group: group)
-    paths = spark.createDataFrame(rdd, "path string, bin int").select("path")
+    frame = spark.createDataFrame(rows, "path string, bin int")
+    paths = frame.repartitionById(len(groups), "bin").select("path")
     records = paths.mapInArrow(reader(file_format(context.source)), RECORD_DDL)
     lines = typed_events(records, context.source).withColumn(
         "facts", F.when(F.col("line") == 0, F.col("raw"))
@@ -123,11 +122,11 @@ def parse(context: Context, candidate: Candidate, files: list[tuple[str, int, in
     lines = lines.withColumn("raw", F.when(keep_raw & F.col("facts").isNull(), F.col("raw")))
     written = candidate.write("lines", lines)
     facts = [json.loads(row.facts) for row in written.where("line = 0").select("facts").collect()]
-    stats = {path: (size, modified) for path, size, modified in files}
+    stats = {path: (size, modified) for path, size, modified in chosen}
     for one in facts:
         one["bytes"], one["modified_ms"] = stats[one["file"]]
     check_schema(context, facts)
-    candidate.lake.write_text(candidate.path("files.json"), json.dumps(facts))
+    files.write_text(candidate.path("files.json"), json.dumps(facts))
     crash.point("ingest.parsed")
 
 
@@ -240,21 +239,22 @@ def compute(context: Context) -> Candidate:
         lake.create(table)
     candidate = context.candidate(EVENTS)
     files_json = candidate.path("files.json")
-    if lake.exists(files_json):
-        facts = json.loads(lake.read_text(files_json))
+    if files.exists(files_json):
+        facts = json.loads(files.read_text(files_json))
     else:
         landed = landing_files(context)
-        files = unread(context, landed)
+        chosen = unread(context, landed)
         if not landed and lake.rows(FILES) == 0:
             raise SourceError(
                 f"source.landing = {context.source.source.landing!r} matches no file (from "
                 f"{os.getcwd()}): correct it, or put the log there"
             )
-        if files:
-            parse(context, candidate, files)
-            facts = json.loads(lake.read_text(files_json))
-        else:
-            facts = []
+        facts = []
+        if chosen:
+            lines = sum(size for _, size, _ in chosen) // LINE_BYTES
+            context.expect(lines, lake.rows(EVENTS))
+            parse(context, candidate, chosen)
+            facts = json.loads(files.read_text(files_json))
     base = {table.full_name: lake.version(table) for table in (EVENTS, REJECTS, FILES)}
     manifest: dict[str, Any] = {
         "batch": context.batch, "day": context.day, "base": base, "empty": not facts,
@@ -270,16 +270,31 @@ def compute(context: Context) -> Candidate:
 
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Write the candidate's events and rejects, and count."""
+    context.expect(manifest["counts"]["read"], context.lake.rows(EVENTS))
     lines = candidate.part("lines").where("line > 0")
     usable = lines.where("reason IS NULL")
     stored = stored_events(context, usable, manifest["base"][EVENTS.full_name])
     judged = candidate.write("judged", ranked(judge(context, usable, stored)))
-    events = judged.where("usable AND rank = 1").withColumns(
+    # Duplicates are counted from the lines themselves, not as what is left over: the audit's
+    # balance (read = new + duplicates + rejects) could not fail otherwise.
+    first = F.col("usable") & (F.col("rank") == 1)
+    again = F.col("stored") | (F.col("usable") & (F.col("rank") > 1))
+    counted = judged.agg(
+        F.count_if(first & F.col("replaces")).alias("events_replaced"),
+        F.count_if(again).alias("duplicates"), F.count_if("late").alias("late"),
+    ).first()  # fmt: skip
+    assert counted is not None
+    replaced = counted["events_replaced"]
+    events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
-    written = candidate.write(
-        "events", laid_out(events.select(*EVENTS.columns, "replaces"), context)
-    )
+    events = laid_out(events.select(*EVENTS.columns, "replaces"), context)
+    if replaced:
+        written = candidate.write("events", events)
+        new = written.where("NOT replaces").count()
+    else:
+        manifest["staged"] = context.lake.stage(EVENTS, events, context.run_id)
+        new = sum(one["rows"] for one in manifest["staged"])
     run_day = F.lit(context.day) if context.day else F.lit(None).cast("date")
     late = judged.where("late").withColumn("reason", F.lit("late"))
     rejects = lines.where("reason IS NOT NULL").unionByName(late, allowMissingColumns=True)
@@ -287,21 +302,30 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> No
         {"run_day": run_day, "first_seen_ts": F.lit(context.started)}
     ).select(*REJECTS.columns)
     rejected = candidate.write("rejects", rejects.coalesce(1))
-    counted = written.agg(
-        F.count_if(~F.col("replaces")).alias("new"), F.count_if("replaces").alias("replaced")
-    ).first()
-    # Duplicates are counted from the lines themselves, not as what is left over: the audit's
-    # balance (read = new + duplicates + rejects) could not fail otherwise.
-    again = F.col("stored") | (F.col("usable") & (F.col("rank") > 1))
-    duplicates = judged.agg(F.count_if(again)).first()
-    assert counted is not None and duplicates is not None
     manifest["counts"] |= {
-        "events_new": counted["new"], "events_replaced": counted["replaced"],
-        "duplicates": duplicates[0],
+        "events_new": new, "events_replaced": replaced, "duplicates": counted["duplicates"]
     }  # fmt: skip
     manifest["rejects"] = {
         row["reason"]: row["count"] for row in rejected.groupBy("reason").count().collect()
     }
+    fill_rejects(context, candidate, manifest)
+
+
+def fill_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    """Find the rejects that the table does not have yet, and those of its rows that came good:
+    lines of these files that are events or duplicates now."""
+    lake, key = context.lake, list(REJECTS.key)
+    base = manifest["base"][REJECTS.full_name]
+    rejects = candidate.part("rejects").dropDuplicates(key)
+    if lake.rows(REJECTS):
+        known = lake.read(REJECTS, base).where(F.col("file").isin(manifest["files"])).select(*key)
+        good = candidate.part("lines").where("line > 0 AND reason IS NULL").select(*key)
+        good = good.join(rejects.select(*key), key, "left_anti")
+        cleared = candidate.write("rejects-cleared", known.join(good, key, "left_semi"))
+        manifest["rejects_cleared"] = cleared.count()
+        rejects = rejects.join(known, key, "left_anti")
+    if manifest["rejects"]:
+        manifest["rejects_staged"] = lake.stage(REJECTS, rejects.coalesce(1), context.run_id)
 
 
 def laid_out(rows: DataFrame, context: Context) -> DataFrame:
@@ -326,9 +350,15 @@ def audit(context: Context, candidate: Candidate) -> None:
         "lines_balance": read == counts["events_new"] + counts["duplicates"] + unusable,
         "reject_share_within_bound": share <= quality.max_reject_share,
     }
+    context.expect(read, context.lake.rows(EVENTS))
+    events = (
+        context.lake.staged(EVENTS, manifest["staged"])
+        if "staged" in manifest
+        else candidate.part("events")
+    )
     try:
         validate.audit_candidate(
-            context, EVENTS, candidate.part("events"), facts,
+            context, EVENTS, events, facts,
             severity={"reject_share_within_bound": quality.on_exceed},
         )  # fmt: skip
     except AuditFailed as error:
@@ -367,7 +397,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         if manifest["counts"]["events_new"] or manifest["counts"]["events_replaced"]:
             publish_events(context, candidate, manifest)
         crash.point("ingest.events-published")
-        clear_rejects(context, candidate)
+        clear_rejects(context, candidate, manifest)
         crash.point("ingest.rejects-cleaned")
         publish_ledger(context, candidate)
         crash.point("ingest.ledger-published")
@@ -380,60 +410,47 @@ def publish(context: Context, candidate: Candidate) -> Result:
 
 def publish_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Append the rejects that the table does not have yet."""
-    if not manifest["rejects"]:
-        return
     lake = context.lake
+    if not sum(one["rows"] for one in manifest.get("rejects_staged", [])):
+        return
 
     def attempt(_: int) -> None:
-        base = lake.version(REJECTS)
-        assert base is not None
-        known = lake.read(REJECTS, base).select(*REJECTS.key)
-        rows = candidate.part("rejects").dropDuplicates(list(REJECTS.key))
-        if lake.rows(REJECTS):
-            rows = rows.join(known, list(REJECTS.key), "left_anti")
-            if rows.isEmpty():
-                return
-        lake.append(REJECTS, rows.coalesce(1), base, context.run_id)
+        base = manifest["base"][REJECTS.full_name]
+        guard = lake.guard(REJECTS)
+        try:
+            lake.commit(REJECTS, manifest["rejects_staged"], base, guard, base + 1, context.run_id)
+        except Conflict:
+            # Another run's rejects came in between: ours are compared with them once more.
+            manifest["base"][REJECTS.full_name] = lake.version(REJECTS)
+            fill_rejects(context, candidate, manifest)
+            raise
 
     retried(3, attempt)
 
 
 def publish_events(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
-    lake, events = context.lake, candidate.part("events")
-    base = manifest["base"][EVENTS.full_name]
-    now = lake.version(EVENTS)
-    assert now is not None and now >= base
-    if not manifest["counts"]["events_replaced"]:
-        lake.append(EVENTS, events, now, context.run_id)
+    lake, base = context.lake, manifest["base"][EVENTS.full_name]
+    guard, version = lake.guard(EVENTS), base + 1
+    if "staged" in manifest:
+        lake.commit(EVENTS, manifest["staged"], base, guard, version, context.run_id)
         return
-    with lake.transaction(EVENTS, lake.guard(EVENTS), now + 1, context.run_id):
-        lake.merge(EVENTS, events.select(*EVENTS.columns))
+    with lake.transaction(EVENTS, guard, version, context.run_id):
+        lake.merge(EVENTS, candidate.part("events").select(*EVENTS.columns))
 
 
-def clear_rejects(context: Context, candidate: Candidate) -> None:
+def clear_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
-    lake = context.lake
-    if lake.rows(REJECTS) == 0:
+    if not manifest.get("rejects_cleared"):
         return
-    good = candidate.part("lines").where("line > 0 AND reason IS NULL")
-    good = good.select(*REJECTS.key).join(
-        candidate.part("rejects").select(*REJECTS.key), list(REJECTS.key), "left_anti"
-    )
-    files = candidate.manifest()["files"]
-    known = lake.read(REJECTS).where(F.col("file").isin(files)).select(*REJECTS.key)
-    gone = known.join(good, list(REJECTS.key), "left_semi")
-    rows = candidate.write("rejects-cleared", gone)
-    if rows.isEmpty():
-        return
-    padded = rows.withColumns(
+    padded = candidate.part("rejects-cleared").withColumns(
         {n: F.lit(None).cast(t) for n, t in REJECTS.columns.items() if n not in REJECTS.key}
-    ).withColumn("_gone", F.lit(True))
-    lake.merge(REJECTS, padded, delete="_gone")
+    )
+    context.lake.merge(REJECTS, padded.withColumn("_gone", F.lit(True)), delete="_gone")
 
 
 def publish_ledger(context: Context, candidate: Candidate) -> None:
     lake = context.lake
-    facts = json.loads(lake.read_text(candidate.path("files.json")))
+    facts = json.loads(files.read_text(candidate.path("files.json")))
     rows = [
         (one["file"], one["bytes"], one["modified_ms"], one["sha256"], one["lines"],
          list(one["columns"].items()), context.started, context.batch)

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from jobs import crash
 from jobs.context import Candidate, Context, Result
-from jobs.delta import FeedGone
+from jobs.delta import FeedGone, feed_gone
 from jobs.errors import Conflict, SettingsError
 from jobs.sessionize import CAME, GONE
 from jobs.tables import EVENTS, ITEMS
@@ -97,38 +97,56 @@ def compute(context: Context) -> Candidate:
     assert upto is not None and base is not None
     manifest: dict[str, Any] = {"base": base, "upto": upto, "empty": after == upto, "notes": []}
     if not manifest["empty"]:
-        items, events = lake.read(ITEMS, base), lake.read(EVENTS, upto)
+        context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
+        events = lake.read(EVENTS, upto)
         whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
-        try:
-            change = (
-                whole if after is None else change_of(lake.changes(EVENTS, after, upto), events)
-            )
-        except FeedGone as gone:
-            manifest["notes"].append(f"the change feed is gone, items are counted anew ({gone})")
-            change = whole
-        highest = items.agg(F.coalesce(F.max("item_index"), F.lit(0))).first()
-        assert highest is not None
-        rows = candidate.write("items", updated(items, change, highest[0]).coalesce(1))
-        manifest["rows"] = rows.count()
-        manifest["empty"] = manifest["rows"] == 0
+        if after is None:
+            fill(context, candidate, manifest, whole)
+        else:
+            try:
+                with feed_gone(EVENTS, after, upto):
+                    change = change_of(lake.changes(EVENTS, after, upto), events)
+                    fill(context, candidate, manifest, change)
+            except FeedGone as gone:
+                manifest["notes"].append(
+                    f"the change feed is gone, items are counted anew ({gone})"
+                )
+                fill(context, candidate, manifest, whole)
     candidate.save(manifest)
     crash.point("items.computed")
     return candidate
+
+
+def fill(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], change: DataFrame
+) -> None:
+    """Write the rows that change; the first ones where they will stay."""
+    lake = context.lake
+    items = lake.read(ITEMS, manifest["base"])
+    if lake.rows(ITEMS) == 0:
+        rows = updated(items, change, 0).coalesce(1)
+        manifest["staged"] = lake.stage(ITEMS, rows, context.run_id)
+        manifest["rows"] = sum(one["rows"] for one in manifest["staged"])
+    else:
+        highest = items.agg(F.max("item_index")).first()
+        assert highest is not None
+        rows = candidate.write("items", updated(items, change, highest[0]).coalesce(1))
+        manifest["rows"] = rows.count()
+    manifest["empty"] = manifest["rows"] == 0
 
 
 def publish(context: Context, candidate: Candidate) -> Result:
     """Raises: Conflict: another run changed `gold.items` since the candidate was computed."""
     lake, manifest = context.lake, candidate.manifest()
     if not manifest["empty"]:
-        if lake.changed_rows(ITEMS, manifest["base"]):
-            raise Conflict(f"gold.items was changed by another run since {manifest['base']}")
-        consumed = lake.app_id(ITEMS, EVENTS)
-        with lake.transaction(ITEMS, consumed, manifest["upto"], context.run_id):
-            rows = candidate.part("items")
-            if lake.rows(ITEMS) == 0:
-                rows.write.format("delta").mode("append").save(lake.path(ITEMS))
-            else:
-                lake.merge(ITEMS, rows)
+        consumed, base, upto = lake.app_id(ITEMS, EVENTS), manifest["base"], manifest["upto"]
+        if "staged" in manifest:
+            lake.commit(ITEMS, manifest["staged"], base, consumed, upto, context.run_id)
+        else:
+            if lake.changed_rows(ITEMS, base):
+                raise Conflict(f"gold.items was changed by another run since version {base}")
+            with lake.transaction(ITEMS, consumed, upto, context.run_id):
+                lake.merge(ITEMS, candidate.part("items"))
         crash.point("items.published")
     result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
     result.tables[ITEMS.full_name] = {

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from expectations.sessions import order_key
 from jobs import crash, validate
 from jobs.context import Candidate, Context, Result
-from jobs.delta import FeedGone
+from jobs.delta import FeedGone, feed_gone
 from jobs.errors import Conflict, SettingsError
 from jobs.sources import SessionsPart
 from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
@@ -93,12 +93,15 @@ def fill(
     context: Context, candidate: Candidate, manifest: dict[str, Any], after: int | None
 ) -> None:
     lake = context.lake
-    sessions = lake.read(SESSIONS, manifest["upto"]).where("runaway IS NULL")
+    upto = manifest["upto"]
+    context.expect(lake.grown(SESSIONS, after), lake.rows(SESSIONS))
+    sessions = lake.read(SESSIONS, upto).where("runaway IS NULL")
     users = None
     if after is not None:
         try:
-            feed = lake.changes(SESSIONS, after, manifest["upto"])
-            users = candidate.write("users", feed.select("user_id").distinct().coalesce(1))
+            with feed_gone(SESSIONS, after, upto):
+                feed = lake.changes(SESSIONS, after, upto)
+                users = candidate.write("users", feed.select("user_id").distinct().coalesce(1))
         except FeedGone as lost:
             manifest["notes"].append(f"the change feed is gone, sequences are made anew ({lost})")
             users = candidate.write(
@@ -111,11 +114,12 @@ def fill(
             manifest["empty"] = True
             return
         sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
-    rows = sequences(
-        sessions, lake.read(ITEMS, manifest["items"]), context.source.sessions
-    ).withColumn("gone", F.lit(False))
-    rows = candidate.write("sequences", rows)
-    if users is not None:
+    rows = sequences(sessions, lake.read(ITEMS, manifest["items"]), context.source.sessions)
+    if users is None:
+        manifest["staged"] = lake.stage(SEQUENCES, rows, context.run_id)
+        rows = lake.staged(SEQUENCES, manifest["staged"])
+    else:
+        rows = candidate.write("sequences", rows)
         known = lake.read(SEQUENCES, manifest["base"]).select("user_id")
         gone = users.join(rows.select("user_id"), "user_id", "left_anti").join(known, "user_id")
         candidate.write("gone", gone)
@@ -132,7 +136,10 @@ def audit(context: Context, candidate: Candidate) -> None:
     if manifest["empty"]:
         return
     facts = {"positions_balance": manifest["positions"] == manifest["events"]}
-    validate.audit_candidate(context, SEQUENCES, candidate.part("sequences"), facts)
+    context.expect(manifest["rows"], context.lake.rows(SEQUENCES))
+    staged = manifest.get("staged")
+    rows = context.lake.staged(SEQUENCES, staged) if staged else candidate.part("sequences")
+    validate.audit_candidate(context, SEQUENCES, rows, facts)
     crash.point("sequences.audited")
 
 
@@ -144,17 +151,17 @@ def publish(context: Context, candidate: Candidate) -> Result:
         tables_in={SESSIONS.full_name: manifest["upto"], ITEMS.full_name: manifest["items"]},
     )
     if not manifest["empty"]:
-        if lake.changed_rows(SEQUENCES, manifest["base"]):
-            raise Conflict(f"gold.sequences was changed by another run since {manifest['base']}")
-        rows = candidate.part("sequences")
-        consumed = lake.app_id(SEQUENCES, SESSIONS)
-        with lake.transaction(SEQUENCES, consumed, manifest["upto"], context.run_id):
-            if manifest["whole"]:
-                put = rows.select(*SEQUENCES.columns)
-                put.write.format("delta").mode("append").save(lake.path(SEQUENCES))
-            else:
-                gone = candidate.part("gone").withColumn("gone", F.lit(True))
-                change = rows.unionByName(gone, allowMissingColumns=True)
+        consumed, base = lake.app_id(SEQUENCES, SESSIONS), manifest["base"]
+        upto = manifest["upto"]
+        if "staged" in manifest:
+            lake.commit(SEQUENCES, manifest["staged"], base, consumed, upto, context.run_id)
+        else:
+            if lake.changed_rows(SEQUENCES, base):
+                raise Conflict(f"gold.sequences was changed by another run since version {base}")
+            rows = candidate.part("sequences").withColumn("gone", F.lit(False))
+            gone = candidate.part("gone").withColumn("gone", F.lit(True))
+            change = rows.unionByName(gone, allowMissingColumns=True)
+            with lake.transaction(SEQUENCES, consumed, upto, context.run_id):
                 lake.merge(SEQUENCES, change, delete="gone")
         crash.point("sequences.published")
     result.tables[SEQUENCES.full_name] = {

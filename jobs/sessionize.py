@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from expectations.sessions import belong, order_key
 from jobs import crash, validate
 from jobs.context import Candidate, Context, Result
-from jobs.delta import FeedGone
+from jobs.delta import FeedGone, feed_gone
 from jobs.errors import Conflict, RuleChanged, SettingsError
 from jobs.sources import SessionsPart
 from jobs.tables import EVENT_STRUCT, EVENTS, SESSIONS
@@ -242,8 +242,10 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     }  # fmt: skip
     if after is not None and after < upto:
         try:
-            feed = lake.changes(EVENTS, after, upto)
-            changes = candidate.write("changes", net_changes(feed))
+            context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
+            with feed_gone(EVENTS, after, upto):
+                feed = lake.changes(EVENTS, after, upto)
+                changes = candidate.write("changes", net_changes(feed))
         except FeedGone as gone:
             manifest["notes"].append(f"the change feed is gone, sessions are made anew ({gone})")
             manifest["whole"] = True
@@ -256,26 +258,21 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
                 old = candidate.write("old", old.select(*SESSIONS.columns))
                 new = recut(old, changes, rule)
                 moved = difference(old, new).where("change <> 'same'")
-                fill(candidate, manifest, moved.repartition(1))
+                fill(context, candidate, manifest, moved.repartition(1))
     elif after is not None:
         manifest["empty"] = True
     if manifest["whole"]:
+        context.expect(lake.rows(EVENTS))
         events = lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
         bounds = time_bounds(events, context.spark.sparkContext.defaultParallelism)
         new = cut(events.withColumn("old_session_id", F.lit(None).cast("string")), rule)
-        if manifest["after"] is None and lake.rows(SESSIONS) == 0:
-            fresh = new.withColumns(
-                {"change": F.lit("new"), "old_event_count": F.lit(0),
-                 "_start_ts": F.lit(None).cast("timestamp"),
-                 "_end_ts": F.lit(None).cast("timestamp")}
-            )  # fmt: skip
-            fill(candidate, manifest, by_start(fresh, bounds))
-        else:
+        if rebuild or manifest["after"] is not None or lake.rows(SESSIONS):
             manifest["replace"] = True
             anew = difference(lake.read(SESSIONS, base), new)
-            fill(candidate, manifest, by_start(anew, bounds))
-        if manifest["counts"]["rows"] == 0:
-            manifest["empty"] = True
+            fill(context, candidate, manifest, by_start(anew, bounds))
+        else:
+            fill_fresh(context, manifest, by_start(new, bounds))
+        manifest["empty"] = manifest["counts"]["rows"] == 0 and not rebuild
     candidate.save(manifest)
     crash.point("sessionize.computed")
     return candidate
@@ -298,7 +295,7 @@ def by_start(sessions: DataFrame, bounds: list[int]) -> DataFrame:
     return sessions.repartitionById(len(bounds) + 1, place)
 
 
-def fill(candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
+def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
     """Write the rows that change, each partition laid out by start, and count them."""
     written = candidate.write("sessions", rows.sortWithinPartitions(*SESSIONS.order))
     put = F.col("change") != "retired"
@@ -313,14 +310,41 @@ def fill(candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> Non
         F.max(F.unix_micros(F.greatest("start_ts", "_start_ts"))).alias("hi_us"),
     ).first()
     assert counted is not None
-    manifest["counts"] = counted.asDict()
+    counts = manifest["counts"] = counted.asDict()
+    if counts["rows"] == counts["new"] and "replace" not in manifest:
+        manifest["staged"] = context.lake.stage(SESSIONS, written, context.run_id)
+
+
+def fill_fresh(context: Context, manifest: dict[str, Any], rows: DataFrame) -> None:
+    """The first sessions of a table: written once, where they will stay."""
+    lake = context.lake
+    rows = rows.sortWithinPartitions(*SESSIONS.order)
+    manifest["staged"] = lake.stage(SESSIONS, rows, context.run_id)
+    counted = (
+        lake.staged(SESSIONS, manifest["staged"])
+        .agg(
+            F.count("*").alias("rows"), F.count("runaway").alias("runaways"),
+            F.coalesce(F.sum("event_count"), F.lit(0)).alias("events_after"),
+        )
+        .first()
+    )  # fmt: skip
+    assert counted is not None
+    none = dict.fromkeys(("changed", "retired", "merged", "events_before"), 0)
+    manifest["counts"] = {**none, **counted.asDict(), "new": counted["rows"]}
+
+
+def to_put(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
+    """The sessions that the candidate puts into the table."""
+    if "staged" in manifest:
+        return context.lake.staged(SESSIONS, manifest["staged"])
+    return candidate.part("sessions").where("change <> 'retired'").select(*SESSIONS.columns)
 
 
 def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
     """The candidate's sessions as they would stand in the table, each with the last event of the
     user's session before it; and the untouched sessions that follow one of them."""
     rule = context.source.sessions
-    put = candidate.part("sessions").where("change <> 'retired'").select(*SESSIONS.columns)
+    put = to_put(context, candidate, manifest)
     if manifest["base"] and not manifest["whole"]:
         gone = candidate.part("sessions").select("session_id")
         users = (
@@ -347,8 +371,10 @@ def audit(context: Context, candidate: Candidate) -> None:
     if manifest["empty"]:
         return
     counts = manifest["counts"]
-    put = candidate.part("sessions").where("change <> 'retired'")
-    ids = put.select(F.explode("events.event_id").alias("event_id"))
+    context.expect(counts["rows"], context.lake.rows(SESSIONS))
+    ids = to_put(context, candidate, manifest).select(
+        F.explode("events.event_id").alias("event_id")
+    )
     distinct = ids.agg(F.count_distinct("event_id")).first()
     if manifest["whole"]:
         events = context.lake.read(EVENTS, manifest["upto"]).count()
@@ -366,6 +392,25 @@ def audit(context: Context, candidate: Candidate) -> None:
     crash.point("sessionize.audited")
 
 
+def merge_or_replace(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    lake, counts = context.lake, manifest["counts"]
+    if lake.changed_rows(SESSIONS, manifest["base"]):
+        raise Conflict(
+            f"silver.sessions was changed by another run since version {manifest['base']}"
+        )
+    consumed = lake.app_id(SESSIONS, EVENTS)
+    with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
+        if "replace" in manifest:
+            rule = context.source.sessions.rule_text()
+            lake.replace(SESSIONS, to_put(context, candidate, manifest), {RULE_PROPERTY: rule})
+            return
+        within = F.col("t.start_ts").between(
+            F.timestamp_micros(F.lit(counts["lo_us"])), F.timestamp_micros(F.lit(counts["hi_us"]))
+        )
+        rows = candidate.part("sessions").withColumn("_retired", F.col("change") == "retired")
+        lake.merge(SESSIONS, rows, within=within, delete="_retired")
+
+
 def publish(context: Context, candidate: Candidate) -> Result:
     """One commit replaces whatever the changes touched, and says up to where it read.
 
@@ -375,27 +420,12 @@ def publish(context: Context, candidate: Candidate) -> Result:
     lake, manifest = context.lake, candidate.manifest()
     result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
     if not manifest["empty"]:
-        if lake.changed_rows(SESSIONS, manifest["base"]):
-            raise Conflict(
-                f"silver.sessions was changed by another run since version {manifest['base']}"
-            )
-        counts = manifest["counts"]
-        rows = candidate.part("sessions")
-        consumed = lake.app_id(SESSIONS, EVENTS)
-        with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
-            if manifest["whole"] or counts["rows"] == counts["new"]:
-                put = rows.where("change <> 'retired'").select(*SESSIONS.columns)
-                mode = "overwrite" if "replace" in manifest else "append"
-                put.write.format("delta").mode(mode).save(lake.path(SESSIONS))
-            else:
-                within = F.col("t.start_ts").between(
-                    F.timestamp_micros(F.lit(counts["lo_us"])),
-                    F.timestamp_micros(F.lit(counts["hi_us"])),
-                )
-                marked = rows.withColumn("_retired", F.col("change") == "retired")
-                lake.merge(SESSIONS, marked, within=within, delete="_retired")
-        if "replace" in manifest:
-            lake.set_property(SESSIONS, RULE_PROPERTY, context.source.sessions.rule_text())
+        counts, consumed = manifest["counts"], lake.app_id(SESSIONS, EVENTS)
+        base, upto = manifest["base"], manifest["upto"]
+        if "staged" in manifest:
+            lake.commit(SESSIONS, manifest["staged"], base, consumed, upto, context.run_id)
+        else:
+            merge_or_replace(context, candidate, manifest)
         crash.point("sessionize.published")
         result.sessions_new, result.sessions_changed = counts["new"], counts["changed"]
         result.sessions_retired, result.sessions_merged = counts["retired"], counts["merged"]

@@ -53,12 +53,6 @@ def get_spark(app_name: str) -> SparkSession:
         "spark.databricks.delta.merge.materializeSource": "none",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(min(partitions, 50)),
     }
-    if where.short_jobs:
-        values |= {
-            "spark.sql.codegen.wholeStage": "false",
-            "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-            "spark.sql.adaptive.enabled": "false",
-        }
     if local:
         values |= {
             "spark.ui.enabled": "false",
@@ -81,4 +75,27 @@ def get_spark(app_name: str) -> SparkSession:
             "in pyspark's spark-defaults.conf), or give spark-submit --packages "
             "io.delta:delta-spark_4.1_2.13:4.4.0 and Delta's two spark.sql settings"
         )
+    compile_plans(spark, not where.short_jobs)
     return spark
+
+
+# What differs between plans for few rows and for many: (many, few). With few rows, planning costs
+# more than running: by a sample of stacks, a quarter of a warm night went into Delta's choice of
+# files by statistics, a third into describing plans for a page that nobody opens (LAB_LOG.md).
+PLANS = {
+    "spark.sql.codegen.wholeStage": ("true", "false"),
+    "spark.sql.codegen.factoryMode": ("FALLBACK", "NO_CODEGEN"),
+    "spark.sql.adaptive.enabled": ("true", "false"),
+    "spark.databricks.delta.stats.skipping": ("true", "false"),
+    "spark.sql.ui.explainMode": ("formatted", "simple"),
+    "spark.sql.maxPlanStringLength": (str(2**31 - 16), "100"),
+}
+
+
+def compile_plans(spark: SparkSession, yes: bool) -> None:
+    """Compile plans, and adapt them as they run; or interpret them as they are written.
+
+    Compiling costs a tenth of a second to seconds a plan, which pays from some ten thousand rows.
+    """
+    for name, (many, few) in PLANS.items():
+        spark.conf.set(name, many if yes else few)

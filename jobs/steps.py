@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from types import ModuleType
 from typing import Any
 
-from jobs import ingest, items, sequences, sessionize, validate
+from jobs import files, ingest, items, sequences, sessionize, validate
 from jobs.context import Candidate, Context, Result
-from jobs.errors import Conflict, SessionmillError
+from jobs.errors import Conflict
 from jobs.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
 
 MODULES: dict[str, tuple[ModuleType, Table]] = {
@@ -29,6 +30,7 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
     """
     began = time.monotonic()
     result = Result()
+    record(context, job, step, result, 0.0, "running")
     try:
         if job == "run":
             for name in MODULES:
@@ -39,10 +41,12 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
             result.add(validate.validate_tables(context, options["table"]))
         else:
             result.add(one_job(context, job, step, options))
-    except SessionmillError as error:
-        record(context, job, step, result, time.monotonic() - began, error)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what went wrong is worth more than its record
+            said = (type(error).__name__, str(error)[:10_000])
+            record(context, job, step, result, time.monotonic() - began, *said)
         raise
-    record(context, job, step, result, time.monotonic() - began, None)
+    record(context, job, step, result, time.monotonic() - began, "ok")
     return result
 
 
@@ -89,9 +93,9 @@ def one_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
 def published_before(context: Context, job: str) -> Result | None:
     """What this batch's publish said, if it ran to its end and only its caller never heard."""
     answer = context.lake.folder("_runs", context.batch) + f"/{job}.publish.json"
-    if not context.lake.exists(answer):
+    if not files.exists(answer):
         return None
-    said = json.loads(context.lake.read_text(answer))
+    said = json.loads(files.read_text(answer))
     print(f"{job}: this batch was published before", flush=True)
     return Result(
         **{name: said[name] for name in Result.COUNTS}, rejects=said["rejects"],
@@ -105,18 +109,17 @@ def audit(module: ModuleType, context: Context, candidate: Candidate) -> None:
 
 
 def record(
-    context: Context, job: str, step: str, result: Result, seconds: float, error: Exception | None
-) -> None:
-    """One row of `ops.runs`. Steps that publish nothing leave their trace in `_runs` only."""
-    if step in ("compute", "audit") and error is None:
-        return
+    context: Context, job: str, step: str, result: Result, seconds: float, outcome: str,
+    message: str | None = None,
+) -> None:  # fmt: skip
+    """One row of `ops.runs`, put at the start and again at the end: a run that stays `running`
+    was killed (or runs still)."""
     lake = context.lake
     lake.create(RUNS)
     row = (
         context.run_id, context.batch, job, step, context.source.name, context.day,
-        context.started, seconds, type(error).__name__ if error else "ok",
-        str(error) if error else None, list(result.counts().items()), list(result.rejects.items()),
-        list(result.tables_in.items()),
+        context.started, seconds, outcome, message, list(result.counts().items()),
+        list(result.rejects.items()), list(result.tables_in.items()),
         [(name, one["version"]) for name, one in result.tables.items()], result.files,
     )  # fmt: skip
     lake.put_small(RUNS, [row])

@@ -30,7 +30,6 @@ class Table:
     columns: dict[str, str]
     order: tuple[str, ...] = ()
     feed: bool = False
-    append_only: bool = False
     properties: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -107,8 +106,9 @@ RECOMMENDATIONS = Table(
 )  # fmt: skip
 
 RUNS = Table(
-    layer="ops", name="runs", key=("run_id",), append_only=True,
-    doc="What each run of a job read, wrote and rejected: lineage anyone can query.",
+    layer="ops", name="runs", key=("run_id",),
+    doc="What each run of a job read, wrote and rejected: lineage anyone can query. `outcome` is ok, "
+        "running (or killed), or the name of the error.",
     columns={
         "run_id": "string", "batch": "string", "job": "string", "step": "string",
         "source": "string", "day": "date", "started_ts": "timestamp", "seconds": "double",

@@ -23,17 +23,11 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.chdir(tmp_path_factory.mktemp("spark"))
     os.environ["SESSIONMILL_SPARK_MASTER"] = "local[2]"
     os.environ["SESSIONMILL_DRIVER_MEMORY"] = "2g"
-    os.environ["SESSIONMILL_SHORT_JOBS"] = "true"
     from jobs.settings import settings
 
     settings.cache_clear()
     session = get_spark("tests")
-    for variable in (
-        "SESSIONMILL_SPARK_MASTER",
-        "SESSIONMILL_DRIVER_MEMORY",
-        "SESSIONMILL_SHORT_JOBS",
-    ):
-        del os.environ[variable]
+    del os.environ["SESSIONMILL_SPARK_MASTER"], os.environ["SESSIONMILL_DRIVER_MEMORY"]
     settings.cache_clear()
     os.chdir(home)
     yield session

@@ -52,7 +52,7 @@ class Workshop:
 
     @property
     def lake(self) -> Lake:
-        return Lake(self.spark, str(self.lake_root), self.source.name)
+        return Lake(lambda: self.spark, str(self.lake_root), self.source.name)
 
     def land(self, name: str, text: str | bytes) -> Path:
         path = self.landing / name
@@ -64,7 +64,7 @@ class Workshop:
 
     def context(self, day: str | None = None, batch: str | None = None) -> Context:
         return Context(
-            self.spark, self.source, self.lake, date.fromisoformat(day) if day else None,
+            self.source, self.lake, date.fromisoformat(day) if day else None,
             checked_batch(batch),
         )  # fmt: skip
 

@@ -101,7 +101,7 @@ def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, CLICKS + "[quality]\nmax_reject_share = 0.4\non_exceed='fail'")
     with pytest.raises(SourceError, match="matches no file"):
         shop.run("ingest")
-    shop.land("1.csv", "user,item,ts\n" + line("u", 1, 0))
+    shop.land("1.csv", "user,item,ts\n" + line("u", 1, 0) + line("u", 2, 61))
     shop.run()
     tables = (EVENTS, SESSIONS, SEQUENCES)
     versions = [shop.version(table) for table in tables]
@@ -118,9 +118,17 @@ def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:
     shop.describe(CLICKS + "[sessions]\ngap_s = 60")
     with pytest.raises(RuleChanged, match="--rebuild"):
         shop.run("sessionize")
+    before = shop.version(SESSIONS)
     rebuilt = shop.run("sessionize", options={"rebuild": True})
-    assert rebuilt.tables[SESSIONS.full_name]["rows"] == 1
-    shop.run("sessionize")
+    assert rebuilt.tables[SESSIONS.full_name] == {
+        "path": shop.lake.path(SESSIONS), "version": before + 1, "rows": 2,
+    }  # fmt: skip
+    assert rebuilt.sessions_new == 1 and rebuilt.sessions_changed == 1  # one commit, and no more
+    shop.land("3.csv", "user,item,ts\n" + line("u", 1, 120))
+    shop.run("ingest")
+    rebuilt = shop.run("sessionize", options={"rebuild": True})  # with more events, too
+    assert (rebuilt.sessions_new, rebuilt.sessions_changed) == (0, 1)
+    assert shop.run("sessionize").tables[SESSIONS.full_name]["version"] == before + 2
 
 
 def test_native_ids_web_logs_json_and_exposures(spark: Any, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def lines(users: range, start: int) -> str:
 
 def run_command(shop: Workshop, point: str | None) -> subprocess.CompletedProcess[str]:
     env = dict(os.environ, SESSIONMILL_LAKE=str(shop.lake_root), SESSIONMILL_DRIVER_MEMORY="1g",
-               SESSIONMILL_SPARK_MASTER="local[2]", SESSIONMILL_SHORT_JOBS="true", TZ="America/Sao_Paulo")  # fmt: skip
+               SESSIONMILL_SPARK_MASTER="local[2]", TZ="America/Sao_Paulo")  # fmt: skip
     if point:
         env["SESSIONMILL_CRASH_AT"] = point
     command = [

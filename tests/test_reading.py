@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jobs import reading
 from jobs.reading import Format, read_file
@@ -58,6 +61,34 @@ def test_quoted_records_across_batches(tmp_path: Path, monkeypatch: pytest.Monke
     rows, facts = read(CSV, write(tmp_path, text.encode()))
     assert fields(rows) == [(2 + 2 * n, str(n), f"item\n{n}", str(n)) for n in range(20)]
     assert facts["lines"] == 20
+
+
+PIECES = st.sampled_from(
+    ["1", "", "x y", '"a,b"', '"a""b"', '"a\nb"', '"', "é", "\udce9", ",", "\t", "\n", "\r\n", "NA"]
+)
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", "::"])
+@given(pieces=st.lists(PIECES, max_size=40), size=st.integers(1, 6))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_lines_taken_column_by_column_equal_lines_taken_one_by_one(
+    delimiter: str, pieces: list[str], size: int
+) -> None:
+    fmt = Format("csv", {**MAPPED, "exposed_with": "i"}, delimiter, null_values=frozenset(["NA"]))
+    regular = "".join(f"{n},i{n}|NA,{n}\n" for n in range(size))
+    text = ("u,i,t\n" + regular + "".join(pieces) + "\n" + regular).replace(",", delimiter)
+    data = text.encode("utf-8", "surrogateescape")
+
+    def rows() -> list[dict[str, Any]]:
+        facts = reading.FileFacts("log.csv")
+        batches = reading.read_csv(fmt, io.BytesIO(data), facts)
+        return [*(row for batch in batches for row in batch.to_pylist()), vars(facts)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "BATCH_LINES", size)
+        quick = rows()
+        patch.setattr(reading.CsvRecords, "columns", lambda *_: None)
+        assert quick == rows()
 
 
 def test_a_delimiter_of_two_characters_without_header(tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ HEALTHY_WITHIN_S = 300
 # minute spends its time compiling. Measured: 40 % less processor time. Not for big logs.
 SHORT_LIVED_JVM = {
     "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-    "SESSIONMILL_SHORT_JOBS": "true",
 }
 
 

@@ -1,0 +1,142 @@
+"""Files on any file system, without a JVM: folders, `s3a://`, `gs://`, `abfss://`, `hdfs://`.
+
+Credentials are the environment's, as for delta-rs (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from typing import BinaryIO
+
+from pyarrow import fs
+
+HIDDEN = ("_", ".")
+MAGIC = re.compile(r"[*?\[]")
+
+
+def rust_uri(path: str) -> str:
+    """Arrow and delta-rs say s3:// where Hadoop says s3a://."""
+    return re.sub(r"^s3[an]://", "s3://", path)
+
+
+def located(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path on it."""
+    if "://" in path:
+        found, inner = fs.FileSystem.from_uri(rust_uri(path))
+        return found, inner
+    return fs.LocalFileSystem(), re.sub(r"^file:", "", path)
+
+
+def open_binary(path: str) -> BinaryIO:
+    system, inner = located(path)
+    if isinstance(system, fs.LocalFileSystem):
+        return open(inner, "rb")
+    stream: BinaryIO = system.open_input_stream(inner)
+    return stream
+
+
+def exists(path: str) -> bool:
+    system, inner = located(path)
+    return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
+
+
+def read_text(path: str) -> str:
+    with open_binary(path) as stream:
+        return stream.read().decode("utf-8")
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a small file whole: under another name first, then renamed."""
+    system, inner = located(path)
+    system.create_dir(inner.rpartition("/")[0], recursive=True)
+    with system.open_output_stream(inner + ".partial") as stream:
+        stream.write(text.encode("utf-8"))
+    system.move(inner + ".partial", inner)
+
+
+def remove(folder: str) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    system, inner = located(folder)
+    if system.get_file_info(inner).type == fs.FileType.Directory:
+        system.delete_dir(inner)
+
+
+def listed(folder: str) -> list[fs.FileInfo]:
+    """Files below a folder, hidden ones and hidden folders left out."""
+    system, inner = located(folder)
+    found = []
+    for info in system.get_file_info(fs.FileSelector(inner, allow_not_found=True)):
+        if info.base_name.startswith(HIDDEN):
+            continue
+        folder_too = info.type == fs.FileType.Directory
+        found += listed(_like(folder, info.path)) if folder_too else [info]
+    return found
+
+
+def glob(pattern: str) -> list[tuple[str, int, int]]:
+    """Files under a folder, a file, a glob or a URI: (path, bytes, modified ms), sorted.
+
+    `*`, `?` and `[…]` match inside one name, `{a,b}` either; what matches and is a folder stands
+    for all files below it. Names that begin with `_` or `.` are left out.
+    """
+    found: dict[str, tuple[str, int, int]] = {}
+    for one in _alternatives(pattern):
+        head = re.match(r"^[a-z0-9]+://[^/]*|", one)
+        root = head.group(0) if head else ""
+        for place in _matches(root, one[len(root) :].split("/")):
+            system, inner = located(place)
+            info = system.get_file_info(inner)
+            if info.type == fs.FileType.NotFound:
+                continue
+            for file in [info] if info.type == fs.FileType.File else listed(place):
+                path = _like(place, file.path)
+                modified = (file.mtime_ns or 0) // 1_000_000
+                found[path] = (path, int(file.size or 0), int(modified))
+    return sorted(found.values())
+
+
+def _matches(place: str, names: list[str]) -> list[str]:
+    """Places that a pattern's remaining names lead to, from a place without magic."""
+    for at, name in enumerate(names):
+        if MAGIC.search(name):
+            there = [
+                info.base_name
+                for info in _children(place or "/")
+                if fnmatch.fnmatchcase(info.base_name, name)
+                and not info.base_name.startswith(HIDDEN)
+            ]
+            rest = names[at + 1 :]
+            return [hit for one in sorted(there) for hit in _matches(f"{place}/{one}", rest)]
+        if name or not place:
+            place = f"{place}/{name}" if place or at else name
+    return [place]
+
+
+def _children(folder: str) -> list[fs.FileInfo]:
+    system, inner = located(folder)
+    found: list[fs.FileInfo] = system.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+    return found
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """`a{b,c}` as `ab` and `ac`."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [
+        one for text in found.group(1).split(",") for one in _alternatives(before + text + after)
+    ]
+
+
+def _like(place: str, inner: str) -> str:
+    """A path on a file system as the URI of its kind, where `place` is one."""
+    scheme = re.match(r"^([a-z0-9]+)://", place)
+    if not scheme:
+        return inner
+    if scheme.group(1) in ("hdfs", "abfs", "abfss", "viewfs"):  # the authority is not in the path
+        root = re.match(r"^[a-z0-9]+://[^/]*", place)
+        assert root
+        return f"{root.group(0)}/{inner.lstrip('/')}"
+    return f"{scheme.group(1)}://{inner.lstrip('/')}"

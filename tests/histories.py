@@ -1,0 +1,281 @@
+"""Small histories full of edges, for the property that arrival order does not matter.
+
+One history is one user: lines, each with the nights on which it arrives. Hypothesis makes them;
+many are batched as users of one source, so that one run of the real job tries hundreds. What
+becomes of the lines is computed here from the sentences of ARCHITECTURE.md, line by line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+GAP_S, LATENESS_DAYS, MAX_HOURS, MAX_EVENTS = 600, 5, 2, 7
+ZONE = "Europe/Paris"
+# Three nights around the hour that clocks leave out; the first is the 30th of March 2024.
+NIGHTS = [date(2024, 3, 30), date(2024, 3, 31), date(2024, 4, 2)]
+START = datetime(2024, 3, 31, 0, tzinfo=UTC)
+# From one line to the next: exactly the gap, just over, nothing; a runaway's hours; days.
+STEPS_S = (0, 0, 1, 60, GAP_S - 1, GAP_S, GAP_S, GAP_S + 1, 1500, 3600, 40_000, 86_400, 300_000)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a log, in our terms, and the nights (0 to 2) on which it arrives.
+
+    `at_s` counts from START on the clock that the log shows; `native_id` is used by sources with
+    `event_id`, `session` (null: none) by those with `source_session_id`; `fault` makes the line
+    unusable.
+    """
+
+    at_s: int
+    item: int
+    nights: tuple[int, ...]
+    session: int | None = None
+    tie: int | None = None
+    native_id: int = 0
+    fault: str | None = None
+
+
+History = tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source: what of a line its log shows."""
+
+    name: str
+    toml: str
+    native_rule: bool = False
+    native_ids: bool = False
+    local_times: bool = False
+    columns: tuple[str, ...] = field(default=())
+
+    def fields(self, user: int, line: Line) -> list[str]:
+        """The line's fields, as its log has them."""
+        name = quoted(user_name(user))
+        item = "" if line.fault == "missing_item_id" else f"i{line.item}"
+        when = "soon" if line.fault == "bad_event_ts" else self.clock(line)
+        texts = {
+            "u": name, "i": item, "t": when, "n": "" if line.tie is None else str(line.tie),
+            "s": "" if line.session is None else f"s{line.session}",
+            "id": quoted(f"{user_name(user)}#{line.native_id}"),
+        }  # fmt: skip
+        return [texts[column] for column in self.columns]
+
+    def clock(self, line: Line) -> str:
+        if self.local_times:
+            return f"{START.replace(tzinfo=None) + timedelta(seconds=line.at_s):%Y-%m-%dT%H:%M:%S}"
+        return str(int(START.timestamp()) + line.at_s)
+
+    def moment(self, line: Line) -> datetime:
+        """The line's time in UTC; a missing hour moves forward, a doubled one takes the earlier."""
+        if self.local_times:
+            local = START.replace(tzinfo=ZoneInfo(ZONE)) + timedelta(seconds=line.at_s)
+            return local.astimezone(UTC)
+        return START + timedelta(seconds=line.at_s)
+
+    def identity(self, line: Line) -> tuple[Any, ...]:
+        """What makes two lines of a user one event."""
+        if self.native_ids:
+            return (line.native_id,)
+        session = line.session if "s" in self.columns else None
+        tie = line.tie if "n" in self.columns else None
+        return (self.moment(line), line.item, session, tie)
+
+    def text(self, user: int, line: Line) -> str:
+        return ",".join(self.fields(user, line))
+
+
+def toml(columns: str, time: str, rule: str) -> str:
+    return f"""
+[source]
+name = "log"
+landing = "{{landing}}/*.csv"
+format = "csv"
+[columns]
+user_id = "u"
+item_id = "i"
+event_ts = "t"
+{columns}
+[time]
+{time}
+[sessions]
+rule = "{rule}"
+gap_s = {GAP_S}
+lateness_days = {LATENESS_DAYS}
+max_session_hours = {MAX_HOURS}
+max_session_events = {MAX_EVENTS}
+"""
+
+
+NATIVE_SESSION, TIE, NATIVE_ID = 'source_session_id = "s"', 'tie_break = "n"', 'event_id = "id"'
+UNIX, LOCAL = 'unit = "s"', f'unit = "iso8601"\nzone = "{ZONE}"'
+GAP, NATIVE = "gap", "source_session_id"
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("gap", toml(TIE, UNIX, GAP), columns=("u", "i", "t", "n")),
+        Kind(
+            "native sessions and ids, local times",
+            toml(f"{NATIVE_SESSION}\n{NATIVE_ID}", LOCAL, NATIVE),
+            native_rule=True, native_ids=True, local_times=True, columns=("u", "i", "t", "s", "id"),
+        ),
+        Kind(
+            "gap, native ids, local times", toml(NATIVE_ID, LOCAL, GAP),
+            native_ids=True, local_times=True, columns=("u", "i", "t", "id"),
+        ),
+        Kind(
+            "native sessions", toml(f"{NATIVE_SESSION}\n{TIE}", UNIX, NATIVE),
+            native_rule=True, columns=("u", "i", "t", "s", "n"),
+        ),
+    )
+}  # fmt: skip
+
+
+def user_name(user: int) -> str:
+    """Names that are no integers, or negative ones, are part of the exercise."""
+    return [f"{user}", f"-{user}", f"{user},x", f'"{user}"'][user % 4]
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if '"' in text or "," in text else text
+
+
+# -- making ------------------------------------------------------------------------------------
+
+arrivals = st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """One user's lines. Where times repeat, ids that order them (ties) differ or do not."""
+    now = draw(st.sampled_from([-8, -6, -3, -1, 0, 0, 1])) * 86_400
+    now += draw(st.sampled_from([0, 1800, 5400, 7200, 86_100]))
+    native = 0
+    lines = []
+    for number in range(draw(st.integers(1, 12))):
+        now += draw(st.sampled_from(STEPS_S))
+        native = draw(st.sampled_from([native, native, 0, 1, 2]))
+        lines.append(
+            Line(
+                at_s=now, item=draw(st.integers(0, 3)), nights=draw(arrivals),
+                session=draw(st.sampled_from([native, native, native, None])),
+                tie=draw(st.sampled_from([None, None, 0, 1, -1])),
+                # An id that comes again with another line; never with the same time, because
+                # which of those survives is decided by a hash that only the jobs know.
+                native_id=draw(st.sampled_from([number] * 6 + list(range(number)))),
+                fault=draw(st.sampled_from([None] * 19 + ["missing_item_id", "bad_event_ts"])),
+            )
+        )  # fmt: skip
+    at: dict[tuple[int, int], int] = {}
+    return tuple(
+        replace(line, native_id=number)
+        if at.setdefault((line.native_id, line.at_s), number) != number
+        else line
+        for number, line in enumerate(lines)
+    )
+
+
+def make(count: int, seed: int) -> list[History]:
+    """Histories by Hypothesis, the same for a seed."""
+    from hypothesis import seed as seeded
+
+    made: list[History] = []
+
+    @seeded(seed)
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(histories())
+    def collect(history: History) -> None:
+        made.append(history)
+
+    collect()
+    return made
+
+
+# -- what becomes of the lines -------------------------------------------------------------------
+
+
+@dataclass
+class Fate:
+    """What a history's lines become: events by identity, late and unusable lines by their text.
+
+    A late line whose id (another line's, too) is stored later is a duplicate when it is read
+    again, and then leaves the rejects.
+    """
+
+    events: dict[tuple[Any, ...], Line] = field(default_factory=dict)
+    late: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    unusable: set[tuple[str, str]] = field(default_factory=set)
+
+
+def fate(kind: Kind, user: int, history: History, nights: Iterable[date | None]) -> Fate:
+    """The fate of a history's lines after some nights (None: a run without a day).
+
+    Duplicates are recognised before lateness is judged, and lateness line by line before choosing
+    among lines of one id; a stored event is replaced by a smaller line whose own date is in bound.
+    """
+    found = Fate()
+    for number, day in enumerate(nights):
+        arrived = [
+            line for line in history for night in line.nights if night == number or day is None
+        ]
+        oldest = day - timedelta(days=LATENESS_DAYS) if day else date.min
+        stored = dict(found.events)
+        for line in arrived:
+            text = kind.text(user, line)
+            if line.fault:
+                found.unusable.add((text, line.fault))
+                continue
+            identity, too_old = kind.identity(line), kind.moment(line).date() < oldest
+            if identity not in stored and too_old:
+                found.late[text] = identity
+            elif identity not in found.events:
+                found.events[identity] = line
+            elif kind.native_ids and not too_old:
+                found.events[identity] = min(found.events[identity], line, key=kind.moment)
+    return found
+
+
+# -- shrinking -----------------------------------------------------------------------------------
+
+
+def smaller(history: History) -> list[History]:
+    """Histories that are a step simpler: a line less, or a line with less about it."""
+    found = [history[:at] + history[at + 1 :] for at in range(len(history)) if len(history) > 1]
+    for at, line in enumerate(history):
+        for simple in (
+            replace(line, nights=line.nights[:1]), replace(line, nights=(0,)),
+            replace(line, tie=None), replace(line, session=0), replace(line, item=0),
+            replace(line, fault=None), replace(line, native_id=at),
+        ):  # fmt: skip
+            if simple != line:
+                found.append((*history[:at], simple, *history[at + 1 :]))
+    return found
+
+
+def shrunk(history: History, failing: Callable[[list[History]], list[History]]) -> History:
+    """The simplest failing history that single steps lead to; each round tries all steps at once.
+
+    Args:
+        failing: those of some histories that fail, when run together.
+    """
+    while steps := failing(smaller(history)):
+        history = min(steps, key=lambda one: (len(one), repr(one)))
+    return history
+
+
+def in_words(history: History) -> str:
+    return "\n".join(f"  {line}" for line in history)
