@@ -74,7 +74,7 @@ down:  ## stop what `make up` started
 # -- proof -------------------------------------------------------------------------------------
 
 test: setup  ## all tests but the long ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not long"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: setup  ## the long ones
 	@$(BIN)/python -m pytest -q -m long
