@@ -76,8 +76,10 @@ down:  ## stop what `make up` started
 test: setup  ## all tests but the long ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
-test-long: setup  ## the long ones
-	@$(BIN)/python -m pytest -q -m long
+test-long: setup  ## the long ones; what came of it is kept in tests/LAST_LONG_RUN.txt
+	@{ echo "$$(date -u +%FT%TZ), commit $$(git describe --always --dirty), $$($(BIN)/python --version), $$(nproc) cores"; \
+	   $(BIN)/python -m pytest -q -n $(WORKERS) -m long -rA --durations=0 --tb=short; echo "exit status $$?"; } 2>&1 \
+	  | grep -vE '^(---|  *[a-z]+: [0-9.]+ s$$)' | tee tests/LAST_LONG_RUN.txt; tail -1 tests/LAST_LONG_RUN.txt | grep -q 'exit status 0'
 
 check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/ruff format --check .

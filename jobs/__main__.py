@@ -33,6 +33,7 @@ JOBS = {
     "sessionize": "bronze.events -> silver.sessions",
     "items": "bronze.events -> gold.items",
     "sequences": "silver.sessions -> gold.sequences",
+    "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
     "validate": "run the suites on the published tables",
     "explain": "one session: its events with their files, and the nights that changed it",
 }
@@ -58,9 +59,11 @@ def parser() -> argparse.ArgumentParser:
         if job == "explain":
             command.add_argument("--session", required=True, metavar="ID", help="a session_id")
             continue
+        command.add_argument("--batch", help="ties the steps of one run; names its candidate")
+        if job == "replay-rejects":
+            continue
         command.add_argument("--day", type=parse_day, help="the night's day, YYYY-MM-DD (UTC); "
                              "without one: whatever is new, nothing is late")  # fmt: skip
-        command.add_argument("--batch", help="ties the steps of one run; names its candidate")
         if job in ("ingest", "sessionize", "items", "sequences"):
             command.add_argument("--step", choices=STEPS, default="all")
         if job == "sessionize":
@@ -113,7 +116,7 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
         threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
     name = f"sessionmill {args.job} {source.name}"
     lake = Lake(lambda: get_spark(name), root, source.name)
-    context = Context(source, lake, args.day, batch)
+    context = Context(source, lake, getattr(args, "day", None), batch)
     from jobs.steps import run_job
 
     options = {"rebuild": getattr(args, "rebuild", False), "table": getattr(args, "table", None)}

@@ -103,6 +103,12 @@ class Lake:
             return now
         return now - _rows(found)
 
+    def told(self, table: Table) -> dict[str, Any]:
+        """`path`, `version` and `rows`, as a job's answer has them."""
+        return {
+            "path": self.path(table), "version": self.version(table), "rows": self.rows(table),
+        }  # fmt: skip
+
     def read(self, table: Table, version: int | None = None) -> DataFrame:
         reader = self.spark.read.format("delta")
         if version is not None:
@@ -184,9 +190,10 @@ class Lake:
 
     def commit(
         self, table: Table, entries: list[dict[str, Any]], base: int, app_id: str, version: int,
-        run_id: str,
-    ) -> int:  # fmt: skip
-        """Append staged files in one commit, as a compare-and-set. Returns the new version.
+        run_id: str, overwrite: bool = False,
+    ) -> None:  # fmt: skip
+        """Append staged files in one commit, as a compare-and-set; or put them in place of all
+        there are.
 
         The commit carries `app_id` and `version`, by which two writers exclude each other: Delta
         lets blind appends of both through otherwise.
@@ -208,13 +215,12 @@ class Lake:
         ]
         with conflicts(table):
             found.create_write_transaction(
-                actions, "append", found.schema(),
+                actions, "overwrite" if overwrite else "append", found.schema(),
                 commit_properties=CommitProperties(
                     custom_metadata={"userMetadata": run_id},
                     app_transactions=[Transaction(app_id, version)],
                 ),
             )  # fmt: skip
-        return int(found.version())
 
     @contextmanager
     def transaction(self, target: Table, app_id: str, version: int, run_id: str) -> Iterator[None]:

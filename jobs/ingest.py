@@ -117,8 +117,7 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     lines = typed_events(records, context.source).withColumn(
         "facts", F.when(F.col("line") == 0, F.col("raw"))
     )
-    oldest = F.lit(context.oldest_day) if context.oldest_day else F.lit(None).cast("date")
-    keep_raw = F.col("reason").isNotNull() | (F.col("event_date") < oldest)
+    keep_raw = F.col("reason").isNotNull() | (F.col("event_date") < oldest_date(context))
     lines = lines.withColumn("raw", F.when(keep_raw & F.col("facts").isNull(), F.col("raw")))
     written = candidate.write("lines", lines)
     facts = [json.loads(row.facts) for row in written.where("line = 0").select("facts").collect()]
@@ -172,12 +171,13 @@ def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
         raise SchemaError(f"nothing was written:\n{shown}{more}")
 
 
-def judge(context: Context, lines: DataFrame, stored: DataFrame | None) -> DataFrame:
-    """Tell each usable line's fate: columns `stored`, `late`, and for stored ids what is stored.
+def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
+    """Tell each usable line's fate: columns `stored`, `too_old`, `late`, and what is stored.
 
     Args:
         lines: usable typed lines.
         stored: `event_id, stored_ts, stored_hash` of events that the table has, or None: empty.
+        oldest: the oldest date that is not late, per line; null: nothing is.
     """
     if stored is None:
         lines = lines.withColumns(
@@ -185,12 +185,15 @@ def judge(context: Context, lines: DataFrame, stored: DataFrame | None) -> DataF
         )
     else:
         lines = lines.join(stored, "event_id", "left")
-    known = F.col("stored_ts").isNotNull()
-    oldest = context.oldest_day
-    too_old = F.col("event_date") < F.lit(oldest) if oldest else F.lit(False)
-    return lines.withColumns({"stored": known, "too_old": too_old}).withColumn(
-        "late", ~F.col("stored") & F.col("too_old")
-    )
+    too_old = F.coalesce(F.col("event_date") < oldest, F.lit(False))
+    return lines.withColumns(
+        {"stored": F.col("stored_ts").isNotNull(), "too_old": too_old}
+    ).withColumn("late", ~F.col("stored") & F.col("too_old"))
+
+
+def oldest_date(context: Context) -> Column:
+    """The oldest date that is not late tonight; null: nothing is."""
+    return F.lit(context.oldest_day).cast("date")
 
 
 def stored_events(context: Context, lines: DataFrame, version: int) -> DataFrame | None:
@@ -271,44 +274,54 @@ def compute(context: Context) -> Candidate:
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Write the candidate's events and rejects, and count."""
     context.expect(manifest["counts"]["read"], context.lake.rows(EVENTS))
-    lines = candidate.part("lines").where("line > 0")
-    usable = lines.where("reason IS NULL")
+    fill_events(context, candidate, manifest, oldest_date(context))
+    rejects = unusable(candidate).withColumns(
+        {"run_day": F.lit(context.day).cast("date"), "first_seen_ts": F.lit(context.started)}
+    )
+    candidate.write("rejects", rejects.select(*REJECTS.columns).coalesce(1))
+    count_rejects(candidate, manifest)
+    fill_rejects(context, candidate, manifest)
+
+
+def fill_events(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], oldest: Column
+) -> None:
+    """Judge the candidate's lines, write its events, and count."""
+    usable = candidate.part("lines").where("line > 0 AND reason IS NULL")
     stored = stored_events(context, usable, manifest["base"][EVENTS.full_name])
-    judged = candidate.write("judged", ranked(judge(context, usable, stored)))
+    judged = candidate.write("judged", ranked(judge(usable, stored, oldest)))
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
     first = F.col("usable") & (F.col("rank") == 1)
     again = F.col("stored") | (F.col("usable") & (F.col("rank") > 1))
     counted = judged.agg(
-        F.count_if(first & F.col("replaces")).alias("events_replaced"),
-        F.count_if(again).alias("duplicates"), F.count_if("late").alias("late"),
-    ).first()  # fmt: skip
+        F.count_if(first & F.col("replaces")).alias("replaced"), F.count_if(again).alias("again")
+    ).first()
     assert counted is not None
-    replaced = counted["events_replaced"]
     events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
     events = laid_out(events.select(*EVENTS.columns, "replaces"), context)
-    if replaced:
-        written = candidate.write("events", events)
-        new = written.where("NOT replaces").count()
+    if counted["replaced"]:
+        new = candidate.write("events", events).where("NOT replaces").count()
     else:
         manifest["staged"] = context.lake.stage(EVENTS, events, context.run_id)
         new = sum(one["rows"] for one in manifest["staged"])
-    run_day = F.lit(context.day) if context.day else F.lit(None).cast("date")
-    late = judged.where("late").withColumn("reason", F.lit("late"))
-    rejects = lines.where("reason IS NOT NULL").unionByName(late, allowMissingColumns=True)
-    rejects = rejects.withColumns(
-        {"run_day": run_day, "first_seen_ts": F.lit(context.started)}
-    ).select(*REJECTS.columns)
-    rejected = candidate.write("rejects", rejects.coalesce(1))
     manifest["counts"] |= {
-        "events_new": new, "events_replaced": replaced, "duplicates": counted["duplicates"]
+        "events_new": new, "events_replaced": counted["replaced"], "duplicates": counted["again"]
     }  # fmt: skip
-    manifest["rejects"] = {
-        row["reason"]: row["count"] for row in rejected.groupBy("reason").count().collect()
-    }
-    fill_rejects(context, candidate, manifest)
+
+
+def unusable(candidate: Candidate) -> DataFrame:
+    """The candidate's lines that make no event, late ones among them, with their reasons."""
+    lines = candidate.part("lines").where("line > 0 AND reason IS NOT NULL")
+    late = candidate.part("judged").where("late").withColumn("reason", F.lit("late"))
+    return lines.unionByName(late, allowMissingColumns=True)
+
+
+def count_rejects(candidate: Candidate, manifest: dict[str, Any]) -> None:
+    counted = candidate.part("rejects").groupBy("reason").count().collect()
+    manifest["rejects"] = {row["reason"]: row["count"] for row in counted}
 
 
 def fill_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
@@ -342,35 +355,40 @@ def audit(context: Context, candidate: Candidate) -> None:
     manifest = candidate.manifest()
     if manifest["empty"]:
         return
-    counts, rejects = manifest["counts"], manifest["rejects"]
+    read, rejects = manifest["counts"]["read"], manifest["rejects"]
     quality = context.source.quality
-    read, unusable = counts["read"], sum(rejects.values())
-    share = unusable / read if read else 0.0
-    facts = {
-        "lines_balance": read == counts["events_new"] + counts["duplicates"] + unusable,
-        "reject_share_within_bound": share <= quality.max_reject_share,
-    }
-    context.expect(read, context.lake.rows(EVENTS))
-    events = (
-        context.lake.staged(EVENTS, manifest["staged"])
-        if "staged" in manifest
-        else candidate.part("events")
-    )
+    rejected = sum(rejects.values())
+    share = rejected / read if read else 0.0
+    within = share <= quality.max_reject_share
     try:
-        validate.audit_candidate(
-            context, EVENTS, events, facts,
-            severity={"reject_share_within_bound": quality.on_exceed},
-        )  # fmt: skip
+        audit_events(context, candidate, manifest, within)
     except AuditFailed as error:
         publish_rejects(context, candidate, manifest)
-        if not facts["reject_share_within_bound"] and quality.on_exceed == "fail":
+        if not within and quality.on_exceed == "fail":
             raise RejectShareError(
-                f"{unusable} of {read} lines cannot be used ({share:.1%}; {_by_reason(rejects)}): "
+                f"{rejected} of {read} lines cannot be used ({share:.1%}; {_by_reason(rejects)}): "
                 f"more than quality.max_reject_share = {quality.max_reject_share:g}. The lines are "
                 "in bronze.rejects; correct the source file or the log, or raise the bound"
             ) from error
         raise
     crash.point("ingest.audited")
+
+
+def audit_events(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], rejects_within: bool = True
+) -> None:
+    """Raises: AuditFailed, AuditErrored."""
+    lake, counts = context.lake, manifest["counts"]
+    rejected = sum(manifest["rejects"].values())
+    facts = {
+        "lines_balance": counts["read"] == counts["events_new"] + counts["duplicates"] + rejected,
+        "reject_share_within_bound": rejects_within,
+    }
+    context.expect(counts["read"], lake.rows(EVENTS))
+    staged = manifest.get("staged")
+    events = candidate.part("events") if staged is None else lake.staged(EVENTS, staged)
+    severity = {"reject_share_within_bound": context.source.quality.on_exceed}
+    validate.audit_candidate(context, EVENTS, events, facts, severity)
 
 
 def _by_reason(rejects: dict[str, int]) -> str:
@@ -394,17 +412,14 @@ def publish(context: Context, candidate: Candidate) -> Result:
             raise Conflict(f"bronze.events was changed by another run since version {base}")
         publish_rejects(context, candidate, manifest)
         crash.point("ingest.rejects-published")
-        if manifest["counts"]["events_new"] or manifest["counts"]["events_replaced"]:
-            publish_events(context, candidate, manifest)
+        publish_events(context, candidate, manifest)
         crash.point("ingest.events-published")
         clear_rejects(context, candidate, manifest)
         crash.point("ingest.rejects-cleaned")
         publish_ledger(context, candidate)
         crash.point("ingest.ledger-published")
     for table in (EVENTS, REJECTS):
-        result.tables[table.full_name] = {
-            "path": lake.path(table), "version": lake.version(table), "rows": lake.rows(table),
-        }  # fmt: skip
+        result.tables[table.full_name] = lake.told(table)
     return result
 
 
@@ -429,11 +444,16 @@ def publish_rejects(context: Context, candidate: Candidate, manifest: dict[str, 
 
 
 def publish_events(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    """Raises: Conflict: another run changed `bronze.events` since the candidate was computed."""
+    if not manifest["counts"]["events_new"] + manifest["counts"]["events_replaced"]:
+        return
     lake, base = context.lake, manifest["base"][EVENTS.full_name]
     guard, version = lake.guard(EVENTS), base + 1
     if "staged" in manifest:
         lake.commit(EVENTS, manifest["staged"], base, guard, version, context.run_id)
         return
+    if lake.changed_rows(EVENTS, base):
+        raise Conflict(f"bronze.events was changed by another run since version {base}")
     with lake.transaction(EVENTS, guard, version, context.run_id):
         lake.merge(EVENTS, candidate.part("events").select(*EVENTS.columns))
 

@@ -149,7 +149,5 @@ def publish(context: Context, candidate: Candidate) -> Result:
                 lake.merge(ITEMS, candidate.part("items"))
         crash.point("items.published")
     result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
-    result.tables[ITEMS.full_name] = {
-        "path": lake.path(ITEMS), "version": lake.version(ITEMS), "rows": lake.rows(ITEMS),
-    }  # fmt: skip
+    result.tables[ITEMS.full_name] = lake.told(ITEMS)
     return result

@@ -547,6 +547,35 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
             )
 
 
+def record_of(
+    fmt: Format, raw: str, file: str, line: int, columns: dict[str, str]
+) -> dict[str, Any]:
+    """One stored line as the record that its file would give today.
+
+    Args:
+        columns: the file's columns, in order, with their kinds, as the ledger has them.
+    """
+    values: dict[str, Any] | None = None
+    if fmt.format == "csv":
+        records = CsvRecords(fmt.delimiter, len(columns))
+        found = list(records.feed(raw.splitlines(keepends=True), last=True))
+        if len(found) == 1 and found[0][2]:
+            row, names = found[0][2], list(columns)
+            values = {ours: row[names.index(theirs)] for ours, theirs in fmt.mapped.items()}
+    elif fmt.format == "parquet":
+        stored = json.loads(raw)
+        values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()}
+    else:
+        values_of = json_values if fmt.format == "jsonl" else log_values
+        values = values_of(fmt, raw.strip(), FileFacts(file))
+    batch = Batches(fmt, file)
+    batch.add(line, raw, values)
+    made = {name: column[0] for name, column in batch.columns.items() if column}
+    when = columns.get(fmt.mapped["event_ts"], "")
+    typed = fmt.format == "parquet" and when.startswith("timestamp")
+    return {**made, "file": file, "typed_ts": typed}
+
+
 def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
     """All records of one file, then one `kind = 'file'` row with its facts as JSON in `raw`."""
     facts = FileFacts(path)

@@ -20,12 +20,15 @@ from jobs.sources import SessionsPart
 from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
 
 
-def sequences(sessions: DataFrame, items: DataFrame, rule: SessionsPart) -> DataFrame:
+def sequences(
+    sessions: DataFrame, items: DataFrame, rule: SessionsPart, exposures: bool = True
+) -> DataFrame:
     """Sessions of whole users -> rows of `gold.sequences`.
 
     Args:
         sessions: rows of `silver.sessions`, runaways already left out.
         items: `item_id, item_index`; must cover every item of the sessions.
+        exposures: False where no event has `exposed_with`: half of the plan is not needed then.
     """
     # Numbered before their events are taken out: one row a session, and the frame stays
     # partitioned by user for the collecting below.
@@ -39,17 +42,20 @@ def sequences(sessions: DataFrame, items: DataFrame, rule: SessionsPart) -> Data
     )  # fmt: skip
     index = items.select("item_id", "item_index")
     indexed = events.join(index, "item_id", "left")
-    shown_rows = (
-        events.where("size(exposed_with) > 0")
-        .select("user_id", "key", F.posexplode("exposed_with").alias("at", "item_id"))
-        .join(index, "item_id", "left")
-        .groupBy("user_id", "key")
-        .agg(F.sort_array(F.collect_list(F.struct("at", "item_index"))).alias("_shown"))
-        .select("user_id", "key", F.col("_shown.item_index").alias("shown"))
-    )
-    indexed = indexed.join(shown_rows, ["user_id", "key"], "left").withColumn(
-        "shown", F.coalesce("shown", F.array().cast("array<int>"))
-    )
+    nothing = F.array().cast("array<int>")
+    if exposures:
+        shown = (
+            events.where("size(exposed_with) > 0")
+            .select("user_id", "key", F.posexplode("exposed_with").alias("at", "item_id"))
+            .join(index, "item_id", "left")
+            .groupBy("user_id", "key")
+            .agg(F.sort_array(F.collect_list(F.struct("at", "item_index"))).alias("_shown"))
+            .select("user_id", "key", F.col("_shown.item_index").alias("shown"))
+        )
+        indexed = indexed.join(shown, ["user_id", "key"], "left")
+        indexed = indexed.withColumn("shown", F.coalesce("shown", nothing))
+    else:
+        indexed = indexed.withColumn("shown", nothing)
     position = F.struct("key", "item_index", "event_ts", "session_ordinal", "feedback", "shown")
     users = indexed.groupBy("user_id").agg(F.sort_array(F.collect_list(position)).alias("p"))
     return users.select(
@@ -114,7 +120,10 @@ def fill(
             manifest["empty"] = True
             return
         sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
-    rows = sequences(sessions, lake.read(ITEMS, manifest["items"]), context.source.sessions)
+    shown = sessions.where("exists(events, e -> size(e.exposed_with) > 0)")
+    exposures = context.source.columns.exposed_with is not None or not shown.isEmpty()
+    items = lake.read(ITEMS, manifest["items"])
+    rows = sequences(sessions, items, context.source.sessions, exposures)
     if users is None:
         manifest["staged"] = lake.stage(SEQUENCES, rows, context.run_id)
         rows = lake.staged(SEQUENCES, manifest["staged"])
@@ -164,8 +173,5 @@ def publish(context: Context, candidate: Candidate) -> Result:
             with lake.transaction(SEQUENCES, consumed, upto, context.run_id):
                 lake.merge(SEQUENCES, change, delete="gone")
         crash.point("sequences.published")
-    result.tables[SEQUENCES.full_name] = {
-        "path": lake.path(SEQUENCES), "version": lake.version(SEQUENCES),
-        "rows": lake.rows(SEQUENCES),
-    }  # fmt: skip
+    result.tables[SEQUENCES.full_name] = lake.told(SEQUENCES)
     return result

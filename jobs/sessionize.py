@@ -266,12 +266,9 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
         events = lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
         bounds = time_bounds(events, context.spark.sparkContext.defaultParallelism)
         new = cut(events.withColumn("old_session_id", F.lit(None).cast("string")), rule)
-        if rebuild or manifest["after"] is not None or lake.rows(SESSIONS):
-            manifest["replace"] = True
-            anew = difference(lake.read(SESSIONS, base), new)
-            fill(context, candidate, manifest, by_start(anew, bounds))
-        else:
-            fill_fresh(context, manifest, by_start(new, bounds))
+        known = lake.rows(SESSIONS) > 0 or manifest["after"] is not None
+        manifest["replace"] = rebuild or known
+        fill_whole(context, manifest, by_start(new, bounds))
         manifest["empty"] = manifest["counts"]["rows"] == 0 and not rebuild
     candidate.save(manifest)
     crash.point("sessionize.computed")
@@ -311,26 +308,41 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows:
     ).first()
     assert counted is not None
     counts = manifest["counts"] = counted.asDict()
-    if counts["rows"] == counts["new"] and "replace" not in manifest:
+    if counts["rows"] == counts["new"]:
         manifest["staged"] = context.lake.stage(SESSIONS, written, context.run_id)
 
 
-def fill_fresh(context: Context, manifest: dict[str, Any], rows: DataFrame) -> None:
-    """The first sessions of a table: written once, where they will stay."""
+def fill_whole(context: Context, manifest: dict[str, Any], rows: DataFrame) -> None:
+    """Write all sessions once, where they will stay, and count what differs from the table."""
     lake = context.lake
     rows = rows.sortWithinPartitions(*SESSIONS.order)
-    manifest["staged"] = lake.stage(SESSIONS, rows, context.run_id)
-    counted = (
-        lake.staged(SESSIONS, manifest["staged"])
-        .agg(
-            F.count("*").alias("rows"), F.count("runaway").alias("runaways"),
-            F.coalesce(F.sum("event_count"), F.lit(0)).alias("events_after"),
-        )
-        .first()
-    )  # fmt: skip
+    staged = manifest["staged"] = lake.stage(SESSIONS, rows, context.run_id)
+    new = lake.staged(SESSIONS, staged)
+    counted = new.agg(F.coalesce(F.sum("event_count"), F.lit(0)), F.count("runaway")).first()
     assert counted is not None
-    none = dict.fromkeys(("changed", "retired", "merged", "events_before"), 0)
-    manifest["counts"] = {**none, **counted.asDict(), "new": counted["rows"]}
+    number = sum(one["rows"] for one in staged)
+    manifest["counts"] = {
+        "rows": number, "new": number, "changed": 0, "retired": 0, "merged": 0,
+        "runaways": counted[1], "events_before": 0, "events_after": counted[0],
+    }  # fmt: skip
+    if manifest["replace"]:
+        manifest["counts"] |= compared(lake.read(SESSIONS, manifest["base"]), new)
+
+
+def compared(old: DataFrame, new: DataFrame) -> dict[str, int]:
+    """How many sessions are `new`, `changed`, `retired`; and `runaways` among new and changed."""
+    digest = F.xxhash64("start_ts", "end_ts", "runaway", "events").alias("digest")
+    before = old.select("session_id", digest.alias("old_digest"))
+    both = new.select("session_id", "runaway", digest).join(before, "session_id", "full_outer")
+    is_new, is_gone = F.col("old_digest").isNull(), F.col("digest").isNull()
+    differs = ~is_new & ~is_gone & (F.col("digest") != F.col("old_digest"))
+    counted = both.agg(
+        F.count_if(is_new).alias("new"), F.count_if(is_gone).alias("retired"),
+        F.count_if(differs).alias("changed"),
+        F.count_if((is_new | differs) & F.col("runaway").isNotNull()).alias("runaways"),
+    ).first()  # fmt: skip
+    assert counted is not None
+    return counted.asDict()
 
 
 def to_put(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
@@ -392,23 +404,43 @@ def audit(context: Context, candidate: Candidate) -> None:
     crash.point("sessionize.audited")
 
 
-def merge_or_replace(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
-    lake, counts = context.lake, manifest["counts"]
-    if lake.changed_rows(SESSIONS, manifest["base"]):
-        raise Conflict(
-            f"silver.sessions was changed by another run since version {manifest['base']}"
-        )
+def merge(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    """New, changed and retired sessions in one commit.
+
+    Raises:
+        Conflict: another run changed `silver.sessions` since the candidate was computed.
+    """
+    lake, counts, base = context.lake, manifest["counts"], manifest["base"]
+    if lake.changed_rows(SESSIONS, base):
+        raise Conflict(f"silver.sessions was changed by another run since version {base}")
+    within = F.col("t.start_ts").between(
+        F.timestamp_micros(F.lit(counts["lo_us"])), F.timestamp_micros(F.lit(counts["hi_us"]))
+    )
+    rows = candidate.part("sessions").withColumn("_retired", F.col("change") == "retired")
     consumed = lake.app_id(SESSIONS, EVENTS)
     with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
-        if "replace" in manifest:
-            rule = context.source.sessions.rule_text()
-            lake.replace(SESSIONS, to_put(context, candidate, manifest), {RULE_PROPERTY: rule})
-            return
-        within = F.col("t.start_ts").between(
-            F.timestamp_micros(F.lit(counts["lo_us"])), F.timestamp_micros(F.lit(counts["hi_us"]))
-        )
-        rows = candidate.part("sessions").withColumn("_retired", F.col("change") == "retired")
         lake.merge(SESSIONS, rows, within=within, delete="_retired")
+
+
+def replace(context: Context, manifest: dict[str, Any]) -> None:
+    """All sessions anew, and the rule that made them, in one commit.
+
+    Raises:
+        Conflict: another run changed `silver.sessions` since the candidate was computed.
+    """
+    lake, base = context.lake, manifest["base"]
+    consumed, rule = lake.app_id(SESSIONS, EVENTS), context.source.sessions.rule_text()
+    if lake.property(SESSIONS, RULE_PROPERTY) == rule:
+        lake.commit(
+            SESSIONS, manifest["staged"], base, consumed, manifest["upto"], context.run_id,
+            overwrite=True,
+        )  # fmt: skip
+        return
+    if lake.changed_rows(SESSIONS, base):
+        raise Conflict(f"silver.sessions was changed by another run since version {base}")
+    rows = lake.staged(SESSIONS, manifest["staged"])
+    with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
+        lake.replace(SESSIONS, rows, {RULE_PROPERTY: rule})
 
 
 def publish(context: Context, candidate: Candidate) -> Result:
@@ -422,15 +454,15 @@ def publish(context: Context, candidate: Candidate) -> Result:
     if not manifest["empty"]:
         counts, consumed = manifest["counts"], lake.app_id(SESSIONS, EVENTS)
         base, upto = manifest["base"], manifest["upto"]
-        if "staged" in manifest:
+        if manifest.get("replace"):
+            replace(context, manifest)
+        elif "staged" in manifest:
             lake.commit(SESSIONS, manifest["staged"], base, consumed, upto, context.run_id)
         else:
-            merge_or_replace(context, candidate, manifest)
+            merge(context, candidate, manifest)
         crash.point("sessionize.published")
         result.sessions_new, result.sessions_changed = counts["new"], counts["changed"]
         result.sessions_retired, result.sessions_merged = counts["retired"], counts["merged"]
         result.runaways = counts["runaways"]
-    result.tables[SESSIONS.full_name] = {
-        "path": lake.path(SESSIONS), "version": lake.version(SESSIONS), "rows": lake.rows(SESSIONS),
-    }  # fmt: skip
+    result.tables[SESSIONS.full_name] = lake.told(SESSIONS)
     return result

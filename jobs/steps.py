@@ -8,7 +8,7 @@ import time
 from types import ModuleType
 from typing import Any
 
-from jobs import files, ingest, items, sequences, sessionize, validate
+from jobs import files, ingest, items, replay, sequences, sessionize, validate
 from jobs.context import Candidate, Context, Result
 from jobs.errors import Conflict
 from jobs.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
@@ -19,6 +19,7 @@ MODULES: dict[str, tuple[ModuleType, Table]] = {
     "items": (items, ITEMS),
     "sequences": (sequences, SEQUENCES),
 }
+OTHERS: dict[str, tuple[ModuleType, Table]] = {"replay-rejects": (replay, EVENTS)}
 ATTEMPTS = 3
 
 
@@ -51,7 +52,7 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
 
 
 def one_job(context: Context, job: str, step: str, options: dict[str, Any]) -> Result:
-    module, table = MODULES[job]
+    module, table = (MODULES | OTHERS)[job]
     candidate = context.candidate(table)
 
     def compute() -> Candidate:

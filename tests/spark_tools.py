@@ -75,11 +75,14 @@ class Workshop:
         chosen = {"rebuild": False, "table": None} | dict(options or {})
         return run_job(self.context(day, batch), job, step, chosen)
 
+    def table(self, table: Table) -> DeltaTable:
+        return DeltaTable(table.path(str(self.lake_root), self.source.name))
+
     def rows(self, table: Table, drop: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         """The table as another engine reads it, without columns that a re-run may change."""
-        found = DeltaTable(table.path(str(self.lake_root), self.source.name)).to_pyarrow_table()
+        found = self.table(table).to_pyarrow_table()
         rows = found.drop_columns([name for name in drop if name in found.column_names])
         return sorted(rows.to_pylist(), key=lambda row: json.dumps(row, default=str))
 
     def version(self, table: Table) -> int:
-        return DeltaTable(table.path(str(self.lake_root), self.source.name)).version()
+        return self.table(table).version()

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
 
 from jobs import context
 from jobs.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
@@ -83,7 +82,7 @@ class Mill:
                     )
 
         def read(table: Any) -> pa.Table:
-            return DeltaTable(table.path(str(shop.lake_root), "log")).to_pyarrow_table()
+            return shop.table(table).to_pyarrow_table()
 
         events = read(EVENTS)
         accepted: dict[str, Any] = defaultdict(list)

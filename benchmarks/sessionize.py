@@ -1,0 +1,282 @@
+"""What sessionizing costs: the whole chain, a rebuild beside DuckDB and Polars, a night, the audit.
+
+    python benchmarks/sessionize.py --events 20000000 [--json]
+
+Generates its events (a user per 100 events, Zipf items, bursty gaps), loads them through the real
+jobs, then times the rebuild of `silver.sessions` from `bronze.events` in turns with DuckDB's and
+Polars' own gap queries over the same events writing Parquet, all on the same cores. A night is
+0.5 % of the events, a tenth of them late, a tenth delivered before. JVM start apart; medians, and
+the range. Needs about 200 bytes of disk an event in TMPDIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+START = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp())
+DAYS = 180
+NIGHT = "2024-06-29"  # the day after the history's last
+GAP_S = 1800
+SOURCE = """
+[source]
+name = "bench"
+landing = "{landing}"
+format = "{format}"
+[columns]
+user_id = "user_id"
+item_id = "item_id"
+event_ts = "at"
+[time]
+unit = "s"
+"""
+
+
+class PeakMemory(threading.Thread):
+    """The most that this process and its children held, by RSS."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self.over = 0, threading.Event()
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while not self.over.wait(1):
+            held = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    held += process.memory_info().rss
+            self.bytes = max(self.bytes, held)
+
+
+def generate(db: Any, folder: Path, events: int, files: int) -> None:
+    """The history: bursts of some ten events with gaps of 10 s to 25 min, hours or days apart."""
+    folder.mkdir(parents=True)
+    users = max(events // 100, 1)
+    for part in range(files):
+        db.sql(f"""
+            COPY (
+                SELECT 'u' || (n % {users}) AS user_id,
+                       'i' || floor(exp(random() * ln(100000)))::BIGINT AS item_id,
+                       to_timestamp({START}
+                         + (hash(n % {users}, n // {users} // 10) % ({DAYS} * 86400 - 20000))::BIGINT
+                         + ((n // {users}) % 10) * 600 + floor(random() * 900)) AS at
+                FROM range({part * events // files}, {(part + 1) * events // files}) t(n)
+                ORDER BY at
+            ) TO '{folder}/{part}.parquet' (FORMAT parquet)
+        """)
+
+
+def generate_night(db: Any, history: Path, folder: Path, events: int, users: int) -> None:
+    """0.5 % of the history: the next day's events, a tenth late, a tenth delivered before."""
+    folder.mkdir(parents=True)
+    count = events // 200
+    day = START + DAYS * 86400
+    db.sql(f"""
+        COPY (
+            SELECT 'u' || floor(random() * {users})::BIGINT AS user_id,
+                   'i' || floor(exp(random() * ln(100000)))::BIGINT AS item_id,
+                   to_timestamp({day} + floor(random() * 86400)
+                     - CASE WHEN random() < .111 THEN floor(random() * 20) * 86400 ELSE 0 END) AS at
+            FROM range({count * 9 // 10})
+            UNION ALL
+            (SELECT * FROM '{history}/*.parquet' USING SAMPLE {count // 10} ROWS)
+        ) TO '{folder}/night.parquet' (FORMAT parquet)
+    """)
+
+
+def generate_csv(db: Any, history: Path, folder: Path, lines: int) -> None:
+    """Raw lines, one in a hundred unusable, in two files."""
+    folder.mkdir(parents=True)
+    for part in range(2):
+        db.sql(f"""
+            COPY (SELECT user_id, CASE WHEN random() < .01 THEN '' ELSE item_id END AS item_id,
+                         epoch(at)::BIGINT AS at
+                  FROM '{history}/*.parquet' LIMIT {lines // 2} OFFSET {part * lines // 2})
+            TO '{folder}/{part}.csv' (FORMAT csv, HEADER)
+        """)
+
+
+def duckdb_sessions(events: str, out: Path) -> None:
+    import duckdb
+
+    with duckdb.connect() as db:
+        db.sql(f"SET threads = {os.cpu_count()}")
+        db.sql(f"""
+            COPY (
+                WITH marked AS (
+                    SELECT *, coalesce(at - lag(at) OVER w > INTERVAL {GAP_S} SECOND, true) AS opens
+                    FROM '{events}' WINDOW w AS (PARTITION BY user_id ORDER BY at, event_id)
+                ), numbered AS (
+                    SELECT *, count(*) FILTER (opens) OVER (
+                        PARTITION BY user_id ORDER BY at, event_id ROWS UNBOUNDED PRECEDING) AS n
+                    FROM marked
+                )
+                SELECT user_id, n, min(at) AS start_ts, max(at) AS end_ts, count(*) AS event_count,
+                       list(struct_pack(event_id, at, item_id) ORDER BY at, event_id) AS events
+                FROM numbered GROUP BY user_id, n
+            ) TO '{out}' (FORMAT parquet)
+        """)
+
+
+def polars_sessions(events: str, out: Path) -> None:
+    import polars as pl
+
+    (
+        pl.scan_parquet(events)
+        .sort("user_id", "at", "event_id")
+        .with_columns(
+            ((pl.col("user_id") != pl.col("user_id").shift()).fill_null(True)
+             | (pl.col("at").diff() > pl.duration(seconds=GAP_S))).cum_sum().alias("n")
+        )
+        .group_by("n", maintain_order=True)
+        .agg(
+            pl.col("user_id").first(), pl.col("at").min().alias("start_ts"),
+            pl.col("at").max().alias("end_ts"), pl.len().alias("event_count"),
+            pl.struct("event_id", "at", "item_id").alias("events"),
+        )
+        .collect()
+        .write_parquet(out)
+    )  # fmt: skip
+
+
+def timed(what: Callable[..., object], *arguments: object) -> float:
+    began = time.perf_counter()
+    what(*arguments)
+    return time.perf_counter() - began
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(seconds), 2), "min": round(min(seconds), 2),
+        "max": round(max(seconds), 2),
+    }  # fmt: skip
+
+
+def bench(events: int, repeat: int, csv_lines: int, folder: Path) -> dict[str, Any]:
+    import duckdb
+    import great_expectations  # noqa: F401  (its import is no part of what is measured)
+    from deltalake import DeltaTable
+
+    from jobs.context import Context, checked_batch
+    from jobs.delta import Lake
+    from jobs.sources import load_source
+    from jobs.spark import get_spark
+    from jobs.steps import one_job
+    from jobs.tables import EVENTS
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter() - began:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+    began = time.perf_counter()
+    db = duckdb.connect()
+    history, landing = folder / "history", folder / "landing"
+    generate(db, history, events, files=8)
+    generate_csv(db, history, folder / "raw", csv_lines)
+    shutil.copytree(history, landing)
+    generate_night(db, history, folder / "night", events, max(events // 100, 1))
+    say(f"generated {events:,} events")
+
+    lake_root = folder / "lake"
+    spark = get_spark("benchmark")
+
+    def context(name: str, pattern: Path, form: str, day: str | None = None) -> Context:
+        file = folder / f"{name}.toml"
+        text = SOURCE.format(landing=pattern, format=form).replace('"bench"', f'"{name}"')
+        file.write_text(text)
+        source = load_source(str(file))
+        lake = Lake(lambda: spark, str(lake_root), source.name)
+        night = datetime.fromisoformat(day).date() if day else None
+        return Context(source, lake, night, checked_batch(None))
+
+    spark.range(1000).selectExpr("sum(id)").collect()
+    raw = context("raw", folder / "raw" / "*.csv", "csv")
+    ingest_s = timed(one_job, raw, "ingest", "all", {})
+    say(f"csv: {csv_lines:,} lines in {ingest_s:.1f} s")
+
+    chain = {}
+    for job in ("ingest", "sessionize", "items", "sequences"):
+        one = context("bench", landing / "*.parquet", "parquet")
+        chain[job] = round(timed(one_job, one, job, "all", {}), 2)
+        say(f"{job}: {chain[job]} s")
+
+    plain = folder / "events.parquet"
+    db.execute("SET TimeZone = 'UTC'")
+    db.register("e", DeltaTable(EVENTS.path(str(lake_root), "bench")).to_pyarrow_dataset())
+    db.sql(
+        f"COPY (SELECT event_id, user_id, item_id, event_ts AS at FROM e) TO '{plain}' (FORMAT parquet)"
+    )
+    took: dict[str, list[float]] = {name: [] for name in ("spark", "audit", "duckdb", "polars")}
+    for turn in range(repeat):
+        one = context("bench", landing / "*.parquet", "parquet")
+        made = timed(one_job, one, "sessionize", "compute", {"rebuild": True})
+        took["audit"].append(timed(one_job, one, "sessionize", "audit", {}))
+        put = timed(one_job, one, "sessionize", "publish", {})
+        took["spark"].append(made + put)
+        out = folder / "out.parquet"
+        took["duckdb"].append(timed(duckdb_sessions, str(plain), out))
+        took["polars"].append(timed(polars_sessions, str(plain), out))
+        last = {name: round(seconds[-1], 1) for name, seconds in took.items()}
+        say(f"turn {turn + 1} of {repeat}: {last}")
+
+    shutil.copy(folder / "night" / "night.parquet", landing / "night.parquet")
+    night = {}
+    for job in ("ingest", "sessionize", "items", "sequences"):
+        one = context("bench", landing / "*.parquet", "parquet", NIGHT)
+        night[job] = round(timed(one_job, one, job, "all", {}), 2)
+        say(f"night, {job}: {night[job]} s")
+    median = {name: statistics.median(seconds) for name, seconds in took.items()}
+    return {
+        "events": events, "ingest_lines_per_s": round(csv_lines / ingest_s),
+        "sessionize_s": spread(took["spark"]), "duckdb_s": spread(took["duckdb"]),
+        "polars_s": spread(took["polars"]), "validate_s": spread(took["audit"]),
+        "spark_over_duckdb": spread(
+            [a / b for a, b in zip(took["spark"], took["duckdb"], strict=True)]
+        ),
+        "validate_over_sessionize": round(median["audit"] / median["spark"], 3),
+        "chain_s": round(sum(chain.values()), 2), "chain": chain,
+        "night_s": round(sum(night.values()), 2), "night": night,
+        "night_over_chain": round(sum(night.values()) / sum(chain.values()), 4),
+        "cores": os.cpu_count(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=20_000_000)
+    parser.add_argument("--csv-lines", type=int, default=2_000_000)
+    parser.add_argument("--repeat", type=int, default=5, help="turns of Spark, DuckDB, Polars")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON, last line")
+    args = parser.parse_args()
+    memory = PeakMemory()
+    memory.start()
+    with tempfile.TemporaryDirectory(prefix="sessionmill-bench-") as folder:
+        found = bench(args.events, args.repeat, min(args.csv_lines, args.events), Path(folder))
+    memory.over.set()
+    found["peak_rss_mb"] = round(memory.bytes / 2**20)
+    for name, value in found.items():
+        print(f"{name:26} {value}")
+    if args.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
