@@ -77,7 +77,7 @@ test: setup  ## all tests but the long ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: setup  ## the long ones; what came of it is kept in tests/LAST_LONG_RUN.txt
-	@{ echo "$$(date -u +%FT%TZ), commit $$(git describe --always --dirty), $$($(BIN)/python --version), $$(nproc) cores"; \
+	@{ echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/LAST_LONG_RUN.txt' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores"; \
 	   $(BIN)/python -m pytest -q -n $(WORKERS) -m long -rA --durations=0 --tb=short; echo "exit status $$?"; } 2>&1 \
 	  | grep -vE '^(---|  *[a-z]+: [0-9.]+ s$$)' | tee tests/LAST_LONG_RUN.txt; tail -1 tests/LAST_LONG_RUN.txt | grep -q 'exit status 0'
 
