@@ -78,8 +78,8 @@ test: setup  ## all tests but the long ones
 
 test-long: setup  ## the long ones; what came of it is kept in tests/LAST_LONG_RUN.txt
 	@{ echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/LAST_LONG_RUN.txt' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores"; \
-	   $(BIN)/python -m pytest -q -n $(WORKERS) -m long -rA --durations=0 --tb=short; echo "exit status $$?"; } 2>&1 \
-	  | grep -vE '^(---|  *[a-z]+: [0-9.]+ s$$)' | tee tests/LAST_LONG_RUN.txt; tail -1 tests/LAST_LONG_RUN.txt | grep -q 'exit status 0'
+	   $(BIN)/python -m pytest -v -n $(WORKERS) -m long --durations=0 --tb=short; echo "exit status $$?"; } 2>&1 \
+	  | grep --line-buffered -vE '^(rootdir|configfile|plugins|cachedir|hypothesis|created:|platform|scheduling|tests/|bringing)' | tee tests/LAST_LONG_RUN.txt; tail -1 tests/LAST_LONG_RUN.txt | grep -q 'exit status 0'
 
 check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/ruff format --check .
