@@ -38,6 +38,13 @@ JOBS = {
     "explain": "one session: its events with their files, and the nights that changed it",
 }
 
+# What file systems say, whichever engine passes it on.
+REMEDIES = {
+    "No space left on device": "is full: make room",
+    "Read-only file system": "is read-only: mount it for writing",
+    "Permission denied": "may not be written: grant the rights",
+}
+
 
 def parse_day(text: str) -> date:
     try:
@@ -81,6 +88,16 @@ def main(argv: list[str] | None = None) -> int:
         outcome = explain(args, source) if args.job == "explain" else execute(args, source)
     except SessionmillError as error:
         print(f"{args.job} stopped: {error}", file=sys.stderr, flush=True)
+        return 1
+    except Exception as error:
+        remedy = next((REMEDIES[words] for words in REMEDIES if words in str(error)), None)
+        if remedy is None:
+            raise
+        print(
+            f"{args.job} stopped: {settings().table_root()} or Spark's temporary folder {remedy}, "
+            "and run it again: the published tables stand as their last commits left them "
+            f"({str(error).splitlines()[0][:300]})", file=sys.stderr, flush=True,
+        )  # fmt: skip
         return 1
     if args.json:
         print(json.dumps(outcome, default=str), flush=True)

@@ -100,17 +100,28 @@ def connect(source: str) -> tuple[MlflowClient, str]:
 
 
 def log_table(client: MlflowClient, run_id: str, path: str, version: int, table_id: str) -> None:
-    """Name a Delta table at a version as the run's dataset input."""
+    """Name a Delta table at a version as the run's dataset input.
+
+    MLflow's server looks whether it knows the dataset and then inserts it: of two trainings that
+    start together one is told that the row exists (a database's integrity error), and only has to
+    ask again.
+    """
     from mlflow.data.delta_dataset_source import DeltaDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     source = DeltaDatasetSource(path=path, delta_table_version=version, delta_table_id=table_id)
     dataset = MetaDataset(source=source, name="gold.sequences", digest=f"v{version}")  # type: ignore[abstract, unused-ignore]
-    client.log_inputs(
-        run_id,
-        [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])],
-    )
+    named = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])
+    for attempt in range(5):
+        try:
+            client.log_inputs(run_id, [named])
+            return
+        except MlflowException as error:
+            if "IntegrityError" not in str(error) or attempt == 4:
+                raise
+            time.sleep(0.2 * 2**attempt)
 
 
 def log_values(

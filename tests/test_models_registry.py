@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 from models import __main__ as cli
+from models import tracking
 from models.store import load
 from tests.test_models_world import DAY, SECOND, data_of, ring, write_gold
 
@@ -428,6 +429,34 @@ def test_two_tasks_may_be_the_first_to_record(tmp_path: Path) -> None:
     said = [worker.communicate(timeout=240) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
     assert said[0][0].strip().splitlines()[-1] == said[1][0].strip().splitlines()[-1]
+
+
+class Racing:
+    """An MLflow client whose server tells `losses` times that another inserted the dataset."""
+
+    def __init__(self, losses: int, says: str) -> None:
+        self.losses, self.says, self.logged = losses, says, 0
+
+    def log_inputs(self, run_id: str, datasets: list[Any]) -> None:
+        from mlflow.exceptions import RestException
+
+        assert datasets[0].dataset.digest == "v3"
+        if self.losses:
+            self.losses -= 1
+            raise RestException({"error_code": "BAD_REQUEST", "message": self.says})
+        self.logged += 1
+
+
+def test_two_tasks_may_record_the_same_table_at_once() -> None:
+    from mlflow.exceptions import MlflowException
+
+    lost = "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id"
+    client: Any = Racing(2, lost)
+    tracking.log_table(client, "run", "/lake/gold/sequences", 3, "id")
+    assert client.logged == 1
+    for other in (Racing(9, lost), Racing(1, "no such run")):
+        with pytest.raises(MlflowException):
+            tracking.log_table(other, "run", "/lake/gold/sequences", 3, "id")  # type: ignore[arg-type]
 
 
 def test_params_prints_exact_counts(world: World) -> None:
