@@ -74,7 +74,7 @@ down:  ## stop what `make up` started
 # -- proof -------------------------------------------------------------------------------------
 
 test: setup  ## all tests but the long ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" --durations=12
 
 test-long: setup  ## the long ones; what came of it is kept in tests/LAST_LONG_RUN.txt
 	@{ echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/LAST_LONG_RUN.txt' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores"; \
