@@ -40,9 +40,9 @@ JOBS = {
 
 # What file systems say, whichever engine passes it on.
 REMEDIES = {
-    "No space left on device": "is full: make room",
-    "Read-only file system": "is read-only: mount it for writing",
-    "Permission denied": "may not be written: grant the rights",
+    "No space left on device": "a disk is full: make room in the lake and in Spark's local folder",
+    "Read-only file system": "a file system is read-only: mount it for writing",
+    "Permission denied": "a folder or file is closed to this user: grant the rights",
 }
 
 
@@ -94,9 +94,9 @@ def main(argv: list[str] | None = None) -> int:
         if remedy is None:
             raise
         print(
-            f"{args.job} stopped: {settings().table_root()} or Spark's temporary folder {remedy}, "
-            "and run it again: the published tables stand as their last commits left them "
-            f"({str(error).splitlines()[0][:300]})", file=sys.stderr, flush=True,
+            f"{args.job} stopped: {remedy}, and run it again; the published tables stand as their "
+            f"last commits left them. Lake: {settings().table_root()}. "
+            f"{str(error).splitlines()[0][:300]}", file=sys.stderr, flush=True,
         )  # fmt: skip
         return 1
     if args.json:

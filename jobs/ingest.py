@@ -29,7 +29,6 @@ from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events
 
 DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
-TARGET_FILE_ROWS = 2_000_000
 BIN_BYTES = 64 * 1024 * 1024
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 

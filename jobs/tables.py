@@ -130,7 +130,6 @@ FILES = Table(
 )  # fmt: skip
 
 ALL = (EVENTS, REJECTS, SESSIONS, ITEMS, SEQUENCES, RECOMMENDATIONS, RUNS, FILES)
-BY_NAME = {table.full_name: table for table in ALL}
 
 REJECT_REASONS = (
     "unparsable", "missing_user_id", "missing_item_id", "bad_event_ts", "bad_value",
