@@ -42,7 +42,7 @@ format = "{format}"
 [columns]
 user_id = "user_id"
 item_id = "item_id"
-event_ts = "at"
+event_ts = "ts"
 [time]
 unit = "s"
 """
@@ -76,9 +76,9 @@ def generate(db: Any, folder: Path, events: int, files: int) -> None:
                        'i' || floor(exp(random() * ln(100000)))::BIGINT AS item_id,
                        to_timestamp({START}
                          + (hash(n % {users}, n // {users} // 10) % ({DAYS} * 86400 - 20000))::BIGINT
-                         + ((n // {users}) % 10) * 600 + floor(random() * 900)) AS at
+                         + ((n // {users}) % 10) * 600 + floor(random() * 900)) AS ts
                 FROM range({part * events // files}, {(part + 1) * events // files}) t(n)
-                ORDER BY at
+                ORDER BY ts
             ) TO '{folder}/{part}.parquet' (FORMAT parquet)
         """)
 
@@ -93,7 +93,7 @@ def generate_night(db: Any, history: Path, folder: Path, events: int, users: int
             SELECT 'u' || floor(random() * {users})::BIGINT AS user_id,
                    'i' || floor(exp(random() * ln(100000)))::BIGINT AS item_id,
                    to_timestamp({day} + floor(random() * 86400)
-                     - CASE WHEN random() < .111 THEN floor(random() * 20) * 86400 ELSE 0 END) AS at
+                     - CASE WHEN random() < .111 THEN floor(random() * 20) * 86400 ELSE 0 END) AS ts
             FROM range({count * 9 // 10})
             UNION ALL
             (SELECT * FROM '{history}/*.parquet' USING SAMPLE {count // 10} ROWS)
@@ -107,7 +107,7 @@ def generate_csv(db: Any, history: Path, folder: Path, lines: int) -> None:
     for part in range(2):
         db.sql(f"""
             COPY (SELECT user_id, CASE WHEN random() < .01 THEN '' ELSE item_id END AS item_id,
-                         epoch(at)::BIGINT AS at
+                         epoch(ts)::BIGINT AS ts
                   FROM '{history}/*.parquet' LIMIT {lines // 2} OFFSET {part * lines // 2})
             TO '{folder}/{part}.csv' (FORMAT csv, HEADER)
         """)
@@ -121,15 +121,15 @@ def duckdb_sessions(events: str, out: Path) -> None:
         db.sql(f"""
             COPY (
                 WITH marked AS (
-                    SELECT *, coalesce(at - lag(at) OVER w > INTERVAL {GAP_S} SECOND, true) AS opens
-                    FROM '{events}' WINDOW w AS (PARTITION BY user_id ORDER BY at, event_id)
+                    SELECT *, coalesce(ts - lag(ts) OVER w > INTERVAL {GAP_S} SECOND, true) AS opens
+                    FROM '{events}' WINDOW w AS (PARTITION BY user_id ORDER BY ts, event_id)
                 ), numbered AS (
                     SELECT *, count(*) FILTER (opens) OVER (
-                        PARTITION BY user_id ORDER BY at, event_id ROWS UNBOUNDED PRECEDING) AS n
+                        PARTITION BY user_id ORDER BY ts, event_id ROWS UNBOUNDED PRECEDING) AS n
                     FROM marked
                 )
-                SELECT user_id, n, min(at) AS start_ts, max(at) AS end_ts, count(*) AS event_count,
-                       list(struct_pack(event_id, at, item_id) ORDER BY at, event_id) AS events
+                SELECT user_id, n, min(ts) AS start_ts, max(ts) AS end_ts, count(*) AS event_count,
+                       list(struct_pack(event_id, ts, item_id) ORDER BY ts, event_id) AS events
                 FROM numbered GROUP BY user_id, n
             ) TO '{out}' (FORMAT parquet)
         """)
@@ -140,16 +140,16 @@ def polars_sessions(events: str, out: Path) -> None:
 
     (
         pl.scan_parquet(events)
-        .sort("user_id", "at", "event_id")
+        .sort("user_id", "ts", "event_id")
         .with_columns(
             ((pl.col("user_id") != pl.col("user_id").shift()).fill_null(True)
-             | (pl.col("at").diff() > pl.duration(seconds=GAP_S))).cum_sum().alias("n")
+             | (pl.col("ts").diff() > pl.duration(seconds=GAP_S))).cum_sum().alias("n")
         )
         .group_by("n", maintain_order=True)
         .agg(
-            pl.col("user_id").first(), pl.col("at").min().alias("start_ts"),
-            pl.col("at").max().alias("end_ts"), pl.len().alias("event_count"),
-            pl.struct("event_id", "at", "item_id").alias("events"),
+            pl.col("user_id").first(), pl.col("ts").min().alias("start_ts"),
+            pl.col("ts").max().alias("end_ts"), pl.len().alias("event_count"),
+            pl.struct("event_id", "ts", "item_id").alias("events"),
         )
         .collect()
         .write_parquet(out)
@@ -220,7 +220,7 @@ def bench(events: int, repeat: int, csv_lines: int, folder: Path) -> dict[str, A
     db.execute("SET TimeZone = 'UTC'")
     db.register("e", DeltaTable(EVENTS.path(str(lake_root), "bench")).to_pyarrow_dataset())
     db.sql(
-        f"COPY (SELECT event_id, user_id, item_id, event_ts AS at FROM e) TO '{plain}' (FORMAT parquet)"
+        f"COPY (SELECT event_id, user_id, item_id, event_ts AS ts FROM e) TO '{plain}' (FORMAT parquet)"
     )
     took: dict[str, list[float]] = {name: [] for name in ("spark", "audit", "duckdb", "polars")}
     for turn in range(repeat):

@@ -135,7 +135,9 @@ def typed_events(records: DataFrame, source: Source) -> DataFrame:
     if source.source.format == "parquet":
         log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
         row = F.struct(*(column.alias(theirs) for theirs, column in log_names.items()))
-        lines = lines.withColumn("raw", F.to_json(row))
+        # (The row that tells of the file keeps what it tells.)
+        told = F.when(F.col("kind") == "file", F.col("raw")).otherwise(F.to_json(row))
+        lines = lines.withColumn("raw", told)
     lines = lines.withColumns(
         {"reason": reason, "raw_hash": F.hex(F.xxhash64("raw")), "row_hash": row_hash()}
     )

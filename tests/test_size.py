@@ -25,7 +25,7 @@ format = "parquet"
 [columns]
 user_id = "user"
 item_id = "item"
-event_ts = "at"
+event_ts = "ts"
 [sessions]
 max_session_hours = 2
 max_session_events = 40
@@ -41,7 +41,7 @@ def write_log(folder: Path, events: int) -> None:
                        (hash(n, 7) % 5000)::BIGINT AS item,
                        make_timestamptz(
                            1700000000000000 + (hash(n // 20, 3) % 2000000)::BIGINT * 1000000
-                           + (hash(n, 5) % 2500)::BIGINT * 2000000) AS at
+                           + (hash(n, 5) % 2500)::BIGINT * 2000000) AS ts
                 FROM range({events // 4}) t(n)
             ) TO '{folder}/{part}.parquet' (FORMAT parquet)
         """)
