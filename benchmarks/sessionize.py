@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--csv-lines", type=int, default=2_000_000)
     parser.add_argument("--repeat", type=int, default=5, help="turns of Spark, DuckDB, Polars")
-    parser.add_argument("--json", action="store_true", help="the figures as JSON, last line")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON")
     args = parser.parse_args()
     memory = PeakMemory()
     memory.start()
@@ -272,10 +272,11 @@ def main() -> None:
         found = bench(args.events, args.repeat, min(args.csv_lines, args.events), Path(folder))
     memory.over.set()
     found["peak_rss_mb"] = round(memory.bytes / 2**20)
-    for name, value in found.items():
-        print(f"{name:26} {value}")
     if args.json:
         print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:26} {value}")
 
 
 if __name__ == "__main__":

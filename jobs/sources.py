@@ -24,6 +24,7 @@ from jobs.settings import settings
 COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
 )  # fmt: skip
+COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 CONDITION = re.compile(r"^\s*value\s*(>=|<=|>|<|==|!=)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*$")
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
@@ -210,6 +211,16 @@ class Source(Part):
     @property
     def name(self) -> str:
         return self.source.name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _web_servers_agree_on_time(cls, file: Any) -> Any:
+        match file:
+            case {"source": {"format": "combined_log"}, **rest}:
+                time = rest.get("time", {})
+                if isinstance(time, dict):
+                    return file | {"time": {"unit": COMBINED_LOG_TIME} | time}
+        return file
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Source:

@@ -38,7 +38,7 @@ class Workshop:
     def __init__(self, spark: Any, folder: Path, toml: str = CLICKS) -> None:
         self.spark, self.folder = spark, folder
         self.landing, self.lake_root = folder / "landing", folder / "lake"
-        self.landing.mkdir(exist_ok=True)
+        self.landing.mkdir(parents=True, exist_ok=True)
         self.file = folder / "source.toml"
         self.describe(toml)
 

@@ -190,3 +190,51 @@ negative = ["value < 0"]
     names = {row["item_index"]: row["item_id"] for row in shop.rows(ITEMS)}
     assert [names[i] for i in sequence["item_index"]] == ["h9", "h4"]
     assert {r["item_id"]: r["event_count"] for r in shop.rows(ITEMS)}["h1"] == 0
+
+
+def test_parquet_and_web_logs_end_to_end(spark: Any, tmp_path: Path) -> None:
+    """The two formats whose facts come from the file itself: zones, types, numbered rows."""
+    import datetime as dt
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shop = Workshop(spark, tmp_path, CLICKS.replace("csv", "parquet").replace('unit = "s"', ""))
+    at = [dt.datetime.fromtimestamp(T + second, dt.UTC) for second in (0, 60, 60, 4000)]
+    pq.write_table(
+        pa.table({
+            "user": pa.array([-(2**63), -(2**63), -(2**63), 2**63 - 1], pa.int64()),
+            "item": pa.array(["a,b", 'c"d', 'c"d', None]),
+            "ts": pa.array(at, pa.timestamp("us", "UTC")),
+        }),
+        shop.landing / "day.parquet",
+    )  # fmt: skip
+    result = shop.run()
+    assert (result.read, result.events_new, result.duplicates) == (4, 2, 1)
+    assert result.rejects == {"missing_item_id": 1}
+    (session,) = shop.rows(SESSIONS)
+    assert session["user_id"] == str(-(2**63))
+    assert [event["item_id"] for event in session["events"]] == ["a,b", 'c"d']
+    (reject,) = shop.rows(REJECTS)
+    assert reject["line"] == 4 and str(2**63 - 1) in reject["raw"]
+    assert shop.run().read == 0
+
+    web = Workshop(
+        spark, tmp_path / "web", """
+[source]
+name = "web"
+landing = "{landing}/access.log*"
+format = "combined_log"
+[columns]
+user_id = "host"
+item_id = "path"
+event_ts = "time"
+"""
+    )  # fmt: skip
+    entry = '10.0.0.1 - - [14/Nov/2023:22:13:{:02d} +0100] "GET {} HTTP/1.1" 200 5 "-" "curl"\n'
+    web.land("access.log", entry.format(20, "/a") + entry.format(50, "/b?q=1") + "not a line\n")
+    result = web.run()
+    assert (result.events_new, result.rejects) == (2, {"unparsable": 1})
+    (session,) = web.rows(SESSIONS)
+    assert [event["item_id"] for event in session["events"]] == ["/a", "/b?q=1"]
+    assert session["start_ts"] == dt.datetime(2023, 11, 14, 21, 13, 20, tzinfo=dt.UTC)
