@@ -45,6 +45,12 @@ DAY_PARAM = {
         description="The night's day, for a run by hand. Empty: the start of the data interval.",
     )
 }  # fmt: skip
+KEEP_DAYS_PARAM = {
+    "keep_days": Param(
+        30, type="number", minimum=1,
+        description="What was removed from the tables in the last so many days is kept.",
+    )
+}  # fmt: skip
 # Every job is idempotent: trying again is always right.
 PATIENCE = {
     "owner": "sessionmill",
@@ -165,6 +171,16 @@ def write_audit_publish(source: ScheduledSource, group: str, job: str) -> TaskGr
     return steps
 
 
+def maintain(source: ScheduledSource) -> JobsOperator:
+    """Pack small files and remove what no version needs; needs no JVM."""
+    return JobsOperator(
+        task_id="maintain",
+        arguments=[
+            "maintain", "--source", source.file, "--keep-days", "{{ params.keep_days }}",
+        ],
+    )  # fmt: skip
+
+
 def announce(source: ScheduledSource, result: str) -> Any:
     """Emit the asset with the version that this run published; nothing new emits nothing."""
 
@@ -200,12 +216,14 @@ def _read_text(source: str, run: str, result: str) -> str:
 # -- models ------------------------------------------------------------------------------------
 
 
-class ModelsOperator(BaseOperator):
-    """`python -m models <arguments> --json` in a process of its own; returns what it printed last.
+class ModuleOperator(BaseOperator):
+    """`python -m <module> <arguments> --json` in a process of its own; returns what it printed
+    last.
 
     Arguments are a list and never see a shell.
     """
 
+    module = ""
     template_fields: Sequence[str] = ("arguments",)
     ui_color = "#d5e8d4"
 
@@ -215,7 +233,7 @@ class ModelsOperator(BaseOperator):
         self._process: subprocess.Popen[str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        command = [sys.executable, "-m", "models", *map(str, self.arguments), "--json"]
+        command = [sys.executable, "-m", self.module, *map(str, self.arguments), "--json"]
         self.log.info("running %s", command)
         answer = ""
         with subprocess.Popen(
@@ -234,6 +252,18 @@ class ModelsOperator(BaseOperator):
     def on_kill(self) -> None:
         if self._process and self._process.poll() is None:
             self._process.terminate()
+
+
+class ModelsOperator(ModuleOperator):
+    """`python -m models …`."""
+
+    module = "models"
+
+
+class JobsOperator(ModuleOperator):
+    """`python -m jobs …`, for jobs that need no Spark."""
+
+    module = "jobs"
 
 
 def training_params(source: ScheduledSource) -> dict[str, Param]:
@@ -314,11 +344,13 @@ def register(source: ScheduledSource) -> ModelsOperator:
 
 __all__ = [
     "DAY_PARAM",
+    "KEEP_DAYS_PARAM",
     "LONG_AGO",
     "PATIENCE",
     "SourceError",
     "announce",
     "compare",
+    "maintain",
     "register",
     "source_errors",
     "sources",

@@ -35,8 +35,12 @@ JOBS = {
     "sequences": "silver.sessions -> gold.sequences",
     "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
     "validate": "run the suites on the published tables",
+    "compare-rules": "how far native sessions and the gap rule agree, boundary by boundary",
+    "maintain": "pack small files, remove what no version needs, say what it freed",
     "explain": "one session: its events with their files, and the nights that changed it",
 }
+
+KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be read by version
 
 # What file systems say, whichever engine passes it on.
 REMEDIES = {
@@ -53,6 +57,16 @@ def parse_day(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
 
 
+def parse_days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < 36_500:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days: 0 or more")
+    return days
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="python -m jobs",
@@ -65,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="the result as JSON, last line")
         if job == "explain":
             command.add_argument("--session", required=True, metavar="ID", help="a session_id")
+            continue
+        if job == "maintain":
+            command.add_argument(
+                "--keep-days", type=parse_days, default=KEEP_DAYS, metavar="N",
+                help="keep what was removed from the tables in the last N days (default %(default)g)",
+            )  # fmt: skip
+        if job in ("compare-rules", "maintain"):
             continue
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
         if job == "replay-rejects":
@@ -85,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         source = load_source(args.source)
-        outcome = explain(args, source) if args.job == "explain" else execute(args, source)
+        outcome = WITHOUT_CANDIDATE.get(args.job, execute)(args, source)
     except SessionmillError as error:
         print(f"{args.job} stopped: {error}", file=sys.stderr, flush=True)
         return 1
@@ -112,13 +133,54 @@ def explain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return found
 
 
-def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """Start Spark, run the job, write down what it did."""
+def compare_rules(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs import rules
+
+    found = rules.compare_rules(opened(args, source))
+    print(rules.in_words(found), flush=True)
+    return found
+
+
+def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs import maintain as maintaining
+    from jobs.context import Result
+    from jobs.steps import recorded
+    from jobs.tables import EVENTS
+
+    context = opened(args, source)
+    if context.lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"there are no tables of {source.name} in SESSIONMILL_LAKE = {context.lake.root!r}: "
+            "name the folder or URI that the jobs write to"
+        )
+    pins, registry = maintaining.registry_pins(source.name)
+    with recorded(context, "maintain", "all", Result()):
+        done = maintaining.maintain(context, args.keep_days, pins)
+    done |= {"run_id": context.run_id, "source": source.name, "registry": registry}
+    print(maintaining.in_words(source.name, done), flush=True)
+    return done
+
+
+WITHOUT_CANDIDATE = {"explain": explain, "compare-rules": compare_rules, "maintain": maintain}
+
+
+def opened(args: argparse.Namespace, source: Source) -> Context:
+    """The run's context. Spark is not started yet."""
     from jobs.context import Context, checked_batch
     from jobs.delta import Lake
     from jobs.spark import get_spark
 
-    batch = checked_batch(args.batch)
+    lake = Lake(
+        lambda: get_spark(f"sessionmill {args.job} {source.name}"), settings().table_root(),
+        source.name,
+    )  # fmt: skip
+    batch = checked_batch(getattr(args, "batch", None))
+    return Context(source, lake, getattr(args, "day", None), batch)
+
+
+def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """Start Spark, run the job, write down what it did."""
+    context = opened(args, source)
     root = settings().table_root()
     if "://" not in root:
         try:
@@ -131,9 +193,6 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     if args.job != "items" and step in ("audit", "all"):
         # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts.
         threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
-    name = f"sessionmill {args.job} {source.name}"
-    lake = Lake(lambda: get_spark(name), root, source.name)
-    context = Context(source, lake, getattr(args, "day", None), batch)
     from jobs.steps import run_job
 
     options = {"rebuild": getattr(args, "rebuild", False), "table": getattr(args, "table", None)}

@@ -65,8 +65,9 @@ class Context:
         """
         from jobs.spark import compile_plans
 
+        spark = self.spark  # a step of its own process starts it here: columns need it, too
         if settings().short_jobs is None:
-            compile_plans(self.spark, moved > FEW_MOVED or there > FEW_THERE)
+            compile_plans(spark, moved > FEW_MOVED or there > FEW_THERE)
 
     @property
     def oldest_day(self) -> date | None:

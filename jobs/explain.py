@@ -72,11 +72,7 @@ def opened(root: str, source: Source, table: Table) -> DeltaTable:
 
 def changes_of(sessions: DeltaTable, session_id: str) -> list[dict[str, Any]]:
     """What the change feed remembers of a session, oldest first."""
-    reader = sessions.load_cdf(
-        starting_version=0, allow_out_of_range=True,
-        predicate=f"session_id = '{session_id.replace(chr(39), chr(39) * 2)}'",
-    )  # fmt: skip
-    feed = pa.table(reader.read_all()).to_pylist()
+    feed = remembered(sessions, f"session_id = '{session_id.replace(chr(39), chr(39) * 2)}'")
     run_of = {one["version"]: one.get("userMetadata") for one in sessions.history()}
     feed.sort(key=lambda row: row["_commit_version"])
     return [
@@ -88,6 +84,31 @@ def changes_of(sessions: DeltaTable, session_id: str) -> list[dict[str, Any]]:
         for row in feed
         if row["_change_type"] in CHANGES
     ]  # fmt: skip
+
+
+def remembered(table: DeltaTable, predicate: str) -> list[dict[str, Any]]:
+    """The change feed from as far back as its files are still there (`jobs maintain` removes old
+    ones)."""
+
+    def since(version: int) -> list[dict[str, Any]]:
+        reader = table.load_cdf(
+            starting_version=version, allow_out_of_range=True, predicate=predicate
+        )
+        rows: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
+        return rows
+
+    low, high = 0, table.version() + 1  # a feed that starts after the last version is empty
+    found: list[dict[str, Any]] = []
+    while low < high:
+        # First the whole feed, which is nearly always there; then halving.
+        middle = low if high > table.version() and low == 0 else (low + high) // 2
+        try:
+            found, high = since(middle), middle
+        except Exception as error:  # delta-rs tells of a missing file by a plain one
+            if "not found" not in str(error).lower() and "no such file" not in str(error).lower():
+                raise
+            low = middle + 1
+    return found
 
 
 def files_of(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import Any
 
@@ -30,6 +31,12 @@ from jobs.typing_rules import typed_events
 
 DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
 BIN_BYTES = 64 * 1024 * 1024
+LINES_OF_A_CHANGE = 20  # ours
+TYPE_OF = {
+    "bad_event_ts": ("event_ts", "a time of the source's unit"),
+    "bad_value": ("value", "a number"),
+    "bad_tie_break": ("tie_break", "a whole number"),
+}
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 
 
@@ -119,13 +126,53 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     keep_raw = F.col("reason").isNotNull() | (F.col("event_date") < oldest_date(context))
     lines = lines.withColumn("raw", F.when(keep_raw & F.col("facts").isNull(), F.col("raw")))
     written = candidate.write("lines", lines)
-    facts = [json.loads(row.facts) for row in written.where("line = 0").select("facts").collect()]
+    facts = facts_of(written)
     stats = {path: (size, modified) for path, size, modified in chosen}
     for one in facts:
         one["bytes"], one["modified_ms"] = stats[one["file"]]
     check_schema(context, facts)
     files.write_text(candidate.path("files.json"), json.dumps(facts))
     crash.point("ingest.parsed")
+
+
+def facts_of(lines: DataFrame) -> list[dict[str, Any]]:
+    """What each file was, as its reader told, and under `bad` which mapped columns could not be
+    read: how many lines, and the first of them."""
+    bad = {reason: F.col("reason") == reason for reason in TYPE_OF}
+    by_file = lines.groupBy("file").agg(
+        F.max("facts").alias("facts"),
+        *(F.count_if(is_bad).alias(reason) for reason, is_bad in bad.items()),
+        *(
+            F.min_by("raw", F.when(is_bad, F.col("line"))).alias(f"{reason}_raw")
+            for reason, is_bad in bad.items()
+        ),
+    )
+    return [
+        json.loads(row["facts"])
+        | {"bad": {one: (row[one], row[f"{one}_raw"]) for one in TYPE_OF if row[one]}}
+        for row in by_file.collect()
+    ]
+
+
+def changed_types(context: Context, facts: list[dict[str, Any]]) -> Iterator[str]:
+    """Files of text in which a column that was readable before is so in no line any more.
+
+    One bad line is a reject; a file of them is a log that changed. Text has no types, so it takes
+    some lines to tell the two apart.
+    """
+    if not context.lake.rows(EVENTS):
+        return
+    mapped = context.source.columns.mapped()
+    for one in facts:
+        for reason, (count, raw) in one["bad"].items():
+            ours, expected = TYPE_OF[reason]
+            if count == one["lines"] >= LINES_OF_A_CHANGE:
+                yield (
+                    f"{one['file']}: column {mapped[ours]!r} (columns.{ours}) is {expected} in none "
+                    f"of its {count} lines, in earlier files it was; the first line: {raw[:200]!r}. "
+                    "Have the log delivered again as it was, correct [time], or load it as a new "
+                    "source"
+                )
 
 
 def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
@@ -135,6 +182,7 @@ def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
         SchemaError: with every file's complaint: column, file, sample value, remedy.
     """
     complaints = [one["error"] for one in facts if one["error"]]
+    complaints += changed_types(context, facts)
     source = context.source
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
     before = next((one for one in ledger["columns"].to_pylist() if one), None)
@@ -453,6 +501,7 @@ def publish_events(context: Context, candidate: Candidate, manifest: dict[str, A
         return
     if lake.changed_rows(EVENTS, base):
         raise Conflict(f"bronze.events was changed by another run since version {base}")
+    context.expect(manifest["counts"]["read"], lake.rows(EVENTS))
     with lake.transaction(EVENTS, guard, version, context.run_id):
         lake.merge(EVENTS, candidate.part("events").select(*EVENTS.columns))
 
@@ -461,6 +510,7 @@ def clear_rejects(context: Context, candidate: Candidate, manifest: dict[str, An
     """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
     if not manifest.get("rejects_cleared"):
         return
+    context.expect(manifest["rejects_cleared"], context.lake.rows(REJECTS))
     padded = candidate.part("rejects-cleared").withColumns(
         {n: F.lit(None).cast(t) for n, t in REJECTS.columns.items() if n not in REJECTS.key}
     )

@@ -145,6 +145,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         else:
             if lake.changed_rows(ITEMS, base):
                 raise Conflict(f"gold.items was changed by another run since version {base}")
+            context.expect(manifest["rows"], lake.rows(ITEMS))
             with lake.transaction(ITEMS, consumed, upto, context.run_id):
                 lake.merge(ITEMS, candidate.part("items"))
         crash.point("items.published")

@@ -136,6 +136,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
     if not manifest["empty"]:
         ingest.publish_events(context, candidate, manifest)
         if manifest["rejects_changed"]:
+            context.expect(manifest["rejects_changed"], lake.rows(REJECTS))
             lake.merge(REJECTS, candidate.part("change"), delete="_gone")
         if result.events_new or result.events_replaced:
             result.notes.append(

@@ -167,6 +167,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         else:
             if lake.changed_rows(SEQUENCES, base):
                 raise Conflict(f"gold.sequences was changed by another run since version {base}")
+            context.expect(manifest["rows"], lake.rows(SEQUENCES))
             rows = candidate.part("sequences").withColumn("gone", F.lit(False))
             gone = candidate.part("gone").withColumn("gone", F.lit(True))
             change = rows.unionByName(gone, allowMissingColumns=True)

@@ -413,6 +413,7 @@ def merge(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> N
     lake, counts, base = context.lake, manifest["counts"], manifest["base"]
     if lake.changed_rows(SESSIONS, base):
         raise Conflict(f"silver.sessions was changed by another run since version {base}")
+    context.expect(counts["rows"], lake.rows(SESSIONS))
     within = F.col("t.start_ts").between(
         F.timestamp_micros(F.lit(counts["lo_us"])), F.timestamp_micros(F.lit(counts["hi_us"]))
     )

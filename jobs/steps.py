@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -31,8 +32,7 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
     """
     began = time.monotonic()
     result = Result()
-    record(context, job, step, result, 0.0, "running")
-    try:
+    with recorded(context, job, step, result):
         if job == "run":
             for name in MODULES:
                 part = one_job(context, name, "all", options)
@@ -42,13 +42,22 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
             result.add(validate.validate_tables(context, options["table"]))
         else:
             result.add(one_job(context, job, step, options))
+    return result
+
+
+@contextlib.contextmanager
+def recorded(context: Context, job: str, step: str, result: Result) -> Iterator[None]:
+    """A row of `ops.runs` around what is done inside: put at the start, and again at the end."""
+    began = time.monotonic()
+    record(context, job, step, result, 0.0, "running")
+    try:
+        yield
     except BaseException as error:
         with contextlib.suppress(OSError):  # what went wrong is worth more than its record
             said = (type(error).__name__, str(error)[:10_000])
             record(context, job, step, result, time.monotonic() - began, *said)
         raise
     record(context, job, step, result, time.monotonic() - began, "ok")
-    return result
 
 
 def one_job(context: Context, job: str, step: str, options: dict[str, Any]) -> Result:

@@ -14,7 +14,7 @@ EVENT_STRUCT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """A Delta table of one source.
 
@@ -94,6 +94,8 @@ SEQUENCES = Table(
         "session_ordinal": "array<int>", "feedback": "array<string>",
         "exposed_items": "array<array<int>>",
     },
+    # A model names the version it was trained on: the log must reach back to it.
+    properties={"delta.logRetentionDuration": "interval 3650 days"},
 )  # fmt: skip
 
 RECOMMENDATIONS = Table(

@@ -122,6 +122,27 @@ def _tags(outcome: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def trained_on(source: str) -> tuple[dict[int, list[str]], str]:
+    """Versions of the source's `gold.sequences` with the registered models made from them, and the
+    registry that was asked.
+
+    Raises:
+        UserError: MLflow does not answer.
+    """
+    client, _ = tracking.connect(source)
+    found: dict[int, list[str]] = {}
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{source}'", 1000, page_token=token)
+        for version in page:
+            if "table_version" in version.tags:
+                name = f"{source}/{version.version}"
+                found.setdefault(int(version.tags["table_version"]), []).append(name)
+        token = page.token
+        if not token:
+            return found, tracking.tracking_uri()
+
+
 def signature() -> ModelSignature:
     """Events in, nested recommendations out; parameters `k` and `request_ts`."""
     from mlflow.models import ModelSignature

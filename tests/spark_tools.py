@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
+from pyspark import SparkContext
 
 from jobs.context import Context, Result, checked_batch
 from jobs.delta import Lake
@@ -50,9 +51,14 @@ class Workshop:
     def source(self) -> Source:
         return load_source(str(self.file))
 
+    def start(self) -> Any:
+        """What a process's first need of Spark does: from here on columns can be named."""
+        SparkContext._active_spark_context = self.spark.sparkContext
+        return self.spark
+
     @property
     def lake(self) -> Lake:
-        return Lake(lambda: self.spark, str(self.lake_root), self.source.name)
+        return Lake(self.start, str(self.lake_root), self.source.name)
 
     def land(self, name: str, text: str | bytes) -> Path:
         path = self.landing / name
@@ -73,7 +79,18 @@ class Workshop:
         batch: str | None = None, options: Mapping[str, Any] | None = None,
     ) -> Result:  # fmt: skip
         chosen = {"rebuild": False, "table": None} | dict(options or {})
-        return run_job(self.context(day, batch), job, step, chosen)
+        # As in a process of its own, where Spark starts when the job first asks for it.
+        SparkContext._active_spark_context = None
+        try:
+            return run_job(self.context(day, batch), job, step, chosen)
+        finally:
+            self.start()
+
+    def run_steps(self, day: str | None, batch: str) -> None:
+        """A night as its DAG runs it: each step alone."""
+        for job in ("ingest", "sessionize", "items", "sequences"):
+            for step in ("all",) if job == "items" else ("compute", "audit", "publish"):
+                self.run(job, day, step, batch)
 
     def table(self, table: Table) -> DeltaTable:
         return DeltaTable(table.path(str(self.lake_root), self.source.name))

@@ -48,7 +48,7 @@ class Mill:
         for number in range(len(NIGHTS)):
             self.land(shop, batch, number)
             if by_nights:
-                shop.run(day=str(NIGHTS[number]))
+                shop.run_steps(str(NIGHTS[number]), f"night-{number}")
         if not by_nights:
             shop.run()
         return self.differences(shop, fates)

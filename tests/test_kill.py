@@ -24,21 +24,18 @@ def lines(users: range, start: int) -> str:
     return "\n".join(["user,item,ts", *rows, "u1,,5", "u2,i,never"]) + "\n"
 
 
+def environment(shop: Workshop) -> dict[str, str]:
+    return dict(os.environ, SESSIONMILL_LAKE=str(shop.lake_root), SESSIONMILL_DRIVER_MEMORY="1g",
+                SESSIONMILL_SPARK_MASTER="local[2]", TZ="America/Sao_Paulo")  # fmt: skip
+
+
+def command(shop: Workshop) -> list[str]:
+    return [sys.executable, "-m", "jobs", "run", "--source", str(shop.file), "--json"]
+
+
 def run_command(shop: Workshop, point: str | None) -> subprocess.CompletedProcess[str]:
-    env = dict(os.environ, SESSIONMILL_LAKE=str(shop.lake_root), SESSIONMILL_DRIVER_MEMORY="1g",
-               SESSIONMILL_SPARK_MASTER="local[2]", TZ="America/Sao_Paulo")  # fmt: skip
-    if point:
-        env["SESSIONMILL_CRASH_AT"] = point
-    command = [
-        sys.executable,
-        "-m",
-        "jobs",
-        "run",
-        "--source",
-        str(shop.file),
-        "--json",
-    ]
-    return subprocess.run(command, env=env, cwd=shop.folder, capture_output=True, text=True)
+    env = environment(shop) | ({"SESSIONMILL_CRASH_AT": point} if point else {})
+    return subprocess.run(command(shop), env=env, cwd=shop.folder, capture_output=True, text=True)
 
 
 def tables(shop: Workshop) -> list[Any]:
@@ -87,16 +84,9 @@ def test_killed_at_every_point(spark: Any, tmp_path: Path, point: str) -> None:
 
 def test_a_mistake_is_told_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[source]\nname = 'x'\n")
-    command = [
-        sys.executable,
-        "-m",
-        "jobs",
-        "run",
-        "--source",
-        str(tmp_path / "bad.toml"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    words = [sys.executable, "-m", "jobs", "run", "--source", str(tmp_path / "bad.toml")]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1 and "source.landing is missing" in done.stderr
     assert "Traceback" not in done.stderr
-    done = subprocess.run([*command, "--day", "tomorrow; rm -rf /"], capture_output=True, text=True)
+    done = subprocess.run([*words, "--day", "tomorrow; rm -rf /"], capture_output=True, text=True)
     assert done.returncode == 2 and "write YYYY-MM-DD" in done.stderr

@@ -1,0 +1,31 @@
+"""# Sunday's cleaning
+
+Packs the nights' small files, removes what no version needs any more and what killed runs left,
+and says what it freed. Kept are: everything of the last `keep_days` days, every version of
+`gold.sequences` that a registered model was trained on, and what a derived table has not yet read.
+
+**It went red?** Most likely MLflow did not answer: without the registry nobody knows which versions
+its models need, so nothing was removed. Start MLflow and clear the task; it can wait for days.
+"""
+
+import sys
+from pathlib import Path
+
+from airflow.sdk import DAG, CronDataIntervalTimetable
+
+sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
+import mill
+
+for source in mill.sources():
+    with DAG(
+        f"maintenance.{source.name}",
+        schedule=CronDataIntervalTimetable("0 5 * * 0", timezone="UTC"),
+        start_date=mill.LONG_AGO,
+        catchup=False,
+        max_active_runs=1,
+        params=mill.KEEP_DAYS_PARAM,
+        default_args=mill.PATIENCE,
+        doc_md=__doc__,
+        tags=["sessionmill", source.name],
+    ):
+        mill.maintain(source)

@@ -1,0 +1,130 @@
+"""`jobs maintain`: smaller and no other tables, and what somebody still needs is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+
+from jobs import maintain
+from jobs.errors import SettingsError
+from jobs.explain import explain
+from jobs.steps import record, run_job
+from jobs.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS
+from tests.spark_tools import Workshop
+
+T = 1_700_000_000
+DAY = 86_400
+
+
+def night(shop: Workshop, number: int) -> None:
+    """Ten users come every night, each a little later in the same session as the night before."""
+    rows = [f"u{user},i{(user + number) % 9},{T + number * 600}" for user in range(10)]
+    shop.land(f"{number}.csv", "\n".join(["user,item,ts", *rows]) + "\n")
+    shop.run()
+
+
+def test_smaller_and_nothing_else(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path)
+    for number in range(3):
+        night(shop, number)
+    contents = {table: shop.rows(table) for table in (EVENTS, SESSIONS, ITEMS, SEQUENCES)}
+    first, last = 1, shop.version(SEQUENCES)  # version 0 is empty
+    pinned_rows = DeltaTable(shop.lake.path(SEQUENCES), version=first).to_pyarrow_table().num_rows
+    staged = Path(shop.lake.path(EVENTS)) / "staged-killed" / "part-0.parquet"
+    staged.parent.mkdir()
+    staged.write_bytes(b"x" * 4096)
+    abandoned = Path(shop.lake.folder("_candidates", "killed"))
+    abandoned.mkdir(parents=True)
+    (abandoned / "rows.parquet").write_bytes(b"x" * 1000)
+    inspected = Path(shop.lake.folder("_candidates", "failed-last-week"))
+    shutil.copytree(abandoned, inspected)
+    for place in (staged, staged.parent, abandoned, abandoned / "rows.parquet"):
+        os.utime(place, (time.time() - 40 * DAY,) * 2)
+
+    kept = maintain.maintain(shop.context(), 30, {first: ["shop/1"]})
+    assert not staged.exists() and not abandoned.exists() and inspected.exists()
+    assert kept["tables"]["bronze.events"]["files_before"] == 3
+    assert kept["tables"]["bronze.events"]["files_after"] == 1
+    assert kept["freed_bytes"] == 4096 + 1000  # of the tables' own files, all are young
+    assert DeltaTable(shop.lake.path(SESSIONS), version=1).to_pyarrow_table().num_rows == 10
+
+    time.sleep(0.1)
+    gone = maintain.maintain(shop.context(), 0, {first: ["shop/1"], 10**6: ["elsewhere/1"]})
+    assert gone["tables"]["gold.sequences"]["kept_versions"] == [first]
+    assert gone["freed_bytes"] > 10_000
+    assert {table: shop.rows(table) for table in contents} == contents
+    pinned = DeltaTable(shop.lake.path(SEQUENCES), version=first).to_pyarrow_table()
+    assert pinned.num_rows == pinned_rows == 10
+    with pytest.raises(Exception, match=r"not found|No such file"):
+        DeltaTable(shop.lake.path(SEQUENCES), version=last - 1).to_pyarrow_table()
+    (session,) = [row for row in contents[SESSIONS] if row["user_id"] == "u3"]
+    told = explain(str(shop.lake_root), shop.source, session["session_id"])
+    assert len(told["events"]) == 3 and not told["session"]["retired"]
+
+    # Nothing downstream runs again, and the next night goes on as if nothing had been.
+    versions = [shop.version(table) for table in contents]
+    assert shop.run().tables == {}
+    assert [shop.version(table) for table in contents] == versions
+    night(shop, 3)
+    other = Workshop(spark, tmp_path / "other")
+    for number in range(4):
+        shutil.copy(shop.landing / f"{number}.csv", other.landing)
+    other.run()
+    moving = ("ingest_ts", "ingest_file")
+    assert shop.rows(SESSIONS) == other.rows(SESSIONS)
+    assert shop.rows(EVENTS, moving)[0].keys() == other.rows(EVENTS, moving)[0].keys()
+    names = ["user_id", "session_ordinal", "event_ts"]
+    assert [[row[name] for name in names] for row in shop.rows(SEQUENCES)] == [
+        [row[name] for name in names] for row in other.rows(SEQUENCES)
+    ]
+
+
+def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path)
+    night(shop, 0)
+    shop.land("1.csv", f"user,item,ts\nu1,i1,{T + 600}\n")
+    shop.run("ingest")
+    shop.run("sessionize")  # sequences have not read what changed
+    done = maintain.maintain(shop.context(), 0, {})
+    assert done["tables"]["silver.sessions"]["kept_hours"] >= 1
+    assert done["tables"]["gold.sequences"]["kept_hours"] == 0
+    shop.run("items")
+    result = shop.run("sequences")
+    assert result.tables and "rebuil" not in " ".join(result.notes)
+    assert {row["user_id"]: len(row["item_index"]) for row in shop.rows(SEQUENCES)}["u1"] == 2
+
+
+def test_it_does_not_clean_under_another_run(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path)
+    night(shop, 0)
+    other = shop.context()
+    record(other, "run", "all", run_job(shop.context(), "items", "all", {}), 0.0, "running")
+    with pytest.raises(SettingsError, match=r"--keep-days under 1.*run \(run .*killed"):
+        maintain.maintain(shop.context(), 0.5, {})
+    assert maintain.maintain(shop.context(), 1, {})["tables"][RUNS.full_name]["files_after"] == 1
+
+
+def test_pins_are_those_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pins, where = maintain.registry_pins("clicks")
+    assert pins == {} and "MLFLOW_TRACKING_URI is not set" in where
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(SettingsError, match=r"does not answer.*nothing was removed"):
+        maintain.registry_pins("clicks")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    from models import tracking
+
+    client, _ = tracking.connect("clicks")
+    client.create_registered_model("clicks")
+    for version in ("7", "7", "9"):
+        client.create_model_version("clicks", str(tmp_path), tags={"table_version": version})
+    client.create_model_version("clicks", str(tmp_path))
+    pins, _ = maintain.registry_pins("clicks")
+    assert pins == {7: ["clicks/2", "clicks/1"], 9: ["clicks/3"]}
