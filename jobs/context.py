@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.dataset as ds
+
 from jobs import files
 from jobs.delta import Lake
-from jobs.errors import SettingsError
+from jobs.errors import Conflict, SettingsError
 from jobs.settings import settings
 from jobs.sources import Source
 from jobs.tables import Table
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 # Above these many rows plans are compiled. Ours, between two measured loads: some 30 lines, where
 # interpreting won, and 290,000, where compiling did (LAB_LOG.md).
 FEW_MOVED, FEW_THERE = 30_000, 1_000_000
+FEW_BYTES = 64 * 2**20
+"""Ours: a table of at most so many bytes is small."""
 SAFE_BATCH = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
 
 
@@ -69,6 +74,37 @@ class Context:
         if settings().short_jobs is None:
             compile_plans(spark, moved > FEW_MOVED or there > FEW_THERE)
 
+    def merge(
+        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
+        within: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Put a part of the candidate into the table by its key, in one commit. Rows whose column
+        `gone`, if there is one, is true are removed.
+
+        A small table that nobody takes changes from is written anew without a JVM; others are
+        merged by Spark.
+
+        Args:
+            base: the table's version that the part was computed from.
+            app_id, version: the progress that the commit carries.
+            within: the first and last `order` time (us) of the table's rows that are touched.
+
+        Raises:
+            Conflict: another run changed the table since `base`.
+        """
+        lake = self.lake
+        few = settings().short_jobs
+        if few is None:
+            few = lake.bytes(table) <= FEW_BYTES
+        if few and not table.feed:
+            lake.merge_few(table, candidate.arrow(part), base, app_id, version, self.run_id)
+            return
+        if lake.changed_rows(table, base):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        self.expect(candidate.row_count(part), lake.rows(table))
+        with lake.transaction(table, app_id, version, self.run_id):
+            lake.merge(table, candidate.part(part), within)
+
     @property
     def oldest_day(self) -> date | None:
         """Events of a day before this one are late; None: nothing is."""
@@ -107,6 +143,16 @@ class Candidate:
 
         schema = StructType.fromJson(json.loads(files.read_text(self.path(name) + SCHEMA)))
         return self.lake.spark.read.schema(schema).parquet(self.path(name))
+
+    def arrow(self, name: str) -> pa.Table:
+        """A part, read without Spark."""
+        system, inner = files.located(self.path(name))
+        return ds.dataset(inner, format="parquet", filesystem=system).to_table()
+
+    def row_count(self, name: str) -> int:
+        """Rows of a part, from its files' footers."""
+        system, inner = files.located(self.path(name))
+        return int(ds.dataset(inner, format="parquet", filesystem=system).count_rows())
 
     @property
     def finished(self) -> bool:

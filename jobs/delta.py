@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import files
+from jobs.arrow import arrow_schema
 from jobs.errors import Conflict, SessionmillError
 from jobs.files import rust_uri
 from jobs.tables import Table
@@ -89,6 +90,12 @@ class Lake:
         found = self._open(table)
         return 0 if found is None else _rows(found)
 
+    def bytes(self, table: Table) -> int:
+        """Size of the newest version's data files."""
+        found = self._open(table)
+        sizes = pa.table(found.get_add_actions())["size_bytes"] if found else None
+        return 0 if sizes is None else int(pa.compute.sum(sizes).as_py() or 0)
+
     def grown(self, table: Table, after: int | None) -> int:
         """By how many rows the table has grown since a version; all, where it is forgotten."""
         found = self._open(table)
@@ -128,7 +135,7 @@ class Lake:
         if self.version(table) is not None:
             return False
         DeltaTable.create(
-            rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table)), mode="ignore",
+            rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table.columns)), mode="ignore",
             description=table.doc, configuration=_properties(table, properties),
             raise_if_key_not_exists=False,
         )  # fmt: skip
@@ -172,14 +179,24 @@ class Lake:
         Returns:
             One entry a file: `path` (below the table), `size`, `modified_ms`, `rows`, `stats`.
         """
-        folder = f"staged-{run_id}-{uuid.uuid4().hex[:8]}"
+        folder = staging(run_id)
         place = f"{self.path(table)}/{folder}"
         rows.select(*table.columns).write.parquet(place)
+        return self.entries(table, folder)
+
+    def entries(self, table: Table, folder: str) -> list[dict[str, Any]]:
+        """The files of a folder below the table, as `stage` tells them."""
+        place = f"{self.path(table)}/{folder}"
         return [
             {"path": f"{folder}/{info.base_name}", "size": info.size,
              "modified_ms": info.mtime_ns // 1_000_000, **statistics(f"{place}/{info.base_name}")}
             for info in files.listed(place)
         ]  # fmt: skip
+
+    def file_uris(self, table: Table, version: int) -> list[str]:
+        """The data files of a version."""
+        found: list[str] = DeltaTable(rust_uri(self.path(table)), version=version).file_uris()
+        return found
 
     def staged(self, table: Table, entries: list[dict[str, Any]]) -> DataFrame:
         """Staged files, read by Spark."""
@@ -250,43 +267,65 @@ class Lake:
             writer = writer.tableProperty(name, value)
         writer.createOrReplace()
 
-    def merge(
-        self, table: Table, rows: DataFrame, within: Column | None = None, delete: str | None = None
-    ) -> None:
-        """One MERGE by the table's key.
-
-        Args:
-            rows: the table's columns, and the boolean column named by `delete`, if any: rows
-                where it is true are removed, all others put.
-            within: a condition on `t.<column>` that every touched row of the table fulfils, so
-                that file statistics prune.
-        """
+    def merge(self, table: Table, rows: DataFrame, within: tuple[int, int] | None = None) -> None:
+        """One MERGE by the table's key; see `Context.merge`."""
+        delete = "gone" in rows.columns
         from delta.tables import DeltaTable as SparkDeltaTable
 
         match = F.lit(True)
         for name in table.key:
             match = match & (F.col(f"t.{name}") == F.col(f"s.{name}"))
-        if within is not None:
-            match = match & within
+        if within is not None:  # literals: file statistics prune by them
+            first, last = (F.timestamp_micros(F.lit(one)) for one in within)
+            match = match & F.col(f"t.{table.order[0]}").between(first, last)
         put = {name: f"s.{name}" for name in table.columns}
-        keep = f"NOT s.{delete}" if delete else "true"
+        keep = "NOT s.gone" if delete else "true"
         target = SparkDeltaTable.forPath(self.spark, self.path(table))
         merge = target.alias("t").merge(rows.alias("s"), match)
         if delete:
-            merge = merge.whenMatchedDelete(f"s.{delete}")
+            merge = merge.whenMatchedDelete("s.gone")
         merge = merge.whenMatchedUpdate(set=put).whenNotMatchedInsert(keep, values=put)
         merge.execute()
+
+    def merge_few(
+        self, table: Table, rows: pa.Table, base: int, app_id: str, version: int, run_id: str
+    ) -> None:
+        """`merge` into a small table that nobody takes changes from: all its rows are written anew,
+        without a JVM, and put in place of the old ones in one commit. (delta-rs has a MERGE; the
+        files that it writes in 1.6 hold string views, which pyarrow cannot filter.)
+
+        Raises:
+            Conflict: another run changed the table since `base`.
+        """
+        key, schema = list(table.key), arrow_schema(table.columns)
+        found = self._open(table)
+        assert found is not None
+        found.load_as_version(base)
+        old = found.to_pyarrow_table()
+        places = old.select(key).append_column("_at", pa.array(range(old.num_rows), pa.int64()))
+        kept = places.join(rows.select(key), key, join_type="left anti")["_at"]
+        if "gone" in rows.column_names:
+            rows = rows.filter(pa.compute.invert(rows["gone"]))
+        kept = kept.take(pa.compute.sort_indices(kept))
+        new = pa.concat_tables([part.cast(schema) for part in (
+            old.take(kept), rows.select(schema.names))])  # fmt: skip
+        new = new.sort_by([(name, "ascending") for name in table.order or table.key])
+        folder = staging(run_id)
+        files.write_parquet(f"{self.path(table)}/{folder}/part-0.parquet", new)
+        self.commit(
+            table, self.entries(table, folder), base, app_id, version, run_id, overwrite=True
+        )
 
     # -- operations tables: small, written by delta-rs alone ----------------------------------
 
     def small(self, table: Table) -> pa.Table:
         """A small table whole, as Arrow."""
         found = self._open(table)
-        return found.to_pyarrow_table() if found else arrow_schema(table).empty_table()
+        return found.to_pyarrow_table() if found else arrow_schema(table.columns).empty_table()
 
     def put_small(self, table: Table, rows: list[tuple[Any, ...]]) -> None:
         """Put rows into an operations table, in place of those of the same key."""
-        schema = arrow_schema(table)
+        schema = arrow_schema(table.columns)
         columns = zip(*rows, strict=True)
         arrays = [pa.array(one, field.type) for one, field in zip(columns, schema, strict=True)]
         batch = pa.Table.from_arrays(arrays, schema=schema)
@@ -301,6 +340,11 @@ class Lake:
                 merge.execute()
 
         retried(5, attempt)
+
+
+def staging(run_id: str) -> str:
+    """A new folder for staged files, below their table."""
+    return f"staged-{run_id}-{uuid.uuid4().hex[:8]}"
 
 
 class FeedGone(SessionmillError):
@@ -346,41 +390,6 @@ QUIET = {
     "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CLUSTER BY", "CREATE TABLE",
 }  # fmt: skip
 """Operations of Delta's history that move no rows."""
-
-
-ARROW = {
-    "string": pa.string(), "bigint": pa.int64(), "int": pa.int32(), "double": pa.float64(),
-    "date": pa.date32(), "timestamp": pa.timestamp("us", "UTC"), "boolean": pa.bool_(),
-}  # fmt: skip
-
-
-def arrow_type(kind: str) -> pa.DataType:
-    """A Spark SQL type as an Arrow type."""
-    if kind in ARROW:
-        return ARROW[kind]
-    outer, inner = kind[: kind.index("<")], kind[kind.index("<") + 1 : -1]
-    if outer == "array":
-        return pa.list_(arrow_type(inner))
-    parts = _split(inner)
-    if outer == "map":
-        return pa.map_(arrow_type(parts[0]), arrow_type(parts[1]))
-    return pa.struct([(one.split(":", 1)[0], arrow_type(one.split(":", 1)[1])) for one in parts])
-
-
-def _split(inner: str) -> list[str]:
-    """Split at the commas that stand outside angle brackets."""
-    parts, depth = [""], 0
-    for char in inner:
-        depth += (char == "<") - (char == ">")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts
-
-
-def arrow_schema(table: Table) -> pa.Schema:
-    return pa.schema([(name, arrow_type(kind)) for name, kind in table.columns.items()])
 
 
 def statistics(path: str) -> dict[str, Any]:

@@ -87,28 +87,24 @@ def changes_of(sessions: DeltaTable, session_id: str) -> list[dict[str, Any]]:
 
 
 def remembered(table: DeltaTable, predicate: str) -> list[dict[str, Any]]:
-    """The change feed from as far back as its files are still there (`jobs maintain` removes old
-    ones)."""
-
-    def since(version: int) -> list[dict[str, Any]]:
-        reader = table.load_cdf(
-            starting_version=version, allow_out_of_range=True, predicate=predicate
-        )
-        rows: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
-        return rows
-
-    low, high = 0, table.version() + 1  # a feed that starts after the last version is empty
-    found: list[dict[str, Any]] = []
-    while low < high:
-        # First the whole feed, which is nearly always there; then halving.
-        middle = low if high > table.version() and low == 0 else (low + high) // 2
-        try:
-            found, high = since(middle), middle
-        except Exception as error:  # delta-rs tells of a missing file by a plain one
-            if "not found" not in str(error).lower() and "no such file" not in str(error).lower():
-                raise
-            low = middle + 1
-    return found
+    """The change feed from as far back as no VACUUM has reached (`jobs maintain` runs it)."""
+    history = table.history()
+    cleaned = max(
+        (
+            one["timestamp"] - int(one["operationParameters"].get("specifiedRetentionMillis") or 0)
+            for one in history
+            if one["operation"] == "VACUUM START"
+        ),
+        default=0,
+    )
+    whole = [one["version"] for one in history if one["timestamp"] > cleaned]
+    if not whole:
+        return []
+    reader = table.load_cdf(
+        starting_version=min(whole), allow_out_of_range=True, predicate=predicate
+    )
+    rows: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
+    return rows
 
 
 def files_of(

@@ -9,6 +9,8 @@ import fnmatch
 import re
 from typing import BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 HIDDEN = ("_", ".")
@@ -53,6 +55,13 @@ def write_text(path: str, text: str) -> None:
     with system.open_output_stream(inner + ".partial") as stream:
         stream.write(text.encode("utf-8"))
     system.move(inner + ".partial", inner)
+
+
+def write_parquet(path: str, rows: pa.Table) -> None:
+    """Write rows as one file, its folder made where there is none."""
+    system, inner = located(path)
+    system.create_dir(inner.rpartition("/")[0], recursive=True)
+    pq.write_table(rows, inner, filesystem=system)
 
 
 def remove(folder: str) -> None:

@@ -381,8 +381,11 @@ def fill_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any
         known = lake.read(REJECTS, base).where(F.col("file").isin(manifest["files"])).select(*key)
         good = candidate.part("lines").where("line > 0 AND reason IS NULL").select(*key)
         good = good.join(rejects.select(*key), key, "left_anti")
-        cleared = candidate.write("rejects-cleared", known.join(good, key, "left_semi"))
-        manifest["rejects_cleared"] = cleared.count()
+        padded = known.join(good, key, "left_semi").withColumns(
+            {n: F.lit(None).cast(t) for n, t in REJECTS.columns.items() if n not in REJECTS.key}
+        )
+        candidate.write("rejects-cleared", padded.withColumn("gone", F.lit(True)))
+        manifest["rejects_cleared"] = candidate.row_count("rejects-cleared")
         rejects = rejects.join(known, key, "left_anti")
     if manifest["rejects"]:
         manifest["rejects_staged"] = lake.stage(REJECTS, rejects.coalesce(1), context.run_id)
@@ -499,22 +502,26 @@ def publish_events(context: Context, candidate: Candidate, manifest: dict[str, A
     if "staged" in manifest:
         lake.commit(EVENTS, manifest["staged"], base, guard, version, context.run_id)
         return
-    if lake.changed_rows(EVENTS, base):
-        raise Conflict(f"bronze.events was changed by another run since version {base}")
-    context.expect(manifest["counts"]["read"], lake.rows(EVENTS))
-    with lake.transaction(EVENTS, guard, version, context.run_id):
-        lake.merge(EVENTS, candidate.part("events").select(*EVENTS.columns))
+    context.merge(EVENTS, candidate, "events", base, guard, version)
 
 
 def clear_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
     if not manifest.get("rejects_cleared"):
         return
-    context.expect(manifest["rejects_cleared"], context.lake.rows(REJECTS))
-    padded = candidate.part("rejects-cleared").withColumns(
-        {n: F.lit(None).cast(t) for n, t in REJECTS.columns.items() if n not in REJECTS.key}
-    )
-    context.lake.merge(REJECTS, padded.withColumn("_gone", F.lit(True)), delete="_gone")
+    change_rejects(context, candidate, "rejects-cleared")
+
+
+def change_rejects(context: Context, candidate: Candidate, part: str) -> None:
+    """Put a part of the candidate into `bronze.rejects`; other runs' rejects are left as they are."""
+
+    def attempt(_: int) -> None:
+        base = context.lake.version(REJECTS)
+        assert base is not None
+        guard = context.lake.guard(REJECTS)
+        context.merge(REJECTS, candidate, part, base, guard, base + 1)
+
+    retried(3, attempt)
 
 
 def publish_ledger(context: Context, candidate: Candidate) -> None:

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from jobs import crash
 from jobs.context import Candidate, Context, Result
 from jobs.delta import FeedGone, feed_gone
-from jobs.errors import Conflict, SettingsError
+from jobs.errors import SettingsError
 from jobs.sessionize import CAME, GONE
 from jobs.tables import EVENTS, ITEMS
 
@@ -130,8 +130,8 @@ def fill(
     else:
         highest = items.agg(F.max("item_index")).first()
         assert highest is not None
-        rows = candidate.write("items", updated(items, change, highest[0]).coalesce(1))
-        manifest["rows"] = rows.count()
+        candidate.write("items", updated(items, change, highest[0]).coalesce(1))
+        manifest["rows"] = candidate.row_count("items")
     manifest["empty"] = manifest["rows"] == 0
 
 
@@ -143,11 +143,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         if "staged" in manifest:
             lake.commit(ITEMS, manifest["staged"], base, consumed, upto, context.run_id)
         else:
-            if lake.changed_rows(ITEMS, base):
-                raise Conflict(f"gold.items was changed by another run since version {base}")
-            context.expect(manifest["rows"], lake.rows(ITEMS))
-            with lake.transaction(ITEMS, consumed, upto, context.run_id):
-                lake.merge(ITEMS, candidate.part("items"))
+            context.merge(ITEMS, candidate, "items", base, consumed, upto)
         crash.point("items.published")
     result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
     result.tables[ITEMS.full_name] = lake.told(ITEMS)

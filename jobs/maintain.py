@@ -135,7 +135,8 @@ def _abandoned(context: Context, keep_days: float) -> list[dict[str, Any]]:
         if batch.type == fs.FileType.Directory and newest is not None and newest < since:
             system.delete_dir(batch.path)
             freed = sum(one.size or 0 for one in below if one.type == fs.FileType.File)
-            removed.append({"batch": batch.base_name, "freed_bytes": freed})
+            if freed:  # an ended run leaves an empty folder
+                removed.append({"batch": batch.base_name, "freed_bytes": freed})
     return removed
 
 
@@ -170,8 +171,8 @@ def in_words(source: str, done: dict[str, Any]) -> str:
         kept = f", versions {one['kept_versions']} kept" if one["kept_versions"] else ""
         lines.append(
             f"  {name}: {one['files_before']} files -> {one['files_after']}; "
-            f"{one['removed_files']} unneeded ones removed, {size(one['freed_bytes'])}; what went "
-            f"in the last {one['kept_hours'] / 24:g} days is kept{kept}"
+            f"{one['removed_files']} unneeded ones removed, {size(one['freed_bytes'])}; what was "
+            f"replaced less than {one['kept_hours'] / 24:.3g} days ago is kept{kept}"
         )
     return "\n".join(lines)
 

@@ -102,7 +102,7 @@ def compute(context: Context) -> Candidate:
     if not manifest["empty"]:
         context.expect(lake.rows(REJECTS), lake.rows(EVENTS))
         lines = candidate.write("lines", rejected_lines(context, version))
-        manifest["counts"]["read"] = lines.count()
+        manifest["counts"]["read"] = candidate.row_count("lines")
         ingest.fill_events(context, candidate, manifest, oldest_date(context))
         unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
         still = candidate.write("rejects", unusable)
@@ -110,10 +110,11 @@ def compute(context: Context) -> Candidate:
         key = list(REJECTS.key)
         good = lines.join(still.select(*key), key, "left_anti").select(*REJECTS.columns)
         other = still.where("reason <> kept_reason").select(*REJECTS.columns)
-        change = good.withColumn("_gone", F.lit(True)).unionByName(
-            other.withColumn("_gone", F.lit(False))
+        change = good.withColumn("gone", F.lit(True)).unionByName(
+            other.withColumn("gone", F.lit(False))
         )
-        manifest["rejects_changed"] = candidate.write("change", change).count()
+        candidate.write("change", change)
+        manifest["rejects_changed"] = candidate.row_count("change")
     candidate.save(manifest)
     return candidate
 
@@ -136,8 +137,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
     if not manifest["empty"]:
         ingest.publish_events(context, candidate, manifest)
         if manifest["rejects_changed"]:
-            context.expect(manifest["rejects_changed"], lake.rows(REJECTS))
-            lake.merge(REJECTS, candidate.part("change"), delete="_gone")
+            ingest.change_rejects(context, candidate, "change")
         if result.events_new or result.events_replaced:
             result.notes.append(
                 f"{EVENTS.full_name} has grown: python -m jobs run --source "

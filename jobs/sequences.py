@@ -15,7 +15,7 @@ from expectations.sessions import order_key
 from jobs import crash, validate
 from jobs.context import Candidate, Context, Result
 from jobs.delta import FeedGone, feed_gone
-from jobs.errors import Conflict, SettingsError
+from jobs.errors import SettingsError
 from jobs.sources import SessionsPart
 from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
 
@@ -131,12 +131,15 @@ def fill(
         rows = candidate.write("sequences", rows)
         known = lake.read(SEQUENCES, manifest["base"]).select("user_id")
         gone = users.join(rows.select("user_id"), "user_id", "left_anti").join(known, "user_id")
-        candidate.write("gone", gone)
+        change = rows.withColumn("gone", F.lit(False)).unionByName(
+            gone.withColumn("gone", F.lit(True)), allowMissingColumns=True
+        )
+        candidate.write("change", change)
     counted = rows.agg(F.count("*"), F.coalesce(F.sum(F.size("item_index")), F.lit(0))).first()
     expected = sessions.agg(F.coalesce(F.sum("event_count"), F.lit(0))).first()
     assert counted is not None and expected is not None
     manifest |= {"rows": counted[0], "positions": counted[1], "events": expected[0]}
-    manifest["empty"] = counted[0] == 0 and (users is None or candidate.part("gone").isEmpty())
+    manifest["empty"] = (counted[0] if users is None else candidate.row_count("change")) == 0
 
 
 def audit(context: Context, candidate: Candidate) -> None:
@@ -165,14 +168,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         if "staged" in manifest:
             lake.commit(SEQUENCES, manifest["staged"], base, consumed, upto, context.run_id)
         else:
-            if lake.changed_rows(SEQUENCES, base):
-                raise Conflict(f"gold.sequences was changed by another run since version {base}")
-            context.expect(manifest["rows"], lake.rows(SEQUENCES))
-            rows = candidate.part("sequences").withColumn("gone", F.lit(False))
-            gone = candidate.part("gone").withColumn("gone", F.lit(True))
-            change = rows.unionByName(gone, allowMissingColumns=True)
-            with lake.transaction(SEQUENCES, consumed, upto, context.run_id):
-                lake.merge(SEQUENCES, change, delete="gone")
+            context.merge(SEQUENCES, candidate, "change", base, consumed, upto)
         crash.point("sequences.published")
     result.tables[SEQUENCES.full_name] = lake.told(SEQUENCES)
     return result

@@ -13,9 +13,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from expectations.sessions import belong, order_key
-from jobs import crash, validate
+from jobs import crash, slices, validate
 from jobs.context import Candidate, Context, Result
-from jobs.delta import FeedGone, feed_gone
+from jobs.delta import FeedGone, feed_gone, staging
 from jobs.errors import Conflict, RuleChanged, SettingsError
 from jobs.sources import SessionsPart
 from jobs.tables import EVENT_STRUCT, EVENTS, SESSIONS
@@ -25,6 +25,7 @@ EVENT_FIELDS = (
     "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
     "source_session_id", "exposed_with",
 )  # fmt: skip
+SMALLEST_SLICE = 50_000  # ours: under so many events a second task is not worth its start
 GONE = ("delete", "update_preimage")
 CAME = ("insert", "update_postimage")
 
@@ -263,16 +264,57 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
         manifest["empty"] = True
     if manifest["whole"]:
         context.expect(lake.rows(EVENTS))
-        events = lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
-        bounds = time_bounds(events, context.spark.sparkContext.defaultParallelism)
-        new = cut(events.withColumn("old_session_id", F.lit(None).cast("string")), rule)
         known = lake.rows(SESSIONS) > 0 or manifest["after"] is not None
         manifest["replace"] = rebuild or known
-        fill_whole(context, manifest, by_start(new, bounds))
+        whole = cut_by_slices if rule.rule == "gap" else cut_by_users
+        manifest["staged"] = whole(context, upto)
+        count_whole(context, manifest)
         manifest["empty"] = manifest["counts"]["rows"] == 0 and not rebuild
     candidate.save(manifest)
     crash.point("sessionize.computed")
     return candidate
+
+
+def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
+    """Stage all sessions anew, under any rule: all events of a user in one place."""
+    events = context.lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
+    bounds = time_bounds(events, context.spark.sparkContext.defaultParallelism)
+    events = events.withColumn("old_session_id", F.lit(None).cast("string"))
+    rows = by_start(cut(events, context.source.sessions), bounds)
+    rows = rows.sortWithinPartitions(*SESSIONS.order)
+    return context.lake.stage(SESSIONS, rows, context.run_id)
+
+
+def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
+    """Stage all sessions anew, under the gap rule: see `jobs/slices.py`."""
+    lake, rule, spark = context.lake, context.source.sessions, context.spark
+    try:
+        known = slices.extents(lake.file_uris(EVENTS, upto))
+    except KeyError:  # a writer that keeps no statistics
+        return cut_by_users(context, upto)
+    share = sum(rows for *_, rows in known) // spark.sparkContext.defaultParallelism + 1
+    size = max(SMALLEST_SLICE, min(slices.SLICE_EVENTS, share))
+    how = slices.Cut(
+        gap_us=rule.gap_us, max_session_us=rule.max_session_us,
+        max_session_events=rule.max_session_events, fields=EVENT_FIELDS, events=EVENTS.columns,
+        sessions=SESSIONS.columns,
+    )  # fmt: skip
+    folder = staging(context.run_id)
+    aside = f"{context.candidate(SESSIONS).folder}/{slices.SPARE}"
+    work = slices.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)
+
+    def run(todo: list[tuple[int | None, int | None, list[str]]]) -> list[Any]:
+        rows = [(number, *one) for number, one in enumerate(todo)]
+        frame = spark.createDataFrame(rows, "number int, low long, high long, paths array<string>")
+        frame = frame.repartitionById(len(rows), "number").drop("number")
+        return frame.mapInArrow(work, slices.REPORT_DDL).collect()
+
+    done = run(slices.slices(known, size)) if known else []
+    spare = [one["spare"] for one in done if one["spare"]]
+    done += run([(None, None, spare)]) if spare else []
+    mine = {one["path"].rpartition("/")[2] for one in done}
+    # Files of attempts that Spark gave up are not among those reported.
+    return [one for one in lake.entries(SESSIONS, folder) if one["path"].rpartition("/")[2] in mine]
 
 
 def time_bounds(events: DataFrame, partitions: int) -> list[int]:
@@ -294,6 +336,7 @@ def by_start(sessions: DataFrame, bounds: list[int]) -> DataFrame:
 
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
     """Write the rows that change, each partition laid out by start, and count them."""
+    rows = rows.withColumn("gone", F.col("change") == "retired")
     written = candidate.write("sessions", rows.sortWithinPartitions(*SESSIONS.order))
     put = F.col("change") != "retired"
     counted = written.agg(
@@ -312,11 +355,9 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows:
         manifest["staged"] = context.lake.stage(SESSIONS, written, context.run_id)
 
 
-def fill_whole(context: Context, manifest: dict[str, Any], rows: DataFrame) -> None:
-    """Write all sessions once, where they will stay, and count what differs from the table."""
-    lake = context.lake
-    rows = rows.sortWithinPartitions(*SESSIONS.order)
-    staged = manifest["staged"] = lake.stage(SESSIONS, rows, context.run_id)
+def count_whole(context: Context, manifest: dict[str, Any]) -> None:
+    """Count all sessions, staged where they will stay, and what differs from the table."""
+    lake, staged = context.lake, manifest["staged"]
     new = lake.staged(SESSIONS, staged)
     counted = new.agg(F.coalesce(F.sum("event_count"), F.lit(0)), F.count("runaway")).first()
     assert counted is not None
@@ -410,17 +451,11 @@ def merge(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> N
     Raises:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
-    lake, counts, base = context.lake, manifest["counts"], manifest["base"]
-    if lake.changed_rows(SESSIONS, base):
-        raise Conflict(f"silver.sessions was changed by another run since version {base}")
-    context.expect(counts["rows"], lake.rows(SESSIONS))
-    within = F.col("t.start_ts").between(
-        F.timestamp_micros(F.lit(counts["lo_us"])), F.timestamp_micros(F.lit(counts["hi_us"]))
-    )
-    rows = candidate.part("sessions").withColumn("_retired", F.col("change") == "retired")
-    consumed = lake.app_id(SESSIONS, EVENTS)
-    with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
-        lake.merge(SESSIONS, rows, within=within, delete="_retired")
+    lake, counts = context.lake, manifest["counts"]
+    context.merge(
+        SESSIONS, candidate, "sessions", manifest["base"], lake.app_id(SESSIONS, EVENTS),
+        manifest["upto"], within=(counts["lo_us"], counts["hi_us"]),
+    )  # fmt: skip
 
 
 def replace(context: Context, manifest: dict[str, Any]) -> None:

@@ -1,0 +1,255 @@
+"""All sessions anew, under the gap rule, by slices of time: no shuffle, no row ever leaves Arrow.
+
+A session is local in time, and `bronze.events` lies in files by time. So each Spark task takes one
+slice of time, sorts its events by user, cuts them where a silence is longer than `gap_s`, and
+writes a data file of `silver.sessions`. Only the sessions that come within `gap_s` of a slice's
+edge may go on in the next slice: their events are put aside and cut together at the end.
+
+On 20 million events a cut by Spark's own window functions spends most of its time moving and
+sorting rows, twice: by user to cut them, by time to lay them out (LAB_LOG.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from jobs import files
+from jobs.arrow import arrow_schema
+
+SLICE_EVENTS = 1_000_000
+"""About as many events as a task holds at a time: some 300 MB."""
+
+SPARE = "spare"  # the events put aside, one file a slice
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a cut needs of the rule, and of the tables: all that a task is sent."""
+
+    gap_us: int
+    max_session_us: int
+    max_session_events: int
+    fields: tuple[str, ...]
+    """Of an event in a session, in their order."""
+    events: dict[str, str]
+    sessions: dict[str, str]
+    """Columns and their types, of `bronze.events` and `silver.sessions`."""
+
+
+# -- one slice ------------------------------------------------------------------------------------
+
+
+def in_order(events: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort events by user, and within a user by the total order of the gap rule.
+
+    Returns:
+        Places of the rows in their order, and of the rows so ordered the user (any number that
+        tells users apart) and the time in microseconds.
+    """
+    users = pc.dictionary_encode(events["user_id"].combine_chunks())
+    codes = users.indices.to_numpy(zero_copy_only=False)
+    times = events["event_ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    order = np.lexsort((times, codes))
+    codes, times = codes[order], times[order]
+    same = (codes[1:] == codes[:-1]) & (times[1:] == times[:-1])
+    if same.any():
+        tied = np.zeros(len(order), bool)
+        tied[1:] |= same
+        tied[:-1] |= same
+        run = np.cumsum(np.concatenate([[True], ~same]))
+        at = np.flatnonzero(tied)
+        rows = events.select(["tie_break", "event_id"]).take(pa.array(order[at]))
+        keys = pa.table(
+            {
+                "run": run[at], "without": pc.is_null(rows["tie_break"]),
+                "tie_break": rows["tie_break"], "event_id": rows["event_id"],
+            }
+        )  # fmt: skip
+        sorted_ties = pc.sort_indices(
+            keys, [(name, "ascending") for name in keys.column_names]
+        ).to_numpy()
+        order[at] = order[at][sorted_ties]
+    return order, codes, times
+
+
+def session_id(user: str, first_event: str) -> str:
+    """As `jobs.sessionize.session_id`, one at a time."""
+    text = f"{len(user)}:{user}/{first_event}"
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def cut(
+    events: pa.Table, how: Cut, low: int | None = None, high: int | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """Cut the events of one slice of time.
+
+    Args:
+        events: `user_id` and the fields of an event; all events with low <= time < high.
+        low, high: the slice's edges in microseconds; None: nothing lies beyond.
+
+    Returns:
+        The sessions, and the events of those that may go on beyond an edge.
+    """
+    if not events.num_rows:
+        return arrow_schema(how.sessions).empty_table(), events
+    order, codes, times = in_order(events)
+    opens = np.concatenate([[True], (codes[1:] != codes[:-1]) | (np.diff(times) > how.gap_us)])
+    first = np.flatnonzero(opens)
+    size = np.diff(np.append(first, len(order)))
+    start, end = times[first], times[first + size - 1]
+    beyond = np.zeros(len(first), bool)
+    if low is not None:
+        beyond |= start - low <= how.gap_us
+    if high is not None:
+        beyond |= high - end <= how.gap_us
+    spare = events.take(pa.array(order[np.repeat(beyond, size)]))
+    if beyond.any():
+        order = order[np.repeat(~beyond, size)]
+        start, end, size = start[~beyond], end[~beyond], size[~beyond]
+    rows = events.take(pa.array(order)).combine_chunks()
+    offsets = np.concatenate([[0], np.cumsum(size)]).astype(np.int32)
+    heads = rows.select(["user_id", "event_id"]).take(pa.array(offsets[:-1]))
+    users, ids = heads["user_id"].to_pylist(), heads["event_id"].to_pylist()
+    schema = arrow_schema(how.sessions)
+    fields = [rows[name].combine_chunks() for name in how.fields]
+    struct = pa.StructArray.from_arrays(fields, fields=list(schema.field("events").type.value_type))
+    runaway = np.full(len(size), None, object)
+    runaway[size > how.max_session_events] = "events"
+    runaway[end - start > how.max_session_us] = "hours"
+    clock = pa.timestamp("us", "UTC")
+    started = pa.array(start, pa.int64()).cast(clock)
+    sessions = pa.Table.from_arrays(
+        [
+            pa.array([session_id(*one) for one in zip(users, ids, strict=True)], pa.string()),
+            heads["user_id"].combine_chunks(),
+            started,
+            pa.array(end, pa.int64()).cast(clock),
+            started.cast(pa.timestamp("us")).cast(pa.date32()),
+            pa.array(size, pa.int32()),
+            pa.array(runaway, pa.string()),
+            pa.ListArray.from_arrays(pa.array(offsets), struct, type=schema.field("events").type),
+        ],
+        schema=schema,
+    )
+    return sessions.take(pc.sort_indices(sessions["start_ts"])), spare
+
+
+# -- the slices of a table ------------------------------------------------------------------------
+
+
+def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
+    """Path, first and last time (us) and rows of each row group, from the files' footers.
+
+    Raises:
+        KeyError: a file has no statistics of `event_ts`.
+    """
+
+    def of(path: str) -> list[tuple[str, int, int, int]]:
+        with files.open_binary(path) as stream:
+            meta = pq.ParquetFile(stream).metadata
+        place = meta.schema.names.index("event_ts")
+        found = []
+        for at in range(meta.num_row_groups):
+            group = meta.row_group(at)
+            known = group.column(place).statistics
+            if group.num_rows and (known is None or not known.has_min_max):
+                raise KeyError(path)
+            if group.num_rows:
+                ends = (_us(known.min), _us(known.max))
+                found.append((path, *ends, group.num_rows))
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        return [one for many in pool.map(of, paths) for one in many]
+
+
+def _us(moment: Any) -> int:
+    return int(pa.scalar(moment, pa.timestamp("us", "UTC")).cast(pa.int64()).as_py())
+
+
+def slices(
+    known: list[tuple[str, int, int, int]], size: int
+) -> list[tuple[int | None, int | None, list[str]]]:
+    """Edges of slices of about `size` events, where row groups begin, with the files of each."""
+    edges: list[int] = []
+    filled = 0
+    for _, low, _, rows in sorted(known, key=lambda one: one[1]):
+        if filled >= size and (not edges or low > edges[-1]):
+            edges.append(low)
+            filled = 0
+        filled += rows
+    found: list[tuple[int | None, int | None, list[str]]] = []
+    for start, stop in itertools.pairwise([None, *edges, None]):
+        inside = {
+            path
+            for path, first, last, _ in known
+            if (stop is None or first < stop) and (start is None or last >= start)
+        }
+        found.append((start, stop, sorted(inside)))
+    return found
+
+
+def read(paths: list[str], how: Cut, low: int | None, high: int | None) -> pa.Table:
+    """The events of a slice. Row groups beyond its edges are not read."""
+    schema = arrow_schema(how.events)
+    columns = ["user_id", *how.fields]
+    if not paths:
+        return pa.schema([schema.field(name) for name in columns]).empty_table()
+    clock = pa.timestamp("us", "UTC")
+    inside = None
+    for bound, compare in ((low, "__ge__"), (high, "__lt__")):
+        if bound is not None:
+            found = getattr(ds.field("event_ts"), compare)(pa.scalar(bound, pa.int64()).cast(clock))
+            inside = found if inside is None else inside & found
+    system, _ = files.located(paths[0])
+    places = [files.located(path)[1] for path in paths]
+    data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
+    return data.to_table(columns, filter=inside, use_threads=False)
+
+
+REPORT_DDL = "path string, rows long, spare string, spared long"
+
+
+def worker(
+    how: Cut, folder: str, aside: str
+) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
+    """What a task does with its slices: rows of `low, high, paths`; see `REPORT_DDL`.
+
+    A file's name is made up anew by each attempt, so that two attempts never write the same one.
+    """
+
+    def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for one in batch.to_pylist():
+                name = f"part-{uuid.uuid4().hex}.parquet"
+                sessions, spare = cut(
+                    read(one["paths"], how, one["low"], one["high"]), how, one["low"], one["high"]
+                )
+                files.write_parquet(f"{folder}/{name}", sessions)
+                if spare.num_rows:
+                    files.write_parquet(f"{aside}/{name}", spare)
+                yield pa.RecordBatch.from_pydict(
+                    {
+                        "path": [f"{folder}/{name}"], "rows": [sessions.num_rows],
+                        "spare": [f"{aside}/{name}" if spare.num_rows else None],
+                        "spared": [spare.num_rows],
+                    },
+                    schema=pa.schema([
+                        ("path", pa.string()), ("rows", pa.int64()), ("spare", pa.string()),
+                        ("spared", pa.int64()),
+                    ]),
+                )  # fmt: skip
+
+    return work

@@ -1,0 +1,117 @@
+"""A cut by slices of time is the cut of the whole, wherever the edges fall."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jobs import slices
+from jobs.arrow import arrow_schema
+from jobs.sessionize import EVENT_FIELDS
+from jobs.tables import EVENTS, SESSIONS
+from tests.oracle import expected_sessions
+
+GAP = 10
+HOW = slices.Cut(
+    gap_us=GAP, max_session_us=60, max_session_events=6, fields=EVENT_FIELDS,
+    events=EVENTS.columns, sessions=SESSIONS.columns,
+)  # fmt: skip
+
+EVENT = st.tuples(
+    st.sampled_from(["ann", "bob", "zoë", "\U0001f600"]),
+    st.integers(-100, 100),  # microseconds
+    st.sampled_from([None, -1, 0, 5]),
+)
+
+
+def table(events: list[tuple[str, int, int | None]]) -> pa.Table:
+    rows: list[dict[str, Any]] = [
+        {
+            "event_id": f"e{(number * 7919) % 1000}", "user_id": user, "item_id": f"i{number}",
+            "event_ts": at, "tie_break": tie, "feedback": "positive",
+            "exposed_with": [f"x{number}"] if number % 2 else None,
+        }
+        for number, (user, at, tie) in enumerate(events)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=arrow_schema(EVENTS.columns))
+
+
+def brief(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return sorted(
+        (
+            row["session_id"],
+            row["user_id"],
+            row["runaway"],
+            row["event_count"],
+            tuple(row["events"]),
+        )
+        for row in rows
+    )
+
+
+def found(*sessions: pa.Table) -> list[tuple[Any, ...]]:
+    rows = [row for one in sessions for row in one.to_pylist()]
+    for row in rows:
+        assert row["start_ts"] == row["events"][0]["event_ts"]
+        assert row["end_ts"] == row["events"][-1]["event_ts"]
+        assert row["start_date"] == row["start_ts"].date()
+        for event in row["events"]:
+            number = int(event["item_id"][1:])
+            assert event["exposed_with"] == ([f"x{number}"] if number % 2 else None)
+    return brief([{**row, "events": [one["event_id"] for one in row["events"]]} for row in rows])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    events=st.lists(EVENT, max_size=25),
+    edges=st.lists(st.integers(-100, 100), unique=True, max_size=4).map(sorted),
+)
+@example(events=[("ann", 0, None), ("ann", GAP, None)], edges=[1])  # exactly gap_s, across an edge
+@example(events=[("ann", 0, None), ("ann", 3, None), ("ann", 9, None)], edges=[1, 2, 4])
+def test_any_edges_give_the_oracles_sessions(
+    events: list[tuple[str, int, int | None]], edges: list[int]
+) -> None:
+    whole = table(events)
+    wanted = brief(
+        expected_sessions(whole, native=False, gap_s=GAP / 1e6, max_hours=60 / 3.6e9, max_events=6)
+        if events
+        else []
+    )
+    times = [at for _, at, _ in events]
+    parts, spares = [], []
+    ends = [None, *edges, None]
+    for low, high in itertools.pairwise(ends):
+        inside = [(low is None or at >= low) and (high is None or at < high) for at in times]
+        sessions, spare = slices.cut(whole.filter(pa.array(inside, pa.bool_())), HOW, low, high)
+        assert sessions.schema.equals(arrow_schema(SESSIONS.columns))
+        parts.append(sessions)
+        spares.append(spare)
+    last, nothing = slices.cut(pa.concat_tables(spares), HOW)
+    assert nothing.num_rows == 0
+    assert found(*parts, last) == wanted
+
+
+def test_slices_begin_where_row_groups_begin_and_read_what_is_inside(tmp_path: Path) -> None:
+    paths = []
+    for name, times in (("a", range(0, 100)), ("b", range(50, 60)), ("c", range(100, 200))):
+        path = str(tmp_path / f"{name}.parquet")
+        pq.write_table(table([("ann", at, None) for at in times]), path, row_group_size=25)
+        paths.append(path)
+    known = slices.extents(paths)
+    assert len(known) == 9 and sum(rows for *_, rows in known) == 210
+    cut = slices.slices(known, 50)
+    assert [(low, high) for low, high, _ in cut] == [(None, 50), (50, 100), (100, 150), (150, None)]
+    assert [[Path(path).stem for path in inside] for *_, inside in cut] == [
+        ["a"], ["a", "b"], ["c"], ["c"],
+    ]  # fmt: skip
+    rows = [slices.read(inside, HOW, low, high) for low, high, inside in cut]
+    assert [one.num_rows for one in rows] == [50, 60, 50, 50]
+    assert sorted(row["event_ts"] for one in rows for row in one.to_pylist()) == sorted(
+        row["event_ts"] for path in paths for row in pq.read_table(path).to_pylist()
+    )
