@@ -18,6 +18,8 @@ import pytest
 from tests.spark_tools import Workshop
 from tests.test_kill import T, command, environment, lines, run_command, tables
 
+pytestmark = pytest.mark.long
+
 
 @contextmanager
 def mounted(place: Path, options: str, what: str = "tmpfs") -> Iterator[None]:
@@ -107,7 +109,6 @@ def shop_tables() -> tuple[Any, ...]:
     return EVENTS, REJECTS, SESSIONS, ITEMS, SEQUENCES
 
 
-@pytest.mark.long
 def test_killed_at_random_times(spark: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Each round a new night lands and its run is killed; after every tenth, all is compared."""
     kills = request.config.getoption("--kills")
