@@ -12,11 +12,12 @@ Severity = Literal["fail", "warn"]
 class Check:
     """`holds` is a Spark SQL condition on one row; a row for which it is null is not concerned.
 
-    Checks with an empty `holds` are facts of the whole batch: the job that made the candidate
-    states them.
+    `unique` names columns in which no two rows agree. Checks with neither are facts of the whole
+    batch: the job that made the candidate states them.
     """
 
     name: str
     says: str
     holds: str = ""
+    unique: tuple[str, ...] = ()
     severity: Severity = "fail"

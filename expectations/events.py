@@ -7,7 +7,7 @@ def checks() -> tuple[Check, ...]:
     return (
         Check(
             name="event_id_is_key", says="an event stands in the table once",
-            holds="count(*) OVER (PARTITION BY event_id) = 1",
+            unique=("event_id",),
         ),
         Check(
             name="ids_are_there", says="event, user and item have an id, and no id is empty text",

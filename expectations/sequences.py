@@ -12,7 +12,7 @@ def checks() -> tuple[Check, ...]:
     return (
         Check(
             name="user_id_is_key", says="a user has one row",
-            holds="count(*) OVER (PARTITION BY user_id) = 1",
+            unique=("user_id",),
         ),
         Check(
             name="arrays_are_parallel",

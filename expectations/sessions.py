@@ -51,7 +51,7 @@ def checks(
     return (
         Check(
             name="session_id_is_key", says="a session stands in the table once",
-            holds="count(*) OVER (PARTITION BY session_id) = 1",
+            unique=("session_id",),
         ),
         Check(
             name="events_in_order",

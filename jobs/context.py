@@ -56,6 +56,8 @@ class Context:
     batch: str
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    many: bool = True
+    """Whether many rows are coming, by `expect`."""
 
     @property
     def spark(self) -> SparkSession:
@@ -71,8 +73,9 @@ class Context:
         from jobs.spark import compile_plans
 
         spark = self.spark  # a step of its own process starts it here: columns need it, too
+        self.many = moved > FEW_MOVED or there > FEW_THERE
         if settings().short_jobs is None:
-            compile_plans(spark, moved > FEW_MOVED or there > FEW_THERE)
+            compile_plans(spark, self.many)
 
     def merge(
         self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
@@ -148,6 +151,10 @@ class Candidate:
         """A part, read without Spark."""
         system, inner = files.located(self.path(name))
         return ds.dataset(inner, format="parquet", filesystem=system).to_table()
+
+    def has(self, name: str) -> bool:
+        """Whether a part was written."""
+        return files.exists(self.path(name) + SCHEMA)
 
     def row_count(self, name: str) -> int:
         """Rows of a part, from its files' footers."""

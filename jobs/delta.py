@@ -184,13 +184,21 @@ class Lake:
         rows.select(*table.columns).write.parquet(place)
         return self.entries(table, folder)
 
-    def entries(self, table: Table, folder: str) -> list[dict[str, Any]]:
-        """The files of a folder below the table, as `stage` tells them."""
+    def entries(
+        self, table: Table, folder: str, paths: list[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The files of a folder below the table, as `stage` tells them.
+
+        Args:
+            paths: those that count; None: all. (Attempts that Spark gave up leave files, too.)
+        """
         place = f"{self.path(table)}/{folder}"
+        wanted = None if paths is None else {path.rpartition("/")[2] for path in paths}
         return [
             {"path": f"{folder}/{info.base_name}", "size": info.size,
              "modified_ms": info.mtime_ns // 1_000_000, **statistics(f"{place}/{info.base_name}")}
             for info in files.listed(place)
+            if wanted is None or info.base_name in wanted
         ]  # fmt: skip
 
     def file_uris(self, table: Table, version: int) -> list[str]:

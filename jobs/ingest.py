@@ -20,9 +20,9 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs import crash, files, validate
+from jobs import crash, files, slices, validate
 from jobs.context import Candidate, Context, Result
-from jobs.delta import retried
+from jobs.delta import retried, staging
 from jobs.errors import AuditFailed, Conflict, RejectShareError, SchemaError, SourceError
 from jobs.reading import RECORD_DDL, Format, reader
 from jobs.sources import Source
@@ -321,7 +321,8 @@ def compute(context: Context) -> Candidate:
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Write the candidate's events and rejects, and count."""
     context.expect(manifest["counts"]["read"], context.lake.rows(EVENTS))
-    fill_events(context, candidate, manifest, oldest_date(context))
+    late = None if context.day is None else oldest_date(context)
+    fill_events(context, candidate, manifest, late)
     rejects = unusable(candidate).withColumns(
         {"run_day": F.lit(context.day).cast("date"), "first_seen_ts": F.lit(context.started)}
     )
@@ -331,11 +332,20 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> No
 
 
 def fill_events(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], oldest: Column
+    context: Context, candidate: Candidate, manifest: dict[str, Any], oldest: Column | None
 ) -> None:
-    """Judge the candidate's lines, write its events, and count."""
+    """Judge the candidate's lines, write its events, and count.
+
+    Args:
+        oldest: the oldest date that is not late, per line; None: nothing is.
+    """
     usable = candidate.part("lines").where("line > 0 AND reason IS NULL")
     stored = stored_events(context, usable, manifest["base"][EVENTS.full_name])
+    first_load = stored is None and oldest is None and context.many
+    if first_load and context.source.columns.event_id is None:
+        fill_by_slices(context, manifest, usable)
+        return
+    oldest = F.lit(None).cast("date") if oldest is None else oldest
     judged = candidate.write("judged", ranked(judge(usable, stored, oldest)))
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
@@ -359,9 +369,32 @@ def fill_events(
     }  # fmt: skip
 
 
+def fill_by_slices(context: Context, manifest: dict[str, Any], usable: DataFrame) -> None:
+    """Many lines into an empty table, none of them late: each slice of time is sorted, freed of
+    repeats and written where it will stay (`jobs/slices.py`)."""
+    lake = context.lake
+    columns = [name for name in EVENTS.columns if not name.startswith("ingest_")]
+    parts = max(
+        context.spark.sparkContext.defaultParallelism,
+        manifest["counts"]["read"] // slices.SLICE_EVENTS,
+    )
+    lines = usable.select(*columns, "file", "line")
+    lines = slices.by_time(lines, "event_ts", slices.bounds(lines, "event_ts", parts))
+    folder = staging(context.run_id)
+    work = slices.layer(EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started)
+    done = lines.mapInArrow(work, slices.LAID_DDL).collect()
+    manifest["staged"] = lake.entries(EVENTS, folder, [one["path"] for one in done])
+    manifest["counts"] |= {
+        "events_new": sum(one["rows"] for one in done), "events_replaced": 0,
+        "duplicates": sum(one["repeats"] for one in done),
+    }  # fmt: skip
+
+
 def unusable(candidate: Candidate) -> DataFrame:
     """The candidate's lines that make no event, late ones among them, with their reasons."""
     lines = candidate.part("lines").where("line > 0 AND reason IS NOT NULL")
+    if not candidate.has("judged"):
+        return lines
     late = candidate.part("judged").where("late").withColumn("reason", F.lit("late"))
     return lines.unionByName(late, allowMissingColumns=True)
 

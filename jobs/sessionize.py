@@ -278,9 +278,9 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
 def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, under any rule: all events of a user in one place."""
     events = context.lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
-    bounds = time_bounds(events, context.spark.sparkContext.defaultParallelism)
+    bounds = slices.bounds(events, "event_ts", context.spark.sparkContext.defaultParallelism)
     events = events.withColumn("old_session_id", F.lit(None).cast("string"))
-    rows = by_start(cut(events, context.source.sessions), bounds)
+    rows = slices.by_time(cut(events, context.source.sessions), "start_ts", bounds)
     rows = rows.sortWithinPartitions(*SESSIONS.order)
     return context.lake.stage(SESSIONS, rows, context.run_id)
 
@@ -312,26 +312,7 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     done = run(slices.slices(known, size)) if known else []
     spare = [one["spare"] for one in done if one["spare"]]
     done += run([(None, None, spare)]) if spare else []
-    mine = {one["path"].rpartition("/")[2] for one in done}
-    # Files of attempts that Spark gave up are not among those reported.
-    return [one for one in lake.entries(SESSIONS, folder) if one["path"].rpartition("/")[2] in mine]
-
-
-def time_bounds(events: DataFrame, partitions: int) -> list[int]:
-    """Times (us) that part the events into as many partitions of about equal size."""
-    shares = [part / partitions for part in range(1, partitions)]
-    found = events.agg(F.percentile_approx(F.unix_micros("event_ts"), shares)).first()
-    return list(found[0] or []) if found is not None and shares else []
-
-
-def by_start(sessions: DataFrame, bounds: list[int]) -> DataFrame:
-    """One partition a range of `start_ts`, so that file statistics prune.
-
-    `repartitionByRange` would sample its input first, that is, cut everything twice.
-    """
-    start_us = F.unix_micros("start_ts")
-    place = sum((F.when(start_us >= bound, 1).otherwise(0) for bound in bounds), F.lit(0))
-    return sessions.repartitionById(len(bounds) + 1, place)
+    return lake.entries(SESSIONS, folder, [one["path"] for one in done])
 
 
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:

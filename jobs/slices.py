@@ -1,4 +1,6 @@
-"""All sessions anew, under the gap rule, by slices of time: no shuffle, no row ever leaves Arrow.
+"""Whole tables by slices of time, in Arrow: first loads of events, and all sessions anew.
+
+Events are brought together by time, once; in a slice, exact duplicates are neighbours.
 
 A session is local in time, and `bronze.events` lies in files by time. So each Spark task takes one
 slice of time, sorts its events by user, cuts them where a silence is longer than `gap_s`, and
@@ -17,7 +19,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +30,9 @@ import pyarrow.parquet as pq
 
 from jobs import files
 from jobs.arrow import arrow_schema
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 SLICE_EVENTS = 1_000_000
 """About as many events as a task holds at a time: some 300 MB."""
@@ -146,6 +152,37 @@ def cut(
     return sessions.take(pc.sort_indices(sessions["start_ts"])), spare
 
 
+def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
+    """Sort the lines of one slice of time by time, and keep one of each event: of lines that are
+    one event, the first by file and line.
+
+    Args:
+        events: `event_id` (equal ids have equal times), `event_ts`, `file`, `line`, and others.
+
+    Returns:
+        The events, and how many lines were repeats.
+    """
+    times = events["event_ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    same = times[1:] == times[:-1]
+    tied = np.zeros(len(order), bool)
+    tied[1:] |= same
+    tied[:-1] |= same
+    at = np.flatnonzero(tied)
+    keep = np.ones(len(order), bool)
+    if len(at):
+        rows = events.select(["event_id", "file", "line"]).take(pa.array(order[at]))
+        run = np.cumsum(np.concatenate([[True], ~same]))[at]
+        keys = [("run", "ascending"), *((name, "ascending") for name in rows.column_names)]
+        places = pc.sort_indices(rows.append_column("run", pa.array(run)), keys)
+        order[at] = order[at][places.to_numpy()]
+        ids = pc.dictionary_encode(rows["event_id"].take(places).combine_chunks()).indices
+        codes = ids.to_numpy(zero_copy_only=False)
+        keep[at[1:]] = (codes[1:] != codes[:-1]) | (np.diff(run) > 0)
+    return events.take(pa.array(order[keep])), int((~keep).sum())
+
+
 # -- the slices of a table ------------------------------------------------------------------------
 
 
@@ -217,6 +254,56 @@ def read(paths: list[str], how: Cut, low: int | None, high: int | None) -> pa.Ta
     places = [files.located(path)[1] for path in paths]
     data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
     return data.to_table(columns, filter=inside, use_threads=False)
+
+
+def bounds(rows: DataFrame, column: str, parts: int) -> list[int]:
+    """Times (us) that part the rows into as many slices of about equal size."""
+    from pyspark.sql import functions as F
+
+    shares = [part / parts for part in range(1, parts)]
+    found = rows.agg(F.percentile_approx(F.unix_micros(column), shares)).first() if shares else None
+    return sorted(set(found[0] or [])) if found is not None else []
+
+
+def by_time(rows: DataFrame, column: str, edges: list[int]) -> DataFrame:
+    """One partition a slice of time, so that file statistics prune.
+
+    `repartitionByRange` would sample its input first, that is, make it twice.
+    """
+    from pyspark.sql import functions as F
+
+    time = F.unix_micros(column)
+    place = sum((F.when(time >= edge, 1).otherwise(0) for edge in edges), F.lit(0))
+    return rows.repartitionById(len(edges) + 1, place)
+
+
+LAID_DDL = "path string, rows long, repeats long"
+
+
+def layer(
+    columns: dict[str, str], folder: str, when: datetime
+) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
+    """What a task does with the lines of its slice: writes one file of `bronze.events`. Its input
+    has the table's columns, and `file` and `line`; see `LAID_DDL`."""
+
+    def work(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        lines = list(batches)
+        if not lines:
+            return
+        events, repeats = without_repeats(pa.Table.from_batches(lines))
+        path = f"{folder}/part-{uuid.uuid4().hex}.parquet"
+        stamps = pa.array([when], pa.timestamp("us", "UTC")).take(
+            pa.array(np.zeros(events.num_rows, np.int8))
+        )
+        events = events.append_column("ingest_file", events["file"])
+        events = events.append_column("ingest_ts", stamps)
+        schema = arrow_schema(columns)
+        files.write_parquet(path, events.select(schema.names).cast(schema))
+        yield pa.RecordBatch.from_pydict(
+            {"path": [path], "rows": [events.num_rows], "repeats": [repeats]}
+        )
+
+    return work
 
 
 REPORT_DDL = "path string, rows long, spare string, spared long"

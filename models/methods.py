@@ -114,7 +114,7 @@ def small(base: str) -> tuple[ModelConfig, TrainConfig]:
     model = ModelConfig(dim=64, layers=1, max_len=64, dropout=0.1)
     rate = 8e-3 if base == "gru4rec" else 4e-3  # twice that spoils the transformers
     return model, TrainConfig(
-        epochs=4, patience=2, batch_size=32, learning_rate=rate, mask_share=0.4
+        epochs=6, patience=2, batch_size=32, learning_rate=rate, mask_share=0.4
     )
 
 

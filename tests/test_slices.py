@@ -97,6 +97,31 @@ def test_any_edges_give_the_oracles_sessions(
     assert found(*parts, last) == wanted
 
 
+LINE = st.tuples(st.integers(0, 5), st.sampled_from("xyz"), st.sampled_from("ab"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(lines=st.lists(LINE, max_size=20))
+@example(lines=[(1, "x", "a"), (1, "y", "a"), (1, "x", "b"), (2, "z", "a")])
+def test_of_lines_that_are_one_event_the_first_is_kept(lines: list[tuple[int, str, str]]) -> None:
+    rows = [
+        {"event_id": f"{event}{at}", "event_ts": at, "file": file, "line": number}
+        for number, (at, event, file) in enumerate(lines)
+    ]
+    schema = pa.schema([
+        ("event_id", pa.string()), ("event_ts", pa.timestamp("us", "UTC")), ("file", pa.string()),
+        ("line", pa.int64()),
+    ])  # fmt: skip
+    events, repeats = slices.without_repeats(pa.Table.from_pylist(rows, schema=schema))
+    first: dict[str, tuple[str, int]] = {}
+    for row in sorted(rows, key=lambda row: (row["file"], row["line"])):
+        first.setdefault(str(row["event_id"]), (str(row["file"]), int(str(row["line"]))))
+    got = events.to_pylist()
+    assert {row["event_id"]: (row["file"], row["line"]) for row in got} == first
+    assert (len(got), repeats) == (len(first), len(lines) - len(first))
+    assert [row["event_ts"] for row in got] == sorted(row["event_ts"] for row in got)
+
+
 def test_slices_begin_where_row_groups_begin_and_read_what_is_inside(tmp_path: Path) -> None:
     paths = []
     for name, times in (("a", range(0, 100)), ("b", range(50, 60)), ("c", range(100, 200))):
