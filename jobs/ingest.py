@@ -378,7 +378,7 @@ def fill_by_slices(context: Context, manifest: dict[str, Any], usable: DataFrame
         context.spark.sparkContext.defaultParallelism,
         manifest["counts"]["read"] // slices.SLICE_EVENTS,
     )
-    lines = usable.select(*columns, "file", "line")
+    lines = slices.without_null_lists(usable.select(*columns, "file", "line"))
     lines = slices.by_time(lines, "event_ts", slices.bounds(lines, "event_ts", parts))
     folder = staging(context.run_id)
     work = slices.layer(EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started)

@@ -253,7 +253,7 @@ def read(paths: list[str], how: Cut, low: int | None, high: int | None) -> pa.Ta
     system, _ = files.located(paths[0])
     places = [files.located(path)[1] for path in paths]
     data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
-    return data.to_table(columns, filter=inside, use_threads=False)
+    return data.to_table(columns, filter=inside, use_threads=False).combine_chunks()
 
 
 def bounds(rows: DataFrame, column: str, parts: int) -> list[int]:
@@ -277,6 +277,26 @@ def by_time(rows: DataFrame, column: str, edges: list[int]) -> DataFrame:
     return rows.repartitionById(len(edges) + 1, place)
 
 
+LISTED = "exposed_with_listed"
+
+
+def without_null_lists(events: DataFrame) -> DataFrame:
+    """Null lists as empty ones, told by a column of their own: a null list costs Spark's way to
+    Python time in proportion to its place in the batch (495,000 of them 6.5 s instead of 1.3)."""
+    from pyspark.sql import functions as F
+
+    shown = F.col("exposed_with")
+    return events.withColumn(LISTED, shown.isNotNull()).withColumn(
+        "exposed_with", F.coalesce(shown, F.array().cast("array<string>"))
+    )
+
+
+def with_null_lists(events: pa.Table) -> pa.Table:
+    at = events.column_names.index("exposed_with")
+    lists = pc.if_else(events[LISTED], events["exposed_with"], None)
+    return events.set_column(at, "exposed_with", lists)
+
+
 LAID_DDL = "path string, rows long, repeats long"
 
 
@@ -290,12 +310,13 @@ def layer(
         lines = list(batches)
         if not lines:
             return
-        events, repeats = without_repeats(pa.Table.from_batches(lines))
+        # (Rows are taken from one chunk many times faster than from many.)
+        events, repeats = without_repeats(pa.Table.from_batches(lines).combine_chunks())
         path = f"{folder}/part-{uuid.uuid4().hex}.parquet"
         stamps = pa.array([when], pa.timestamp("us", "UTC")).take(
             pa.array(np.zeros(events.num_rows, np.int8))
         )
-        events = events.append_column("ingest_file", events["file"])
+        events = with_null_lists(events).append_column("ingest_file", events["file"])
         events = events.append_column("ingest_ts", stamps)
         schema = arrow_schema(columns)
         files.write_parquet(path, events.select(schema.names).cast(schema))
