@@ -21,7 +21,7 @@ HEAVY = (
     "pyspark",
     "torch",
 )
-KINDS = ("load_history", "sessions_daily", "train_methods")
+KINDS = ("load_history", "maintenance", "sessions_daily", "train_methods")
 
 SOURCE = """
 [source]
@@ -55,7 +55,8 @@ print(json.dumps({
                 task.task_id: {
                     "downstream": sorted(task.downstream_task_ids), "pool": task.pool,
                     "retries": task.retries, "trigger_rule": task.trigger_rule.value,
-                    "arguments": list(getattr(task, "application_args", None) or []),
+                    "arguments": list(getattr(task, "application_args", None)
+                                      or getattr(task, "arguments", None) or []),
                     "outlets": [asset.name for asset in task.outlets],
                 }
                 for task in dag.tasks
@@ -165,6 +166,14 @@ def test_nights_catch_up_from_the_day_the_source_names_one_at_a_time(bag: Any) -
 
     baskets = bag["dags"]["sessions_daily.baskets"]
     assert baskets["schedule"] == "None" and baskets["catchup"] is False
+
+
+def test_sunday_cleans_without_spark(bag: Any) -> None:
+    cleaning = bag["dags"]["maintenance.clicks"]
+    assert "0 5 * * 0" in cleaning["schedule"] and cleaning["catchup"] is False
+    arguments = cleaning["tasks"]["maintain"]["arguments"]
+    assert arguments[:3] == ["maintain", "--source", "clicks"] and "keep_days" in arguments[-1]
+    assert cleaning["params"]["keep_days"] == 30
 
 
 def test_training_is_started_by_the_asset_and_survives_a_failed_method(
