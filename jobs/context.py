@@ -96,10 +96,7 @@ class Context:
             Conflict: another run changed the table since `base`.
         """
         lake = self.lake
-        few = settings().short_jobs
-        if few is None:
-            few = lake.bytes(table) <= FEW_BYTES
-        if few and not table.feed:
+        if not table.feed and lake.bytes(table) <= FEW_BYTES:
             lake.merge_few(table, candidate.arrow(part), base, app_id, version, self.run_id)
             return
         if lake.changed_rows(table, base):

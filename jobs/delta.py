@@ -58,7 +58,8 @@ class Lake:
 
     # -- snapshots: read by delta-rs, milliseconds without a Spark job ---------------------------
 
-    def _open(self, table: Table) -> DeltaTable | None:
+    def open(self, table: Table) -> DeltaTable | None:
+        """The table as it is now; None: there is no such table yet."""
         path = self.path(table)
         if not DeltaTable.is_deltatable(rust_uri(path)):
             return None
@@ -66,12 +67,12 @@ class Lake:
 
     def version(self, table: Table) -> int | None:
         """The table's newest version; None: there is no such table yet."""
-        found = self._open(table)
+        found = self.open(table)
         return None if found is None else int(found.version())
 
     def consumed(self, target: Table, of: Table) -> int | None:
         """The version of `of` that `target` was last made from; None: never."""
-        found = self._open(target)
+        found = self.open(target)
         return None if found is None else found.transaction_version(self.app_id(target, of))
 
     def app_id(self, target: Table, of: Table) -> str:
@@ -82,23 +83,23 @@ class Lake:
         return f"{self.source}/{table.full_name}"
 
     def property(self, table: Table, name: str) -> str | None:
-        found = self._open(table)
+        found = self.open(table)
         return None if found is None else found.metadata().configuration.get(name)
 
     def rows(self, table: Table) -> int:
         """Rows of the newest version, from file statistics."""
-        found = self._open(table)
+        found = self.open(table)
         return 0 if found is None else _rows(found)
 
     def bytes(self, table: Table) -> int:
         """Size of the newest version's data files."""
-        found = self._open(table)
+        found = self.open(table)
         sizes = pa.table(found.get_add_actions())["size_bytes"] if found else None
         return 0 if sizes is None else int(pa.compute.sum(sizes).as_py() or 0)
 
     def grown(self, table: Table, after: int | None) -> int:
         """By how many rows the table has grown since a version; all, where it is forgotten."""
-        found = self._open(table)
+        found = self.open(table)
         if found is None:
             return 0
         now = _rows(found)
@@ -124,7 +125,7 @@ class Lake:
 
     def history(self, table: Table, since: int) -> list[dict[str, Any]]:
         """Commits above a version, newest first."""
-        found = self._open(table)
+        found = self.open(table)
         if found is None:
             return []
         count = int(found.version()) - since
@@ -230,7 +231,7 @@ class Lake:
         for one in entries:
             if not files.exists(f"{self.path(table)}/{one['path']}"):
                 raise Conflict(f"{table.full_name}: the staged file {one['path']} was removed")
-        found = self._open(table)
+        found = self.open(table)
         assert found is not None
         if self.changed_rows(table, base):
             raise Conflict(f"{table.full_name} was changed by another run since version {base}")
@@ -254,7 +255,7 @@ class Lake:
         Delta skips, silently, a commit whose `version` is not above the last one of its `app_id`:
         one that makes the table anew from the same input goes without.
         """
-        conf, found = self.spark.conf, self._open(target)
+        conf, found = self.spark.conf, self.open(target)
         last = found.transaction_version(app_id) if found else None
         if last is None or last < version:
             conf.set("spark.databricks.delta.write.txnAppId", app_id)
@@ -306,7 +307,7 @@ class Lake:
             Conflict: another run changed the table since `base`.
         """
         key, schema = list(table.key), arrow_schema(table.columns)
-        found = self._open(table)
+        found = self.open(table)
         assert found is not None
         found.load_as_version(base)
         old = found.to_pyarrow_table()
@@ -328,7 +329,7 @@ class Lake:
 
     def small(self, table: Table) -> pa.Table:
         """A small table whole, as Arrow."""
-        found = self._open(table)
+        found = self.open(table)
         return found.to_pyarrow_table() if found else arrow_schema(table.columns).empty_table()
 
     def put_small(self, table: Table, rows: list[tuple[Any, ...]]) -> None:
@@ -340,7 +341,7 @@ class Lake:
         match = " AND ".join(f"t.{name} = s.{name}" for name in table.key)
 
         def attempt(_: int) -> None:
-            found = self._open(table)
+            found = self.open(table)
             assert found is not None
             merge = found.merge(batch, match, source_alias="s", target_alias="t")
             merge = merge.when_matched_update_all().when_not_matched_insert_all()

@@ -25,7 +25,6 @@ from jobs import files
 from jobs.context import Context
 from jobs.delta import QUIET, conflicts
 from jobs.errors import SettingsError
-from jobs.files import rust_uri
 from jobs.tables import ALL, EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
 
 CONSUMERS = {EVENTS: (SESSIONS, ITEMS), SESSIONS: (SEQUENCES,)}
@@ -50,18 +49,13 @@ def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]
         _alone(context)
     tables = {}
     for table in ALL:
-        found = _open(context, table)
+        found = context.lake.open(table)
         if found is not None:
             keep = sorted(pinned) if table is SEQUENCES else []
             tables[table.full_name] = _tend(context, table, found, keep_days, keep)
     candidates = _abandoned(context, keep_days)
     freed = sum(one["freed_bytes"] for one in [*tables.values(), *candidates])
     return {"freed_bytes": freed, "tables": tables, "candidates": candidates}
-
-
-def _open(context: Context, table: Table) -> DeltaTable | None:
-    path = rust_uri(context.lake.path(table))
-    return DeltaTable(path) if DeltaTable.is_deltatable(path) else None
 
 
 def _alone(context: Context) -> None:

@@ -7,8 +7,8 @@ slice of time, sorts its events by user, cuts them where a silence is longer tha
 writes a data file of `silver.sessions`. Only the sessions that come within `gap_s` of a slice's
 edge may go on in the next slice: their events are put aside and cut together at the end.
 
-On 20 million events a cut by Spark's own window functions spends most of its time moving and
-sorting rows, twice: by user to cut them, by time to lay them out (LAB_LOG.md).
+A cut by Spark's own window functions moves and sorts all rows twice: by user to cut them, by time
+to lay them out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 SLICE_EVENTS = 1_000_000
-"""About as many events as a task holds at a time: some 300 MB."""
+"""Ours: about as many events as a task holds at a time."""
 
 SPARE = "spare"  # the events put aside, one file a slice
 
@@ -282,7 +282,7 @@ LISTED = "exposed_with_listed"
 
 def without_null_lists(events: DataFrame) -> DataFrame:
     """Null lists as empty ones, told by a column of their own: a null list costs Spark's way to
-    Python time in proportion to its place in the batch (495,000 of them 6.5 s instead of 1.3)."""
+    Python time in proportion to its place in the batch (LAB_LOG.md)."""
     from pyspark.sql import functions as F
 
     shown = F.col("exposed_with")

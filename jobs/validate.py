@@ -74,7 +74,7 @@ def _alone(columns: tuple[str, ...]) -> str:
 
 def doubled(rows: DataFrame, columns: tuple[str, ...]) -> bool:
     """Whether two rows may agree in the columns: surely so if they do, and by the chance of a
-    64-bit hash if they do not. Counting hashes costs a fraction of sorting rows by key."""
+    64-bit hash if they do not. Rows need not be sorted by key for it."""
     hashes = rows.groupBy(F.xxhash64(*columns)).count()
     return not hashes.where("count > 1").isEmpty()
 
