@@ -83,7 +83,8 @@ TRAIN_OPTIONS = ("seed", "epochs", "patience", "batch_size", "learning_rate")
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:
-    from models.methods import PRESET_ITEMS, config, count_parameters
+    from models.methods import config, count_parameters
+    from models.presets import PRESET_ITEMS
 
     preset = args.preset or "small"
     chosen = config(args.method, preset, **{name: getattr(args, name) for name in MODEL_OPTIONS})

@@ -20,7 +20,8 @@ from models.baselines import Popularity
 from models.batch import Target
 from models.errors import UserError
 from models.evaluate import Result, evaluate
-from models.methods import Config, count_parameters
+from models.methods import count_parameters
+from models.presets import Config
 from models.splits import TEST, Cut, Filters, describe, targets
 from models.store import Stored, load, save
 from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb
@@ -189,7 +190,7 @@ def _keep(
     tracking.log_values(client, run_id, metrics=finite, curves=fitted.curves)
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as scratch:
         folder = Path(scratch)
-        popularity = Popularity(len(data.item_ids))
+        popularity = Popularity(len(data.item_ids), config.model)
         popularity.fit(data.training.rows)
         stored = Stored(fitted.model, config, data.item_ids, popularity.count, facts)
         save(stored, folder / "trained")

@@ -1,7 +1,9 @@
-"""Full cross-entropy over the catalogue, only where there is a label, in chunks.
+"""What is minimised: full cross-entropy over the catalogue, or an estimate from sampled items.
 
 B x L x V logits never exist: hidden states are taken at the N label positions, and the gradients
-of one chunk are computed while its logits are there (so they are made once and kept nowhere).
+of one chunk of the full loss are computed while its logits are there (so they are made once and
+kept nowhere). The sampled losses draw K items once a step for all positions [ours]; a position's
+own labels among them are left out.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 
+FULL_ITEMS = 50_000  # the largest catalogue that `auto` scores in full
 CHUNK_LOGITS = 4_000_000  # logits of one chunk: 16 MB in float32
 
 
@@ -70,3 +73,72 @@ def full_cross_entropy(
         h_ND, weight_CD, bias_C, label_start, label_class
     )
     return result
+
+
+def _meet(
+    h_ND: torch.Tensor,
+    weight_CD: torch.Tensor,
+    bias_C: torch.Tensor,
+    label_start: torch.Tensor,
+    label_class: torch.Tensor,
+    drawn_K: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of M labels: position [M], share of its position [M], logit [M]. Logits of the drawn [N, K],
+    -inf where a position's own label was drawn."""
+    num = h_ND.shape[0]
+    count = label_start[1:] - label_start[:-1]
+    row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
+    share = (1.0 / count.to(h_ND.dtype))[row]
+    picked = (h_ND[row] * weight_CD[label_class]).sum(-1) + bias_C[label_class]
+    drawn = torch.addmm(bias_C[drawn_K], h_ND, weight_CD[drawn_K].T)
+    own = (label_class[:, None] == drawn_K[None, :]).to(h_ND.dtype)
+    own = torch.zeros_like(drawn).index_add_(0, row, own) > 0
+    return row, share, picked, drawn.masked_fill(own, -torch.inf)
+
+
+def sampled_softmax(
+    h_ND: torch.Tensor,
+    weight_CD: torch.Tensor,
+    bias_C: torch.Tensor,
+    label_start: torch.Tensor,
+    label_class: torch.Tensor,
+    drawn_K: torch.Tensor,
+    probability_K: torch.Tensor,
+) -> torch.Tensor:
+    """Softmax of each label against items drawn with `probability_K`, with replacement.
+
+    Log-Q: each drawn logit is lowered by log(K q), so that their sum estimates the catalogue's
+    (Bengio & Senecal 2008); the label itself is there for certain and keeps its logit. Means as in
+    `full_cross_entropy`; other labels of a position are never among its negatives.
+    """
+    row, share, picked, drawn = _meet(
+        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K
+    )  # fmt: skip
+    others = torch.logsumexp(drawn - (len(drawn_K) * probability_K).log(), dim=1)
+    loss = torch.nn.functional.softplus(others[row] - picked)
+    return (loss * share).sum() / h_ND.shape[0]
+
+
+def gbce(
+    h_ND: torch.Tensor,
+    weight_CD: torch.Tensor,
+    bias_C: torch.Tensor,
+    label_start: torch.Tensor,
+    label_class: torch.Tensor,
+    drawn_K: torch.Tensor,
+    t: float,
+) -> torch.Tensor:
+    """Generalised binary cross-entropy with items drawn uniformly (gSASRec, RecSys 2023).
+
+    -(beta log sig(s+) + sum log(1 - sig(s-))) / (K + 1), a = K / (V - 1),
+    beta = a (t (1 - 1/a) + 1/a). Here V is the number of classes.
+    """
+    row, share, picked, drawn = _meet(
+        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K
+    )  # fmt: skip
+    size = len(drawn_K)
+    rate = size / max(1, weight_CD.shape[0] - 1)
+    beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+    against = torch.nn.functional.softplus(drawn).sum(1)
+    loss = beta * torch.nn.functional.softplus(-picked) + against[row]
+    return (loss * share).sum() / h_ND.shape[0] / (size + 1)

@@ -6,92 +6,43 @@ exist, an encoding does not know which backbone it is in: a new one is a file an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from models.baselines import PersonalTop, Popularity
+from models.baselines import PersonalTop, Popularity, RecentPopularity
 from models.batch import Batch, Ints, Rows, append_request, pad, take
 from models.encodings import Encoding, SessionSegment, SessionToken, TimeFeatures
 from models.errors import UserError
 from models.gru4rec import GRU4Rec
+from models.hstu import HSTU
+from models.narm import NARM
+from models.neighbours import VSKNN, ItemKNN
+from models.presets import PRESETS, Config, ModelConfig, TrainConfig
 from models.transformer import BERT4Rec, SASRec
 
 BACKBONES: dict[str, Any] = {  # name -> class(config, feature_dim) with a flag `cloze`
     "gru4rec": GRU4Rec,
+    "narm": NARM,
     "sasrec": SASRec,
     "bert4rec": BERT4Rec,
+    "hstu": HSTU,
 }
 ENCODINGS: dict[str, type[Encoding]] = {
     "st": SessionToken,
     "sse": SessionSegment,
     "tsa": TimeFeatures,
 }
-BASELINES: dict[str, type[Popularity]] = {"pop": Popularity, "personal_top": PersonalTop}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What a model is. Stored beside its weights; enough to build it again."""
-
-    dim: int = 64  # D
-    heads: int = 2
-    layers: int = 2
-    max_len: int = 128  # L, in tokens
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    tied: bool = True  # score by the item table itself, else an output layer D -> V+1
-    reference: bool = False  # the reference's net to the last parameter (presets paper_a_*)
-    segments: int = 5  # S_max of +sse
-    sse_index: str = "from_oldest"  # or from_newest
-    time_features: int = 16  # T of +tsa
-    tsa_time: str = "float64"  # or raw_float32
-    time_origin_us: int = 0  # epoch of the phase of +tsa: the first training event
-    request_time: str = "last_event"  # or known: may the model know when it is asked?
-    repeat_policy: str = "allow"  # or exclude_seen
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a model is trained. AdamW; betas .9, .999."""
-
-    target: str = "next_item"  # or next_session
-    epochs: int = 20
-    patience: int = 3  # epochs without a better validation NDCG@10 before stopping
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    schedule: str = "cosine"  # or constant
-    clip_norm: float = 1.0  # 0: no clipping
-    mask_share: float = 0.2  # cloze
-    item_noise: float = 0.0  # causal: share of input items replaced at random
-    all_windows: bool = True  # learn from a user's whole history, not only the newest L tokens
-    validation_targets: int = 4000  # at most so many, drawn once, decide about stopping
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    method: str
-    preset: str
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Config:
-        return Config(
-            method=values["method"],
-            preset=values["preset"],
-            model=ModelConfig(**values["model"]),
-            train=TrainConfig(**values["train"]),
-        )
+BASELINES: dict[str, type[Popularity]] = {
+    "pop": Popularity,
+    "recent_pop": RecentPopularity,
+    "personal_top": PersonalTop,
+    "item_knn": ItemKNN,
+    "vsknn": VSKNN,
+}
 
 
 def parse(method: str) -> tuple[str, tuple[str, ...]]:
@@ -104,61 +55,6 @@ def parse(method: str) -> tuple[str, tuple[str, ...]]:
             f"({', '.join(BACKBONES)}) with any of +{', +'.join(ENCODINGS)}, each once"
         )
     return base, tuple(encodings)
-
-
-def small(base: str) -> tuple[ModelConfig, TrainConfig]:
-    """One core, well under a minute of training on a fifth of a million events [ours].
-
-    Short windows and small batches: many steps count more than long histories at this size.
-    """
-    model = ModelConfig(dim=64, layers=1, max_len=64, dropout=0.1)
-    rate = 8e-3 if base == "gru4rec" else 4e-3  # twice that spoils the transformers
-    return model, TrainConfig(
-        epochs=6, patience=2, batch_size=32, learning_rate=rate, mask_share=0.4
-    )
-
-
-def tiny(base: str) -> tuple[ModelConfig, TrainConfig]:
-    """For tests: seconds on a few hundred users."""
-    model = ModelConfig(dim=32, layers=1, max_len=24, dropout=0.0, segments=3, time_features=8)
-    return model, TrainConfig(epochs=25, patience=25, learning_rate=1e-2, batch_size=32)
-
-
-def _paper_a(
-    *, max_len: int, heads: int, mask: float, batch: int, epochs: int, segments: int, times: int
-) -> tuple[ModelConfig, TrainConfig]:
-    model = ModelConfig(
-        dim=256, heads=heads, layers=4, max_len=max_len, dropout=0.2, attention_dropout=0.2,
-        tied=False, reference=True, segments=segments, sse_index="from_newest",
-        time_features=times, request_time="known",
-    )  # fmt: skip
-    train = TrainConfig(
-        epochs=epochs, patience=epochs // 2, batch_size=batch, learning_rate=1e-3,
-        weight_decay=0.05, schedule="constant", clip_norm=0.0, mask_share=mask, item_noise=0.02,
-        all_windows=False,
-    )  # fmt: skip
-    return model, train
-
-
-def paper_a_ml1m(base: str) -> tuple[ModelConfig, TrainConfig]:
-    """Paper A's settings for ML-1M [code]."""
-    return _paper_a(max_len=200, heads=2, mask=0.2, batch=128, epochs=800, segments=3, times=16)
-
-
-def paper_a_ml20m(base: str) -> tuple[ModelConfig, TrainConfig]:
-    """Paper A's settings for ML-20M [code]."""
-    return _paper_a(max_len=100, heads=4, mask=0.2, batch=256, epochs=400, segments=5, times=64)
-
-
-def paper_a_steam(base: str) -> tuple[ModelConfig, TrainConfig]:
-    """Paper A's settings for Steam [code]."""
-    return _paper_a(max_len=15, heads=2, mask=0.15, batch=2048, epochs=800, segments=5, times=32)
-
-
-PRESETS: dict[str, Callable[[str], tuple[ModelConfig, TrainConfig]]] = {
-    f.__name__: f for f in (small, tiny, paper_a_ml1m, paper_a_ml20m, paper_a_steam)
-}
-PRESET_ITEMS = {"paper_a_ml1m": 3328, "paper_a_steam": 4332}
 
 
 def config(method: str, preset: str = "small", **overrides: Any) -> Config:
@@ -181,6 +77,7 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
         "request_time": ("last_event", "known"), "repeat_policy": ("allow", "exclude_seen"),
         "sse_index": ("from_oldest", "from_newest"), "tsa_time": ("float64", "raw_float32"),
         "target": ("next_item", "next_session"), "schedule": ("cosine", "constant"),
+        "loss": ("auto", "full", "sampled", "gbce"),
     }  # fmt: skip
     for name, allowed in choices.items():
         value = getattr(model if name in names[0] else train, name)
@@ -193,7 +90,8 @@ class Recommender(nn.Module):
     """Items embedded, encodings applied, the backbone run, all V items scored.
 
     The item table has rows 0 (padding), 1..V and, for cloze models, [MASK]. Tied models score by
-    that table plus a bias an item; others by a layer D -> V+1, whose class 0 is never returned.
+    that table plus a bias an item; others by a layer D -> V+1, whose class 0 is never returned. A
+    backbone with a `temperature` is always tied and scores by cosine / temperature, without bias.
     """
 
     def __init__(self, num_items: int, config: Config) -> None:
@@ -207,9 +105,14 @@ class Recommender(nn.Module):
         self.cloze = bool(self.backbone.cloze)
         dim, masks = config.model.dim, int(self.cloze or config.model.reference)
         self.item = nn.Embedding(num_items + 1 + masks, dim, padding_idx=0)
-        self.first_class = int(config.model.tied)
-        self.output = None if config.model.tied else nn.Linear(dim, num_items + 1)
-        self.bias = nn.Parameter(torch.zeros(num_items)) if config.model.tied else None
+        self.temperature: float | None = getattr(self.backbone, "temperature", None)
+        tied = config.model.tied or self.temperature is not None
+        self.first_class = int(tied)
+        self.output = None if tied else nn.Linear(dim, num_items + 1)
+        biased = tied and self.temperature is None
+        self.bias = nn.Parameter(torch.zeros(num_items)) if biased else None
+        self.share: torch.Tensor  # float32[V], of positive training events; see `fit`
+        self.register_buffer("share", torch.full((num_items,), 1 / num_items), persistent=False)
         nn.init.normal_(self.item.weight, std=0.02 if config.model.reference else dim**-0.5)
         with torch.no_grad():
             self.item.weight[0].zero_()
@@ -218,10 +121,11 @@ class Recommender(nn.Module):
         return [cast(Encoding, encoding) for encoding in self.encodings.values()]
 
     def fit(self, rows: Rows) -> None:
-        """Start the item biases of tied models at log popularity, and nothing else [ours]."""
+        """Count popularity, from which sampled losses draw; start item biases at its log [ours]."""
+        count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
+        share = (count + 1) / (count.sum() + self.num_items)
+        self.share = torch.from_numpy(share.astype(np.float32))
         if self.bias is not None:
-            count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
-            share = (count + 1) / (count.sum() + self.num_items)
             with torch.no_grad():
                 self.bias.copy_(torch.from_numpy(np.log(share) - np.log(share).mean()))
 
@@ -236,14 +140,16 @@ class Recommender(nn.Module):
         parts = [part for part in extra if part is not None]
         features = torch.cat(parts, dim=-1) if parts else None
         result: torch.Tensor = self.backbone(x_BLD, batch, features)
-        return result
+        return result if self.temperature is None else nn.functional.normalize(result, dim=-1)
 
     def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight [C, D] and bias [C] of the output; item i is class i - first_class."""
         if self.output is not None:
             return self.output.weight, self.output.bias
-        assert self.bias is not None
-        return self.item.weight[1 : self.num_items + 1], self.bias
+        weight = self.item.weight[1 : self.num_items + 1]
+        if self.temperature is not None:
+            weight = nn.functional.normalize(weight, dim=-1) / self.temperature
+        return weight, weight.new_zeros(len(weight)) if self.bias is None else self.bias
 
     def extra_tokens(self, opens: np.ndarray) -> Ints:
         """int64[E]: how many tokens the encodings put before each event."""
@@ -297,7 +203,7 @@ class Recommender(nn.Module):
 def build(num_items: int, config: Config) -> Recommender | Popularity:
     base, _ = parse(config.method)
     if base in BASELINES:
-        return BASELINES[base](num_items)
+        return BASELINES[base](num_items, config.model)
     return Recommender(num_items, config)
 
 

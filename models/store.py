@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.baselines import Popularity
-from models.methods import Config, Recommender, build
+from models.methods import Recommender, build
+from models.presets import Config
 
 
 @dataclass(frozen=True)

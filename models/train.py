@@ -25,8 +25,9 @@ from models.batch import Batch, Rows, Target, label_cloze, label_next, pad, take
 from models.dataset import Sequences, cache_folder, open_sequences, read_items
 from models.errors import UserError
 from models.evaluate import evaluate
-from models.losses import full_cross_entropy
-from models.methods import Config, Recommender, build
+from models.losses import FULL_ITEMS, full_cross_entropy, gbce, sampled_softmax
+from models.methods import Recommender, build
+from models.presets import Config, TrainConfig
 from models.splits import (
     SPLITS,
     VALIDATION,
@@ -147,13 +148,21 @@ def batches(model: Recommender, rows: Rows, config: Config, epoch: int) -> Itera
             yield batch
 
 
-def batch_loss(model: Recommender, batch: Batch) -> torch.Tensor:
+def batch_loss(model: Recommender, batch: Batch, train: TrainConfig) -> torch.Tensor:
     h = model(batch)
     h_ND = h.reshape(-1, h.shape[-1]).index_select(0, batch.label_at)
-    weight, bias = model.classes()
-    return full_cross_entropy(
-        h_ND, weight, bias, batch.label_start, batch.label_item - model.first_class
-    )
+    label = batch.label_item - model.first_class
+    given = (h_ND, *model.classes(), batch.label_start, label)
+    kind = train.loss
+    if kind == "auto":
+        kind = "full" if model.num_items <= FULL_ITEMS else "sampled"
+    if kind == "full":
+        return full_cross_entropy(*given)
+    if kind == "sampled":
+        item = torch.multinomial(model.share, train.negatives, replacement=True)
+        return sampled_softmax(*given, item + 1 - model.first_class, model.share[item])
+    item = torch.randint(model.num_items, (train.negatives,), device=h.device)
+    return gbce(*given, item + 1 - model.first_class, train.gbce_t)
 
 
 def _sample(asked: Targets, most: int) -> Targets:
@@ -208,7 +217,7 @@ def _fit(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             batch = batch.to(device)
-            loss = batch_loss(model, batch)
+            loss = batch_loss(model, batch, train)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             if train.clip_norm:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from models.batch import Batch, Rows, label_cloze, label_next, pad, take, windows
-from models.methods import Recommender, config
+from models.methods import BACKBONES, Recommender, config
 from tests.test_models_world import SECOND, rows_of
 
 V, MASK, ST = 5, 6, 7
+CAUSAL = [name for name, backbone in BACKBONES.items() if not backbone.cloze]
 USER = [(1, 10, 1), (2, 20, 1), (3, 100, 2), (4, 110, 2)]
 
 
@@ -201,10 +202,12 @@ def test_time_features_are_exact_far_from_1970() -> None:
     assert torch.equal(noise[0], noise[2]), "float32 cannot tell seconds apart in our time"
 
 
-@pytest.mark.parametrize("method", ["gru4rec", "gru4rec+st+sse+tsa", "sasrec+st+tsa"])
+@pytest.mark.parametrize("encodings", ["", "+st", "+sse", "+tsa", "+st+sse+tsa"])
+@pytest.mark.parametrize("base", CAUSAL)
 @pytest.mark.parametrize("policy", ["known", "last_event"])
-def test_causality(method: str, policy: str) -> None:
+def test_causality(base: str, encodings: str, policy: str) -> None:
     """Another item, time or session after position i changes no output at or before i."""
+    method = base + encodings
     model = model_of(method, request_time=policy, max_len=12)
     one = [(1, 10, 1), (2, 20, 1), (3, 100, 2), (4, 110, 2), (5, 500, 3)]
     for changed in range(1, 5):
@@ -230,7 +233,7 @@ def test_cloze_is_not_causal() -> None:
         assert not torch.allclose(model(batches[0])[0, 0], model(batches[1])[0, 0])
 
 
-@pytest.mark.parametrize("base", ["gru4rec", "sasrec", "bert4rec"])
+@pytest.mark.parametrize("base", list(BACKBONES))
 @pytest.mark.parametrize("encodings", ["", "+st", "+st+sse+tsa"])
 @pytest.mark.parametrize("preset", ["tiny", "paper_a_steam"])
 def test_padding_changes_no_score(base: str, encodings: str, preset: str) -> None:

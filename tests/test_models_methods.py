@@ -13,8 +13,8 @@ from models import methods
 from models.encodings import Encoding
 from models.errors import UserError
 from models.evaluate import evaluate
-from models.losses import full_cross_entropy
 from models.methods import config, count_parameters
+from models.presets import PRESET_ITEMS
 from models.splits import TEST, targets
 from models.train import Data, Fitted, fit
 from tests.test_models_world import data_of, favourites, ring, write_gold
@@ -27,7 +27,7 @@ PAPER = [
 
 @pytest.mark.parametrize(("preset", "vanilla", "added"), PAPER)
 def test_the_counts_of_paper_a(preset: str, vanilla: int, added: dict[str, int]) -> None:
-    items = methods.PRESET_ITEMS[preset]
+    items = PRESET_ITEMS[preset]
     assert count_parameters(items, config("bert4rec", preset))["num_params"] == vanilla
     for encodings, cost in added.items():
         counted = count_parameters(items, config(f"bert4rec+{encodings}", preset))
@@ -44,12 +44,14 @@ SIZES = [
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("preset", ["small", "paper_a_ml20m"])
-@pytest.mark.parametrize("base", ["gru4rec", "sasrec", "bert4rec"])
+@pytest.mark.parametrize("base", list(methods.BACKBONES))
 def test_counts_by_formula(base: str, preset: str, sizes: dict[str, int]) -> None:
     V = 71
-    D, layers, S, T = (sizes[name] for name in ("dim", "layers", "segments", "time_features"))
-    attention = base != "gru4rec"
-    tsa = 2 * T + layers * (T * T + T if attention else 3 * D * T)
+    D, L, layers = sizes["dim"], sizes["max_len"], sizes["layers"]
+    S, T = sizes["segments"], sizes["time_features"]
+    recurrent = base in ("gru4rec", "narm")
+    tsa = 2 * T + layers * (3 * D * T if recurrent else T * T + T)
+    tsa += 2 * D * T if base == "narm" else 0
     for encodings, cost in {
         "st": D,
         "sse": S * D,
@@ -61,16 +63,18 @@ def test_counts_by_formula(base: str, preset: str, sizes: dict[str, int]) -> Non
     reference = preset != "small"
     table = (V + 1 + (base == "bert4rec" or reference)) * D
     head = (V + 1) * (D + 1) if reference else V
-    if attention:
-        net = sizes["max_len"] * D + layers * (12 * D * D + 13 * D) + (D if reference else 2 * D)
+    if recurrent:
+        net = layers * (6 * D * D + 6 * D) + (4 * D * D + D if base == "narm" else 0)
+    elif base == "hstu":
+        head, net = 0, layers * (5 * D * D + D + 2 * L - 1 + 129)
     else:
-        net = layers * (6 * D * D + 6 * D)
+        net = L * D + layers * (12 * D * D + 13 * D) + (D if reference else 2 * D)
     assert count_parameters(V, config(base, preset, **sizes))["num_params"] == table + head + net
 
 
 @pytest.mark.parametrize("name", ["bert5rec", "bert4rec+xx", "pop+st", "gru4rec+st+st", "+st", ""])
 def test_an_unknown_method_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(UserError, match=r"pop, personal_top.*gru4rec, sasrec, bert4rec.*\+st"):
+    with pytest.raises(UserError, match=r"pop, .*vsknn.*gru4rec, .*hstu.*\+st"):
         config(name)
 
 
@@ -118,26 +122,6 @@ def test_a_backbone_and_an_encoding_from_outside(
         assert len(fitted.curves["loss"]) == 2
 
 
-@pytest.mark.parametrize("chunk", [4_000_000, 30])
-def test_the_loss_is_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.losses.CHUNK_LOGITS", chunk)
-    torch.manual_seed(0)
-    h, w, b = (
-        torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((7, 4), (11, 4), (11,))
-    )
-    sets = [[0], [3, 10], [1, 2, 5], [4], [10], [0, 9], [6]]
-    start = torch.tensor([0, 1, 3, 6, 7, 8, 10, 11])
-    classes = torch.tensor([c for s in sets for c in s])
-    got = full_cross_entropy(h, w, b, start, classes)
-    log_p = torch.log_softmax(h @ w.T + b, dim=1)
-    want = torch.stack([-log_p[i, s].mean() for i, s in enumerate(sets)]).mean()
-    assert torch.allclose(got, want)
-    mine = torch.autograd.grad(3 * got, (h, w, b))
-    theirs = torch.autograd.grad(3 * want, (h, w, b))
-    for one, other in zip(mine, theirs, strict=True):
-        assert torch.allclose(one, other)
-
-
 def ndcg(fitted: Fitted, data: Data, target: str = "next_item") -> float:
     asked = targets(data.events, data.period, TEST, data.training.vocabulary, target)  # type: ignore[arg-type]
     return evaluate(fitted.model, asked).mean("ndcg@10")
@@ -158,8 +142,22 @@ def test_it_learns_what_follows_what(method: str, policy: str, ring_data: Data) 
     assert ndcg(fit(config("pop"), ring_data), ring_data) < 0.5
 
 
-def test_encodings_together_learn_too(ring_data: Data) -> None:
-    fitted = fit(config("sasrec+st+sse+tsa", "tiny", epochs=40), ring_data, lambda _: None)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("sasrec+st+sse+tsa", {}),
+        ("narm+st", {}),
+        ("narm+sse+tsa", {}),
+        ("hstu", {}),
+        ("hstu+st+sse+tsa", {}),
+        ("sasrec", {"loss": "sampled", "negatives": 8}),
+        ("gru4rec+st", {"loss": "gbce", "negatives": 8}),
+    ],
+)
+def test_other_backbones_encodings_and_losses_learn_too(
+    method: str, options: dict[str, Any], ring_data: Data
+) -> None:
+    fitted = fit(config(method, "tiny", epochs=40, **options), ring_data, lambda _: None)
     assert ndcg(fitted, ring_data) > 0.9
 
 

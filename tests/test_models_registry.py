@@ -347,7 +347,7 @@ def test_serving_cuts_sessions_by_the_gap_or_by_the_ids_given(world: World) -> N
     from models.store import Stored
 
     facts = {"gap_us": 1800 * SECOND}
-    pop = Popularity(3)
+    pop = Popularity(3, config("pop").model)
     stored = Stored(pop, config("pop"), ["a", "b", "c"], pop.count, facts)
     when = pd.to_datetime([0, 1800, 3601, 3602, 3603], unit="s", utc=True)
     frame = pd.DataFrame({"user_id": "u", "item_id": ["a", "b", "?", "c", "a"], "event_ts": when})

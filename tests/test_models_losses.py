@@ -1,0 +1,84 @@
+"""Losses: equal to the obvious formulas, in value and in gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.losses import full_cross_entropy, gbce, sampled_softmax
+
+SETS = [[0], [3, 10], [1, 2, 5], [4], [10], [0, 9], [6]]
+START = torch.tensor([0, 1, 3, 6, 7, 8, 10, 11])
+CLASSES = torch.tensor([c for s in SETS for c in s])
+
+
+def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    h, w, b = (
+        torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((7, 4), (11, 4), (11,))
+    )
+    return h, w, b
+
+
+@pytest.mark.parametrize("chunk", [4_000_000, 30])
+def test_the_loss_is_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.losses.CHUNK_LOGITS", chunk)
+    h, w, b = given()
+    got = full_cross_entropy(h, w, b, START, CLASSES)
+    log_p = torch.log_softmax(h @ w.T + b, dim=1)
+    want = torch.stack([-log_p[i, s].mean() for i, s in enumerate(SETS)]).mean()
+    assert torch.allclose(got, want)
+    mine = torch.autograd.grad(3 * got, (h, w, b))
+    theirs = torch.autograd.grad(3 * want, (h, w, b))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other)
+
+
+def test_sampling_everything_once_is_the_full_softmax_without_the_other_labels() -> None:
+    h, w, b = given()
+    everything = torch.arange(11)
+    got = sampled_softmax(h, w, b, START, CLASSES, everything, torch.full((11,), 1 / 11))
+    s = h @ w.T + b
+    want = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.logsumexp(s[i, [c for c in range(11) if c == one or c not in many]], 0)
+                    - s[i, one]
+                    for one in many
+                ]
+            ).mean()
+            for i, many in enumerate(SETS)
+        ]
+    ).mean()
+    assert torch.allclose(got, want)
+
+
+def test_the_estimate_of_log_q_has_no_bias_where_items_are_drawn_unevenly() -> None:
+    """exp of what is softplus'd estimates the sum over the catalogue without the label."""
+    h, w, b = given()
+    q = torch.softmax(torch.linspace(0, 2, 11), 0).double()
+    drawn = torch.multinomial(q, 200_000, replacement=True)
+    start, label = torch.tensor([0, 1]), torch.tensor([3])
+    got = sampled_softmax(h[:1], w, b, start, label, drawn, q[drawn])
+    want = full_cross_entropy(h[:1], w, b, start, label)
+    assert got.item() == pytest.approx(want.item(), rel=0.01)
+    plain = sampled_softmax(h[:1], w, b, start, label, drawn, torch.full((200_000,), 1 / 11))
+    assert abs(plain.item() - want.item()) > 0.05
+
+
+@pytest.mark.parametrize("t", [0.0, 0.75, 1.0])
+def test_gbce_is_its_formula(t: float) -> None:
+    h, w, b = given()
+    drawn = torch.tensor([2, 7, 8, 1])
+    got = gbce(h, w, b, START, CLASSES, drawn, t)
+    a = 4 / 10
+    beta = a * (t * (1 - 1 / a) + 1 / a)
+    s = h @ w.T + b
+    terms = []
+    for i, many in enumerate(SETS):
+        negatives = [int(n) for n in drawn if int(n) not in many]
+        against = torch.log(1 - torch.sigmoid(s[i, negatives])).sum()
+        each = [-(beta * torch.log(torch.sigmoid(s[i, p])) + against) / 5 for p in many]
+        terms.append(torch.stack(each).mean())
+    assert torch.allclose(got, torch.stack(terms).mean())
