@@ -14,6 +14,7 @@ endif
 # A uv that runs, or the one that we bring.
 UV            := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),build/uv/bin/uv)
 WORKERS       ?= 2
+KILLS         ?= 200
 
 # The tools run from the environment: no activation is assumed, and none is disturbed.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -76,9 +77,9 @@ down:  ## stop what `make up` started
 test: setup  ## all tests but the long ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" --durations=12
 
-test-long: setup  ## the long ones; what came of it is kept in tests/LAST_LONG_RUN.txt
-	@{ echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/LAST_LONG_RUN.txt' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores"; \
-	   $(BIN)/python -m pytest -v -n $(WORKERS) -m long --durations=0 --tb=short; echo "exit status $$?"; } 2>&1 \
+test-long: setup  ## the long ones (KILLS=200 random kills); what came of it is kept in tests/LAST_LONG_RUN.txt
+	@{ echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/LAST_LONG_RUN.txt' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores, $(KILLS) random kills"; \
+	   $(BIN)/python -m pytest -v -n $(WORKERS) -m long --kills $(KILLS) --durations=0 --tb=short; echo "exit status $$?"; } 2>&1 \
 	  | grep --line-buffered -vE '^(rootdir|configfile|plugins|cachedir|hypothesis|created:|platform|scheduling|tests/|bringing)' | tee tests/LAST_LONG_RUN.txt; tail -1 tests/LAST_LONG_RUN.txt | grep -q 'exit status 0'
 
 check: setup  ## format, lint and types, as CI runs them; changes nothing
