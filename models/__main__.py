@@ -1,4 +1,4 @@
-"""`python -m models train|evaluate|compare|register|params`: gold tables in, a registry out.
+"""`python -m models train|grid|evaluate|compare|register|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
@@ -32,12 +34,29 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--patience", type=int, help="epochs without improvement before stopping")
     train.add_argument("--batch-size", type=int, help="rows a step")
     train.add_argument("--learning-rate", type=float)
+    train.add_argument("--loss", help="auto, full, sampled or gbce")
+    train.add_argument("--negatives", type=int, help="items drawn a step: sampled, gbce")
+    train.add_argument(
+        "--checkpoint-s",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="between checkpoints; 0: after every step",
+    )
     train.add_argument("--target", help="next_item or next_session; default: the source file's")
-    train.add_argument("--split", default="temporal", help="temporal, last_session or last_item")
+    train.add_argument("--split", help="temporal (default), last_session or last_item")
+    train.add_argument("--preprocess", default="gold", help="gold, or paper_a: cut anew as it did")
     train.add_argument("--valid-from", metavar="TS", help="pins the validation cut")
     train.add_argument("--test-from", metavar="TS", help="pins the test cut")
     train.add_argument("--table-version", type=int, help="of gold.sequences; default: the newest")
     train.add_argument("--comparison", metavar="ID", help="names the comparison this belongs to")
+    train.add_argument(
+        "--sampled",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also the places among N drawn items, as sampled_…",
+    )
     train.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run too")
     train.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
@@ -52,6 +71,18 @@ def parser() -> argparse.ArgumentParser:
 
     register = command("register", "make versions of the source's registered model")
     register.add_argument("--comparison", required=True, metavar="ID")
+
+    grid = command("grid", "train many methods and seeds, one after another; goes on where it was")
+    grid.add_argument("--comparison", required=True, metavar="ID")
+    grid.add_argument(
+        "--methods", required=True, help="by comma; `sasrec*` with its encodings; all"
+    )
+    grid.add_argument("--seeds", default="1,2", help="by comma")
+    grid.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
+    grid.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`, after --")
+
+    results = command("results", "make a document's tables from results/*.json", source=False)
+    results.add_argument("document", nargs="?", default="RESULTS.md")
 
     params = command("params", "count parameters, exactly", source=False)
     _method(params)
@@ -79,7 +110,9 @@ MODEL_OPTIONS = (
     "max_len", "segments", "time_features", "layers", "dim", "heads", "dropout", "request_time",
     "repeat_policy", "sse_index", "tsa_time",
 )  # fmt: skip
-TRAIN_OPTIONS = ("seed", "epochs", "patience", "batch_size", "learning_rate")
+TRAIN_OPTIONS = (
+    "seed", "epochs", "patience", "batch_size", "learning_rate", "loss", "negatives",
+)  # fmt: skip
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +134,7 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
     return counted
 
 
-def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] | None:
     from models import commands
     from models.methods import config
 
@@ -118,10 +151,13 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
         config=chosen,
         version=args.table_version,
         split=args.split,
+        preprocess=args.preprocess,
         valid_from=commands.parse_ts(args.valid_from),
         test_from=commands.parse_ts(args.test_from),
         comparison=args.comparison,
         device=commands.pick_device(args.device),
+        checkpoint_s=args.checkpoint_s,
+        sampled=args.sampled,
         say=commands.note,
     )
 
@@ -160,16 +196,54 @@ def _register(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
     return done
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "compare": _compare, "register": _register}
+def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.commands import note
+    from models.compare import show
+    from models.grid import grid, methods_of
+
+    try:
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {args.seeds}: whole numbers by comma, such as 1,2") from None
+    file = Path(args.results) if args.results else None
+    outcome = grid(
+        args.source, args.comparison, methods_of(args.methods), seeds, args.options, file, note
+    )
+    show(outcome)
+    return outcome
+
+
+def _results(args: argparse.Namespace) -> dict[str, Any]:
+    from models.results import render
+
+    document = Path(args.document)
+    if not document.is_file():
+        raise UserError(f"{document} is not there: name the document whose tables are to be made")
+    made = render(document)
+    print(f"{document}: tables made from {', '.join(made) or 'nothing: it names no results file'}")
+    return {"document": str(document), "files": made}
+
+
+ALONE = {"params": _params, "results": _results}  # need no source
+COMMANDS: dict[str, Any] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "register": _register,
+    "grid": _grid,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     from jobs.errors import SessionmillError
 
     args = parser().parse_args(argv)
+    if argv is None:  # a scheduler that ends a task asks first: say in MLflow that the run ended
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    done: dict[str, Any] | None
     try:
-        if args.command == "params":
-            done = _params(args)
+        if args.command in ALONE:
+            done = ALONE[args.command](args)
         else:
             from jobs.settings import settings
             from jobs.sources import load_source
@@ -179,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, SessionmillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.json:
+    if args.json and done is not None:
         print(json.dumps(done), flush=True)
     return 0
 

@@ -130,6 +130,12 @@ class Tokens:
         kept: dict[str, Any] = {name: getattr(self, name)[keep] for name in self.ARRAYS}
         return replace(self, **kept)
 
+    def share(self, rank: int, size: int) -> Tokens:
+        """Every size-th row, from row `rank` on."""
+        mine = self.select(self.row % size == rank)
+        rows = len(range(rank, self.num_rows, size))
+        return replace(mine, row=mine.row // size, num_rows=rows)
+
     def insert(self, at: Ints, **values: Ints | Bools | int) -> Tokens:
         """New tokens before the tokens `at`; each array is given, or repeats one value."""
         longer: dict[str, Any] = {
@@ -161,6 +167,10 @@ class Batch:
     def padding(self) -> torch.Tensor:
         """bool[B, L]"""
         return self.token == 0
+
+    @property
+    def tokens(self) -> int:
+        return int((self.token > 0).sum())
 
     def to(self, device: torch.device | str) -> Batch:
         tensors: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -15,16 +16,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from models import tracking
+from models import parallel, tracking
 from models.baselines import Popularity
 from models.batch import Target
+from models.checkpoints import Checkpoints
+from models.dataset import cache_folder
 from models.errors import UserError
-from models.evaluate import Result, evaluate
+from models.evaluate import Result, Sampled, evaluate
 from models.methods import count_parameters
+from models.preprocess import PAPER_A_GAP_US
 from models.presets import Config
 from models.splits import TEST, Cut, Filters, describe, targets
 from models.store import Stored, load, save
-from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb
+from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb, prepared
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,10 +40,13 @@ SHOWN = ("ndcg@10", "hr@10", "recall@10", "mrr@10")
 
 @contextmanager
 def recorded(
-    client: MlflowClient, experiment: str, name: str, tags: dict[str, str]
+    client: MlflowClient, experiment: str, name: str, tags: dict[str, str], earlier: str | None
 ) -> Iterator[str]:
-    """A run that ends FINISHED, or FAILED where the block does not end."""
-    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    """A run that ends FINISHED, or FAILED where the block does not end; `earlier` goes on if it
+    is there and has not finished."""
+    run_id = earlier if earlier and tracking.reopened(client, earlier) else None
+    if run_id is None:
+        run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     try:
         yield run_id
     except BaseException:
@@ -54,63 +61,112 @@ def train(
     lake: str,
     config: Config,
     version: int | None = None,
-    split: str = "temporal",
+    split: str | None = None,
     valid_from: int | None = None,
     test_from: int | None = None,
+    preprocess: str = "gold",
     comparison: str | None = None,
     device: str = "cpu",
+    checkpoint_s: float = 60.0,
+    sampled: int = 0,
     say: Say = print,
-) -> dict[str, Any]:
-    """Train one method, score it on the test period, record everything in MLflow."""
+) -> dict[str, Any] | None:
+    """Train one method, score it on the test period, record everything in MLflow.
+
+    A training that was killed goes on from its last checkpoint, in the same MLflow run, when the
+    same is asked for again. Under torchrun the first process records and answers; others: None.
+    """
     began = time.perf_counter()
+    team, device = parallel.start(device)
+    if not team.leads:
+        say = _silent
     filters = Filters(**source.filters.model_dump())
+    split = split or ("last_item" if preprocess == "paper_a" else "temporal")
     data = load_data(
         lake=lake, source=source.name, filters=filters, version=version, split=split,
-        valid_from=valid_from, test_from=test_from,
+        valid_from=valid_from, test_from=test_from, preprocess=preprocess,
     )  # fmt: skip
     origin = int(data.training.rows.ts.min())
     config = replace(config, model=replace(config.model, time_origin_us=origin))
+    facts = _facts(source, data, config, filters, preprocess)
     rows, left = data.training.rows, data.training.counts
     say(
         f"{config.method} on {source.name}, gold.sequences version {data.sequences.version}: "
         f"{len(rows.item):,} training events of {len(data.training.user):,} users, "
         f"{len(data.item_ids):,} items (before filters {left['before the cut']['events']:,} events)"
     )
-    client, experiment = tracking.connect(source.name)
-    tags = {tracking.KIND: "train", "method": config.method, "seed": str(config.train.seed)}
-    if comparison:
-        tags[tracking.COMPARISON] = comparison
-    commit = code_version()
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-    name = f"{config.method} seed {config.train.seed}"
-    with recorded(client, experiment, name, tags) as run_id:
-        facts = _facts(source, data, config, filters)
-        tracking.log_values(client, run_id, params=_flat({**config.as_dict(), "data": facts}))
-        tracking.log_table(
-            client, run_id, data.sequences.path, data.sequences.version, data.sequences.table_id
-        )
-        fitted = fit(config, data, say, device)
-        asked = targets(
-            data.events,
-            data.period,
-            TEST,
-            data.training.vocabulary,
-            cast(Target, config.train.target),
-        )
+    key = json.dumps([config.as_dict(), facts, comparison, team.size], sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    keep = Checkpoints(cache_folder(lake, source.name) / "training" / name, checkpoint_s)
+    asked = targets(
+        data.events, data.period, TEST, data.training.vocabulary, cast(Target, config.train.target)
+    )
+    item = rows.item[rows.positive]
+    popularity = np.bincount(item, minlength=len(data.item_ids) + 1)[1:]
+    lists = [Sampled(sampled, by, popularity) for by in ("random", "popular") if sampled]
+
+    def work(mine: bool, each_epoch: Any = None) -> tuple[Fitted, Result, float]:
+        use = keep if team.each(torch.tensor([int(mine)]))[0] else None
+        fitted = fit(config, data, say, device, use, team, each_epoch)
         scored_from = time.perf_counter()
-        result = evaluate(fitted.model, asked, repeat_policy=config.model.repeat_policy)
-        eval_s = time.perf_counter() - scored_from
-        report = _report(config, data, fitted, result, eval_s, run_id, facts)
-        report["seconds"] = round(time.perf_counter() - began, 2)
-        _keep(client, run_id, data, config, fitted, result, report, facts)
+        result = evaluate(
+            fitted.model, asked, repeat_policy=config.model.repeat_policy, team=team,
+            popularity=popularity, sampled=lists,
+        )  # fmt: skip
+        return fitted, result, time.perf_counter() - scored_from
+
+    try:
+        if not team.leads:
+            work(False)
+            return None
+        client, experiment = tracking.connect(source.name)
+        tags = {tracking.KIND: "train", "method": config.method, "seed": str(config.train.seed)}
+        if comparison:
+            tags[tracking.COMPARISON] = comparison
+        commit = code_version()
+        if commit:
+            tags["mlflow.source.git.commit"] = commit
+        title = f"{config.method} seed {config.train.seed}"
+        with keep.alone() as mine:
+            if not mine:
+                say(f"the same training is running ({keep.folder}): this one keeps no checkpoints")
+            earlier = keep.noted().get("mlflow_run_id") if mine else None
+            with recorded(client, experiment, title, tags, earlier) as run_id:
+                if mine:
+                    keep.note(mlflow_run_id=run_id)
+                tracking.log_values(
+                    client, run_id, params=_flat({**config.as_dict(), "data": facts})
+                )
+                tracking.log_table(
+                    client, run_id, data.sequences.path, data.sequences.version,
+                    data.sequences.table_id,
+                )  # fmt: skip
+                curves = tracking.Curves(client, run_id, say)
+                fitted, result, eval_s = work(mine, curves.log)
+                curves.finish(fitted.curves)
+                report = _report(config, data, fitted, result, eval_s, run_id, facts)
+                report["seconds"] = round(time.perf_counter() - began, 2)
+                report["processes"] = team.size
+                _keep(client, run_id, data, config, fitted, result, report, facts)
+            if mine:
+                keep.remove()
+    finally:
+        parallel.stop()
     say(describe_report(report))
     return report
 
 
-def _facts(source: Source, data: Data, config: Config, filters: Filters) -> dict[str, Any]:
+def _silent(_: str) -> None:
+    """Processes that do not lead say nothing."""
+
+
+def _facts(
+    source: Source, data: Data, config: Config, filters: Filters, preprocess: str
+) -> dict[str, Any]:
     """What makes runs comparable, and what serving must know; stored with the model."""
+    again = preprocess == "paper_a"
     return {
+        "preprocess": preprocess,
         "method": config.method,
         "source": source.name,
         "table": "gold.sequences",
@@ -121,8 +177,8 @@ def _facts(source: Source, data: Data, config: Config, filters: Filters) -> dict
         "request_time": config.model.request_time,
         "repeat_policy": config.model.repeat_policy,
         "filters": asdict(filters),
-        "session_rule": source.sessions.rule,
-        "gap_us": source.sessions.gap_us,
+        "session_rule": "gap" if again else source.sessions.rule,
+        "gap_us": PAPER_A_GAP_US if again else source.sessions.gap_us,
         "feedback": source.feedback.model_dump(),
     }
 
@@ -149,7 +205,11 @@ def _report(
         "num_params": counted["num_params"],
         "num_params_added": counted["num_params_added"],
         "params_added_pct": counted["params_added_pct"],
-        "metrics": result.summary(),
+        "metrics": result.summary() | result.plain(),
+        "by_target": {
+            kind: {"metrics": part.summary(), "counts": part.counts}
+            for kind, part in result.parts.items()
+        },
         "validation_ndcg@10": fitted.validation,
         "counts": result.counts,
         "filters": data.training.counts,
@@ -178,8 +238,11 @@ def _keep(
     facts: dict[str, Any],
 ) -> None:
     values = {"validation_ndcg@10_best": fitted.validation}
-    for name, value in report["metrics"].items():
-        values |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+    named = dict(report["metrics"])
+    for kind, part in report["by_target"].items():
+        named |= {f"{kind}_{name}": value for name, value in part["metrics"].items()}
+    for name, value in named.items():
+        values |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
     for name in (
         "num_params", "num_params_added", "params_added_pct", "epochs", "best_epoch", "seconds",
         "train_s", "eval_s", "events_per_second", "peak_rss_mb",
@@ -187,7 +250,7 @@ def _keep(
         values[name] = float(report[name])
     values["unseen_share"] = result.counts["unseen_share"]
     finite = {name: value for name, value in values.items() if np.isfinite(value)}
-    tracking.log_values(client, run_id, metrics=finite, curves=fitted.curves)
+    tracking.log_values(client, run_id, metrics=finite)
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as scratch:
         folder = Path(scratch)
         popularity = Popularity(len(data.item_ids), config.model)
@@ -200,6 +263,10 @@ def _keep(
         arrays: dict[str, Any] = {
             name.replace("@", "_at_"): value for name, value in result.values.items()
         }
+        for kind, part in result.parts.items():
+            users = [data.sequences.user_id[u] for u in part.users]
+            arrays[f"{kind}.user_id"] = np.array(users, dtype=np.str_)
+            arrays |= {f"{kind}.{n.replace('@', '_at_')}": v for n, v in part.values.items()}
         np.savez_compressed(place / "per_user.npz", user_id=ids, **arrays)
         facts_and_report = {"facts": facts, "report": report}
         (place / "result.json").write_text(json.dumps(facts_and_report, indent=1))
@@ -211,7 +278,7 @@ def score_again(
 ) -> dict[str, Any]:
     """`evaluate`: a stored run's model on its own cut, at its own table version or another one."""
     from jobs.tables import ITEMS, SEQUENCES
-    from models.dataset import cache_folder, open_sequences, read_items
+    from models.dataset import open_sequences, read_items
     from models.splits import Events, periods
 
     client, _ = tracking.connect(source.name)
@@ -223,7 +290,10 @@ def score_again(
     make = f"python -m jobs run --source {source.name}"
     at = facts["table_version"] if version is None else version
     path = SEQUENCES.path(lake, source.name)
-    events = Events.of(open_sequences(path, at, cache_folder(lake, source.name), make))
+    events = prepared(
+        Events.of(open_sequences(path, at, cache_folder(lake, source.name), make)),
+        facts.get("preprocess", "gold"),
+    )
     index, names = read_items(ITEMS.path(lake, source.name), make)
     by_name = dict(zip(names, index.tolist(), strict=True))
     vocabulary = np.array([by_name.get(item, 0) for item in stored.item_ids], dtype=np.int64)
@@ -235,11 +305,14 @@ def score_again(
     )
     asked = targets(events, periods(events, pinned), TEST, vocabulary, facts["target"])
     began = time.perf_counter()
-    result = evaluate(stored.model, asked, repeat_policy=facts["repeat_policy"])
+    result = evaluate(
+        stored.model, asked, repeat_policy=facts["repeat_policy"],
+        popularity=stored.popularity.long().numpy(),
+    )  # fmt: skip
     report = {
         "method": facts["method"], "source": source.name, "mlflow_run_id": run_id,
         "table_version": at, "cut": cut, "target": facts["target"],
-        "metrics": result.summary(), "counts": result.counts,
+        "metrics": result.summary() | result.plain(), "counts": result.counts,
         "seconds": round(time.perf_counter() - began, 2),
     }  # fmt: skip
     say(describe_report(report))

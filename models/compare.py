@@ -2,7 +2,9 @@
 
 Each method is represented by its best seed on validation. Intervals of differences are paired:
 both methods are asked about the same users, users are drawn, 95 % percentile. "Better" means that
-the interval excludes 0. The winner has the highest NDCG@10 on test.
+the interval excludes 0. Against the vanilla backbone there is also the difference over all seeds,
+where the trainings are drawn too, and the differences by kind of target (the first item of a
+session, an item inside one). The winner has the highest NDCG@10 on test.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from models import tracking
 from models.errors import UserError
-from models.metrics import bootstrap
+from models.metrics import bootstrap, bootstrap_seeds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 BY = "ndcg@10"
 SAME = (
     "table_id", "table_version", "cut", "target", "request_time", "repeat_policy", "filters",
+    "preprocess",
 )  # fmt: skip
 DRAWS = 2000
 
@@ -38,6 +41,7 @@ class Entry:
     facts: dict[str, Any]
     user_id: list[str]
     by_user: NDArray[np.float64]
+    parts: dict[str, tuple[list[str], NDArray[np.float64]]]  # the same by kind of target
 
 
 def compare(
@@ -64,17 +68,15 @@ def compare(
             best[method] = entry
     order = sorted(best.values(), key=lambda e: (-_score(e), e.report["method"]))
     winner = order[0]
-    methods = [_row(entry, best, winner) for entry in order]
-    seeds: dict[str, int] = {}
-    for method, _ in newest:
-        seeds[method] = seeds.get(method, 0) + 1
-    for row in methods:
-        row["seeds"] = seeds[row["method"]]
+    trainings: dict[str, list[Entry]] = {}
+    for entry in read:
+        trainings.setdefault(entry.report["method"], []).append(entry)
+    methods = [_row(entry, best, winner, trainings) for entry in order]
     outcome = {
         "comparison": comparison,
         "source": source,
         "winner": winner.report["method"],
-        **{name: winner.facts[name] for name in SAME},
+        **{name: winner.facts.get(name) for name in SAME},
         "users": len(winner.user_id),
         "methods": methods,
         "missing": [name for name in expect or [] if name not in best],
@@ -88,8 +90,13 @@ def _read(client: MlflowClient, run_id: str) -> Entry:
         values = tracking.read_json(folder / "result.json")
         with np.load(folder / "per_user.npz", allow_pickle=False) as arrays:
             user_id = arrays["user_id"].tolist()
-            by_user = arrays[BY.replace("@", "_at_")]
-    return Entry(values["report"], values["facts"], user_id, by_user)
+            name = BY.replace("@", "_at_")
+            by_user = arrays[name]
+            parts = {
+                kind: (arrays[f"{kind}.user_id"].tolist(), arrays[f"{kind}.{name}"])
+                for kind in values["report"].get("by_target", {})
+            }
+    return Entry(values["report"], values["facts"], user_id, by_user, parts)
 
 
 def _same(entries: list[Entry]) -> None:
@@ -97,12 +104,12 @@ def _same(entries: list[Entry]) -> None:
     first = entries[0]
     for other in entries[1:]:
         for name in SAME:
-            if other.facts[name] != first.facts[name]:
+            if other.facts.get(name) != first.facts.get(name):
                 raise UserError(
                     f"cannot compare: {name} of {first.report['method']} (run "
-                    f"{first.report['mlflow_run_id']}) is {first.facts[name]}, of "
+                    f"{first.report['mlflow_run_id']}) is {first.facts.get(name)}, of "
                     f"{other.report['method']} (run {other.report['mlflow_run_id']}) "
-                    f"{other.facts[name]}. Train both at one --table-version, with the same "
+                    f"{other.facts.get(name)}. Train both at one --table-version, with the same "
                     "--valid-from and --test-from, under a new --comparison"
                 )
         if other.user_id != first.user_id:
@@ -121,7 +128,9 @@ def _validation(entry: Entry) -> float:
     return -np.inf if np.isnan(value) else value
 
 
-def _row(entry: Entry, best: dict[str, Entry], winner: Entry) -> dict[str, Any]:
+def _row(
+    entry: Entry, best: dict[str, Entry], winner: Entry, trainings: dict[str, list[Entry]]
+) -> dict[str, Any]:
     report = entry.report
     names = (
         "method", "seed", "num_params", "num_params_added", "params_added_pct", "epochs",
@@ -129,25 +138,53 @@ def _row(entry: Entry, best: dict[str, Entry], winner: Entry) -> dict[str, Any]:
     )  # fmt: skip
     row: dict[str, Any] = {name: report[name] for name in names}
     for name, value in report["metrics"].items():
-        row |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        row |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
     row["validation_ndcg@10"] = report["validation_ndcg@10"]
+    row["by_target"] = {
+        kind: {"users": part["counts"]["users"], "targets": part["counts"]["targets"]}
+        | {BY: part["metrics"][BY]["value"]}
+        | {f"{BY}_{end}": part["metrics"][BY][end] for end in ("low", "high")}
+        for kind, part in report.get("by_target", {}).items()
+    }
+    mine = trainings[report["method"]]
+    row["seeds"] = len(mine)
+    scores = [_score(one) for one in mine]
+    row[f"{BY}_mean"], row[f"{BY}_std"] = float(np.mean(scores)), float(np.std(scores))
     vanilla = best.get(report["method"].split("+")[0])
-    row["vs_vanilla"] = _against(entry, vanilla) if vanilla and vanilla is not entry else None
+    if vanilla is None or vanilla is entry:
+        row["vs_vanilla"] = row["vs_vanilla_seeds"] = None
+    else:
+        row["vs_vanilla"] = _against(entry, vanilla)
+        row["vs_vanilla_seeds"] = _over_seeds(mine, trainings[vanilla.report["method"]])
+        for kind, part in row["by_target"].items():
+            part["vs_vanilla"] = _against(entry, vanilla, kind)
     row["vs_winner"] = _against(entry, winner) if winner is not entry else None
     return row
 
 
-def _against(entry: Entry, other: Entry) -> dict[str, Any]:
+def _against(entry: Entry, other: Entry, kind: str | None = None) -> dict[str, Any]:
     """Mean difference of NDCG@10 over users, with its paired interval."""
-    difference = entry.by_user - other.by_user
+    ours, theirs = (e.by_user if kind is None else e.parts[kind][1] for e in (entry, other))
+    difference = ours - theirs
     low, high = bootstrap(difference[:, None], DRAWS)[:, 0]
-    verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+    return _verdict(other, float(difference.mean()), float(low), float(high))
+
+
+def _over_seeds(mine: list[Entry], others: list[Entry]) -> dict[str, Any]:
+    """Mean difference over all trainings of two methods: users and trainings are drawn."""
+    ours, theirs = (np.stack([one.by_user for one in each], axis=1) for each in (mine, others))
+    return _verdict(others[0], *bootstrap_seeds(ours, theirs, DRAWS)) | {
+        "seeds": [len(mine), len(others)]
+    }
+
+
+def _verdict(other: Entry, difference: float, low: float, high: float) -> dict[str, Any]:
     return {
         "method": other.report["method"],
-        "difference": float(difference.mean()),
-        "low": float(low),
-        "high": float(high),
-        "verdict": verdict,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "verdict": "better" if low > 0 else "worse" if high < 0 else "cannot tell",
     }
 
 
@@ -206,6 +243,26 @@ def show(outcome: dict[str, Any]) -> None:
             print(
                 f"  {row['method']} against {versus['method']}: {versus['difference']:+.4f} "
                 f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
+                + _and_seeds(row["vs_vanilla_seeds"])
+                + _and_kinds(row["by_target"])
             )
     if outcome["missing"]:
         print(f"  missing (not finished): {', '.join(outcome['missing'])}")
+
+
+def _and_seeds(versus: dict[str, Any]) -> str:
+    if min(versus["seeds"]) < 2:
+        return ""
+    return (
+        f"; over {versus['seeds'][0]} and {versus['seeds'][1]} seeds {versus['difference']:+.4f} "
+        f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
+    )
+
+
+def _and_kinds(by_target: dict[str, Any]) -> str:
+    return "".join(
+        f"; {'first of a session' if kind == 'first' else 'inside a session'} "
+        f"{part['vs_vanilla']['difference']:+.4f} [{part['vs_vanilla']['low']:+.4f}, "
+        f"{part['vs_vanilla']['high']:+.4f}], {part['vs_vanilla']['verdict']}"
+        for kind, part in by_target.items()
+    )

@@ -1,12 +1,15 @@
 """Ask a model about every target of a period and score its full ranking.
 
-No sampled candidate lists. Averaged over a user's targets, then over users.
+Averaged over a user's targets, then over users. Next items are also reported apart, by what they
+are: the `first` of a new session, or `inside` one. Sampled candidate lists (`sampled_…`) exist to
+compare with papers that used them, and decide about nothing.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +17,11 @@ import torch
 
 from models import metrics
 from models.batch import Bools, Ints, Rows, ragged
+from models.parallel import ALONE, Team
 from models.splits import Targets
 
 KS = (1, 5, 10, 20, 50)
+LIST_KS = (10, 20)  # lists whose items are counted
 CHUNK_SCORES = 16_000_000
 CHUNK_ROWS = 512
 
@@ -41,10 +46,16 @@ class Result:
     users: Ints  # place in Sequences
     values: dict[str, metrics.Floats]  # name -> float64[U]
     counts: dict[str, Any]
+    parts: dict[str, Result] = field(default_factory=dict)  # by kind of target: first, inside
+    catalogue: dict[str, float] = field(default_factory=dict)  # of all lists together
 
     def mean(self, name: str) -> float:
         value = self.values[name]
         return float(value.mean()) if len(value) else math.nan
+
+    def plain(self) -> dict[str, dict[str, float]]:
+        """name -> {"value"} of what is no mean over users, and so has no interval."""
+        return {name: {"value": value} for name, value in self.catalogue.items()}
 
     def summary(self, draws: int = 2000) -> dict[str, dict[str, float]]:
         """name -> {"value", "low", "high"}: mean over users and its 95 % bootstrap interval."""
@@ -68,17 +79,29 @@ def exclude(scores_RV: torch.Tensor, rows: Rows, begin: Ints, end: Ints) -> torc
 
 
 def evaluate(
-    model: Scorer, targets: Targets, ks: tuple[int, ...] = KS, repeat_policy: str = "allow"
+    model: Scorer,
+    targets: Targets,
+    ks: tuple[int, ...] = KS,
+    repeat_policy: str = "allow",
+    team: Team = ALONE,
+    popularity: Ints | None = None,
+    sampled: Sequence[Sampled] = (),
 ) -> Result:
-    """Rank the whole vocabulary for every target."""
+    """Rank the whole vocabulary for every target; processes of a team share them out.
+
+    With `popularity` (training events of each item, int64[V]) also what the lists of the K best
+    are made of; with `sampled` also the places among a few drawn items.
+    """
     if isinstance(model, torch.nn.Module):
         model.eval()
-    number = len(targets.user)
-    place = np.empty(len(targets.item), dtype=np.int64)
-    step = max(1, min(CHUNK_ROWS, CHUNK_SCORES // max(1, model.num_items)))
+    number, V = len(targets.user), model.num_items
+    place = np.zeros(len(targets.item), dtype=np.int64)
+    drawn_place = np.zeros((len(sampled), len(targets.item)), dtype=np.int64)
+    shown = np.zeros((len(LIST_KS), V if popularity is not None else 0), dtype=np.int64)
+    step = max(1, min(CHUNK_ROWS, CHUNK_SCORES // max(1, V)))
     # Histories of one length together: less padding, the same scores.
     order = np.argsort(targets.end - targets.begin, kind="stable")
-    for low in range(0, number, step):
+    for low in range(team.rank * step, number, team.size * step):
         part = targets.select(order[low : low + step])
         scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.new_session)
         if repeat_policy == "exclude_seen":
@@ -86,15 +109,82 @@ def evaluate(
         index = order[low : low + step]
         where, _ = ragged(targets.item_start[:-1][index], np.diff(targets.item_start)[index])
         place[where] = metrics.ranks(scores, part.item_start, part.item)
+        if popularity is not None:
+            best = scores.topk(min(max(LIST_KS), V), dim=1).indices.numpy()
+            for n, k in enumerate(LIST_KS):
+                shown[n] += np.bincount(best[:, :k].ravel(), minlength=V)
+        for n, one in enumerate(sampled):
+            drawn_place[n, where] = one.places(scores, part, index)
+    # Every place was found by one process.
+    place = team.total(torch.from_numpy(place)).numpy()
     values = metrics.per_target(place, targets.item_start, ks)
-    users, by_user = metrics.per_user(values, targets.user)
-    unseen = int((targets.item == 0).sum())
+    for n, one in enumerate(sampled):
+        among = team.total(torch.from_numpy(drawn_place[n])).numpy()
+        few = metrics.per_target(among, targets.item_start, tuple(k for k in ks if k <= 20))
+        values |= {f"{one.name}_{name}": value for name, value in few.items()}
+    result = _result(targets, values, np.arange(number))
+    result.counts.update(targets.left_out)
+    single = len(targets.item) == number
+    if single and targets.new_session.any() and not targets.new_session.all():
+        for kind, chosen in (("first", targets.new_session), ("inside", ~targets.new_session)):
+            result.parts[kind] = _result(targets, values, np.flatnonzero(chosen))
+    if popularity is not None:
+        shown = team.total(torch.from_numpy(shown)).numpy()
+        result.catalogue.update(metrics.catalogue(shown, popularity, LIST_KS))
+    return result
+
+
+def _result(targets: Targets, values: dict[str, metrics.Floats], at: Ints) -> Result:
+    """The targets `at`, averaged over each user's."""
+    users, by_user = metrics.per_user({n: v[at] for n, v in values.items()}, targets.user[at])
+    start = targets.item_start
+    items, _ = ragged(start[:-1][at], np.diff(start)[at])
+    unseen = int((targets.item[items] == 0).sum())
     counts = {
         "users": len(users),
-        "targets": number,
-        "target_items": len(targets.item),
+        "targets": len(at),
+        "target_items": len(items),
         "unseen_items": unseen,
-        "unseen_share": round(unseen / max(1, len(targets.item)), 4),
-        **targets.left_out,
+        "unseen_share": round(unseen / max(1, len(items)), 4),
     }
     return Result(users, by_user, counts)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The place of a target among `size` drawn items that its user has not seen.
+
+    `by`: "random" (all items alike) or "popular" (by training events). Seeded by the target.
+    """
+
+    size: int
+    by: str
+    popularity: Ints
+
+    @property
+    def name(self) -> str:
+        return f"sampled_{self.by}"
+
+    def places(self, scores_RV: torch.Tensor, part: Targets, index: Ints) -> Ints:
+        """int64[M]: the places of each row's items among themselves and the drawn ones."""
+        V = scores_RV.shape[1]
+        weight = np.ones(V) if self.by == "random" else self.popularity.astype(np.float64)
+        place = np.full(len(part.item), metrics.UNRANKED, dtype=np.int64)
+        for row, target in enumerate(index):
+            low, high = part.item_start[row], part.item_start[row + 1]
+            possible = weight.copy()
+            possible[part.rows.item[part.begin[row] : part.end[row]] - 1] = 0
+            known = part.item[low:high][part.item[low:high] > 0]
+            possible[known - 1] = 0
+            size = min(self.size, int((possible > 0).sum()))
+            if not size or not len(known):
+                continue
+            rng = np.random.default_rng([17, int(target)])
+            drawn = rng.choice(V, size, replace=False, p=possible / possible.sum())
+            column = torch.from_numpy(np.concatenate([known - 1, drawn]))
+            asked = np.zeros(high - low, dtype=np.int64)  # the known ones are the first columns
+            asked[part.item[low:high] > 0] = np.arange(1, len(known) + 1)
+            place[low:high] = metrics.ranks(
+                scores_RV[row : row + 1, column], np.array([0, high - low]), asked
+            )
+        return place

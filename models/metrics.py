@@ -86,12 +86,26 @@ def per_user(values: dict[str, Floats], user: Ints) -> tuple[Ints, dict[str, Flo
     return users, {name: np.bincount(place, value) / count for name, value in values.items()}
 
 
-def bootstrap(values_UM: Floats, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Floats:
-    """Percentile interval of the mean over users, for M metrics at once: float64[2, M].
+def catalogue(shown_KV: Ints, popularity_V: Ints, ks: tuple[int, ...]) -> dict[str, float]:
+    """What lists of the K best are made of, from how often each item stood in one.
 
-    Users are drawn with replacement, the same draw for all metrics. Given differences of two
-    methods for the same users it is the paired bootstrap.
+    coverage@K: share of the vocabulary that stands in any list. popularity@K: mean over all places
+    of the share of training events that belong to less popular items, equals half: .5 where items
+    are shown as often as they are chosen, 1 where only the most popular one is.
     """
+    level = np.sort(popularity_V)
+    sums = np.concatenate([[0], np.cumsum(level)])
+    sides = [sums[np.searchsorted(level, popularity_V, side)] for side in ("left", "right")]
+    below = (sides[0] + sides[1]) / 2 / max(1, sums[-1])
+    result = {}
+    for k, shown in zip(ks, shown_KV, strict=True):
+        result[f"coverage@{k}"] = float((shown > 0).mean())
+        result[f"popularity@{k}"] = float((shown * below).sum() / max(1, shown.sum()))
+    return result
+
+
+def draw_means(values_UM: Floats, draws: int, seed: int = 0) -> Floats:
+    """float64[draws, M]: means over users drawn with replacement, the same draw for all M."""
     users, width = values_UM.shape
     rng = np.random.default_rng(seed)
     means = np.empty((draws, width))
@@ -102,5 +116,37 @@ def bootstrap(values_UM: Floats, draws: int = 2000, seed: int = 0, level: float 
         cell = drawn + (np.arange(size, dtype=np.int64) * users)[:, None]
         count = np.bincount(cell.ravel(), minlength=size * users).reshape(size, users)
         means[low : low + size] = count @ values_UM / users
+    return means
+
+
+def bootstrap(values_UM: Floats, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Floats:
+    """Percentile interval of the mean over users, for M metrics at once: float64[2, M].
+
+    Given differences of two methods for the same users it is the paired bootstrap.
+    """
+    return _interval(draw_means(values_UM, draws, seed), level)
+
+
+def bootstrap_seeds(
+    one_US: Floats, other_US: Floats, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Difference of two methods with several trainings each: (mean, low, high).
+
+    The same users are drawn for both, and of each method its trainings, with replacement: the
+    interval knows that another seed would have given another model.
+    """
+    size = one_US.shape[1]
+    means = draw_means(np.concatenate([one_US, other_US], axis=1), draws, seed)
+    rng = np.random.default_rng([seed, 1])
+    sides = []
+    for part in (means[:, :size], means[:, size:]):
+        number = part.shape[1]
+        weight = rng.multinomial(number, np.full(number, 1 / number), size=draws) / number
+        sides.append((part * weight).sum(1))
+    low, high = _interval((sides[0] - sides[1])[:, None], level)[:, 0]
+    return float(one_US.mean() - other_US.mean()), float(low), float(high)
+
+
+def _interval(means: Floats, level: float) -> Floats:
     tail = 100 * (1 - level) / 2
     return np.percentile(means, [tail, 100 - tail], axis=0)

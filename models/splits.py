@@ -163,8 +163,14 @@ def periods(events: Events, cut: Cut) -> Ints:
     return np.asarray(np.maximum(0, 2 - from_end), dtype=np.int8)
 
 
-def training_rows(events: Events, period: Ints, filters: Filters) -> Training:
-    """Filter the training events, make the vocabulary, refuse when there is nothing to learn."""
+def training_rows(
+    events: Events, period: Ints, filters: Filters, whole_vocabulary: bool = False
+) -> Training:
+    """Filter the training events, make the vocabulary, refuse when there is nothing to learn.
+
+    `whole_vocabulary` takes the items of all periods, as paper A's code does (its counts of
+    parameters need that; rows of unseen items stay as they were drawn).
+    """
     at = np.flatnonzero(period == 0)
     item, session, user = events.item[at], events.session[at], events.user[at]
     counts: dict[str, dict[str, int]] = {}
@@ -189,7 +195,7 @@ def training_rows(events: Events, period: Ints, filters: Filters) -> Training:
     at, item, session, user = at[keep], item[keep], session[keep], user[keep]
     note(f"users with {filters.min_user_sessions} sessions or more")
 
-    vocabulary = np.unique(item).astype(np.int64)
+    vocabulary = np.unique(events.item if whole_vocabulary else item).astype(np.int64)
     users, start = np.unique(user, return_index=True)
     start = np.append(start, len(user))
     _refuse_if_hopeless(counts, vocabulary, users, start)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,6 @@ def log_values(
     *,
     params: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
-    curves: Mapping[str, list[float]] | None = None,
 ) -> None:
     """Everything in calls of at most 1000 metrics and 100 params, MLflow's own limits.
 
@@ -142,15 +142,68 @@ def log_values(
     values = [
         Metric(name.replace("@", "_at_"), value, now, 0) for name, value in (metrics or {}).items()
     ]
-    for name, curve in (curves or {}).items():
-        key = name.replace("@", "_at_")
-        values += [Metric(key, value, now, step) for step, value in enumerate(curve, 1)]
     given = [Param(name, str(value)[:6000]) for name, value in (params or {}).items()]
     for low in range(0, max(len(values), 1), 1000):
         first = given[:100] if low == 0 else []
         client.log_batch(run_id, metrics=values[low : low + 1000], params=first)
     for low in range(100, len(given), 100):
         client.log_batch(run_id, params=given[low : low + 100])
+
+
+class Curves:
+    """One value an epoch, told while training goes on; no step twice, also by a run taken up again.
+
+    An MLflow that is away costs no training: what could not be told is told at the end.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, say: Callable[[str], None]) -> None:
+        self.client, self.run_id, self.say = client, run_id, say
+        self.there: dict[str, set[int]] = {}  # metric -> steps that MLflow has
+
+    def log(self, epoch: int, curves: Mapping[str, list[float]]) -> None:
+        """After an epoch: tell what is new, and go on if MLflow does not answer."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.finish(curves)
+        except MlflowException as error:
+            first = str(error).splitlines()[0][:200]
+            self.say(f"MLflow did not take epoch {epoch} ({first}): telling it later")
+
+    def finish(self, curves: Mapping[str, list[float]]) -> None:
+        """Everything that MLflow does not have yet."""
+        from mlflow.entities import Metric
+
+        now, values = int(time.time() * 1000), []
+        for name, curve in curves.items():
+            key = name.replace("@", "_at_")
+            if key not in self.there:
+                history = self.client.get_metric_history(self.run_id, key)
+                self.there[key] = {metric.step for metric in history}
+            values += [
+                Metric(key, value, now, step)
+                for step, value in enumerate(curve, 1)
+                if step not in self.there[key] and math.isfinite(value)
+            ]
+        for low in range(0, len(values), 1000):
+            part = values[low : low + 1000]
+            self.client.log_batch(self.run_id, metrics=part)
+            for metric in part:
+                self.there[metric.key].add(metric.step)
+
+
+def reopened(client: MlflowClient, run_id: str) -> bool:
+    """Let a run that did not finish go on; False if it is gone, or finished."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException:
+        return False
+    if info.status == "FINISHED" or info.lifecycle_stage != "active":
+        return False
+    client.update_run(run_id, status="RUNNING")
+    return True
 
 
 def runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:

@@ -1,6 +1,7 @@
 """Train one method on the training rows, and stop when validation stops improving.
 
-AdamW. Deterministic on CPU: weights, masks, windows and order follow from the seed. A model is
+AdamW. Deterministic on CPU: weights, masks, windows and order follow from the seed, also where a
+killed training goes on from a checkpoint. A model is
 chosen by NDCG@10 (full ranking) on the validation period and is **not** trained again on it: one
 training run a method, and every method's vocabulary and weights end at the same validation cut.
 The histories it is asked about at test time do contain the validation period.
@@ -12,21 +13,25 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from models.baselines import Popularity
-from models.batch import Batch, Rows, Target, label_cloze, label_next, pad, take, windows
+from models.batch import Batch, Rows, Target
+from models.checkpoints import Checkpoints, Tensors
 from models.dataset import Sequences, cache_folder, open_sequences, read_items
+from models.epoch import Epoch
 from models.errors import UserError
 from models.evaluate import evaluate
 from models.losses import FULL_ITEMS, full_cross_entropy, gbce, sampled_softmax
 from models.methods import Recommender, build
+from models.parallel import ALONE, Team
+from models.preprocess import PREPROCESS, paper_a
 from models.presets import Config, TrainConfig
 from models.splits import (
     SPLITS,
@@ -76,6 +81,13 @@ def peak_rss_mb() -> float:
     return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
 
 
+def prepared(events: Events, preprocess: str) -> Events:
+    """The events of gold.sequences, or what another way of preparing them leaves."""
+    if preprocess not in PREPROCESS:
+        raise UserError(f"unknown preprocessing {preprocess!r}: one of {', '.join(PREPROCESS)}")
+    return paper_a(events) if preprocess == "paper_a" else events
+
+
 def load_data(
     *,
     lake: str,
@@ -85,6 +97,7 @@ def load_data(
     split: str = "temporal",
     valid_from: int | None = None,
     test_from: int | None = None,
+    preprocess: str = "gold",
 ) -> Data:
     """Read gold.sequences at a version (None: the newest), cut, filter, make the vocabulary."""
     from jobs.tables import ITEMS, SEQUENCES
@@ -92,7 +105,7 @@ def load_data(
     make = f"python -m jobs run --source {source}"
     path = SEQUENCES.path(lake, source)
     sequences = open_sequences(path, version, cache_folder(lake, source), make)
-    events = Events.of(sequences)
+    events = prepared(Events.of(sequences), preprocess)
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     if split == "temporal":
@@ -102,7 +115,10 @@ def load_data(
     else:
         cut = Cut(split=split)
     period = periods(events, cut)
-    training = training_rows(events, period, filters)
+    reproduced = preprocess != "gold"
+    if reproduced:
+        filters = Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
+    training = training_rows(events, period, filters, whole_vocabulary=reproduced)
     index, names = read_items(ITEMS.path(lake, source), make)
     by_index = dict(zip(index.tolist(), names, strict=True))
     missing = [i for i in training.vocabulary.tolist() if i not in by_index]
@@ -113,39 +129,6 @@ def load_data(
         )
     item_ids = [by_index[i] for i in training.vocabulary.tolist()]
     return Data(sequences, events, cut, period, training, item_ids)
-
-
-def batches(model: Recommender, rows: Rows, config: Config, epoch: int) -> Iterator[Batch]:
-    """One epoch. Windows of similar length go together; order and masks follow from the seed."""
-    train, size = config.train, config.model.max_len
-    rng = np.random.default_rng([train.seed, epoch])
-    shift = rng.integers(0, size, len(rows.start) - 1) if train.all_windows else None
-    cost = 1 + model.extra_tokens(rows.opens)
-    begin, end = windows(rows, size, cost, shift)
-    order = rng.permutation(len(begin))
-    group = train.batch_size * 8
-    for low in range(0, len(order), group):
-        part = order[low : low + group]
-        order[low : low + group] = part[np.argsort((end - begin)[part], kind="stable")]
-    firsts = rng.permutation(np.arange(0, len(order), train.batch_size))
-    target = cast(Target, train.target)
-    for first in firsts:
-        at = order[first : first + train.batch_size]
-        tokens = take(rows, begin[at], end[at], model.num_items, target)
-        if model.cloze:
-            newest = config.model.request_time == "last_event"
-            tokens = label_cloze(tokens, target, rng, train.mask_share, newest)
-        else:
-            tokens = label_next(tokens, rows, target)
-            if train.item_noise:
-                noisy = rng.random(len(tokens.token)) < train.item_noise
-                other = rng.integers(1, model.num_items + 1, len(tokens.token))
-                tokens = replace(tokens, token=np.where(noisy, other, tokens.token))
-        for encoding in model.all_encodings():
-            tokens = encoding.layout(tokens, causal=not model.cloze)
-        batch = pad(tokens, size, rows, target)
-        if len(batch.label_at):
-            yield batch
 
 
 def batch_loss(model: Recommender, batch: Batch, train: TrainConfig) -> torch.Tensor:
@@ -172,8 +155,20 @@ def _sample(asked: Targets, most: int) -> Targets:
     return asked.select(np.sort(drawn))
 
 
-def fit(config: Config, data: Data, say: Say = print, device: str = "cpu") -> Fitted:
-    """Train a method. Baselines are counted, not trained."""
+def fit(
+    config: Config,
+    data: Data,
+    say: Say = print,
+    device: str = "cpu",
+    keep: Checkpoints | None = None,
+    team: Team = ALONE,
+    each_epoch: Callable[[int, dict[str, list[float]]], None] | None = None,
+) -> Fitted:
+    """Train a method. Baselines are counted, not trained.
+
+    With `keep`, go on from its newest checkpoint, and write more. `each_epoch` is told the number
+    of the epoch that ended, and all curves so far.
+    """
     train = config.train
     torch.manual_seed(train.seed)
     num_items = len(data.training.vocabulary)
@@ -185,84 +180,194 @@ def fit(config: Config, data: Data, say: Say = print, device: str = "cpu") -> Fi
     model.fit(data.training.rows)
     policy = config.model.repeat_policy
     if isinstance(model, Popularity):
-        value = evaluate(model, validation, (10,), policy).mean(SELECT_BY)
+        value = evaluate(model, validation, (10,), policy, team).mean(SELECT_BY)
         return Fitted(model, validation=value)
-    return _fit(model.to(device), config, data.training.rows, validation, say, device)
+    run = Run(model.to(device), config, data.training.rows, device, team)
+    if keep is not None and (found := keep.newest(say)):
+        run.restore(*found)
+        say(f"going on from a checkpoint: epoch {run.at.epoch}, batch {run.at.batch}")
+    return _fit(run, validation, say, keep, each_epoch)
+
+
+@dataclass
+class Place:
+    """Where a training is, and what it has seen."""
+
+    epoch: int = 1
+    batch: int = 0  # of the epoch, done
+    step: int = 0
+    total: float = 0.0  # loss of the epoch's batches
+    count: int = 0
+    seen: int = 0  # tokens
+    epoch_s: float = 0.0
+    trained_s: float = 0.0
+    elapsed_s: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    curves: dict[str, list[float]] = field(
+        default_factory=lambda: {"loss": [], f"validation_{SELECT_BY}": [], "epoch_s": []}
+    )
+
+
+class Run:
+    """All that changes while a model is trained; `tensors` and `at` are a checkpoint of it."""
+
+    def __init__(
+        self, model: Recommender, config: Config, rows: Rows, device: str, team: Team
+    ) -> None:
+        self.model, self.config, self.rows = model, config, rows
+        self.device, self.team, self.at = device, team, Place()
+        train = config.train
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+        )
+        self.best = self._weights()
+        # Equal weights everywhere, unequal dropout; the first process is as if alone.
+        torch.manual_seed(train.seed + team.rank)
+
+    def _weights(self) -> Tensors:
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def step(self, batch: Batch | None, share: float) -> None:
+        """One step; `share` of all training is done after it."""
+        at, train, team = self.at, self.config.train, self.team
+        for group in self.optimiser.param_groups:
+            group["lr"] = _rate(train.schedule, share) * train.learning_rate
+        labels = 0 if batch is None else len(batch.label_at)
+        sums = team.total(torch.tensor([labels, 0 if batch is None else batch.tokens]))
+        if not int(sums[0]):
+            return
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = torch.zeros(1, dtype=torch.float64)
+        if batch is not None:
+            part = batch_loss(self.model, batch.to(self.device), train) * (labels / int(sums[0]))
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach().cpu().double()
+        team.total_gradients(self.model.parameters())
+        if train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
+        self.optimiser.step()
+        at.total += float(team.total(loss))
+        at.count, at.step, at.seen = at.count + 1, at.step + 1, at.seen + int(sums[1])
+
+    def validate(self, validation: Targets) -> float:
+        """Score the validation period; remember the weights if they are the best so far."""
+        policy = self.config.model.repeat_policy
+        value = evaluate(self.model, validation, (10,), policy, self.team).mean(SELECT_BY)
+        if value > self.at.best or math.isnan(value):
+            self.at.best, self.at.best_epoch, self.best = value, self.at.epoch, self._weights()
+        return value
+
+    @property
+    def tensors(self) -> Tensors:
+        """Everything of a checkpoint but `at`. All processes must ask for it together."""
+        found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        found |= {f"best.{k}": v for k, v in self.best.items()}
+        for number, values in self.optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{number}.{name}": v for name, v in values.items()}
+        found["rng.cpu"] = self.team.each(torch.get_rng_state())
+        if self.device.startswith("cuda"):
+            found["rng.cuda"] = self.team.each(torch.cuda.get_rng_state(self.device))
+        return found
+
+    def restore(self, tensors: Tensors, values: dict[str, Any]) -> None:
+        parts: dict[str, Tensors] = {"model": {}, "best": {}, "optimiser": {}, "rng": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        self.best = {k: v.to(self.device) for k, v in parts["best"].items()}
+        state: dict[int, Tensors] = {}
+        for name, value in parts["optimiser"].items():
+            number, _, rest = name.partition(".")
+            state.setdefault(int(number), {})[rest] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(parts["rng"]["cpu"][self.team.rank])
+        if "cuda" in parts["rng"] and self.device.startswith("cuda"):
+            torch.cuda.set_rng_state(parts["rng"]["cuda"][self.team.rank], self.device)
+        self.at = Place(**values["at"])
+
+    def keep_if_due(self, keep: Checkpoints | None) -> None:
+        """A checkpoint when one is due: the first process decides, all take part."""
+        due = torch.tensor([int(keep is not None and keep.due)])
+        if not int(self.team.each(due)[0]):
+            return
+        tensors = self.tensors
+        if keep is not None and self.team.leads:
+            keep.write(self.at.step, tensors, {"at": asdict(self.at)})
+        elif keep is not None:
+            keep.written = time.monotonic()
 
 
 def _fit(
-    model: Recommender, config: Config, rows: Rows, validation: Targets, say: Say, device: str
+    run: Run,
+    validation: Targets,
+    say: Say,
+    keep: Checkpoints | None,
+    each_epoch: Callable[[int, dict[str, list[float]]], None] | None,
 ) -> Fitted:
-    train = config.train
-    began, trained_s, seen = time.perf_counter(), 0.0, 0
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
-    )
-    done = Fitted(model, curves={"loss": [], f"validation_{SELECT_BY}": [], "epoch_s": []})
-    best, state = -math.inf, model.state_dict()
-    step, steps = 0, 0
-    for epoch in range(1, train.epochs + 1):
-        start, said, total, count = time.perf_counter(), time.perf_counter(), 0.0, 0
-        model.train()
-        here = list(batches(model, rows, config, epoch))
-        if not here:
-            raise UserError(
-                f"nothing to learn from: no training row of {len(rows.item)} events has a label "
-                f"for target {train.target}; a next session needs users with two sessions"
-            )
-        steps = max(steps, len(here) * train.epochs)
-        for number, batch in enumerate(here, 1):
-            step += 1
-            rate = _rate(train.schedule, step, steps) * train.learning_rate
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            batch = batch.to(device)
-            loss = batch_loss(model, batch, train)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if train.clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-            optimiser.step()
-            total, count = total + float(loss.detach()), count + 1
-            seen += int((batch.token > 0).sum())
-            if time.perf_counter() - said > 5:
-                said = time.perf_counter()
-                say(f"epoch {epoch}: batch {number}/{len(here)}, loss {total / count:.3f}")
-        epoch_s = time.perf_counter() - start
-        trained_s += epoch_s
-        value = evaluate(model, validation, (10,), config.model.repeat_policy).mean(SELECT_BY)
-        done.curves["loss"].append(total / count)
-        done.curves[f"validation_{SELECT_BY}"].append(value)
-        done.curves["epoch_s"].append(epoch_s)
-        done.epochs = epoch
-        left = (time.perf_counter() - began) / epoch * (train.epochs - epoch)
-        say(
-            f"epoch {epoch}/{train.epochs}: loss {total / count:.4f}, validation {SELECT_BY} "
-            f"{value:.4f}, {seen / trained_s:,.0f} events/s, at most {left:.0f} s left"
-        )
-        if value > best or math.isnan(value):
-            best, done.best_epoch = value, epoch
-            state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        elif epoch - done.best_epoch >= train.patience:
+    train, at, model = run.config.train, run.at, run.model
+    began, before_s = time.perf_counter(), at.elapsed_s
+    while at.epoch <= train.epochs:
+        if at.epoch > 1 and at.epoch - 1 - at.best_epoch >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
-    model.load_state_dict(state)
+        epoch = Epoch(model, run.rows, run.config, at.epoch, run.team)
+        model.train()
+        start, said, earlier_s = time.perf_counter(), time.perf_counter(), at.epoch_s
+        for number in range(at.batch, len(epoch)):
+            run.step(epoch[number], (at.epoch - 1 + (number + 1) / len(epoch)) / train.epochs)
+            at.batch = number + 1
+            at.epoch_s = earlier_s + time.perf_counter() - start
+            at.elapsed_s = before_s + time.perf_counter() - began
+            if time.perf_counter() - said > 5 and at.count:
+                said = time.perf_counter()
+                say(
+                    f"epoch {at.epoch}: batch {at.batch}/{len(epoch)}, loss {at.total / at.count:.3f}"
+                )
+            run.keep_if_due(keep)
+        if not at.count:
+            raise UserError(
+                f"nothing to learn from: no training row of {len(run.rows.item)} events has a "
+                f"label for target {train.target}; a next session needs users with two sessions"
+            )
+        value = run.validate(validation)
+        at.trained_s += at.epoch_s
+        at.elapsed_s = before_s + time.perf_counter() - began
+        for name, one in zip(at.curves, (at.total / at.count, value, at.epoch_s), strict=True):
+            at.curves[name].append(one)
+        left = at.elapsed_s / at.epoch * (train.epochs - at.epoch)
+        say(
+            f"epoch {at.epoch}/{train.epochs}: loss {at.total / at.count:.4f}, validation "
+            f"{SELECT_BY} {value:.4f}, {at.seen / at.trained_s:,.0f} events/s, at most {left:.0f} s left"
+        )
+        done = at.epoch
+        at.epoch, at.batch, at.total, at.count, at.epoch_s = done + 1, 0, 0.0, 0, 0.0
+        run.keep_if_due(keep)
+        if each_epoch:
+            each_epoch(done, at.curves)
+    model.load_state_dict(run.best)
     model.to("cpu").eval()
-    done.validation = best
-    done.seconds = time.perf_counter() - began
-    done.events_per_second = seen / trained_s
-    return done
+    return Fitted(
+        model,
+        epochs=at.epoch - 1,
+        best_epoch=at.best_epoch,
+        validation=at.best,
+        curves=at.curves,
+        seconds=at.elapsed_s,
+        events_per_second=at.seen / at.trained_s,
+    )
 
 
-def _rate(schedule: str, step: int, steps: int) -> float:
-    """Share of the learning rate at a step: 5 % warm-up, then a cosine to a twentieth."""
+def _rate(schedule: str, share: float) -> float:
+    """Share of the learning rate when `share` of the epochs are done: 5 % warm-up, then a cosine
+    to a twentieth."""
     if schedule == "constant":
         return 1.0
-    warm = max(1, steps // 20)
-    if step < warm:
-        return step / warm
-    done = min(1.0, (step - warm) / max(1, steps - warm))
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+    if share < 0.05:
+        return share / 0.05
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
 
 
 def code_version() -> str | None:

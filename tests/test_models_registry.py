@@ -375,7 +375,7 @@ def test_serving_knows_what_was_positive(world: World) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--method", "bert5rec"], "unknown method 'bert5rec': a baseline (pop, personal_top)"),
+        (["--method", "bert5rec"], "unknown method 'bert5rec': a baseline (pop, recent_pop"),
         (["--method", "pop", "--preset", "huge"], "unknown preset 'huge': one of small, tiny"),
         (["--method", "pop", "--table-version", "9"], "has no version 9"),
         (["--method", "pop", "--target", "sales"], "target = 'sales': one of next_item"),
@@ -508,3 +508,45 @@ def test_a_batch_of_users_is_quick(world: World, trained: dict[str, dict[str, An
     assert len(answer) == 1000
     assert answer["items"].map(len).eq(5).all()
     assert time.process_time() - began < 20
+
+
+def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
+    world: World, trained: dict[str, dict[str, Any]]
+) -> None:
+    """Of five cells four are there; the fifth is trained in a process of its own."""
+    results = world.root / "results" / "toy.json"
+    status, outcome, said, err = world.run(
+        "grid", "--source", str(world.source), "--comparison", "c1", "--seeds", "1,2",
+        "--results", str(results), "--methods", "pop,gru4rec,gru4rec+st", "--json",
+        "--", "--epochs", "3",
+    )  # fmt: skip
+    assert status == 0 and outcome is not None, err
+    assert said.count("there already") == 4  # pop once: its seed says nothing
+    seeds = {row["method"]: row["seeds"] for row in outcome["methods"]}
+    assert seeds == dict.fromkeys(METHODS, 1) | {"gru4rec": 2, "gru4rec+st": 2}
+    [encoded] = [row for row in outcome["methods"] if row["method"] == "gru4rec+st"]
+    assert encoded["vs_vanilla_seeds"]["seeds"] == [2, 2]
+    assert set(encoded["by_target"]) == {"first", "inside"}
+    written = json.loads(results.read_text())
+    assert len(written["cells"]) == 5 and written["comparison"]["winner"] == outcome["winner"]
+    assert all(0 < cell["metrics"]["coverage@10"]["value"] <= 1 for cell in written["cells"])
+
+    document = world.root / "RESULTS.md"
+    document.write_text("Before.\n<!-- results/toy.json -->\n<!-- end -->\nAfter.\n")
+    for _ in range(2):
+        status, done, _, err = world.run("results", str(document), "--json")
+        assert status == 0 and done is not None and done["files"] == ["results/toy.json"], err
+    text = document.read_text()
+    assert text.startswith("Before.\n") and text.endswith("<!-- end -->\nAfter.\n")
+    assert text.count("| gru4rec+st | 2 |") == 1 and "first of a session" in text
+    assert (world.root / "results" / "toy.svg").read_text().startswith("<?xml")
+    missing = world.run("results", "nothing.md")
+    assert missing[0] == 1 and "nothing.md is not there" in missing[3]
+
+
+def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: World) -> None:
+    command = ("grid", "--source", str(world.source), "--comparison", "no", "--methods")
+    status, _, _, err = world.run(*command, "sasrec,lstm")
+    assert status == 1 and "unknown method 'lstm'" in err
+    status, _, _, err = world.run(*command, "pop", "--seeds", "one")
+    assert status == 1 and "--seeds one" in err

@@ -1,0 +1,150 @@
+"""Many methods and seeds, one after another, each in a process of its own; stops and goes on.
+
+A cell that MLflow has as finished is not trained again, one that was killed goes on from its
+checkpoint. What came of the grid is a small JSON file: enough to make tables and plots from, with
+the command, the commit, the machine and the data version of every number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from models import tracking
+from models.compare import compare
+from models.errors import UserError
+from models.methods import BACKBONES, BASELINES, parse
+from models.train import code_version
+
+ENCODED = ("", "+st", "+sse", "+tsa", "+st+sse+tsa")
+KEPT = (
+    "method", "seed", "num_params", "num_params_added", "params_added_pct", "epochs", "best_epoch",
+    "train_s", "eval_s", "events_per_second", "peak_rss_mb", "counts", "by_target", "items",
+)  # fmt: skip
+METRICS = ("ndcg@10", "hr@10", "mrr@10", "recall@20", "coverage@10", "popularity@10")
+
+
+def methods_of(words: str) -> list[str]:
+    """`all`, or names by comma; a name may be a backbone with `*` for the usual encodings."""
+    if words == "all":
+        words = ",".join([*BASELINES, *(f"{name}*" for name in BACKBONES)])
+    found: list[str] = []
+    for word in (part.strip() for part in words.split(",")):
+        wanted = [word[:-1] + end for end in ENCODED] if word.endswith("*") else [word]
+        for name in wanted:
+            parse(name)
+            if name not in found:
+                found.append(name)
+    return found
+
+
+def grid(
+    source: str,
+    comparison: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    options: Sequence[str],
+    file: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train what is missing, compare, write `file`. `options` go to every `train` as they are.
+
+    Raises:
+        UserError: no cell could be trained.
+    """
+    from jobs.sources import load_source
+
+    name = load_source(source).name
+    client, experiment = tracking.connect(name)
+    cells = [(m, s) for s in seeds for m in methods if s == seeds[0] or m not in BASELINES]
+    failed: list[str] = []
+    for number, (method, seed) in enumerate(cells, 1):
+        wanted = {"kind": "train", "comparison": comparison, "method": method, "seed": str(seed)}
+        if tracking.runs(client, experiment, **wanted):
+            say(f"[{number}/{len(cells)}] {method}, seed {seed}: there already")
+            continue
+        began = time.monotonic()
+        say(f"[{number}/{len(cells)}] {method}, seed {seed}")
+        command = [
+            sys.executable, "-m", "models", "train", "--source", source, "--method", method,
+            "--seed", str(seed), "--comparison", comparison, *options,
+        ]  # fmt: skip
+        done = subprocess.run(command, check=False)
+        if done.returncode:
+            failed.append(f"{method}, seed {seed}")
+        say(f"[{number}/{len(cells)}] {time.monotonic() - began:.0f} s")
+    outcome = compare(name, comparison, list(methods))
+    outcome["failed"] = failed
+    if file is not None:
+        rows = [_cell(client, experiment, comparison, m, s) for m, s in cells]
+        written = {
+            "command": _command(source, comparison, methods, seeds, options),
+            "date": time.strftime("%Y-%m-%d"), "commit": code_version(), "machine": machine(),
+            "comparison": outcome, "cells": [row for row in rows if row],
+        }  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".writing")
+        aside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        aside.rename(file)
+        say(f"wrote {file}")
+    if len(failed) == len(cells):
+        raise UserError(f"no cell of the grid could be trained: {', '.join(failed)}")
+    return outcome
+
+
+def _cell(
+    client: Any, experiment: str, comparison: str, method: str, seed: int
+) -> dict[str, Any] | None:
+    """What one finished training reported, cut down to what tables need."""
+    wanted = {"kind": "train", "comparison": comparison, "method": method, "seed": str(seed)}
+    found = tracking.runs(client, experiment, **wanted)
+    if not found:
+        return None
+    run = found[0]
+    with tracking.downloaded(client, run.info.run_id, "evaluation/result.json") as file:
+        values = tracking.read_json(file)
+    report = values["report"]
+    row = {name: report[name] for name in KEPT}
+    row["metrics"] = {m: report["metrics"][m] for m in METRICS if m in report["metrics"]}
+    row["by_target"] = {
+        kind: {"counts": part["counts"], "ndcg@10": part["metrics"]["ndcg@10"]}
+        for kind, part in report["by_target"].items()
+    }
+    row["commit"] = run.data.tags.get("mlflow.source.git.commit")
+    row["table_version"], row["cut"] = report["table_version"], report["cut"]
+    return row
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, in words that mean something elsewhere."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return {
+        "processor": model, "cores": os.cpu_count(), "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }  # fmt: skip
+
+
+def _command(
+    source: str, comparison: str, methods: Sequence[str], seeds: Sequence[int],
+    options: Sequence[str],
+) -> str:  # fmt: skip
+    words = [
+        "python -m models grid", f"--source {source}", f"--comparison {comparison}",
+        f"--methods {','.join(methods)}", f"--seeds {','.join(map(str, seeds))}",
+        *(["--", *options] if options else []),
+    ]  # fmt: skip
+    return " ".join(words)

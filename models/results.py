@@ -1,0 +1,153 @@
+"""RESULTS.md's tables and plots, made from the small files that `grid` writes.
+
+The document is written by hand; what stands between `<!-- results/NAME.json -->` and `<!-- end -->`
+is made here, so that no number in it was typed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError
+from models.methods import BASELINES, parse
+
+BLOCK = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
+BY = "ndcg@10"
+
+
+def render(document: Path) -> list[str]:
+    """Make every block of the document anew; the files that it was made from."""
+    folder, made = document.parent, []
+
+    def block(match: re.Match[str]) -> str:
+        file = folder / match[1]
+        if not file.is_file():
+            raise UserError(f"{document} names {match[1]}, which is not there: run its grid first")
+        written = json.loads(file.read_text(encoding="utf-8"))
+        picture = file.with_suffix(".svg")
+        plot(written, picture)
+        made.append(match[1])
+        parts = [
+            f"<!-- {match[1]} -->", method_table(written), kind_table(written), origin(written),
+            f"![score against added parameters]({picture.relative_to(folder)})", "<!-- end -->",
+        ]  # fmt: skip
+        return "\n\n".join(part for part in parts if part)
+
+    text = document.read_text(encoding="utf-8")
+    document.write_text(BLOCK.sub(block, text), encoding="utf-8")
+    return made
+
+
+def _interval(low: float, high: float, signed: bool = False) -> str:
+    return f"{low:+.4f} to {high:+.4f}" if signed else f"{low:.4f} to {high:.4f}"
+
+
+def _versus(versus: dict[str, Any] | None) -> str:
+    if versus is None:
+        return ""
+    mark = {"better": " **better**", "worse": " worse", "cannot tell": ""}[versus["verdict"]]
+    interval = _interval(versus["low"], versus["high"], signed=True)
+    return f"{versus['difference']:+.4f} ({interval}){mark}"
+
+
+def method_table(written: dict[str, Any]) -> str:
+    """One row a method: score, interval, difference to its backbone, parameters, cost."""
+    lines = [
+        "| method | seeds | NDCG@10 | 95 % interval | mean of seeds | against its backbone, over "
+        "seeds | HR@10 | parameters | added | s an epoch | events/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    cells = written["cells"]
+    for row in written["comparison"]["methods"]:
+        speed = f"{row['events_per_second']:,.0f}"
+        own = [cell for cell in cells if cell["method"] == row["method"]]
+        epoch = sum(c["train_s"] / c["epochs"] for c in own if c["epochs"]) / max(1, len(own))
+        trained = row["method"] not in BASELINES
+        added = f"{row['num_params_added']:,} ({row['params_added_pct']:.2f} %)"
+        lines.append(
+            f"| {row['method']} | {row['seeds']} | {row[BY]:.4f} "
+            f"| {_interval(row[f'{BY}_low'], row[f'{BY}_high'])} "
+            f"| {row[f'{BY}_mean']:.4f} | {_versus(row['vs_vanilla_seeds'])} | {row['hr@10']:.4f} "
+            f"| {row['num_params']:,} | {added if row['num_params_added'] else ''} "
+            f"| {f'{epoch:.1f}' if trained else ''} "
+            f"| {speed if trained else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def kind_table(written: dict[str, Any]) -> str:
+    """Scores by kind of target, where both kinds were asked about."""
+    rows = [row for row in written["comparison"]["methods"] if row["by_target"]]
+    if not rows:
+        return ""
+    lines = [
+        "| method | first of a session | against its backbone | inside a session | against its "
+        "backbone |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        parts = [row["by_target"].get(kind) for kind in ("first", "inside")]
+        words = [
+            f"{part[BY]:.4f} | {_versus(part.get('vs_vanilla'))}" if part else " | "
+            for part in parts
+        ]
+        lines.append(f"| {row['method']} | {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
+def origin(written: dict[str, Any]) -> str:
+    """Where the numbers come from."""
+    outcome, box = written["comparison"], written["machine"]
+    missing = f" Missing: {', '.join(outcome['missing'])}." if outcome["missing"] else ""
+    commits = sorted({str(cell["commit"])[:12] for cell in written["cells"]})
+    return (
+        f"{outcome['users']:,} users; {outcome['target'].replace('_', ' ')}, full ranking; "
+        f"gold.sequences version {outcome['table_version']}, cut {_cut(outcome['cut'])}; "
+        f"request time {outcome['request_time']}. {written['date']}, commits "
+        f"{', '.join(commits)}, {box['processor']}, {box['cores']} cores, torch {box['torch']}."
+        f"{missing}\n\n```\n{written['command']}\n```"
+    )
+
+
+def _cut(cut: dict[str, Any]) -> str:
+    times = [str(cut[name]) for name in ("valid_from", "test_from") if cut.get(name)]
+    return str(cut["split"]) + (f" ({', '.join(times)})" if times else "")
+
+
+def plot(written: dict[str, Any], file: Path) -> None:
+    """Score against added parameters, one line a backbone; as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "sessionmill"  # the same picture from the same numbers
+    rows = written["comparison"]["methods"]
+    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    bases = list(dict.fromkeys(parse(row["method"])[0] for row in rows))
+    for base in bases:
+        own = [row for row in rows if parse(row["method"])[0] == base]
+        if base in BASELINES:
+            axis.axhline(own[0][BY], lw=0.8, ls=":", color="0.5")
+            axis.annotate(base, (1.0, own[0][BY]), xycoords=("axes fraction", "data"), fontsize=7)
+            continue
+        own.sort(key=lambda row: row["params_added_pct"])
+        x = [row["params_added_pct"] for row in own]
+        y = [row[BY] for row in own]
+        error = [
+            [row[BY] - row[f"{BY}_low"] for row in own],
+            [row[f"{BY}_high"] - row[BY] for row in own],
+        ]
+        axis.errorbar(x, y, yerr=error, marker="o", capsize=2, lw=1, ms=4, label=base)
+        for row in own:
+            name = "+".join(parse(row["method"])[1])
+            axis.annotate(name, (row["params_added_pct"], row[BY]), fontsize=6,
+                          xytext=(3, 3), textcoords="offset points")  # fmt: skip
+    axis.set_xlabel("added parameters, % of the backbone's")
+    axis.set_ylabel("NDCG@10, 95 % interval over users")
+    axis.legend(fontsize=7)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,218 @@
+"""Killed trainings go on bit for bit; two processes train what one does. Real SIGKILLs, torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import tracking
+from models.checkpoints import Checkpoints
+from models.methods import config
+from models.train import Data, fit
+from tests.test_models_registry import SOURCE
+from tests.test_models_world import data_of, ring, write_gold
+
+STEPS = 6 * 7  # at least so many: six epochs of seven or eight steps
+
+
+class Mill:
+    """A lake, a source file and an MLflow of a test's own; commands in processes of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.lake = root, root / "lake"
+        write_gold(self.lake, "toy", ring())
+        (root / "toy.toml").write_text(SOURCE)
+        self.env = dict(os.environ, SESSIONMILL_LAKE=str(self.lake), OMP_NUM_THREADS="1",
+                        PYTHONPATH=str(Path(__file__).parents[1]))  # fmt: skip
+        self.env.pop("MLFLOW_TRACKING_URI", None)
+
+    def start(self, *words: str, processes: int = 1) -> subprocess.Popen[str]:
+        torchrun = [
+            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+        ]  # fmt: skip
+        command = [
+            sys.executable, *(torchrun if processes > 1 else []), "-m", "models", "train",
+            "--source", str(self.root / "toy.toml"), "--threads", "1", "--device", "cpu", *words,
+        ]  # fmt: skip
+        return subprocess.Popen(command, cwd=self.root, env=self.env, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+    def train(self, *words: str, processes: int = 1) -> tuple[dict[str, Any], str]:
+        process = self.start(*words, "--json", processes=processes)
+        said, error = process.communicate(timeout=300)
+        assert process.returncode == 0, said + error
+        answer: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+        return answer, said
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.lake / "toy" / "_cache" / "training").glob("*/step-*"))
+
+    def kept(self, run_id: str, patch: pytest.MonkeyPatch) -> tuple[bytes, dict[str, Any]]:
+        """The weights that a run kept, and its curves with their steps; its status is FINISHED."""
+        patch.chdir(self.root)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client, _ = tracking.connect("toy")
+        assert client.get_run(run_id).info.status == "FINISHED"
+        with tracking.downloaded(client, run_id, "trained") as folder:
+            weights = (folder / "model.safetensors").read_bytes()
+        curves = {
+            name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
+            for name in ("loss", "validation_ndcg_at_10")
+        }
+        return weights, curves
+
+
+def words(method: str) -> list[str]:
+    return ["--method", method, "--epochs", "6", "--patience", "6", "--batch-size", "16",
+            "--dropout", "0.1", "--seed", "3"]  # fmt: skip
+
+
+def killed_at(mill: Mill, step: int, *command: str) -> None:
+    """SIGKILL as soon as the training has come to a step."""
+    process = mill.start(*command, "--checkpoint-s", "0")
+    until = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < until:
+        if any(int(place.name.removeprefix("step-")) >= step for place in mill.checkpoints()):
+            process.kill()
+            process.wait()
+            return
+        time.sleep(0.002)
+    pytest.fail(f"no step {step}: {process.communicate()}")
+
+
+def killed_and_whole(mill: Mill, patch: pytest.MonkeyPatch, method: str, steps: list[int]) -> None:
+    whole, _ = mill.train(*words(method))
+    for step in steps:
+        killed_at(mill, step, *words(method))
+    resumed, said = mill.train(*words(method))
+    assert "going on from a checkpoint" in said
+    assert mill.checkpoints() == []
+    runs = [mill.kept(one["mlflow_run_id"], patch) for one in (whole, resumed)]
+    assert runs[0] == runs[1]
+    assert [step for step, _ in runs[1][1]["loss"]] == list(range(1, whole["epochs"] + 1))
+    assert whole["metrics"] == resumed["metrics"] and whole["best_epoch"] == resumed["best_epoch"]
+
+
+def test_killed_at_random_steps_and_resumed_it_is_the_same_run_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    luck = random.Random(20261122)
+    steps = sorted(luck.sample(range(2, STEPS - 14), 2))
+    killed_and_whole(Mill(tmp_path), monkeypatch, "bert4rec+st+sse+tsa", steps)
+    client, experiment = tracking.connect("toy")
+    assert len(client.search_runs([experiment])) == 2, "the killed run and its resumptions are one"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["gru4rec+st", "narm+tsa", "sasrec+sse", "hstu+st"])
+def test_every_backbone_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    luck = random.Random(method)
+    steps = sorted(luck.sample(range(2, STEPS - 14), 4))
+    killed_and_whole(Mill(tmp_path), monkeypatch, method, steps)
+
+
+@pytest.fixture(scope="module")
+def ring_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    lake = tmp_path_factory.mktemp("ring")
+    write_gold(lake, "toy", ring())
+    return data_of(lake)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(ring_data: Data, tmp_path: Path) -> None:
+    chosen = config("sasrec+st", "tiny", epochs=3, dropout=0.1)
+    whole = fit(chosen, ring_data, lambda _: None).model.state_dict()
+
+    def die(epoch: int, curves: Any) -> None:
+        if epoch == 2:
+            raise Killed
+
+    keep = Checkpoints(tmp_path / "kept", every_s=0)
+    with pytest.raises(Killed):
+        fit(chosen, ring_data, lambda _: None, keep=keep, each_epoch=die)
+    newest, before = sorted(keep.folder.glob("step-*"), reverse=True)
+    damaged = (newest / "state.safetensors").read_bytes()
+    for harm in (
+        lambda: (newest / "state.safetensors").write_bytes(damaged[:-7] + b"another"),
+        lambda: (newest / "state.safetensors").write_bytes(damaged[: len(damaged) // 2]),
+        lambda: (newest / "state.json").write_text('{"at": '),
+        lambda: (newest / "state.json").unlink(),
+    ):
+        again = tmp_path / "again"
+        shutil.copytree(keep.folder, again)
+        for place in again.glob("step-*"):
+            shutil.rmtree(place)
+        harm()
+        for place in (newest, before):
+            shutil.copytree(place, again / place.name)
+        said: list[str] = []
+        taken = Checkpoints(again, every_s=1e9)
+        resumed = fit(chosen, ring_data, said.append, keep=taken).model.state_dict()
+        assert any(f"{newest.name} is damaged" in line for line in said)
+        assert any("going on from a checkpoint" in line for line in said)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        shutil.rmtree(again)
+
+
+def test_checkpoints_are_two_and_hold_no_pickle(ring_data: Data, tmp_path: Path) -> None:
+    keep = Checkpoints(tmp_path / "kept", every_s=0)
+    fit(config("gru4rec", "tiny", epochs=1), ring_data, lambda _: None, keep=keep)
+    places = sorted(keep.folder.glob("step-*"))
+    assert len(places) == 2
+    files = {file.name for place in places for file in place.iterdir()}
+    assert files == {"state.safetensors", "state.json"}
+    with keep.alone() as mine, Checkpoints(keep.folder).alone() as other:
+        assert (mine, other) == (True, False)
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uneven shares: windows of 60 users in batches of 33, targets in chunks of two processes."""
+    mill = Mill(tmp_path)
+    command = ["--method", "sasrec+st", "--epochs", "3", "--batch-size", "33", "--dropout", "0"]
+    one, _ = mill.train(*command)
+    two, _ = mill.train(*command, processes=2)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    curves = [mill.kept(run["mlflow_run_id"], monkeypatch)[1] for run in (one, two)]
+    for name in ("loss", "validation_ndcg_at_10"):
+        for (step, value), (other_step, other) in zip(
+            curves[0][name], curves[1][name], strict=True
+        ):
+            assert step == other_step and value == pytest.approx(other, rel=1e-3)
+    one, two = (mill.train("--method", "pop", processes=n)[0] for n in (1, 2))
+    assert one["metrics"] == two["metrics"]
+
+
+def test_sigterm_marks_the_run_failed_and_the_next_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mill = Mill(tmp_path)
+    process = mill.start(*words("sasrec"), "--checkpoint-s", "0")
+    until = time.monotonic() + 120
+    while not mill.checkpoints() and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client, experiment = tracking.connect("toy")
+    [run] = client.search_runs([experiment])
+    assert run.info.status == "FAILED"
+    done, said = mill.train(*words("sasrec"))
+    assert done["mlflow_run_id"] == run.info.run_id and "going on" in said
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
