@@ -58,7 +58,7 @@ class Checkpoints:
         place = self.folder / f"step-{step:012d}"
         aside = self.folder / f".making-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        aside.mkdir(parents=True)
         file = aside / "state.safetensors"
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, file)
         values = {**values, "sha256": _digest(file)}
