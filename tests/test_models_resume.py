@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -10,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from models import __main__ as cli
 from models import tracking
 from models.checkpoints import Checkpoints
 from models.methods import config
@@ -27,7 +31,7 @@ STEPS = 6 * 7  # at least so many: six epochs of seven or eight steps
 
 
 class Mill:
-    """A lake, a source file and an MLflow of a test's own; commands in processes of their own."""
+    """A lake, a source file and an MLflow of a test's own; commands here, or in processes."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.lake = root, root / "lake"
@@ -38,6 +42,7 @@ class Mill:
         self.env.pop("MLFLOW_TRACKING_URI", None)
 
     def start(self, *words: str, processes: int = 1) -> subprocess.Popen[str]:
+        """`train` in a process of its own, or in several under torchrun."""
         torchrun = [
             "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
         ]  # fmt: skip
@@ -48,20 +53,24 @@ class Mill:
         return subprocess.Popen(command, cwd=self.root, env=self.env, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
-    def train(self, *words: str, processes: int = 1) -> tuple[dict[str, Any], str]:
-        process = self.start(*words, "--json", processes=processes)
-        said, error = process.communicate(timeout=300)
-        assert process.returncode == 0, said + error
+    def run(self, command: str, *words: str) -> tuple[dict[str, Any], str]:
+        """A command in this process (importing torch and MLflow costs seconds)."""
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            status = cli.main(
+                [command, "--source", str(self.root / "toy.toml"), "--threads", "1", "--json",
+                 *words]
+            )  # fmt: skip
+        said = out.getvalue()
+        assert status == 0, said
         answer: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
         return answer, said
 
     def checkpoints(self) -> list[Path]:
         return sorted((self.lake / "toy" / "_cache" / "training").glob("*/step-*"))
 
-    def kept(self, run_id: str, patch: pytest.MonkeyPatch) -> tuple[bytes, dict[str, Any]]:
+    def kept(self, run_id: str) -> tuple[bytes, dict[str, Any]]:
         """The weights that a run kept, and its curves with their steps; its status is FINISHED."""
-        patch.chdir(self.root)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         client, _ = tracking.connect("toy")
         assert client.get_run(run_id).info.status == "FINISHED"
         with tracking.downloaded(client, run_id, "trained") as folder:
@@ -73,55 +82,76 @@ class Mill:
         return weights, curves
 
 
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    from jobs.settings import settings
+
+    there = Mill(tmp_path_factory.mktemp("resume"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SESSIONMILL_LAKE", str(there.lake))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(there.root)
+        settings.cache_clear()
+        yield there
+    settings.cache_clear()
+
+
 def words(method: str) -> list[str]:
     return ["--method", method, "--epochs", "6", "--patience", "6", "--batch-size", "16",
             "--dropout", "0.1", "--seed", "3"]  # fmt: skip
 
 
-def killed_at(mill: Mill, step: int, *command: str) -> None:
-    """SIGKILL as soon as the training has come to a step."""
+def ended_at(mill: Mill, step: int, how: signal.Signals, *command: str) -> None:
+    """A signal as soon as the training has come to a step."""
     process = mill.start(*command, "--checkpoint-s", "0")
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < until:
         if any(int(place.name.removeprefix("step-")) >= step for place in mill.checkpoints()):
-            process.kill()
-            process.wait()
+            process.send_signal(how)
+            process.communicate()
             return
         time.sleep(0.002)
     pytest.fail(f"no step {step}: {process.communicate()}")
 
 
-def killed_and_whole(mill: Mill, patch: pytest.MonkeyPatch, method: str, steps: list[int]) -> None:
-    whole, _ = mill.train(*words(method))
-    for step in steps:
-        killed_at(mill, step, *words(method))
-    resumed, said = mill.train(*words(method))
+def ended_and_whole(mill: Mill, method: str, ends: list[tuple[int, signal.Signals]]) -> str:
+    """A run that was ended several times and then resumed, beside one that was not; its id."""
+    whole, _ = mill.run("train", *words(method), "--comparison", "whole")
+    client, experiment = tracking.connect("toy")
+    for step, how in ends:
+        ended_at(mill, step, how, *words(method))
+        newest, *_ = client.search_runs([experiment], f"tags.method = '{method}'")
+        # Who is asked to end says so; who is killed cannot.
+        said_so = "FAILED" if how == signal.SIGTERM else "RUNNING"
+        assert newest.info.status == said_so
+    resumed, said = mill.run("train", *words(method))
     assert "going on from a checkpoint" in said
     assert mill.checkpoints() == []
-    runs = [mill.kept(one["mlflow_run_id"], patch) for one in (whole, resumed)]
+    runs = [mill.kept(one["mlflow_run_id"]) for one in (whole, resumed)]
     assert runs[0] == runs[1]
     assert [step for step, _ in runs[1][1]["loss"]] == list(range(1, whole["epochs"] + 1))
     assert whole["metrics"] == resumed["metrics"] and whole["best_epoch"] == resumed["best_epoch"]
+    return str(resumed["mlflow_run_id"])
 
 
-def test_killed_at_random_steps_and_resumed_it_is_the_same_run_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    luck = random.Random(20261122)
-    steps = sorted(luck.sample(range(2, STEPS - 14), 2))
-    killed_and_whole(Mill(tmp_path), monkeypatch, "bert4rec+st+sse+tsa", steps)
+def random_ends(seed: object, number: int) -> list[tuple[int, signal.Signals]]:
+    """Steps to end at, in order. A scheduler asks first (SIGTERM); the rest are killed."""
+    steps = sorted(random.Random(str(seed)).sample(range(2, STEPS - 14), number))
+    return [(step, signal.SIGKILL if n else signal.SIGTERM) for n, step in enumerate(steps)]
+
+
+def test_ended_at_random_steps_and_resumed_it_is_the_same_run_bit_for_bit(mill: Mill) -> None:
+    run_id = ended_and_whole(mill, "bert4rec+st+sse+tsa", random_ends(20261122, 2))
     client, experiment = tracking.connect("toy")
-    assert len(client.search_runs([experiment])) == 2, "the killed run and its resumptions are one"
+    found = client.search_runs([experiment], "tags.method = 'bert4rec+st+sse+tsa'")
+    assert len(found) == 2, "the run that was ended and its resumptions are one"
+    assert run_id in {run.info.run_id for run in found}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["gru4rec+st", "narm+tsa", "sasrec+sse", "hstu+st"])
-def test_every_backbone_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    luck = random.Random(method)
-    steps = sorted(luck.sample(range(2, STEPS - 14), 4))
-    killed_and_whole(Mill(tmp_path), monkeypatch, method, steps)
+def test_every_backbone_resumes(mill: Mill, method: str) -> None:
+    ended_and_whole(mill, method, random_ends(method, 4))
 
 
 @pytest.fixture(scope="module")
@@ -181,38 +211,21 @@ def test_checkpoints_are_two_and_hold_no_pickle(ring_data: Data, tmp_path: Path)
         assert (mine, other) == (True, False)
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uneven shares: windows of 60 users in batches of 33, targets in chunks of two processes."""
-    mill = Mill(tmp_path)
+def test_two_processes_give_what_one_gives(mill: Mill) -> None:
+    """Uneven shares: windows of 60 users in batches of 33. What two processes found by sharing
+    the targets out is what one finds when it asks the same model about all of them."""
     command = ["--method", "sasrec+st", "--epochs", "3", "--batch-size", "33", "--dropout", "0"]
-    one, _ = mill.train(*command)
-    two, _ = mill.train(*command, processes=2)
+    one, _ = mill.run("train", *command)
+    process = mill.start(*command, "--json", processes=2)
+    said, error = process.communicate(timeout=300)
+    assert process.returncode == 0, said + error
+    two = json.loads(said.strip().splitlines()[-1])
     assert (one["processes"], two["processes"]) == (1, 2)
-    curves = [mill.kept(run["mlflow_run_id"], monkeypatch)[1] for run in (one, two)]
+    curves = [mill.kept(run["mlflow_run_id"])[1] for run in (one, two)]
     for name in ("loss", "validation_ndcg_at_10"):
         for (step, value), (other_step, other) in zip(
             curves[0][name], curves[1][name], strict=True
         ):
             assert step == other_step and value == pytest.approx(other, rel=1e-3)
-    one, two = (mill.train("--method", "pop", processes=n)[0] for n in (1, 2))
-    assert one["metrics"] == two["metrics"]
-
-
-def test_sigterm_marks_the_run_failed_and_the_next_goes_on_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mill = Mill(tmp_path)
-    process = mill.start(*words("sasrec"), "--checkpoint-s", "0")
-    until = time.monotonic() + 120
-    while not mill.checkpoints() and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.wait()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    client, experiment = tracking.connect("toy")
-    [run] = client.search_runs([experiment])
-    assert run.info.status == "FAILED"
-    done, said = mill.train(*words("sasrec"))
-    assert done["mlflow_run_id"] == run.info.run_id and "going on" in said
-    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    again, _ = mill.run("evaluate", "--run-id", two["mlflow_run_id"])
+    assert again["metrics"] == two["metrics"] and again["counts"] == two["counts"]
