@@ -77,8 +77,7 @@ class Kind:
     def moment(self, line: Line) -> datetime:
         """The line's time in UTC; a missing hour moves forward, a doubled one takes the earlier."""
         if self.local_times:
-            local = START.replace(tzinfo=ZoneInfo(ZONE)) + timedelta(seconds=line.at_s)
-            return local.astimezone(UTC)
+            return local_moment(line.at_s)
         return START + timedelta(seconds=line.at_s)
 
     def identity(self, line: Line) -> tuple[Any, ...]:
@@ -91,6 +90,11 @@ class Kind:
 
     def text(self, user: int, line: Line) -> str:
         return ",".join(self.fields(user, line))
+
+
+def local_moment(at_s: int) -> datetime:
+    """What a clock in ZONE shows at_s after START's, in UTC."""
+    return (START.replace(tzinfo=ZoneInfo(ZONE)) + timedelta(seconds=at_s)).astimezone(UTC)
 
 
 def toml(columns: str, time: str, rule: str) -> str:
@@ -168,19 +172,20 @@ def histories(draw: st.DrawFn) -> History:
                 at_s=now, item=draw(st.integers(0, 3)), nights=draw(arrivals),
                 session=draw(st.sampled_from([native, native, native, None])),
                 tie=draw(st.sampled_from([None, None, 0, 1, -1])),
-                # An id that comes again with another line; never with the same time, because
-                # which of those survives is decided by a hash that only the jobs know.
                 native_id=draw(st.sampled_from([number] * 6 + list(range(number)))),
                 fault=draw(st.sampled_from([None] * 19 + ["missing_item_id", "bad_event_ts"])),
             )
         )  # fmt: skip
-    at: dict[tuple[int, int], int] = {}
-    return tuple(
-        replace(line, native_id=number)
-        if at.setdefault((line.native_id, line.at_s), number) != number
-        else line
-        for number, line in enumerate(lines)
-    )
+    # An id that comes again has another time, on a clock with a missing hour too: which of two
+    # lines with one time survives is decided by a hash that only the jobs know.
+    taken: set[tuple[int, datetime]] = set()
+    clear = []
+    for number, line in enumerate(lines):
+        moment = local_moment(line.at_s)
+        native = number if (line.native_id, moment) in taken else line.native_id
+        taken.add((native, moment))
+        clear.append(replace(line, native_id=native))
+    return tuple(clear)
 
 
 def make(count: int, seed: int) -> list[History]:
