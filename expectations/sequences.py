@@ -2,11 +2,6 @@
 
 from expectations.check import Check
 
-_PAIRS = (
-    "forall(zip_with(slice({array}, 1, greatest(size({array}) - 1, 0)), "
-    "slice({array}, 2, greatest(size({array}) - 1, 0)), (a, b) -> {condition}), ok -> ok)"
-)
-
 
 def checks() -> tuple[Check, ...]:
     return (
@@ -23,24 +18,30 @@ def checks() -> tuple[Check, ...]:
                   "AND size(exposed_items) = size(item_index), false)",
         ),
         Check(
-            name="items_are_known", says="every position and exposure has an item index from 1",
-            holds="forall(item_index, i -> coalesce(i >= 1, false)) AND forall(exposed_items, "
-                  "shown -> shown IS NOT NULL AND forall(shown, i -> coalesce(i >= 1, false)))",
+            name="items_are_known", says="every position has an item index from 1",
+            array="item_index", each="coalesce({x} >= 1, false)",
+        ),
+        Check(
+            name="exposed_items_are_known", says="everything shown has an item index from 1",
+            array="exposed_items",
+            each="{x} IS NOT NULL AND forall({x}, i -> coalesce(i >= 1, false))",
         ),
         Check(
             name="oldest_first", says="time never runs back along a sequence",
-            holds=_PAIRS.format(array="event_ts", condition="coalesce(a <= b, false)"),
+            array="event_ts", pair="coalesce({a} <= {b}, false)",
+        ),
+        Check(
+            name="ordinals_begin_with_one", says="a user's first session is number 1",
+            holds="coalesce(get(session_ordinal, 0) = 1, false)",
         ),
         Check(
             name="ordinals_are_dense", says="sessions are numbered 1, 2, 3, … without a hole",
-            holds="coalesce(session_ordinal[0] = 1, false) AND "
-                  + _PAIRS.format(array="session_ordinal",
-                                  condition="coalesce(b - a IN (0, 1), false)"),
+            array="session_ordinal", pair="coalesce({b} - {a} IN (0, 1), false)",
         ),
         Check(
             name="feedback_is_known", says="feedback is positive, negative, exposed or neutral",
-            holds="forall(feedback, f -> coalesce(f IN ('positive', 'negative', 'exposed', "
-                  "'neutral'), false))",
+            array="feedback",
+            each="coalesce({x} IN ('positive', 'negative', 'exposed', 'neutral'), false)",
         ),
         Check(
             name="positions_balance",

@@ -29,15 +29,6 @@ def belong(rule: str, gap_us: int, a: str, b: str) -> str:
     )
 
 
-def _neighbours(condition: str) -> str:
-    """A condition on every two neighbours `a`, `b` of a session's events."""
-    return (
-        "forall(zip_with(slice(events, 1, greatest(size(events) - 1, 0)), "
-        "slice(events, 2, greatest(size(events) - 1, 0)), "
-        f"(a, b) -> {condition}), ok -> ok)"
-    )
-
-
 def checks(
     rule: str, gap_us: int, max_session_us: int, max_session_events: int
 ) -> tuple[Check, ...]:
@@ -47,7 +38,7 @@ def checks(
         f"CASE WHEN {span} > {max_session_us} THEN 'hours' "
         f"WHEN event_count > {max_session_events} THEN 'events' END"
     )
-    before = order_key(rule, "a") + " < " + order_key(rule, "b")
+    before = order_key(rule, "{a}") + " < " + order_key(rule, "{b}")
     return (
         Check(
             name="session_id_is_key", says="a session stands in the table once",
@@ -56,31 +47,33 @@ def checks(
         Check(
             name="events_in_order",
             says="inside a session, every event comes after the one before it in the total order",
-            holds=_neighbours(before),
+            array="events", pair=before,
         ),
         Check(
             name="no_boundary_inside",
             says="inside a session, every two neighbours belong together by the session rule",
-            holds=_neighbours(belong(rule, gap_us, "a", "b")),
+            array="events", pair=belong(rule, gap_us, "{a}", "{b}"),
         ),
         Check(
             name="neighbours_are_apart",
             says="the last event of a session and the first of the user's next one do not belong "
                  "together by the session rule",
+            across=True,
             holds="previous_last IS NULL OR NOT "
-                  + belong(rule, gap_us, "previous_last", "events[0]"),
+                  + belong(rule, gap_us, "previous_last", "get(events, 0)"),
         ),
         Check(
             name="neighbours_in_order",
             says="a user's sessions do not overlap in the total order",
+            across=True,
             holds="previous_last IS NULL OR "
-                  + order_key(rule, "previous_last") + " < " + order_key(rule, "events[0]"),
+                  + order_key(rule, "previous_last") + " < " + order_key(rule, "get(events, 0)"),
         ),
         Check(
             name="bounds_are_the_events",
             says="start, end, date and count are those of the events",
             holds="coalesce(event_count >= 1 AND size(events) = event_count "
-                  "AND start_ts = events[0].event_ts "
+                  "AND start_ts = get(events, 0).event_ts "
                   "AND end_ts = try_element_at(events, -1).event_ts "
                   "AND start_date = to_date(start_ts), false)",
         ),

@@ -375,8 +375,8 @@ def to_put(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> 
 
 
 def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
-    """The candidate's sessions as they would stand in the table, each with the last event of the
-    user's session before it; and the untouched sessions that follow one of them."""
+    """The candidate's sessions as they would stand in the table, and the untouched sessions around
+    them."""
     rule = context.source.sessions
     put = to_put(context, candidate, manifest)
     if manifest["base"] and not manifest["whole"]:
@@ -389,14 +389,7 @@ def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]
         around = touched(context.lake.read(SESSIONS, manifest["base"]), users, rule)
         rest = around.join(gone, "session_id", "left_anti").select(*SESSIONS.columns)
         put = put.unionByName(rest)
-    return with_previous(put, rule)
-
-
-def with_previous(sessions: DataFrame, rule: SessionsPart) -> DataFrame:
-    """Add `previous_last`: the last event of the user's session before this one."""
-    key = F.expr(order_key(rule.rule, "events[0]"))
-    by_user = Window.partitionBy("user_id").orderBy(key)
-    return sessions.withColumn("previous_last", F.lag(F.element_at("events", -1)).over(by_user))
+    return put
 
 
 def audit(context: Context, candidate: Candidate) -> None:
@@ -406,22 +399,22 @@ def audit(context: Context, candidate: Candidate) -> None:
         return
     counts = manifest["counts"]
     context.expect(counts["rows"], context.lake.rows(SESSIONS))
-    ids = to_put(context, candidate, manifest).select(
-        F.explode("events.event_id").alias("event_id")
-    )
-    distinct = ids.agg(F.count_distinct("event_id")).first()
     if manifest["whole"]:
-        events = context.lake.read(EVENTS, manifest["upto"]).count()
-        balance = counts["events_after"] == events
+        put = to_put(context, candidate, manifest)
+        facts = validate.whole_facts(context, put, manifest["upto"])
     else:
+        ids = to_put(context, candidate, manifest).select(
+            F.explode("events.event_id").alias("event_id")
+        )
         changes = candidate.part("changes")
+        distinct = ids.agg(F.count_distinct("event_id")).first()
         moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
-        assert moved is not None
-        balance = counts["events_before"] + moved["came"] - moved["gone"] == counts["events_after"]
-    assert distinct is not None
-    facts = {
-        "each_event_once": distinct[0] == counts["events_after"], "events_balance": balance,
-    }  # fmt: skip
+        assert moved is not None and distinct is not None
+        after = counts["events_before"] + moved["came"] - moved["gone"]
+        facts = {
+            "each_event_once": distinct[0] == counts["events_after"],
+            "events_balance": after == counts["events_after"],
+        }
     validate.audit_candidate(context, SESSIONS, after_image(context, candidate, manifest), facts)
     crash.point("sessionize.audited")
 

@@ -25,6 +25,7 @@ from expectations import events as events_suite
 from expectations import sequences as sequences_suite
 from expectations import sessions as sessions_suite
 from expectations.check import Check
+from jobs import certify
 from jobs.errors import AuditErrored, AuditFailed
 from jobs.tables import EVENTS, SEQUENCES, SESSIONS, Table
 
@@ -63,7 +64,8 @@ def broken(rows: DataFrame, key: Iterable[str], checks: Iterable[Check]) -> Data
     """One row a row of the table: its key as text, and a boolean a check: does it break it?"""
     key_text = F.concat_ws("/", *(F.col(name).cast("string") for name in key))
     conditions = [
-        F.expr(f"NOT ({check.holds or _alone(check.unique)})").alias(check.name) for check in checks
+        F.expr(f"NOT ({check.condition or _alone(check.unique)})").alias(check.name)
+        for check in checks
     ]
     return rows.select(key_text.alias(KEY), *conditions)
 
@@ -89,7 +91,7 @@ def audit_candidate(
     """Run the table's suite on candidate rows.
 
     Args:
-        rows: the table's columns (and what its checks need besides).
+        rows: the table's columns.
         facts: the checks that speak of the whole batch, as the job found them.
         severity: overrides a check's severity, by name.
 
@@ -98,10 +100,15 @@ def audit_candidate(
         AuditErrored: a check could not be evaluated.
     """
     checks = suite(context, table)
-    of_rows = [check for check in checks if check.holds or check.unique]
+    of_rows = [check for check in checks if check.condition or check.unique]
+    rule = context.source.sessions.rule if table is SESSIONS else None
     try:
         if context.many:
-            of_rows = [one for one in of_rows if one.holds or doubled(rows, one.unique)]
+            of_rows = [one for one in of_rows if one.condition or doubled(rows, one.unique)]
+            if certify.all_hold(rows, of_rows, rule):
+                of_rows = [one for one in of_rows if one.unique]
+        if rule is not None and any(one.across for one in of_rows):
+            rows = certify.with_previous(rows, rule)
         frame = broken(rows, table.key, of_rows)
         found = frame.agg(
             F.count("*").alias("rows"), *(F.count_if(one.name).alias(one.name) for one in of_rows)
@@ -113,11 +120,8 @@ def audit_candidate(
         ) from error
     assert found is not None
     counts = found.asDict()
-    counts |= {
-        check.name: int(not facts.get(check.name, True))
-        for check in checks
-        if check.name not in counts
-    }
+    for check in checks:  # what is not counted row by row holds of all, or the job says whether
+        counts.setdefault(check.name, int(not facts.get(check.name, True)))
     verdict = _judge(context, table, counts, checks, severity or {})
     for name, count in verdict.warned.items():
         print(f"warning: {table.full_name}: {_told(checks, name)}: {_rows(count)}", flush=True)
@@ -226,7 +230,7 @@ def _judge(
                 max_value=0,
                 severity="critical" if kind == "fail" else "warning",
                 description=check.says,
-                meta={"holds": check.holds or ", ".join(check.unique) or "stated by the job"},
+                meta={"holds": check.condition or ", ".join(check.unique) or "stated by the job"},
             )
         )
     expectations.save()
@@ -280,6 +284,15 @@ def _exceptions(info: Any) -> list[dict[str, Any]]:
     return [one for one in info.values() if isinstance(one, dict)]
 
 
+def whole_facts(context: Context, sessions: DataFrame, upto: int | None) -> dict[str, bool]:
+    """What must hold of all sessions together, against the events that they were cut from."""
+    if upto is None:
+        return {"events_balance": sessions.isEmpty()}
+    events = context.lake.read(EVENTS, upto).select("user_id", "event_id")
+    inside, there, same = certify.same_events(sessions, events)
+    return {"events_balance": inside == there, "each_event_once": inside != there or same}
+
+
 def validate_tables(context: Context, only: str | None) -> Any:
     """Run the suites on the whole published tables, as they stand.
 
@@ -289,7 +302,6 @@ def validate_tables(context: Context, only: str | None) -> Any:
     """
     from jobs.context import Result
     from jobs.errors import SettingsError
-    from jobs.sessionize import with_previous
 
     tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES)}
     if only is not None and only not in tables:
@@ -304,15 +316,7 @@ def validate_tables(context: Context, only: str | None) -> Any:
         rows = context.lake.read(table, version)
         facts: dict[str, bool] = {}
         if table is SESSIONS:
-            ids = rows.select(F.explode("events.event_id").alias("id"))
-            counted = ids.agg(F.count("id"), F.count_distinct("id")).first()
-            assert counted is not None
-            consumed = context.lake.consumed(SESSIONS, EVENTS)
-            facts["each_event_once"] = counted[0] == counted[1]
-            facts["events_balance"] = counted[0] == (
-                context.lake.read(EVENTS, consumed).count() if consumed is not None else 0
-            )
-            rows = with_previous(rows, context.source.sessions)
+            facts = whole_facts(context, rows, context.lake.consumed(SESSIONS, EVENTS))
         verdict = audit_candidate(context, table, rows, facts)
         result.tables_in[name] = version
         result.notes.append(f"{name} version {version}: {verdict.checks} checks hold")

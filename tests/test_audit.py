@@ -8,8 +8,8 @@ import pytest
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
+from jobs import certify, sessionize, validate
 from jobs import sequences as sequences_job
-from jobs import sessionize, validate
 from jobs.errors import AuditErrored, AuditFailed
 from jobs.tables import EVENTS, SEQUENCES, SESSIONS
 from tests.spark_tools import Workshop
@@ -53,10 +53,39 @@ def test_a_broken_session_fails_its_check(shop: Workshop, check: str) -> None:
     where, changes = SESSION_BREAKS[check]
     rows = shop.lake.read(SESSIONS)
     broken = breaking(rows, where, {name: make(F.col(name)) for name, make in changes.items()})
-    broken = sessionize.with_previous(broken, shop.source.sessions)
     with pytest.raises(AuditFailed) as raised:
         validate.audit_candidate(shop.context(), SESSIONS, broken, {})
     assert f"  {check} (" in str(raised.value) and "such as" in str(raised.value)
+
+
+def test_what_is_whole_is_certified_and_what_is_broken_is_not(shop: Workshop) -> None:
+    """The way for many rows says yes to good tables, and no to what the slow way says no to."""
+    rule = shop.source.sessions.rule
+    sessions, sequences = shop.lake.read(SESSIONS), shop.lake.read(SEQUENCES)
+    suite = validate.suite(shop.context(), SESSIONS)
+    assert certify.all_hold(sessions, suite, rule)
+    assert certify.all_hold(sequences, validate.suite(shop.context(), SEQUENCES), None)
+    assert certify.all_hold(shop.lake.read(EVENTS), validate.suite(shop.context(), EVENTS), None)
+    for where, changes in SESSION_BREAKS.values():
+        if "session_id" not in changes:  # a key is asked for apart
+            made = {name: make(F.col(name)) for name, make in changes.items()}
+            assert not certify.all_hold(breaking(sessions, where, made), suite, rule)
+    empty = {"events": F.slice("events", 1, 0)}
+    assert not certify.all_hold(breaking(sessions, "event_count > 5", empty), suite, rule)
+
+
+def test_the_same_events_are_told_from_as_many_others(shop: Workshop) -> None:
+    sessions = shop.lake.read(SESSIONS)
+    events = shop.lake.read(EVENTS).select("user_id", "event_id")
+    assert certify.same_events(sessions, events) == (31, 31, True)
+    twice = breaking(
+        sessions, "event_count > 5",
+        {"events": F.transform("events", lambda e, n: F.when(n == 1, F.col("events")[0]).otherwise(e))},
+    )  # fmt: skip
+    assert certify.same_events(twice, events) == (31, 31, False)
+    swapped = sessions.withColumn("user_id", F.translate("user_id", "01", "10"))
+    assert certify.same_events(swapped, events) == (31, 31, False)
+    assert certify.same_events(sessions.where("event_count > 5"), events)[0] < 31
 
 
 def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
@@ -69,7 +98,7 @@ def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
         )
         for start, length in ((1, 4), (5, 6))
     ]  # fmt: skip
-    cut = sessionize.with_previous(halves[0].unionByName(halves[1]), shop.source.sessions)
+    cut = halves[0].unionByName(halves[1])
     with pytest.raises(AuditFailed, match=r"1 of \d+ checks failed[\s\S]*neighbours_are_apart"):
         validate.audit_candidate(shop.context(), SESSIONS, cut, {})
 
@@ -84,7 +113,13 @@ def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
         ),
         ("oldest_first", "event_ts", F.reverse),
         ("arrays_are_parallel", "feedback", lambda c: F.slice(c, 1, 1)),
+        ("ordinals_begin_with_one", "session_ordinal", lambda c: F.transform(c, lambda o: o + 1)),
         ("items_are_known", "item_index", lambda c: F.transform(c, lambda i: i - 100)),
+        (
+            "exposed_items_are_known",
+            "exposed_items",
+            lambda c: F.transform(c, lambda _: F.array(F.lit(0))),
+        ),
         (
             "feedback_is_known",
             "feedback",
@@ -137,7 +172,7 @@ def test_lines_that_do_not_balance_fail_and_a_high_reject_share_warns(
 def test_a_suite_that_cannot_be_evaluated_errored_and_did_not_fail(
     shop: Workshop,
 ) -> None:
-    rows = shop.lake.read(SESSIONS).withColumn("previous_last", F.lit(1))
+    rows = shop.lake.read(SESSIONS).drop("events")
     with pytest.raises(AuditErrored, match="nothing is known about the rows"):
         validate.audit_candidate(shop.context(), SESSIONS, rows, {})
 
