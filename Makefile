@@ -15,6 +15,7 @@ endif
 UV            := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),build/uv/bin/uv)
 WORKERS       ?= 2
 KILLS         ?= 200
+LONG          ?= $(shell grep -l 'mark\.long' tests/test_*.py)
 
 # The tools run from the environment: no activation is assumed, and none is disturbed.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -77,10 +78,13 @@ down:  ## stop what `make up` started
 test: setup  ## all tests but the long ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" --durations=12
 
-test-long: setup  ## the long ones (KILLS=200 random kills); what came of it is kept in tests/LAST_LONG_RUN.txt
-	@{ echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/LAST_LONG_RUN.txt' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores, $(KILLS) random kills"; \
-	   $(BIN)/python -m pytest -v -n $(WORKERS) -m long --kills $(KILLS) --durations=0 --tb=short; echo "exit status $$?"; } 2>&1 \
-	  | grep --line-buffered -vE '^(rootdir|configfile|plugins|cachedir|hypothesis|created:|platform|scheduling|tests/|bringing)' | tee tests/LAST_LONG_RUN.txt; tail -1 tests/LAST_LONG_RUN.txt | grep -q 'exit status 0'
+test-long: setup  ## the long ones, or LONG=tests/test_kill.py; KILLS=200 at random; kept in tests/long_runs
+	@mkdir -p tests/long_runs; all=0; for file in $(LONG); do \
+	  kept=tests/long_runs/$$(basename $$file .py).txt; \
+	  { echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/long_runs' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores, $(KILLS) random kills"; \
+	    $(BIN)/python -m pytest -v -n $(WORKERS) -m long --kills $(KILLS) --durations=0 --tb=short $$file; echo "exit status $$?"; } 2>&1 \
+	    | grep --line-buffered -vE '^(rootdir|configfile|plugins|cachedir|hypothesis|created:|platform|scheduling|tests/|bringing)' | tee $$kept; \
+	  tail -1 $$kept | grep -q 'exit status 0' || all=1; done; exit $$all
 
 check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/ruff format --check .
