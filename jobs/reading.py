@@ -22,12 +22,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 
 from jobs.files import open_binary
 
 BATCH_LINES = 20_000
+BLOCK_BYTES = 1 << 20
+BOM = b"\xef\xbb\xbf"
 MAX_RECORD_LINES = 1_000
 """A quoted field may span lines; more than this many is an unclosed quote."""
 
@@ -134,6 +138,87 @@ def text_lines(stream: BinaryIO, encoding: str) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
+
+
+class Block:
+    """Whole physical lines of a UTF-8 file, as bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @staticmethod
+    def of(lines: list[str]) -> Block:
+        return Block("".join(lines).encode("utf-8", "surrogateescape"))
+
+    def lines(self) -> list[str]:
+        """As `text_lines` would give them."""
+        text = self.data.decode("utf-8", "surrogateescape")
+        return io.StringIO(text, newline="").readlines()
+
+    @property
+    def plain(self) -> bool:
+        """UTF-8 without quotes, blank lines, and line ends but newlines: each line a record."""
+        data = self.data
+        lone = data.count(b"\r") != data.count(b"\r\n")
+        blank = data[:1] in b"\r\n" or b"\n\n" in data or b"\n\r\n" in data
+        if b'"' in data or lone or blank or data.startswith(BOM):
+            return False
+        if not data.isascii():
+            try:
+                data.decode("utf-8")
+            except UnicodeError:
+                return False
+        return True
+
+    def raw(self) -> pa.Array:
+        """The lines with their ends, without a copy."""
+        ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == 10) + 1
+        if not self.data.endswith(b"\n"):
+            ends = np.append(ends, len(self.data))
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
+        return pa.StringArray.from_buffers(len(ends), buffers[1], buffers[2])
+
+    def fields(self, delimiter: str, count: int, places: Iterable[int]) -> dict[int, pa.Array]:
+        """Some of the `count` fields of every line.
+
+        Raises:
+            ArrowInvalid: a line has another number of fields, or is no UTF-8.
+        """
+        names = [str(place) for place in range(count)]
+        wanted = [str(place) for place in sorted(set(places))]
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(self.data),
+            pyarrow.csv.ReadOptions(
+                column_names=names, use_threads=False, block_size=len(self.data) + 1
+            ),
+            pyarrow.csv.ParseOptions(
+                delimiter=delimiter, quote_char=False, ignore_empty_lines=False
+            ),
+            pyarrow.csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )  # fmt: skip
+        return {int(name): table[name].combine_chunks() for name in wanted}
+
+
+def byte_blocks(stream: BinaryIO) -> Iterator[Block]:
+    """A UTF-8 stream cut at line ends, its byte-order mark dropped."""
+    left: list[bytes] = []
+    first = True
+    while data := stream.read(BLOCK_BYTES):
+        if first:
+            data, first = data.removeprefix(BOM), False
+        # (Files whose lines end with a carriage return alone are cut at those.)
+        cut = data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, len(data) - 1) + 1
+        if cut:
+            yield Block(b"".join([*left, data[:cut]]))
+            left = [data[cut:]]
+        else:
+            left.append(data)
+    if rest := b"".join(left):
+        yield Block(rest)
 
 
 def has_broken_bytes(line: str) -> bool:
@@ -304,6 +389,41 @@ class Batches:
             schema=RECORD_SCHEMA,
         )
 
+    def block(
+        self, first: int, block: Block, delimiter: str, count: int, places: dict[str, int]
+    ) -> pa.RecordBatch | None:
+        """A block's records, one a line, as `add` would make them; None: a line is none.
+
+        Args:
+            first: the first record's line.
+            count: how many fields a line has; `places` says which of them is which of ours.
+        """
+        if not block.plain:
+            return None
+        try:
+            fields = block.fields(delimiter, count, places.values())
+        except pa.ArrowException:
+            return None
+        raw = pc.utf8_rtrim(block.raw(), "\r\n")
+        if any(len(array) != len(raw) for array in fields.values()):
+            return None
+        nulls = pa.array(sorted(self.fmt.null_values), pa.string())
+        made: dict[str, pa.Array] = {
+            "kind": pa.repeat("record", len(raw)), "typed_ts": pa.repeat(False, len(raw)),
+            "file": pa.repeat(self.file, len(raw)), "raw": raw,
+            "line": pa.array(np.arange(first, first + len(raw))),
+        }  # fmt: skip
+        for ours, place in places.items():
+            text = pc.if_else(pc.is_in(fields[place], nulls), None, fields[place])
+            if ours == "exposed_with":
+                listed = [self._list(one) for one in text.to_pylist()]
+                text = pa.array(listed, pa.list_(pa.string()))
+            made[ours] = text
+        return pa.RecordBatch.from_arrays(
+            [made.get(one.name, pa.nulls(len(raw), one.type)) for one in RECORD_SCHEMA],
+            schema=RECORD_SCHEMA,
+        )
+
     def drain(self) -> pa.RecordBatch:
         count = len(self)
         self.columns["file"] = [self.file] * count
@@ -335,12 +455,34 @@ def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> s
     )
 
 
+def pieces(stream: BinaryIO, encoding: str) -> Iterator[Block | list[str]]:
+    """A text file in pieces of whole lines: bytes where they can be cut as bytes."""
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        yield from byte_blocks(stream)
+    else:
+        yield from text_lines(stream, encoding)
+
+
 def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     csv.field_size_limit(fmt.max_field_chars)
     batches = Batches(fmt, facts.file)
     records = CsvRecords(fmt.delimiter, None)
     places: dict[str, int] | None = None
     previous: list[str] | None = None
+
+    def take_block(block: Block) -> pa.RecordBatch | None:
+        """Most blocks of most logs: nothing is quoted, and no line is looked at."""
+        if places is None or records.carry or records.long or records.num_fields is None:
+            return None
+        if len(block.data) > fmt.max_field_chars:
+            return None  # there may be a field that is too long
+        batch = batches.block(
+            records.next_line, block, records.char, records.num_fields, places
+        )  # fmt: skip
+        if batch is not None:
+            records.next_line += batch.num_rows
+            facts.lines += batch.num_rows
+        return batch
 
     def take(lines: list[str], last: bool) -> Iterator[pa.RecordBatch]:
         nonlocal places
@@ -385,10 +527,12 @@ def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.Rec
         facts.columns = dict.fromkeys(header, "text")
         return found
 
-    for lines in text_lines(stream, fmt.encoding):
+    for part in pieces(stream, fmt.encoding):
         if previous is not None:
             yield from take(previous, last=False)
-        elif lines:
+            previous = None
+        if places is None:
+            lines = part.lines() if isinstance(part, Block) else part
             # The header alone first: the number of fields is known from it.
             head = 1
             while head < len(lines) and not lines[head - 1].strip():
@@ -397,10 +541,21 @@ def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.Rec
             while records.carry and head < len(lines):
                 yield from take(lines[head : head + 1], last=False)
                 head += 1
-            lines = lines[head:]
-        previous = lines
+            part = Block.of(lines[head:]) if isinstance(part, Block) else lines[head:]
+        if isinstance(part, Block):
+            batch = take_block(part)
+            if batch is None:
+                previous = part.lines()
+                continue
+            if len(batches):
+                yield batches.drain()
+            yield batch
+        else:
+            previous = part
     if previous is not None:
         yield from take(previous, last=True)
+    elif records.carry:
+        yield from take([], last=True)
     if len(batches):
         yield batches.drain()
 

@@ -64,20 +64,24 @@ def test_quoted_records_across_batches(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 PIECES = st.sampled_from(
-    ["1", "", "x y", '"a,b"', '"a""b"', '"a\nb"', '"', "é", "\udce9", ",", "\t", "\n", "\r\n", "NA"]
-)
+    ["1", "", "x y", '"a,b"', '"a""b"', '"a\nb"', '"', "é", "\udce9", ",", "\t", "\n", "\r\n", "NA",
+     "\r", "\ufeff", "7,i7,7\n", "8,é,8\n", "9,i9,9\r\n"]
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", "::"])
-@given(pieces=st.lists(PIECES, max_size=40), size=st.integers(1, 6))
-@settings(max_examples=150, deadline=None, derandomize=True)
-def test_lines_taken_column_by_column_equal_lines_taken_one_by_one(
-    delimiter: str, pieces: list[str], size: int
+@given(
+    pieces=st.lists(PIECES, max_size=40), size=st.integers(1, 6), block=st.integers(4, 90),
+    mark=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_blocks_and_columns_give_the_records_of_lines_taken_one_by_one(
+    delimiter: str, pieces: list[str], size: int, block: int, mark: bool
 ) -> None:
     fmt = Format("csv", {**MAPPED, "exposed_with": "i"}, delimiter, null_values=frozenset(["NA"]))
     regular = "".join(f"{n},i{n}|NA,{n}\n" for n in range(size))
     text = ("u,i,t\n" + regular + "".join(pieces) + "\n" + regular).replace(",", delimiter)
-    data = text.encode("utf-8", "surrogateescape")
+    data = b"\xef\xbb\xbf" * mark + text.encode("utf-8", "surrogateescape")
 
     def rows() -> list[dict[str, Any]]:
         facts = reading.FileFacts("log.csv")
@@ -86,9 +90,14 @@ def test_lines_taken_column_by_column_equal_lines_taken_one_by_one(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "BATCH_LINES", size)
+        slow_lines = reading.text_lines
+        patch.setattr(reading, "BLOCK_BYTES", block)
         quick = rows()
+        patch.setattr(reading.Block, "plain", False)
+        by_columns = rows()
         patch.setattr(reading.CsvRecords, "columns", lambda *_: None)
-        assert quick == rows()
+        patch.setattr(reading, "pieces", slow_lines)
+        assert quick == by_columns == rows()
 
 
 def test_a_delimiter_of_two_characters_without_header(tmp_path: Path) -> None:
