@@ -24,7 +24,8 @@ from jobs import crash, files, slices, validate
 from jobs.context import Candidate, Context, Result
 from jobs.delta import retried, staging
 from jobs.errors import AuditFailed, Conflict, RejectShareError, SchemaError, SourceError
-from jobs.reading import RECORD_DDL, Format, reader
+from jobs.reading import reader
+from jobs.records import RECORD_DDL, Format
 from jobs.sources import Source
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events

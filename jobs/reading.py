@@ -11,553 +11,32 @@ the error that makes it unreadable as the source file describes it.
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import hashlib
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
+from jobs import streams
+from jobs.csv_records import CsvRecords, read_csv
 from jobs.files import open_binary
-
-BATCH_LINES = 20_000
-BLOCK_BYTES = 1 << 20
-BOM = b"\xef\xbb\xbf"
-MAX_RECORD_LINES = 1_000
-"""A quoted field may span lines; more than this many is an unclosed quote."""
-
-SCALARS = (
-    "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
-    "tie_break",
-)  # fmt: skip
-RECORD_SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        *((name, pa.string()) for name in SCALARS),
-        ("exposed_with", pa.list_(pa.string())),
-        ("typed_ts", pa.bool_()),
-        ("raw", pa.string()),
-        ("file", pa.string()),
-        ("line", pa.int64()),
-    ]
+from jobs.records import (
+    RECORD_SCHEMA,
+    Batches,
+    FileFacts,
+    Format,
+    Unusable,
+    missing_column,
 )
-RECORD_DDL = (
-    "kind string, " + ", ".join(f"{name} string" for name in SCALARS)
-    + ", exposed_with array<string>, typed_ts boolean, raw string, file string, line bigint"
-)  # fmt: skip
+from jobs.streams import has_broken_bytes, printable
 
 COMBINED_LOG = re.compile(
     r'^(\S+) \S+ (\S+) \[([^\]]+)\] "(?:([A-Z]+) (.*?)(?: HTTP/[\d.]+)?|[^"]*)" (\d{3}) (\d+|-)'
     r'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)")?\s*$'
 )
-
-
-@dataclass(frozen=True)
-class Format:
-    """How to read the files of one source; plain values, sent to the workers."""
-
-    format: str
-    mapped: dict[str, str]
-    """Our column -> the log's column."""
-    delimiter: str = ","
-    header: bool = True
-    null_values: frozenset[str] = frozenset([""])
-    encoding: str = "utf-8"
-    list_separator: str = "|"
-    max_field_chars: int = 16 * 1024 * 1024
-
-
-@dataclass
-class FileFacts:
-    """What one file turned out to be."""
-
-    file: str
-    lines: int = 0
-    columns: dict[str, str] = field(default_factory=dict)
-    error: str | None = None
-    size: int = 0
-    sha256: str = ""
-
-
-class Unusable(Exception):
-    """The file is not what the source file promised."""
-
-
-class _Hashing(io.RawIOBase):
-    """A binary stream that hashes what passes through it."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw_stream, self.digest, self.size = raw, hashlib.sha256(), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.raw_stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self.digest.update(data)
-        self.size += len(data)
-        return len(data)
-
-
-def decompressed(path: str, raw: BinaryIO) -> BinaryIO:
-    """`.gz`, `.bz2` and `.zst` read as what they hold."""
-    if path.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if path.endswith(".bz2"):
-        return bz2.BZ2File(raw)  # type: ignore[return-value]
-    if path.endswith((".zst", ".zstd")):
-        unpacked: BinaryIO = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-        return unpacked
-    return raw
-
-
-def text_lines(stream: BinaryIO, encoding: str) -> Iterator[list[str]]:
-    """Batches of physical lines with their ends; bytes that are no text stay as surrogates."""
-    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    text = io.TextIOWrapper(
-        io.BufferedReader(stream, 1 << 20),  # type: ignore[type-var]
-        encoding=codec,
-        errors="surrogateescape",
-        newline="",
-    )
-    batch: list[str] = []
-    for line in text:
-        batch.append(line)
-        if len(batch) == BATCH_LINES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class Block:
-    """Whole physical lines of a UTF-8 file, as bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    @staticmethod
-    def of(lines: list[str]) -> Block:
-        return Block("".join(lines).encode("utf-8", "surrogateescape"))
-
-    def lines(self) -> list[str]:
-        """As `text_lines` would give them."""
-        text = self.data.decode("utf-8", "surrogateescape")
-        return io.StringIO(text, newline="").readlines()
-
-    @property
-    def plain(self) -> bool:
-        """UTF-8 without quotes, blank lines, and line ends but newlines: each line a record."""
-        data = self.data
-        lone = data.count(b"\r") != data.count(b"\r\n")
-        blank = data[:1] in b"\r\n" or b"\n\n" in data or b"\n\r\n" in data
-        if b'"' in data or lone or blank or data.startswith(BOM):
-            return False
-        if not data.isascii():
-            try:
-                data.decode("utf-8")
-            except UnicodeError:
-                return False
-        return True
-
-    def raw(self) -> pa.Array:
-        """The lines with their ends, without a copy."""
-        ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == 10) + 1
-        if not self.data.endswith(b"\n"):
-            ends = np.append(ends, len(self.data))
-        offsets = np.concatenate([[0], ends]).astype(np.int32)
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
-        return pa.StringArray.from_buffers(len(ends), buffers[1], buffers[2])
-
-    def fields(self, delimiter: str, count: int, places: Iterable[int]) -> dict[int, pa.Array]:
-        """Some of the `count` fields of every line.
-
-        Raises:
-            ArrowInvalid: a line has another number of fields, or is no UTF-8.
-        """
-        names = [str(place) for place in range(count)]
-        wanted = [str(place) for place in sorted(set(places))]
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(self.data),
-            pyarrow.csv.ReadOptions(
-                column_names=names, use_threads=False, block_size=len(self.data) + 1
-            ),
-            pyarrow.csv.ParseOptions(
-                delimiter=delimiter, quote_char=False, ignore_empty_lines=False
-            ),
-            pyarrow.csv.ConvertOptions(
-                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()),
-                strings_can_be_null=False,
-            ),
-        )  # fmt: skip
-        return {int(name): table[name].combine_chunks() for name in wanted}
-
-
-def byte_blocks(stream: BinaryIO) -> Iterator[Block]:
-    """A UTF-8 stream cut at line ends, its byte-order mark dropped."""
-    left: list[bytes] = []
-    first = True
-    while data := stream.read(BLOCK_BYTES):
-        if first:
-            data, first = data.removeprefix(BOM), False
-        # (Files whose lines end with a carriage return alone are cut at those.)
-        cut = data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, len(data) - 1) + 1
-        if cut:
-            yield Block(b"".join([*left, data[:cut]]))
-            left = [data[cut:]]
-        else:
-            left.append(data)
-    if rest := b"".join(left):
-        yield Block(rest)
-
-
-def has_broken_bytes(line: str) -> bool:
-    return not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line)
-
-
-def printable(line: str) -> str:
-    """A line as it may be stored: without its end, undecodable bytes as backslash escapes."""
-    line = line.rstrip("\r\n")
-    if has_broken_bytes(line):
-        return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return line
-
-
-Row = list[str] | None
-"""The fields of a record, or None: not a record."""
-
-
-class CsvRecords:
-    """Splits physical lines into records, quotes and quoted line breaks understood.
-
-    A record that cannot be read, or has another number of fields than the header, costs its first
-    line only: an unclosed quote does not swallow the lines after it.
-    """
-
-    def __init__(self, delimiter: str, num_fields: int | None) -> None:
-        # The csv module takes one character; a longer delimiter is exchanged for one that no
-        # log writes, and back inside quoted fields.
-        self.long = delimiter if len(delimiter) > 1 else None
-        self.char = "\x1f" if self.long else delimiter
-        self.num_fields = num_fields
-        self.carry: list[str] = []
-        self.next_line = 1
-
-    def columns(self, lines: list[str]) -> list[tuple[str, ...]] | None:
-        """The fields of all lines, column by column, where each line is one whole record; else
-        None: `feed` finds out which is not. (No Python loop over lines.)"""
-        if self.carry or self.num_fields is None:
-            return None
-        if self.long and any('"' in line for line in lines):
-            return None
-        try:
-            rows = list(self._fields(lines))
-        except csv.Error:
-            return None
-        # A record of two lines would make fewer rows than lines, a blank line one without fields.
-        if len(rows) != len(lines) or set(map(len, rows)) != {self.num_fields}:
-            return None
-        self.next_line += len(lines)
-        return list(zip(*rows, strict=True))
-
-    def _fields(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        if self.long:
-            lines = (line.replace(self.long, self.char) for line in lines)
-        return csv.reader(lines, delimiter=self.char, strict=True)
-
-    def _restore(self, row: list[str]) -> list[str]:
-        if self.long and any(self.char in text for text in row):
-            return [text.replace(self.char, self.long) for text in row]
-        return row
-
-    def feed(self, lines: list[str], last: bool) -> Iterator[tuple[int, str, Row]]:
-        """Yield (first physical line, raw text, fields) of every complete record.
-
-        Lines of a record that may go on in the next batch are kept back, unless `last`.
-        """
-        lines = self.carry + lines
-        self.carry = []
-        if not any('"' in line for line in lines):
-            for row, line in zip(self._fields(lines), lines, strict=True):
-                yield self.next_line, line, self._checked(row)
-                self.next_line += 1
-            return
-        at = 0
-        while at < len(lines):
-            if '"' not in lines[at]:
-                row = next(self._fields(lines[at : at + 1]), [])
-                yield self.next_line, lines[at], self._checked(row)
-                at, self.next_line = at + 1, self.next_line + 1
-                continue
-            taken, fields = self._record(lines[at : at + MAX_RECORD_LINES])
-            if fields is None and not last and len(lines) - at < MAX_RECORD_LINES:
-                self.carry = lines[at:]
-                return
-            taken = taken if fields is not None else 1
-            yield self.next_line, "".join(lines[at : at + taken]), fields
-            at, self.next_line = at + taken, self.next_line + taken
-
-    def _record(self, lines: list[str]) -> tuple[int, Row]:
-        """The record at the head of `lines`: how many lines it takes, and its fields."""
-        reader = csv.reader(
-            (line.replace(self.long, self.char) for line in lines) if self.long else lines,
-            delimiter=self.char,
-            strict=True,
-        )
-        try:
-            row = next(reader)
-        except (csv.Error, StopIteration):
-            return 1, None
-        return reader.line_num, self._checked(row)
-
-    def _checked(self, row: list[str]) -> Row:
-        if self.num_fields is not None and row and len(row) != self.num_fields:
-            return None
-        return self._restore(row)
-
-
-class Batches:
-    """Collects records of one file and turns them into Arrow batches."""
-
-    def __init__(self, fmt: Format, file: str) -> None:
-        self.fmt, self.file = fmt, file
-        self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
-        self.listed = fmt.mapped.get("exposed_with")
-
-    def __len__(self) -> int:
-        return len(self.columns["line"])
-
-    def add(self, line: int, raw: str, values: dict[str, Any] | None) -> None:
-        """One record; `values` is None where the line is none."""
-        columns = self.columns
-        columns["kind"].append("unparsable" if values is None else "record")
-        nulls = self.fmt.null_values
-        for name in SCALARS:
-            value = values.get(name) if values else None
-            columns[name].append(None if value in nulls else value)
-        columns["exposed_with"].append(self._list(values.get("exposed_with")) if values else None)
-        columns["typed_ts"].append(False)
-        columns["raw"].append(raw)
-        columns["line"].append(line)
-
-    def _list(self, value: Any) -> list[str] | None:
-        if isinstance(value, str):
-            value = None if value in self.fmt.null_values else value.split(self.fmt.list_separator)
-        if value is None:
-            return None
-        return [one for one in value if one is not None and one not in self.fmt.null_values]
-
-    def whole(
-        self, first: int, lines: list[str], columns: list[tuple[str, ...]], places: dict[str, int]
-    ) -> pa.RecordBatch | None:
-        """Records that stand one a line, as `add` would make them; None: a line is no text.
-
-        Args:
-            first: the first record's line.
-            columns: the log's columns; `places` says which of them is which of ours.
-        """
-        count = len(lines)
-        nulls = pa.array(sorted(self.fmt.null_values), pa.string())
-        made: dict[str, pa.Array] = {
-            "kind": pa.repeat("record", count), "typed_ts": pa.repeat(False, count),
-            "file": pa.repeat(self.file, count),
-            "line": pa.array(range(first, first + count), pa.int64()),
-        }  # fmt: skip
-        try:
-            made["raw"] = pc.utf8_rtrim(pa.array(lines, pa.string()), "\r\n")
-            for ours, place in places.items():
-                if ours == "exposed_with":
-                    listed = [self._list(text) for text in columns[place]]
-                    made[ours] = pa.array(listed, pa.list_(pa.string()))
-                else:
-                    text = pa.array(columns[place], pa.string())
-                    made[ours] = pc.if_else(pc.is_in(text, nulls), None, text)
-        except UnicodeError:
-            return None
-        return pa.RecordBatch.from_arrays(
-            [made.get(one.name, pa.nulls(count, one.type)) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
-        )
-
-    def block(
-        self, first: int, block: Block, delimiter: str, count: int, places: dict[str, int]
-    ) -> pa.RecordBatch | None:
-        """A block's records, one a line, as `add` would make them; None: a line is none.
-
-        Args:
-            first: the first record's line.
-            count: how many fields a line has; `places` says which of them is which of ours.
-        """
-        if not block.plain:
-            return None
-        try:
-            fields = block.fields(delimiter, count, places.values())
-        except pa.ArrowException:
-            return None
-        raw = pc.utf8_rtrim(block.raw(), "\r\n")
-        if any(len(array) != len(raw) for array in fields.values()):
-            return None
-        nulls = pa.array(sorted(self.fmt.null_values), pa.string())
-        made: dict[str, pa.Array] = {
-            "kind": pa.repeat("record", len(raw)), "typed_ts": pa.repeat(False, len(raw)),
-            "file": pa.repeat(self.file, len(raw)), "raw": raw,
-            "line": pa.array(np.arange(first, first + len(raw))),
-        }  # fmt: skip
-        for ours, place in places.items():
-            text = pc.if_else(pc.is_in(fields[place], nulls), None, fields[place])
-            if ours == "exposed_with":
-                listed = [self._list(one) for one in text.to_pylist()]
-                text = pa.array(listed, pa.list_(pa.string()))
-            made[ours] = text
-        return pa.RecordBatch.from_arrays(
-            [made.get(one.name, pa.nulls(len(raw), one.type)) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
-        )
-
-    def drain(self) -> pa.RecordBatch:
-        count = len(self)
-        self.columns["file"] = [self.file] * count
-        batch = pa.RecordBatch.from_arrays(
-            [pa.array(self.columns[one.name], one.type) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
-        )
-        self.columns = {name: [] for name in RECORD_SCHEMA.names}
-        return batch
-
-
-def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
-    """Our column -> its place in the log's header."""
-    places = {}
-    for ours, theirs in fmt.mapped.items():
-        if theirs not in header:
-            raise Unusable(missing_column(file, ours, theirs, header))
-        if header.count(theirs) > 1:
-            raise Unusable(f"{file}: the header has the column {theirs!r} twice: rename one")
-        places[ours] = header.index(theirs)
-    return places
-
-
-def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> str:
-    return (
-        f"{file} has no column {theirs!r}, which columns.{ours} names; it has "
-        f"{', '.join(map(repr, there)) or 'none'}. Correct columns.{ours} in the source file, or "
-        "have the log delivered again with the column"
-    )
-
-
-def pieces(stream: BinaryIO, encoding: str) -> Iterator[Block | list[str]]:
-    """A text file in pieces of whole lines: bytes where they can be cut as bytes."""
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        yield from byte_blocks(stream)
-    else:
-        yield from text_lines(stream, encoding)
-
-
-def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
-    csv.field_size_limit(fmt.max_field_chars)
-    batches = Batches(fmt, facts.file)
-    records = CsvRecords(fmt.delimiter, None)
-    places: dict[str, int] | None = None
-    previous: list[str] | None = None
-
-    def take_block(block: Block) -> pa.RecordBatch | None:
-        """Most blocks of most logs: nothing is quoted, and no line is looked at."""
-        if places is None or records.carry or records.long or records.num_fields is None:
-            return None
-        if len(block.data) > fmt.max_field_chars:
-            return None  # there may be a field that is too long
-        batch = batches.block(
-            records.next_line, block, records.char, records.num_fields, places
-        )  # fmt: skip
-        if batch is not None:
-            records.next_line += batch.num_rows
-            facts.lines += batch.num_rows
-        return batch
-
-    def take(lines: list[str], last: bool) -> Iterator[pa.RecordBatch]:
-        nonlocal places
-        first = records.next_line
-        columns = records.columns(lines) if places is not None else None
-        if columns is not None and places is not None:
-            batch = batches.whole(first, lines, columns, places)
-            if batch is not None:
-                facts.lines += len(lines)
-                if len(batches):
-                    yield batches.drain()
-                yield batch
-                return
-            records.next_line = first
-        for line, raw, row in records.feed(lines, last):
-            if not raw.strip() and (not row or places is None):
-                continue  # a blank line is no record; one of tabs is, where they delimit
-            if places is None:
-                places = start(row, raw)
-                if fmt.header:
-                    continue
-                if row is not None and len(row) != records.num_fields:
-                    row = None
-            facts.lines += 1
-            if row is None or has_broken_bytes(raw):
-                batches.add(line, printable(raw), None)
-            else:
-                values = {ours: row[place] for ours, place in places.items()}
-                batches.add(line, printable(raw), values)
-        if len(batches) >= BATCH_LINES:
-            yield batches.drain()
-
-    def start(row: Row, raw: str) -> dict[str, int]:
-        if row is None or has_broken_bytes(raw):
-            raise Unusable(
-                f"{facts.file}: the first line cannot be read as csv with delimiter "
-                f"{fmt.delimiter!r} and encoding {fmt.encoding!r}: {printable(raw)[:120]!r}"
-            )
-        header = row if fmt.header else [f"_{place}" for place in range(len(row))]
-        records.num_fields = len(row)
-        found = positions(fmt, header, facts.file)
-        facts.columns = dict.fromkeys(header, "text")
-        return found
-
-    for part in pieces(stream, fmt.encoding):
-        if previous is not None:
-            yield from take(previous, last=False)
-            previous = None
-        if places is None:
-            lines = part.lines() if isinstance(part, Block) else part
-            # The header alone first: the number of fields is known from it.
-            head = 1
-            while head < len(lines) and not lines[head - 1].strip():
-                head += 1
-            yield from take(lines[:head], last=len(lines) == head)
-            while records.carry and head < len(lines):
-                yield from take(lines[head : head + 1], last=False)
-                head += 1
-            part = Block.of(lines[head:]) if isinstance(part, Block) else lines[head:]
-        if isinstance(part, Block):
-            batch = take_block(part)
-            if batch is None:
-                previous = part.lines()
-                continue
-            if len(batches):
-                yield batches.drain()
-            yield batch
-        else:
-            previous = part
-    if previous is not None:
-        yield from take(previous, last=True)
-    elif records.carry:
-        yield from take([], last=True)
-    if len(batches):
-        yield batches.drain()
 
 
 def _scalar_text(value: Any) -> str | None:
@@ -624,7 +103,7 @@ def read_lines(
 ) -> Iterator[pa.RecordBatch]:
     batches = Batches(fmt, facts.file)
     number = 0
-    for lines in text_lines(stream, fmt.encoding):
+    for lines in streams.text_lines(stream, fmt.encoding):
         for line in lines:
             number += 1
             stripped = line.strip()
@@ -675,7 +154,7 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
         nulls = pa.array(sorted(fmt.null_values), pa.string())
         line = 1
         columns = list(dict.fromkeys(fmt.mapped.values()))
-        for batch in parquet.iter_batches(BATCH_LINES * 3, columns=columns):
+        for batch in parquet.iter_batches(streams.BATCH_LINES * 3, columns=columns):
             count = batch.num_rows
             made: dict[str, pa.Array] = {}
             typed = False
@@ -736,11 +215,11 @@ def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
     facts = FileFacts(path)
     try:
         with open_binary(path) as raw:
-            hashing = _Hashing(raw)
+            hashing = streams.Hashing(raw)
             if fmt.format == "parquet":
                 yield from read_parquet(fmt, path, facts)
             else:
-                stream = decompressed(path, io.BufferedReader(hashing, 1 << 20))  # type: ignore[arg-type]
+                stream = streams.decompressed(path, io.BufferedReader(hashing, 1 << 20))  # type: ignore[arg-type]
                 if fmt.format == "csv":
                     yield from read_csv(fmt, stream, facts)
                 else:

@@ -22,7 +22,8 @@ from pyspark.sql import functions as F
 from jobs import ingest
 from jobs.context import Candidate, Context, Result
 from jobs.errors import SchemaError
-from jobs.reading import RECORD_DDL, RECORD_SCHEMA, Format, missing_column, record_of
+from jobs.reading import record_of
+from jobs.records import RECORD_DDL, RECORD_SCHEMA, Format, missing_column
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events
 

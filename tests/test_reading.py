@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import reading
-from jobs.reading import Format, read_file
+from jobs import csv_records, records, streams
+from jobs.reading import read_file
+from jobs.records import Format
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 CSV = Format("csv", MAPPED)
@@ -56,7 +57,7 @@ def test_too_few_and_too_many_fields_are_no_records(tmp_path: Path) -> None:
 
 
 def test_quoted_records_across_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BATCH_LINES", 2)
+    monkeypatch.setattr(streams, "BATCH_LINES", 2)
     text = "u,i,t\n" + "".join(f'{n},"item\n{n}",{n}\n' for n in range(20))
     rows, facts = read(CSV, write(tmp_path, text.encode()))
     assert fields(rows) == [(2 + 2 * n, str(n), f"item\n{n}", str(n)) for n in range(20)]
@@ -84,19 +85,19 @@ def test_blocks_and_columns_give_the_records_of_lines_taken_one_by_one(
     data = b"\xef\xbb\xbf" * mark + text.encode("utf-8", "surrogateescape")
 
     def rows() -> list[dict[str, Any]]:
-        facts = reading.FileFacts("log.csv")
-        batches = reading.read_csv(fmt, io.BytesIO(data), facts)
+        facts = records.FileFacts("log.csv")
+        batches = csv_records.read_csv(fmt, io.BytesIO(data), facts)
         return [*(row for batch in batches for row in batch.to_pylist()), vars(facts)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "BATCH_LINES", size)
-        slow_lines = reading.text_lines
-        patch.setattr(reading, "BLOCK_BYTES", block)
+        patch.setattr(streams, "BATCH_LINES", size)
+        slow_lines = streams.text_lines
+        patch.setattr(streams, "BLOCK_BYTES", block)
         quick = rows()
-        patch.setattr(reading.Block, "plain", False)
+        patch.setattr(streams.Block, "plain", False)
         by_columns = rows()
-        patch.setattr(reading.CsvRecords, "columns", lambda *_: None)
-        patch.setattr(reading, "pieces", slow_lines)
+        patch.setattr(csv_records.CsvRecords, "columns", lambda *_: None)
+        patch.setattr(streams, "pieces", slow_lines)
         assert quick == by_columns == rows()
 
 

@@ -1,0 +1,193 @@
+"""Records: what a line of a log is before anything is typed, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.streams import Block
+
+SCALARS = (
+    "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
+    "tie_break",
+)  # fmt: skip
+RECORD_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        *((name, pa.string()) for name in SCALARS),
+        ("exposed_with", pa.list_(pa.string())),
+        ("typed_ts", pa.bool_()),
+        ("raw", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
+RECORD_DDL = (
+    "kind string, " + ", ".join(f"{name} string" for name in SCALARS)
+    + ", exposed_with array<string>, typed_ts boolean, raw string, file string, line bigint"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to read the files of one source; plain values, sent to the workers."""
+
+    format: str
+    mapped: dict[str, str]
+    """Our column -> the log's column."""
+    delimiter: str = ","
+    header: bool = True
+    null_values: frozenset[str] = frozenset([""])
+    encoding: str = "utf-8"
+    list_separator: str = "|"
+    max_field_chars: int = 16 * 1024 * 1024
+
+
+@dataclass
+class FileFacts:
+    """What one file turned out to be."""
+
+    file: str
+    lines: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+    size: int = 0
+    sha256: str = ""
+
+
+class Unusable(Exception):
+    """The file is not what the source file promised."""
+
+
+class Batches:
+    """Collects records of one file and turns them into Arrow batches."""
+
+    def __init__(self, fmt: Format, file: str) -> None:
+        self.fmt, self.file = fmt, file
+        self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
+        self.listed = fmt.mapped.get("exposed_with")
+
+    def __len__(self) -> int:
+        return len(self.columns["line"])
+
+    def add(self, line: int, raw: str, values: dict[str, Any] | None) -> None:
+        """One record; `values` is None where the line is none."""
+        columns = self.columns
+        columns["kind"].append("unparsable" if values is None else "record")
+        nulls = self.fmt.null_values
+        for name in SCALARS:
+            value = values.get(name) if values else None
+            columns[name].append(None if value in nulls else value)
+        columns["exposed_with"].append(self._list(values.get("exposed_with")) if values else None)
+        columns["typed_ts"].append(False)
+        columns["raw"].append(raw)
+        columns["line"].append(line)
+
+    def _list(self, value: Any) -> list[str] | None:
+        if isinstance(value, str):
+            value = None if value in self.fmt.null_values else value.split(self.fmt.list_separator)
+        if value is None:
+            return None
+        return [one for one in value if one is not None and one not in self.fmt.null_values]
+
+    def whole(
+        self, first: int, lines: list[str], columns: list[tuple[str, ...]], places: dict[str, int]
+    ) -> pa.RecordBatch | None:
+        """Records that stand one a line, as `add` would make them; None: a line is no text.
+
+        Args:
+            first: the first record's line.
+            columns: the log's columns; `places` says which of them is which of ours.
+        """
+        count = len(lines)
+        nulls = pa.array(sorted(self.fmt.null_values), pa.string())
+        made: dict[str, pa.Array] = {
+            "kind": pa.repeat("record", count), "typed_ts": pa.repeat(False, count),
+            "file": pa.repeat(self.file, count),
+            "line": pa.array(range(first, first + count), pa.int64()),
+        }  # fmt: skip
+        try:
+            made["raw"] = pc.utf8_rtrim(pa.array(lines, pa.string()), "\r\n")
+            for ours, place in places.items():
+                if ours == "exposed_with":
+                    listed = [self._list(text) for text in columns[place]]
+                    made[ours] = pa.array(listed, pa.list_(pa.string()))
+                else:
+                    text = pa.array(columns[place], pa.string())
+                    made[ours] = pc.if_else(pc.is_in(text, nulls), None, text)
+        except UnicodeError:
+            return None
+        return pa.RecordBatch.from_arrays(
+            [made.get(one.name, pa.nulls(count, one.type)) for one in RECORD_SCHEMA],
+            schema=RECORD_SCHEMA,
+        )
+
+    def block(
+        self, first: int, block: Block, delimiter: str, count: int, places: dict[str, int]
+    ) -> pa.RecordBatch | None:
+        """A block's records, one a line, as `add` would make them; None: a line is none.
+
+        Args:
+            first: the first record's line.
+            count: how many fields a line has; `places` says which of them is which of ours.
+        """
+        if not block.plain:
+            return None
+        try:
+            fields = block.fields(delimiter, count, places.values())
+        except pa.ArrowException:
+            return None
+        raw = pc.utf8_rtrim(block.raw(), "\r\n")
+        if any(len(array) != len(raw) for array in fields.values()):
+            return None
+        nulls = pa.array(sorted(self.fmt.null_values), pa.string())
+        made: dict[str, pa.Array] = {
+            "kind": pa.repeat("record", len(raw)), "typed_ts": pa.repeat(False, len(raw)),
+            "file": pa.repeat(self.file, len(raw)), "raw": raw,
+            "line": pa.array(np.arange(first, first + len(raw))),
+        }  # fmt: skip
+        for ours, place in places.items():
+            text = pc.if_else(pc.is_in(fields[place], nulls), None, fields[place])
+            if ours == "exposed_with":
+                listed = [self._list(one) for one in text.to_pylist()]
+                text = pa.array(listed, pa.list_(pa.string()))
+            made[ours] = text
+        return pa.RecordBatch.from_arrays(
+            [made.get(one.name, pa.nulls(len(raw), one.type)) for one in RECORD_SCHEMA],
+            schema=RECORD_SCHEMA,
+        )
+
+    def drain(self) -> pa.RecordBatch:
+        count = len(self)
+        self.columns["file"] = [self.file] * count
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array(self.columns[one.name], one.type) for one in RECORD_SCHEMA],
+            schema=RECORD_SCHEMA,
+        )
+        self.columns = {name: [] for name in RECORD_SCHEMA.names}
+        return batch
+
+
+def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
+    """Our column -> its place in the log's header."""
+    places = {}
+    for ours, theirs in fmt.mapped.items():
+        if theirs not in header:
+            raise Unusable(missing_column(file, ours, theirs, header))
+        if header.count(theirs) > 1:
+            raise Unusable(f"{file}: the header has the column {theirs!r} twice: rename one")
+        places[ours] = header.index(theirs)
+    return places
+
+
+def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> str:
+    return (
+        f"{file} has no column {theirs!r}, which columns.{ours} names; it has "
+        f"{', '.join(map(repr, there)) or 'none'}. Correct columns.{ours} in the source file, or "
+        "have the log delivered again with the column"
+    )

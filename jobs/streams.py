@@ -1,0 +1,167 @@
+"""Streams of landed files: hashed, decompressed, cut at line ends."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+BATCH_LINES = 20_000
+BLOCK_BYTES = 1 << 20
+BOM = b"\xef\xbb\xbf"
+
+
+class Hashing(io.RawIOBase):
+    """A binary stream that hashes what passes through it."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw_stream, self.digest, self.size = raw, hashlib.sha256(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.raw_stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+def decompressed(path: str, raw: BinaryIO) -> BinaryIO:
+    """`.gz`, `.bz2` and `.zst` read as what they hold."""
+    if path.endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if path.endswith(".bz2"):
+        return bz2.BZ2File(raw)  # type: ignore[return-value]
+    if path.endswith((".zst", ".zstd")):
+        unpacked: BinaryIO = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+        return unpacked
+    return raw
+
+
+def text_lines(stream: BinaryIO, encoding: str) -> Iterator[list[str]]:
+    """Batches of physical lines with their ends; bytes that are no text stay as surrogates."""
+    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+    text = io.TextIOWrapper(
+        io.BufferedReader(stream, 1 << 20),  # type: ignore[type-var]
+        encoding=codec,
+        errors="surrogateescape",
+        newline="",
+    )
+    batch: list[str] = []
+    for line in text:
+        batch.append(line)
+        if len(batch) == BATCH_LINES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class Block:
+    """Whole physical lines of a UTF-8 file, as bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @staticmethod
+    def of(lines: list[str]) -> Block:
+        return Block("".join(lines).encode("utf-8", "surrogateescape"))
+
+    def lines(self) -> list[str]:
+        """As `text_lines` would give them."""
+        text = self.data.decode("utf-8", "surrogateescape")
+        return io.StringIO(text, newline="").readlines()
+
+    @property
+    def plain(self) -> bool:
+        """UTF-8 without quotes, blank lines, and line ends but newlines: each line a record."""
+        data = self.data
+        lone = data.count(b"\r") != data.count(b"\r\n")
+        blank = data[:1] in b"\r\n" or b"\n\n" in data or b"\n\r\n" in data
+        if b'"' in data or lone or blank or data.startswith(BOM):
+            return False
+        if not data.isascii():
+            try:
+                data.decode("utf-8")
+            except UnicodeError:
+                return False
+        return True
+
+    def raw(self) -> pa.Array:
+        """The lines with their ends, without a copy."""
+        ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == 10) + 1
+        if not self.data.endswith(b"\n"):
+            ends = np.append(ends, len(self.data))
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
+        return pa.StringArray.from_buffers(len(ends), buffers[1], buffers[2])
+
+    def fields(self, delimiter: str, count: int, places: Iterable[int]) -> dict[int, pa.Array]:
+        """Some of the `count` fields of every line.
+
+        Raises:
+            ArrowInvalid: a line has another number of fields, or is no UTF-8.
+        """
+        names = [str(place) for place in range(count)]
+        wanted = [str(place) for place in sorted(set(places))]
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(self.data),
+            pyarrow.csv.ReadOptions(
+                column_names=names, use_threads=False, block_size=len(self.data) + 1
+            ),
+            pyarrow.csv.ParseOptions(
+                delimiter=delimiter, quote_char=False, ignore_empty_lines=False
+            ),
+            pyarrow.csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )  # fmt: skip
+        return {int(name): table[name].combine_chunks() for name in wanted}
+
+
+def byte_blocks(stream: BinaryIO) -> Iterator[Block]:
+    """A UTF-8 stream cut at line ends, its byte-order mark dropped."""
+    left: list[bytes] = []
+    first = True
+    while data := stream.read(BLOCK_BYTES):
+        if first:
+            data, first = data.removeprefix(BOM), False
+        # (Files whose lines end with a carriage return alone are cut at those.)
+        cut = data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, len(data) - 1) + 1
+        if cut:
+            yield Block(b"".join([*left, data[:cut]]))
+            left = [data[cut:]]
+        else:
+            left.append(data)
+    if rest := b"".join(left):
+        yield Block(rest)
+
+
+def pieces(stream: BinaryIO, encoding: str) -> Iterator[Block | list[str]]:
+    """A text file in pieces of whole lines: bytes where they can be cut as bytes."""
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        yield from byte_blocks(stream)
+    else:
+        yield from text_lines(stream, encoding)
+
+
+def has_broken_bytes(line: str) -> bool:
+    return not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line)
+
+
+def printable(line: str) -> str:
+    """A line as it may be stored: without its end, undecodable bytes as backslash escapes."""
+    line = line.rstrip("\r\n")
+    if has_broken_bytes(line):
+        return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return line
