@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-PEERS = {  # the size at which two public libraries were measured (benchmarks/peers.md)
+PEERS = {  # two blocks of 256: a size at which public libraries can be run beside
     "dim": 256, "heads": 2, "layers": 2, "max_len": 200, "batch_size": 128, "dropout": 0.2,
     "learning_rate": 1e-3, "all_windows": False, "patience": 10**6,
 }  # fmt: skip
