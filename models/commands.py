@@ -77,6 +77,8 @@ def train(
     same is asked for again. Under torchrun the first process records and answers; others: None.
     """
     began = time.perf_counter()
+    if sampled < 0:
+        raise UserError(f"--sampled {sampled}: how many items to draw, 0 for none")
     team, device = parallel.start(device)
     if not team.leads:
         say = _silent

@@ -83,6 +83,8 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
         value = getattr(model if name in names[0] else train, name)
         if value not in allowed:
             raise UserError(f"{name} = {value!r}: one of {', '.join(allowed)}")
+    if train.negatives < 1:
+        raise UserError(f"negatives = {train.negatives}: sampled losses draw at least one item")
     return Config(method=method, preset=preset, model=model, train=train)
 
 

@@ -384,6 +384,10 @@ def test_serving_knows_what_was_positive(world: World) -> None:
         (["--method", "gru4rec", "--request-time", "never"], "one of last_event, known"),
         (["--method", "bert4rec", "--dim", "9"], "dim 9 must be a multiple of heads 2"),
         (["--method", "pop", "--threads", "0"], "--threads 0"),
+        (["--method", "sasrec", "--loss", "bpr"], "one of auto, full, sampled, gbce"),
+        (["--method", "sasrec", "--negatives", "0"], "negatives = 0: sampled losses draw at least"),
+        (["--method", "pop", "--sampled", "-1"], "--sampled -1: how many items to draw"),
+        (["--method", "pop", "--preprocess", "paper_b"], "one of gold, paper_a"),
     ],
 )
 def test_mistakes_are_answered_not_traced(world: World, args: list[str], says: str) -> None:
