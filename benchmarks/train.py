@@ -80,7 +80,8 @@ def measure(name: str, ratings: Path, epochs: int, threads: int, device: str) ->
     items = [str(item) for item in training.vocabulary]
     data = Data(events.sequences, events, cut, period, training, items)
     method, preset, changes = CONFIGURATIONS[name]
-    chosen = config(method, preset, epochs=epochs + 1, validation_targets=1, **changes)
+    # Without a validation target the last epoch's weights are kept, as the score below says.
+    chosen = config(method, preset, epochs=epochs + 1, validation_targets=0, **changes)
     fitted = fit(chosen, data, lambda text: print(f"  {name}: {text}", file=sys.stderr), device)
     timed = fitted.curves["epoch_s"][1:]
     asked = targets(events, period, TEST, training.vocabulary, "next_item")
