@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
@@ -168,3 +169,21 @@ def test_the_scheduler_runs_a_night_and_the_asset_starts_the_training(
         if connection.status == "LISTEN"
     }
     assert listening == {"127.0.0.1"}
+
+
+def test_workers_of_a_scheduler_that_was_killed_are_found_and_stopped(
+    airflow: dict[str, Any],
+) -> None:
+    local, state = _local(), airflow["state"]
+    [scheduler] = [entry["pid"] for entry in local._record(state) if entry["name"] == "scheduler"]
+    workers = [
+        process
+        for process in psutil.Process(scheduler).children(recursive=True)
+        if " ".join(process.cmdline()).startswith("airflow worker")
+    ]
+    assert workers
+    psutil.Process(scheduler).kill()
+    psutil.Process(scheduler).wait(10)
+    local.stop(state)
+    for process in workers:
+        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

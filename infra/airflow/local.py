@@ -57,7 +57,7 @@ SHORT_LIVED_JVM = {
 
 
 class NotHealthy(RuntimeError):
-    """A server did not come up; the message has the end of its log."""
+    """A server did not come up, or went away; the message has its log."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ def environment(servers: Servers) -> dict[str, str]:
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYSPARK_PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",
+        # A process that gives itself a title leaves its environment readable: `processes` looks.
+        "SPT_NOENV": "1",
     }
     return ours | dict(os.environ) | fixed
 
@@ -412,7 +414,7 @@ class Api:
 
     def __init__(self, servers: Servers) -> None:
         self.root = f"{servers.airflow}/api/v2"
-        self._auth = f"{servers.airflow}/auth/token"
+        self._auth, self._state = f"{servers.airflow}/auth/token", servers.state
         self._token: str | None = None
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -438,6 +440,11 @@ class Api:
                     continue
                 raise RuntimeError(
                     f"{method} {path}: {error.code} {error.read().decode(errors='replace')}"
+                ) from None
+            except urllib.error.URLError as error:
+                raise NotHealthy(
+                    f"Airflow does not answer at {self.root} any more ({error.reason}); "
+                    f"{self._state}/logs says why"
                 ) from None
         raise AssertionError("unreachable")
 
