@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs import streams
 from jobs.streams import Block
 
 SCALARS = (
@@ -130,26 +132,25 @@ class Batches:
     def block(
         self, first: int, block: Block, delimiter: str, count: int, places: dict[str, int]
     ) -> pa.RecordBatch | None:
-        """A block's records, one a line, as `add` would make them; None: a line is none.
+        """A block's records, one a line, as `add` would make them; None: a line is not one record.
 
         Args:
             first: the first record's line.
-            count: how many fields a line has; `places` says which of them is which of ours.
+            count: how many fields a record has; `places` says which of them is which of ours.
         """
         if not block.plain:
             return None
+        lines = block.raw()
         try:
-            fields = block.fields(delimiter, count, places.values())
-        except pa.ArrowException:
-            return None
-        raw = pc.utf8_rtrim(block.raw(), "\r\n")
-        if any(len(array) != len(raw) for array in fields.values()):
+            fields, good = fields_of_lines(lines, delimiter, count, places.values())
+        except (pa.ArrowException, csv.Error):
             return None
         nulls = pa.array(sorted(self.fmt.null_values), pa.string())
         made: dict[str, pa.Array] = {
-            "kind": pa.repeat("record", len(raw)), "typed_ts": pa.repeat(False, len(raw)),
-            "file": pa.repeat(self.file, len(raw)), "raw": raw,
-            "line": pa.array(np.arange(first, first + len(raw))),
+            "kind": pc.if_else(pa.array(good), "record", "unparsable"),
+            "typed_ts": pa.repeat(False, len(lines)), "file": pa.repeat(self.file, len(lines)),
+            "raw": pc.utf8_rtrim(lines, "\r\n"),
+            "line": pa.array(np.arange(first, first + len(lines))),
         }  # fmt: skip
         for ours, place in places.items():
             text = pc.if_else(pc.is_in(fields[place], nulls), None, fields[place])
@@ -158,7 +159,7 @@ class Batches:
                 text = pa.array(listed, pa.list_(pa.string()))
             made[ours] = text
         return pa.RecordBatch.from_arrays(
-            [made.get(one.name, pa.nulls(len(raw), one.type)) for one in RECORD_SCHEMA],
+            [made.get(one.name, pa.nulls(len(lines), one.type)) for one in RECORD_SCHEMA],
             schema=RECORD_SCHEMA,
         )
 
@@ -171,6 +172,49 @@ class Batches:
         )
         self.columns = {name: [] for name in RECORD_SCHEMA.names}
         return batch
+
+
+def fields_of_lines(
+    lines: pa.Array, delimiter: str, count: int, places: Iterable[int]
+) -> tuple[dict[int, pa.Array], np.ndarray]:
+    """Some of the `count` fields of every line; null where a line has another number of them.
+
+    Most lines of most logs have no quotes, and no Python object is made of them.
+
+    Args:
+        lines: physical lines with their ends, none of them blank.
+
+    Returns:
+        The fields by their place, and which lines have `count`.
+
+    Raises:
+        csv.Error: a line is not one record.
+        ArrowInvalid: a field is no text.
+    """
+    has_quote = pc.match_substring(lines, '"').to_numpy(zero_copy_only=False)
+    at_plain, at_quoted = np.flatnonzero(~has_quote), np.flatnonzero(has_quote)
+    plain = lines.filter(pa.array(~has_quote)) if len(at_quoted) else lines
+    found, whole = streams.fields(plain, delimiter, count, places)
+    if whole.all() and not len(at_quoted):
+        return found, whole
+    quoted = lines.take(pa.array(at_quoted)).to_pylist()
+    rows = list(csv.reader(quoted, delimiter=delimiter, strict=True))
+    if len(rows) != len(quoted):
+        raise csv.Error("a quoted record has more lines than one")
+    fit = np.array([len(row) == count for row in rows], bool)
+    good = np.zeros(len(lines), bool)
+    good[at_plain], good[at_quoted] = whole, fit
+    if not all(map(str.strip, lines.filter(pa.array(~good)).to_pylist())):
+        raise csv.Error("a line of blanks is no record")
+    source = np.zeros(len(lines), np.int64)
+    source[at_plain[whole]] = np.arange(whole.sum())
+    source[at_quoted[fit]] = whole.sum() + np.arange(fit.sum())
+    order = pa.array(source, mask=~good)
+    rows = [row for row in rows if len(row) == count]
+    for place, array in found.items():
+        more = pa.array([row[place] for row in rows], pa.string())
+        found[place] = pa.concat_arrays([array, more]).take(order)
+    return found, good
 
 
 def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:

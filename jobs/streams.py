@@ -83,11 +83,11 @@ class Block:
 
     @property
     def plain(self) -> bool:
-        """UTF-8 without quotes, blank lines, and line ends but newlines: each line a record."""
+        """UTF-8 without blank lines, and line ends but newlines."""
         data = self.data
         lone = data.count(b"\r") != data.count(b"\r\n")
         blank = data[:1] in b"\r\n" or b"\n\n" in data or b"\n\r\n" in data
-        if b'"' in data or lone or blank or data.startswith(BOM):
+        if lone or blank or data.startswith(BOM):
             return False
         if not data.isascii():
             try:
@@ -102,31 +102,49 @@ class Block:
         if not self.data.endswith(b"\n"):
             ends = np.append(ends, len(self.data))
         offsets = np.concatenate([[0], ends]).astype(np.int32)
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
-        return pa.StringArray.from_buffers(len(ends), buffers[1], buffers[2])
+        return pa.StringArray.from_buffers(
+            len(ends), pa.py_buffer(offsets), pa.py_buffer(self.data)
+        )
 
-    def fields(self, delimiter: str, count: int, places: Iterable[int]) -> dict[int, pa.Array]:
-        """Some of the `count` fields of every line.
 
-        Raises:
-            ArrowInvalid: a line has another number of fields, or is no UTF-8.
-        """
-        names = [str(place) for place in range(count)]
-        wanted = [str(place) for place in sorted(set(places))]
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(self.data),
-            pyarrow.csv.ReadOptions(
-                column_names=names, use_threads=False, block_size=len(self.data) + 1
-            ),
-            pyarrow.csv.ParseOptions(
-                delimiter=delimiter, quote_char=False, ignore_empty_lines=False
-            ),
-            pyarrow.csv.ConvertOptions(
-                include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()),
-                strings_can_be_null=False,
-            ),
-        )  # fmt: skip
-        return {int(name): table[name].combine_chunks() for name in wanted}
+def fields(
+    lines: pa.Array, delimiter: str, count: int, places: Iterable[int]
+) -> tuple[dict[int, pa.Array], np.ndarray]:
+    """Some of the `count` fields of lines without quotes, where there are so many.
+
+    Args:
+        lines: physical lines with their ends, none of them blank.
+
+    Returns:
+        The fields by their place, of the lines that have `count`; and which lines those are.
+    """
+    names = [str(place) for place in range(count)]
+    wanted = [str(place) for place in sorted(set(places))]
+    good = np.ones(len(lines), bool)
+    if not len(lines):
+        return {int(name): pa.array([], pa.string()) for name in wanted}, good
+
+    def skip(row: pyarrow.csv.InvalidRow) -> str:
+        good[row.number - 1] = False
+        return "skip"
+
+    _, ends, data = lines.buffers()
+    data = data[: np.frombuffer(ends, np.int32)[len(lines)]]
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(data),
+        pyarrow.csv.ReadOptions(
+            column_names=names, use_threads=False, block_size=data.size + 1
+        ),
+        pyarrow.csv.ParseOptions(
+            delimiter=delimiter, quote_char=False, ignore_empty_lines=False,
+            invalid_row_handler=skip,
+        ),
+        pyarrow.csv.ConvertOptions(
+            include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()),
+            strings_can_be_null=False,
+        ),
+    )  # fmt: skip
+    return {int(name): table[name].combine_chunks() for name in wanted}, good
 
 
 def byte_blocks(stream: BinaryIO) -> Iterator[Block]:

@@ -101,6 +101,32 @@ def test_blocks_and_columns_give_the_records_of_lines_taken_one_by_one(
         assert quick == by_columns == rows()
 
 
+QUOTED = '"a,""b"" "'
+
+
+def test_a_few_quotes_and_bad_lines_do_not_make_a_block_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "u,i,t\n" + "".join(f"{n},{'x' if n % 9 else QUOTED},{n}\n" for n in range(99))
+    path = write(tmp_path, (text + "1,2\n1,2,3,4\n").encode())
+    feed, fed = csv_records.CsvRecords.feed, []
+
+    def counting(self: Any, lines: list[str], last: bool) -> Any:
+        fed.extend(lines)
+        return feed(self, lines, last)
+
+    monkeypatch.setattr(csv_records.CsvRecords, "feed", counting)
+    monkeypatch.setattr(csv_records.CsvRecords, "columns", lambda *_: None)
+    rows, facts = read(CSV, path)
+    assert fed == ["u,i,t\n"] and facts["lines"] == 101
+    assert fields(rows[:99]) == [
+        (2 + n, str(n), "x" if n % 9 else 'a,"b" ', str(n)) for n in range(99)
+    ]  # fmt: skip
+    assert [(row["kind"], row["line"], row["raw"]) for row in rows[99:]] == [
+        ("unparsable", 101, "1,2"), ("unparsable", 102, "1,2,3,4"),
+    ]  # fmt: skip
+
+
 def test_a_delimiter_of_two_characters_without_header(tmp_path: Path) -> None:
     fmt = Format("csv", {"user_id": "_0", "item_id": "_1", "event_ts": "_3"}, "::", False)
     rows, _ = read(fmt, write(tmp_path, b'1::a:b::5::9\n2::"x::y"::5::9\n3::z::9\n'))
