@@ -132,9 +132,9 @@ class Candidate:
     def path(self, part: str) -> str:
         return f"{self.folder}/{part}"
 
-    def write(self, part: str, rows: DataFrame) -> DataFrame:
+    def write(self, part: str, rows: DataFrame, options: dict[str, str] | None = None) -> DataFrame:
         """Write a part of the candidate and read it back: computed once, whatever comes after."""
-        rows.write.mode("overwrite").parquet(self.path(part))
+        rows.write.options(**(options or {})).mode("overwrite").parquet(self.path(part))
         files.write_text(self.path(part) + SCHEMA, rows.schema.json())
         return self.part(part)
 

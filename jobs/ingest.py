@@ -126,7 +126,8 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     )
     keep_raw = F.col("reason").isNotNull() | (F.col("event_date") < oldest_date(context))
     lines = lines.withColumn("raw", F.when(keep_raw & F.col("facts").isNull(), F.col("raw")))
-    written = candidate.write("lines", lines)
+    # Small row groups: a slice of time reads those that it needs.
+    written = candidate.write("lines", lines, {"parquet.block.size": str(8 * 1024 * 1024)})
     facts = facts_of(written)
     stats = {path: (size, modified) for path, size, modified in chosen}
     for one in facts:
@@ -344,9 +345,11 @@ def fill_events(
     stored = stored_events(context, usable, manifest["base"][EVENTS.full_name])
     first_load = stored is None and oldest is None and context.many
     if first_load and context.source.columns.event_id is None:
-        fill_by_slices(context, manifest, usable)
+        fill_by_slices(context, candidate, manifest, usable)
         return
     oldest = F.lit(None).cast("date") if oldest is None else oldest
+    if "row_hash" not in usable.columns:
+        usable = usable.withColumn("row_hash", F.col("event_id"))
     judged = candidate.write("judged", ranked(judge(usable, stored, oldest)))
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
@@ -370,20 +373,31 @@ def fill_events(
     }  # fmt: skip
 
 
-def fill_by_slices(context: Context, manifest: dict[str, Any], usable: DataFrame) -> None:
+def fill_by_slices(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], usable: DataFrame
+) -> None:
     """Many lines into an empty table, none of them late: each slice of time is sorted, freed of
-    repeats and written where it will stay (`jobs/slices.py`)."""
-    lake = context.lake
-    columns = [name for name in EVENTS.columns if not name.startswith("ingest_")]
-    parts = max(
-        context.spark.sparkContext.defaultParallelism,
-        manifest["counts"]["read"] // slices.SLICE_EVENTS,
-    )
-    lines = slices.without_null_lists(usable.select(*columns, "file", "line"))
-    lines = slices.by_time(lines, "event_ts", slices.bounds(lines, "event_ts", parts))
+    repeats and written where it will stay (`jobs/slices.py`).
+
+    Most logs were written in the order of time: their slices are read from the parsed files as they
+    lie. Where the files lie across each other, Spark brings the lines together first.
+    """
+    lake, spark = context.lake, context.spark
     folder = staging(context.run_id)
-    work = slices.layer(EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started)
-    done = lines.mapInArrow(work, slices.LAID_DDL).collect()
+    layer = slices.Layer(EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started)
+    cores = spark.sparkContext.defaultParallelism
+    known = slices.extents(
+        [path for path, *_ in files.glob(f"{candidate.path('lines')}/*.parquet")]
+    )
+    size = slices.size_of(manifest["counts"]["read"], cores)
+    parts = slices.parted(known, size) if known else []
+    if parts is None:
+        lines = slices.without_null_lists(usable.select(*layer.lines))
+        edges = slices.bounds(lines, "event_ts", max(cores, manifest["counts"]["read"] // size))
+        lines = slices.by_time(lines, "event_ts", edges)
+        done = lines.mapInArrow(layer.of_lines, slices.LAID_DDL).collect()
+    else:
+        done = slices.frame(spark, parts).mapInArrow(layer.of_files, slices.LAID_DDL).collect()
     manifest["staged"] = lake.entries(EVENTS, folder, [one["path"] for one in done])
     manifest["counts"] |= {
         "events_new": sum(one["rows"] for one in done), "events_replaced": 0,

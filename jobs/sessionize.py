@@ -25,7 +25,6 @@ EVENT_FIELDS = (
     "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
     "source_session_id", "exposed_with",
 )  # fmt: skip
-SMALLEST_SLICE = 50_000  # ours: under so many events a second task is not worth its start
 GONE = ("delete", "update_preimage")
 CAME = ("insert", "update_postimage")
 
@@ -292,8 +291,7 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
         known = slices.extents(lake.file_uris(EVENTS, upto))
     except KeyError:  # a writer that keeps no statistics
         return cut_by_users(context, upto)
-    share = sum(rows for *_, rows in known) // spark.sparkContext.defaultParallelism + 1
-    size = max(SMALLEST_SLICE, min(slices.SLICE_EVENTS, share))
+    size = slices.size_of(sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism)
     how = slices.Cut(
         gap_us=rule.gap_us, max_session_us=rule.max_session_us,
         max_session_events=rule.max_session_events, fields=EVENT_FIELDS, events=EVENTS.columns,
@@ -304,10 +302,7 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     work = slices.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)
 
     def run(todo: list[tuple[int | None, int | None, list[str]]]) -> list[Any]:
-        rows = [(number, *one) for number, one in enumerate(todo)]
-        frame = spark.createDataFrame(rows, "number int, low long, high long, paths array<string>")
-        frame = frame.repartitionById(len(rows), "number").drop("number")
-        return frame.mapInArrow(work, slices.REPORT_DDL).collect()
+        return slices.frame(spark, todo).mapInArrow(work, slices.REPORT_DDL).collect()
 
     done = run(slices.slices(known, size)) if known else []
     spare = [one["spare"] for one in done if one["spare"]]

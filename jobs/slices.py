@@ -32,10 +32,18 @@ from jobs import files
 from jobs.arrow import arrow_schema
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 SLICE_EVENTS = 1_000_000
 """Ours: about as many events as a task holds at a time."""
+
+SMALLEST_SLICE = 50_000  # ours: under so many events a second task is not worth its start
+
+
+def size_of(events: int, cores: int) -> int:
+    """About how many of so many events a slice should have."""
+    return max(SMALLEST_SLICE, min(SLICE_EVENTS, events // cores + 1))
+
 
 SPARE = "spare"  # the events put aside, one file a slice
 
@@ -187,7 +195,8 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
 
 
 def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
-    """Path, first and last time (us) and rows of each row group, from the files' footers.
+    """Path, first and last time (us) and rows of each row group, from the files' footers; row
+    groups in which no row has a time are left out.
 
     Raises:
         KeyError: a file has no statistics of `event_ts`.
@@ -201,11 +210,11 @@ def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
         for at in range(meta.num_row_groups):
             group = meta.row_group(at)
             known = group.column(place).statistics
-            if group.num_rows and (known is None or not known.has_min_max):
+            if not group.num_rows or (known and known.null_count == group.num_rows):
+                continue
+            if known is None or not known.has_min_max:
                 raise KeyError(path)
-            if group.num_rows:
-                ends = (_us(known.min), _us(known.max))
-                found.append((path, *ends, group.num_rows))
+            found.append((path, _us(known.min), _us(known.max), group.num_rows))
         return found
 
     with ThreadPoolExecutor(8) as pool:
@@ -221,11 +230,12 @@ def slices(
 ) -> list[tuple[int | None, int | None, list[str]]]:
     """Edges of slices of about `size` events, where row groups begin, with the files of each."""
     edges: list[int] = []
-    filled = 0
+    began, filled = None, 0
     for _, low, _, rows in sorted(known, key=lambda one: one[1]):
-        if filled >= size and (not edges or low > edges[-1]):
+        began = low if began is None else began
+        if filled >= size and low > began:
             edges.append(low)
-            filled = 0
+            began, filled = low, 0
         filled += rows
     found: list[tuple[int | None, int | None, list[str]]] = []
     for start, stop in itertools.pairwise([None, *edges, None]):
@@ -238,14 +248,41 @@ def slices(
     return found
 
 
-def read(paths: list[str], how: Cut, low: int | None, high: int | None) -> pa.Table:
-    """The events of a slice. Row groups beyond its edges are not read."""
-    schema = arrow_schema(how.events)
-    columns = ["user_id", *how.fields]
+def parted(
+    known: list[tuple[str, int, int, int]], size: int
+) -> list[tuple[int | None, int | None, list[str]]] | None:
+    """`slices`, where files lie in time so that each reads little more than its own rows; or None."""
+    found = slices(known, size)
+    at_most = 2 * size
+    for low, high, _ in found:
+        rows = sum(
+            rows
+            for _, first, last, rows in known
+            if (high is None or first < high) and (low is None or last >= low)
+        )
+        if rows > at_most:
+            return None
+    return found
+
+
+def read(
+    paths: list[str],
+    columns: dict[str, str],
+    low: int | None,
+    high: int | None,
+    where: ds.Expression | None = None,
+) -> pa.Table:
+    """The rows of a slice. Row groups beyond its edges are not read.
+
+    Args:
+        columns: those that are read, with their types; `event_ts` among them.
+        where: what else must hold of a row.
+    """
+    schema = arrow_schema(columns)
     if not paths:
-        return pa.schema([schema.field(name) for name in columns]).empty_table()
+        return schema.empty_table()
     clock = pa.timestamp("us", "UTC")
-    inside = None
+    inside = where
     for bound, compare in ((low, "__ge__"), (high, "__lt__")):
         if bound is not None:
             found = getattr(ds.field("event_ts"), compare)(pa.scalar(bound, pa.int64()).cast(clock))
@@ -253,7 +290,7 @@ def read(paths: list[str], how: Cut, low: int | None, high: int | None) -> pa.Ta
     system, _ = files.located(paths[0])
     places = [files.located(path)[1] for path in paths]
     data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
-    return data.to_table(columns, filter=inside, use_threads=False).combine_chunks()
+    return data.to_table(filter=inside, use_threads=False).combine_chunks()
 
 
 def bounds(rows: DataFrame, column: str, parts: int) -> list[int]:
@@ -300,31 +337,62 @@ def with_null_lists(events: pa.Table) -> pa.Table:
 LAID_DDL = "path string, rows long, repeats long"
 
 
-def layer(
-    columns: dict[str, str], folder: str, when: datetime
-) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """What a task does with the lines of its slice: writes one file of `bronze.events`. Its input
-    has the table's columns, and `file` and `line`; see `LAID_DDL`."""
+@dataclass(frozen=True)
+class Layer:
+    """Writes the lines of one slice of time as one file of `bronze.events`."""
 
-    def work(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
-        lines = list(batches)
-        if not lines:
-            return
-        # (Rows are taken from one chunk many times faster than from many.)
-        events, repeats = without_repeats(pa.Table.from_batches(lines).combine_chunks())
-        path = f"{folder}/part-{uuid.uuid4().hex}.parquet"
-        stamps = pa.array([when], pa.timestamp("us", "UTC")).take(
+    columns: dict[str, str]
+    """Of `bronze.events`, with their types."""
+    folder: str
+    when: datetime
+    """`ingest_ts` of the events."""
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """The columns of a line that are read."""
+        own = {n: kind for n, kind in self.columns.items() if not n.startswith("ingest_")}
+        return own | {"file": "string", "line": "bigint", "reason": "string"}
+
+    def lay(self, lines: pa.Table) -> pa.RecordBatch:
+        """Writes one file; returns a row of `LAID_DDL`.
+
+        A file's name is made up anew by each attempt, so that two attempts never write the same.
+        """
+        events, repeats = without_repeats(lines)
+        path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        stamps = pa.array([self.when], pa.timestamp("us", "UTC")).take(
             pa.array(np.zeros(events.num_rows, np.int8))
         )
-        events = with_null_lists(events).append_column("ingest_file", events["file"])
+        events = events.append_column("ingest_file", events["file"])
         events = events.append_column("ingest_ts", stamps)
-        schema = arrow_schema(columns)
+        schema = arrow_schema(self.columns)
         files.write_parquet(path, events.select(schema.names).cast(schema))
-        yield pa.RecordBatch.from_pydict(
+        return pa.RecordBatch.from_pydict(
             {"path": [path], "rows": [events.num_rows], "repeats": [repeats]}
         )
 
-    return work
+    def of_lines(self, batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        """For `mapInArrow` over lines of which each partition is a slice."""
+        lines = list(batches)
+        if lines:
+            # (Rows are taken from one chunk many times faster than from many.)
+            yield self.lay(with_null_lists(pa.Table.from_batches(lines).combine_chunks()))
+
+    def of_files(self, batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        """For `mapInArrow` over slices, as `frame` has them, of files of lines."""
+        usable = (ds.field("line") > 0) & ds.field("reason").is_null()
+        for batch in batches:
+            for one in batch.to_pylist():
+                lines = read(one["paths"], self.lines, one["low"], one["high"], usable)
+                if lines.num_rows:
+                    yield self.lay(lines)
+
+
+def frame(spark: SparkSession, parts: list[tuple[int | None, int | None, list[str]]]) -> DataFrame:
+    """Slices as a frame with a partition each: `low`, `high`, `paths`."""
+    rows = [(number, *one) for number, one in enumerate(parts)]
+    made = spark.createDataFrame(rows, "number int, low long, high long, paths array<string>")
+    return made.repartitionById(max(1, len(rows)), "number").drop("number")
 
 
 REPORT_DDL = "path string, rows long, spare string, spared long"
@@ -333,18 +401,15 @@ REPORT_DDL = "path string, rows long, spare string, spared long"
 def worker(
     how: Cut, folder: str, aside: str
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """What a task does with its slices: rows of `low, high, paths`; see `REPORT_DDL`.
-
-    A file's name is made up anew by each attempt, so that two attempts never write the same one.
-    """
+    """What a task does with its slices, as `frame` has them; see `REPORT_DDL`."""
+    columns = {name: how.events[name] for name in ("user_id", *how.fields)}
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for one in batch.to_pylist():
                 name = f"part-{uuid.uuid4().hex}.parquet"
-                sessions, spare = cut(
-                    read(one["paths"], how, one["low"], one["high"]), how, one["low"], one["high"]
-                )
+                events = read(one["paths"], columns, one["low"], one["high"])
+                sessions, spare = cut(events, how, one["low"], one["high"])
                 files.write_parquet(f"{folder}/{name}", sessions)
                 if spare.num_rows:
                     files.write_parquet(f"{aside}/{name}", spare)

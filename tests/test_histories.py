@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs import context
+from jobs import context, slices
 from jobs.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
 from tests import histories
 from tests.histories import GAP_S, KINDS, MAX_EVENTS, MAX_HOURS, NIGHTS, Fate, History, Kind
@@ -33,7 +33,7 @@ class Mill:
 
     def __init__(self, spark: Any, folder: Path, kind: Kind) -> None:
         self.spark, self.folder, self.kind = spark, folder, kind
-        self.numbers = itertools.count()
+        self.numbers, self.turns = itertools.count(), itertools.count()
 
     def failing(self, batch: list[History], by_nights: bool) -> dict[int, str]:
         """Users (places in the batch) whose tables are not the oracle's, and what differs."""
@@ -53,11 +53,13 @@ class Mill:
                 context.FEW_BYTES = -1 if number == 1 else FEW_BYTES
                 shop.run_steps(str(NIGHTS[number]), f"night-{number}")
         if not by_nights:
-            context.FEW_MOVED = -1  # as if they were many: first loads have a way of their own
-            try:
+            # As if they were many: first loads have ways of their own, which take turns here.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(context, "FEW_MOVED", -1)
+                patch.setattr(slices, "SMALLEST_SLICE", 10)
+                if next(self.turns) % 2:
+                    patch.setattr(slices, "parted", lambda *_: None)
                 shop.run()
-            finally:
-                context.FEW_MOVED = FEW_MOVED
         return self.differences(shop, fates)
 
     def land(self, shop: Workshop, batch: list[History], night: int) -> None:

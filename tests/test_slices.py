@@ -23,6 +23,8 @@ HOW = slices.Cut(
     events=EVENTS.columns, sessions=SESSIONS.columns,
 )  # fmt: skip
 
+EVENT_COLUMNS = {name: EVENTS.columns[name] for name in ("user_id", *EVENT_FIELDS)}
+
 EVENT = st.tuples(
     st.sampled_from(["ann", "bob", "zoë", "\U0001f600"]),
     st.integers(-100, 100),  # microseconds
@@ -130,13 +132,34 @@ def test_slices_begin_where_row_groups_begin_and_read_what_is_inside(tmp_path: P
         paths.append(path)
     known = slices.extents(paths)
     assert len(known) == 9 and sum(rows for *_, rows in known) == 210
-    cut = slices.slices(known, 50)
+    cut = slices.parted(known, 50)
+    assert cut is not None and cut == slices.slices(known, 50)
     assert [(low, high) for low, high, _ in cut] == [(None, 50), (50, 100), (100, 150), (150, None)]
     assert [[Path(path).stem for path in inside] for *_, inside in cut] == [
         ["a"], ["a", "b"], ["c"], ["c"],
     ]  # fmt: skip
-    rows = [slices.read(inside, HOW, low, high) for low, high, inside in cut]
+    rows = [slices.read(inside, EVENT_COLUMNS, low, high) for low, high, inside in cut]
     assert [one.num_rows for one in rows] == [50, 60, 50, 50]
     assert sorted(row["event_ts"] for one in rows for row in one.to_pylist()) == sorted(
         row["event_ts"] for path in paths for row in pq.read_table(path).to_pylist()
     )
+
+
+def test_files_that_lie_across_each_other_are_not_read_once_a_slice(tmp_path: Path) -> None:
+    paths = []
+    for name in "abc":
+        paths.append(str(tmp_path / f"{name}.parquet"))
+        rows = table([("ann", at, None) for at in range(100)])
+        pq.write_table(rows.take(pa.array([*range(0, 100, 2), *range(1, 100, 2)])), paths[-1])
+    assert slices.parted(slices.extents(paths), 100) is None
+    assert slices.parted(slices.extents(paths), 150) == [(None, None, paths)]
+
+
+def test_row_groups_without_a_time_are_in_no_slice(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.parquet")
+    rows = [*([None] * 10), *range(10), None, *range(9)]
+    schema = pa.schema([("event_ts", pa.timestamp("us", "UTC"))])
+    pq.write_table(
+        pa.Table.from_pylist([{"event_ts": at} for at in rows], schema), path, row_group_size=10
+    )
+    assert slices.extents([path]) == [(path, 0, 9, 10), (path, 0, 8, 10)]
