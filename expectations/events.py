@@ -31,6 +31,11 @@ def checks() -> tuple[Check, ...]:
             holds="value IS NULL OR (NOT isnan(value) AND abs(value) < double('infinity'))",
         ),
         Check(
+            name="shown_items_have_ids", says="what was shown has an id, and no id is empty text",
+            # (No lambda, which Spark would interpret: an overlap is null where one is null.)
+            holds="coalesce(NOT arrays_overlap(exposed_with, array('')), exposed_with IS NULL)",
+        ),
+        Check(
             name="lines_balance", says="lines read = new events + duplicates + rejects",
         ),
         Check(

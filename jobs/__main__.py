@@ -217,17 +217,18 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
         f"{name} version {one['version']} ({one['rows']:,} rows)"
         for name, one in result.tables.items()
     )
-    print(
-        f"{job} {context.source.name}"
-        + (f" {context.day}" if context.day else "")
-        + (f" [{step}]" if step != "all" else "")
-        + f": read {result.read:,} lines, {result.events_new:,} new events, "
+    head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
+    done = (
+        f"read {result.read:,} lines, {result.events_new:,} new events, "
         f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}; "
         f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
         f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
-        f"{result.runaways:,} runaway. {tables or 'nothing published'}. {seconds:.1f} s.",
-        flush=True,
+        f"{result.runaways:,} runaway. {tables or 'nothing published'}."
     )
+    if job == "validate":
+        done = f"{len(result.tables_in)} tables, nothing is changed."
+    head += f" [{step}]" if step != "all" else ""
+    print(f"{head}: {done} {seconds:.1f} s.", flush=True)
     for note in result.notes:
         print(f"note: {note}", flush=True)
     answer = context.lake.folder("_runs", context.batch) + f"/{job}.{step}.json"

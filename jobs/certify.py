@@ -66,12 +66,9 @@ def ends_only(sessions: DataFrame) -> DataFrame:
     def end(event: Column) -> Column:
         return F.struct(*(event.getField(name).alias(name) for name in ENDS))
 
-    return sessions.select(
-        "user_id",
-        F.array(end(F.get("events", 0)), end(F.try_element_at("events", F.lit(-1)))).alias(
-            "events"
-        ),
-    )
+    # (Structs of fields of `get(events, 0)`, without the lambda, are Java that does not compile.)
+    ends = F.array(F.get("events", 0), F.try_element_at("events", F.lit(-1)))
+    return sessions.select("user_id", F.transform(ends, end).alias("events"))
 
 
 def with_previous(sessions: DataFrame, rule: str) -> DataFrame:

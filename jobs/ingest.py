@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import Any
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -38,6 +39,7 @@ TYPE_OF = {
     "bad_value": ("value", "a number"),
     "bad_tie_break": ("tie_break", "a whole number"),
 }
+FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 
 
@@ -314,10 +316,33 @@ def compute(context: Context) -> Candidate:
         "files": [one["file"] for one in facts],
     }  # fmt: skip
     if facts:
+        manifest["notes"] = strange_times(context, candidate)
         fill(context, candidate, manifest)
     candidate.save(manifest)
     crash.point("ingest.computed")
     return candidate
+
+
+def strange_times(context: Context, candidate: Candidate) -> list[str]:
+    """What to say if a log seems to be of another age than logs are: a unit that is too small or
+    too large by a thousand makes times that are none of anybody's, and that can be read."""
+    parts = [path for path, *_ in files.glob(f"{candidate.path('lines')}/*.parquet")]
+    known = slices.extents(parts)
+    if not known:
+        return []
+    clock = pa.timestamp("us", "UTC")
+    first, last = (
+        pa.scalar(end, pa.int64()).cast(clock).as_py()
+        for end in (min(one[1] for one in known), max(one[2] for one in known))
+    )
+    if last.year >= FIRST_LOGS and first <= context.started + timedelta(days=366):
+        return []
+    return [
+        f"all times of these lines lie between {first:%Y-%m-%d %H:%M:%S} and "
+        f"{last:%Y-%m-%d %H:%M:%S} UTC: is time.unit = {context.source.time.unit!r} right? If it is "
+        "not: correct it, and load the log under another source.name; what was read stays as it "
+        "was read"
+    ]
 
 
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
@@ -456,41 +481,54 @@ def audit(context: Context, candidate: Candidate) -> None:
     read, rejects = manifest["counts"]["read"], manifest["rejects"]
     quality = context.source.quality
     rejected = sum(rejects.values())
-    share = rejected / read if read else 0.0
-    within = share <= quality.max_reject_share
+    within = rejected <= quality.max_reject_share * read
+    told = "" if within else too_many_rejects(context, candidate, manifest)
     try:
-        audit_events(context, candidate, manifest, within)
+        audit_events(context, candidate, manifest, told)
     except AuditFailed as error:
         publish_rejects(context, candidate, manifest)
         if not within and quality.on_exceed == "fail":
-            raise RejectShareError(
-                f"{rejected} of {read} lines cannot be used ({share:.1%}; {_by_reason(rejects)}): "
-                f"more than quality.max_reject_share = {quality.max_reject_share:g}. The lines are "
-                "in bronze.rejects; correct the source file or the log, or raise the bound"
-            ) from error
+            raise RejectShareError(told) from error
         raise
     crash.point("ingest.audited")
 
 
 def audit_events(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], rejects_within: bool = True
+    context: Context, candidate: Candidate, manifest: dict[str, Any], too_many: str = ""
 ) -> None:
-    """Raises: AuditFailed, AuditErrored."""
+    """Args: too_many: what to say of the share of rejects; empty: it is within its bound.
+
+    Raises: AuditFailed, AuditErrored.
+    """
     lake, counts = context.lake, manifest["counts"]
     rejected = sum(manifest["rejects"].values())
     facts = {
         "lines_balance": counts["read"] == counts["events_new"] + counts["duplicates"] + rejected,
-        "reject_share_within_bound": rejects_within,
+        "reject_share_within_bound": not too_many,
     }
     context.expect(counts["read"], lake.rows(EVENTS))
     staged = manifest.get("staged")
     events = candidate.part("events") if staged is None else lake.staged(EVENTS, staged)
     severity = {"reject_share_within_bound": context.source.quality.on_exceed}
-    validate.audit_candidate(context, EVENTS, events, facts, severity)
+    words = {"reject_share_within_bound": too_many}
+    validate.audit_candidate(context, EVENTS, events, facts, severity, words)
 
 
-def _by_reason(rejects: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items())) or "none"
+def too_many_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> str:
+    """What to say when more lines cannot be used than the source file allows."""
+    read, rejects = manifest["counts"]["read"], manifest["rejects"]
+    rejected = sum(rejects.values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items()))
+    one = candidate.part("rejects").orderBy("file", "line").first()
+    assert one is not None
+    return (
+        f"{rejected} of {read} lines cannot be used ({rejected / read:.1%}; {reasons}): more than "
+        f"quality.max_reject_share = {context.source.quality.max_reject_share:g}. The first is line "
+        f"{one['line']} of {one['file']}, {one['reason']}: {(one['raw'] or '')[:200]!r}. All of "
+        "them are in bronze.rejects; correct the source file and give them a second chance (python "
+        f"-m jobs replay-rejects --source {context.source.name}), or correct the log, or raise the "
+        "bound"
+    )
 
 
 # -- publish --------------------------------------------------------------------------------------
@@ -503,7 +541,16 @@ def publish(context: Context, candidate: Candidate) -> Result:
         Conflict: another run changed `bronze.events` since the candidate was computed.
     """
     lake, manifest = context.lake, candidate.manifest()
-    result = Result(**manifest["counts"], rejects=manifest["rejects"], files=manifest["files"])
+    result = Result(
+        **manifest["counts"], rejects=manifest["rejects"], files=manifest["files"],
+        notes=manifest.get("notes", []),
+    )  # fmt: skip
+    if manifest["empty"] and context.day is None and (waiting := lake.rows(REJECTS)):
+        result.notes.append(
+            f"bronze.rejects has {waiting} lines of earlier runs. Files that were read are not read "
+            "again: after a correction of the source file, python -m jobs replay-rejects --source "
+            f"{context.source.name} gives those lines a second chance"
+        )
     if not manifest["empty"]:
         base = manifest["base"][EVENTS.full_name]
         if lake.changed_rows(EVENTS, base):

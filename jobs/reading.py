@@ -34,7 +34,7 @@ from jobs.records import (
 from jobs.streams import has_broken_bytes, printable
 
 COMBINED_LOG = re.compile(
-    r'^(\S+) \S+ (\S+) \[([^\]]+)\] "(?:([A-Z]+) (.*?)(?: HTTP/[\d.]+)?|[^"]*)" (\d{3}) (\d+|-)'
+    r'^(\S+) \S+ (\S.*?) \[([^\]]+)\] "(?:([A-Z]+) (.*?)(?: HTTP/[\d.]+)?|[^"]*)" (\d{3}) (\d+|-)'
     r'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)")?\s*$'
 )
 
@@ -141,6 +141,14 @@ def _parquet_text(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Arra
     return array.cast(pa.string())
 
 
+def _shown(batches: Batches, lists: pa.Array) -> pa.Array:
+    """Lists without what is null or means null, as in every other format."""
+    nulls = pa.array([None, *sorted(batches.fmt.null_values)], pa.string())
+    if not pc.any(pc.is_in(lists.flatten(), nulls)).as_py():
+        return lists
+    return pa.array(map(batches.list_of, lists.to_pylist()), lists.type)
+
+
 def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
@@ -151,7 +159,7 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
         for ours, theirs in fmt.mapped.items():
             if theirs not in schema.names:
                 raise Unusable(missing_column(facts.file, ours, theirs, schema.names))
-        nulls = pa.array(sorted(fmt.null_values), pa.string())
+        nulls, batches = pa.array(sorted(fmt.null_values), pa.string()), Batches(fmt, path)
         line = 1
         columns = list(dict.fromkeys(fmt.mapped.values()))
         for batch in parquet.iter_batches(streams.BATCH_LINES * 3, columns=columns):
@@ -161,13 +169,13 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
             for ours, theirs in fmt.mapped.items():
                 array = batch.column(theirs)
                 if ours == "exposed_with" and pa.types.is_list(array.type):
-                    made[ours] = array.cast(pa.list_(pa.string()))
+                    made[ours] = _shown(batches, array.cast(pa.list_(pa.string())))
                     continue
                 text = _parquet_text(array, ours, theirs, facts.file)
                 text = pc.if_else(pc.is_in(text, nulls), None, text)
                 typed = typed or (ours == "event_ts" and pa.types.is_timestamp(array.type))
                 if ours == "exposed_with":
-                    text = pc.split_pattern(text, fmt.list_separator)
+                    text = _shown(batches, pc.split_pattern(text, fmt.list_separator))
                 made[ours] = text
             made["kind"] = pa.array(["record"] * count, pa.string())
             made["typed_ts"] = pa.array([typed] * count, pa.bool_())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,12 +86,13 @@ class Batches:
         for name in SCALARS:
             value = values.get(name) if values else None
             columns[name].append(None if value in nulls else value)
-        columns["exposed_with"].append(self._list(values.get("exposed_with")) if values else None)
+        columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
         columns["typed_ts"].append(False)
         columns["raw"].append(raw)
         columns["line"].append(line)
 
-    def _list(self, value: Any) -> list[str] | None:
+    def list_of(self, value: Any) -> list[str] | None:
+        """The items of `exposed_with`: of a list, or of a text with separators; without nulls."""
         if isinstance(value, str):
             value = None if value in self.fmt.null_values else value.split(self.fmt.list_separator)
         if value is None:
@@ -117,7 +119,7 @@ class Batches:
             made["raw"] = pc.utf8_rtrim(pa.array(lines, pa.string()), "\r\n")
             for ours, place in places.items():
                 if ours == "exposed_with":
-                    listed = [self._list(text) for text in columns[place]]
+                    listed = [self.list_of(text) for text in columns[place]]
                     made[ours] = pa.array(listed, pa.list_(pa.string()))
                 else:
                     text = pa.array(columns[place], pa.string())
@@ -155,7 +157,7 @@ class Batches:
         for ours, place in places.items():
             text = pc.if_else(pc.is_in(fields[place], nulls), None, fields[place])
             if ours == "exposed_with":
-                listed = [self._list(one) for one in text.to_pylist()]
+                listed = [self.list_of(one) for one in text.to_pylist()]
                 text = pa.array(listed, pa.list_(pa.string()))
             made[ours] = text
         return pa.RecordBatch.from_arrays(
@@ -230,8 +232,15 @@ def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
 
 
 def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> str:
+    names = list(there)
+    others = re.findall(r"[,;\t|]", names[0]) if len(names) == 1 else []
+    if others:
+        return (
+            f"{file}: its header is one column, {names[0]!r}. Set source.delimiter = "
+            f"{max(others, key=others.count)!r} if that is what separates its columns"
+        )
     return (
         f"{file} has no column {theirs!r}, which columns.{ours} names; it has "
-        f"{', '.join(map(repr, there)) or 'none'}. Correct columns.{ours} in the source file, or "
+        f"{', '.join(map(repr, names)) or 'none'}. Correct columns.{ours} in the source file, or "
         "have the log delivered again with the column"
     )

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
 from jobs.errors import SourceError
 from jobs.settings import settings
@@ -49,7 +57,7 @@ class SourcePart(Part):
     landing: str = Field(min_length=1)
     format: Literal["csv", "jsonl", "parquet", "combined_log"]
     delimiter: str = Field(default=",", min_length=1)
-    header: bool = True
+    header: StrictBool = True
     null_values: list[str] = [""]
     encoding: str = "utf-8"
     """Of text formats; a byte-order mark is recognised and dropped."""
@@ -59,18 +67,21 @@ class SourcePart(Part):
     """What a column does that the log did not have before."""
 
 
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
 class ColumnsPart(Part):
     """`[columns]`: theirs to ours. `a.b` reaches into nested JSON."""
 
-    user_id: str
-    item_id: str
-    event_ts: str
-    event_type: str | None = None
-    source_session_id: str | None = None
-    exposed_with: str | None = None
-    value: str | None = None
-    event_id: str | None = None
-    tie_break: str | None = None
+    user_id: ColumnName
+    item_id: ColumnName
+    event_ts: ColumnName
+    event_type: ColumnName | None = None
+    source_session_id: ColumnName | None = None
+    exposed_with: ColumnName | None = None
+    value: ColumnName | None = None
+    event_id: ColumnName | None = None
+    tie_break: ColumnName | None = None
 
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, for the columns that are mapped."""
@@ -100,6 +111,11 @@ def _unit(value: object) -> object:
                 f"pattern letter {sorted(unknown)[0]!r} is not understood: y M d H h m s S a "
                 "for the parts, E for the weekday, X x Z z V for the zone, texts in single quotes"
             )
+        letters = re.sub(r"'[^']*'", "", value)
+        if "D" in letters and "M" in letters:
+            raise ValueError("D is the day of the year: write d for the day of the month")
+        if "h" in letters and "a" not in letters:
+            raise ValueError("h is the hour of a half day, which needs a (AM, PM): write H")
     return value
 
 
@@ -107,6 +123,8 @@ class TimePart(Part):
     """`[time]`: how the log writes time."""
 
     unit: Annotated[str, BeforeValidator(_unit)] = "iso8601"
+    """A number since 1970 (`s`, `ms`, `us`); a pattern; or `iso8601`: YYYY-MM-DD, then nothing, or
+    T or a blank and HH:MM, HH:MM:SS or HH:MM:SS.fff, then nothing, Z, or an offset such as +02:00."""
     zone: Annotated[str, BeforeValidator(_zone)] = "UTC"
     """Of times written without a zone; numbers since 1970 are UTC by definition."""
 
@@ -187,10 +205,17 @@ class TrainingPart(Part):
     seeds: list[int] = [1]
 
 
+def _cron(value: object) -> object:
+    field = r"[\d*,/#LW?A-Za-z-]+"
+    if isinstance(value, str) and not re.fullmatch(rf"@[a-z]+|{field}(\s+{field}){{4}}", value):
+        raise ValueError("write five fields such as '0 2 * * *': minute, hour, day, month, weekday")
+    return value
+
+
 class SchedulePart(Part):
     """`[schedule]`: when the night runs."""
 
-    cron: str = "0 2 * * *"
+    cron: Annotated[str, BeforeValidator(_cron)] = "0 2 * * *"
     start: date | None = None
     """The first day that the schedule catches up from; none: no catch-up."""
 
@@ -270,8 +295,15 @@ def _explain(error: dict[str, Any], raw: dict[str, Any], path: Path) -> str:
     where = [str(part) for part in error["loc"]]
     field = ".".join(where)
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "missing" and len(where) == 1:
+        return f"{path}: [{field}] is missing: add the section with its keys"
     if kind == "missing":
         return f"{path}: {field} is missing: add it under [{where[0]}]"
+    if kind == "model_type":
+        return (
+            f"{path}: {field} = {error['input']!r}: {field} is a section: write [{field}], and its "
+            "keys under it"
+        )
     if kind == "extra_forbidden":
         part: Any = Source
         for step in where[:-1]:

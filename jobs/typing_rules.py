@@ -58,7 +58,13 @@ def number_time(text: Column, unit: str) -> Column:
 
 
 def event_time(text: Column, typed: Column, time: TimePart) -> Column:
-    """The event's UTC timestamp, or null where the text is no time the source file describes."""
+    """The event's UTC timestamp, or null where the text is no time the source file describes, or
+    one that is not in the years 1 to 9999 in UTC."""
+    parsed = _any_time(text, typed, time)
+    return F.when(F.unix_micros(parsed).between(FIRST_US, LAST_US), parsed)
+
+
+def _any_time(text: Column, typed: Column, time: TimePart) -> Column:
     if time.unit == "iso8601":
         return iso_time(text, time.zone)
     if time.unit in NUMERIC_UNITS:

@@ -87,6 +87,7 @@ def audit_candidate(
     rows: DataFrame,
     facts: Mapping[str, bool],
     severity: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Run the table's suite on candidate rows.
 
@@ -94,6 +95,7 @@ def audit_candidate(
         rows: the table's columns.
         facts: the checks that speak of the whole batch, as the job found them.
         severity: overrides a check's severity, by name.
+        words: what to say of a check of the whole batch that does not hold, by name.
 
     Raises:
         AuditFailed: rows break an invariant; names the checks and the first rows.
@@ -124,7 +126,8 @@ def audit_candidate(
         counts.setdefault(check.name, int(not facts.get(check.name, True)))
     verdict = _judge(context, table, counts, checks, severity or {})
     for name, count in verdict.warned.items():
-        print(f"warning: {table.full_name}: {_told(checks, name)}: {_rows(count)}", flush=True)
+        said = (words or {}).get(name) or f"{_told(checks, name)}: {_rows(count)}"
+        print(f"warning: {table.full_name}: {said}", flush=True)
     if verdict.failed:
         lines = [
             f"{_told(checks, name)}: {_rows(count)}" + _examples(frame, name)

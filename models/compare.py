@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from models import tracking
 from models.errors import UserError
 from models.metrics import bootstrap, bootstrap_seeds
+from models.splits import in_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -235,7 +236,7 @@ def show(outcome: dict[str, Any]) -> None:
     print(
         f"* winner: {outcome['winner']}, of {len(outcome['methods'])} methods, the same "
         f"{outcome['users']:,} users, gold.sequences version {outcome['table_version']}, "
-        f"cut {outcome['cut']}"
+        f"cut {in_words(outcome['cut'])}"
     )
     for row in outcome["methods"]:
         versus = row["vs_vanilla"]

@@ -147,14 +147,15 @@ def signature() -> ModelSignature:
     """Events in, nested recommendations out; parameters `k` and `request_ts`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
+    from mlflow.types.schema import AnyType, Array, Object, Property
 
     text, optional = DataType.string, {"required": False}
     inputs = Schema(
         [
             ColSpec(text, "user_id"),
             ColSpec(text, "item_id"),
-            ColSpec(DataType.datetime, "event_ts"),
+            # MLflow's own datetime refuses times that have a zone: `serving.times` reads both.
+            ColSpec(AnyType(), "event_ts"),
             ColSpec(text, "source_session_id", **optional),
             ColSpec(text, "event_type", **optional),
             ColSpec(DataType.double, "value", **optional),

@@ -13,6 +13,7 @@ from typing import Any
 
 from models.errors import UserError
 from models.methods import BASELINES, parse
+from models.splits import in_words
 
 BLOCK = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
@@ -105,16 +106,11 @@ def origin(written: dict[str, Any]) -> str:
     commits = sorted({str(cell["commit"])[:12] for cell in written["cells"]})
     return (
         f"{outcome['users']:,} users; {outcome['target'].replace('_', ' ')}, full ranking; "
-        f"gold.sequences version {outcome['table_version']}, cut {_cut(outcome['cut'])}; "
+        f"gold.sequences version {outcome['table_version']}, cut {in_words(outcome['cut'])}; "
         f"request time {outcome['request_time']}. {written['date']}, commits "
         f"{', '.join(commits)}, {box['processor']}, {box['cores']} cores, torch {box['torch']}."
         f"{missing}\n\n```\n{written['command']}\n```"
     )
-
-
-def _cut(cut: dict[str, Any]) -> str:
-    times = [str(cut[name]) for name in ("valid_from", "test_from") if cut.get(name)]
-    return str(cut["split"]) + (f" ({', '.join(times)})" if times else "")
 
 
 def plot(written: dict[str, Any], file: Path) -> None:

@@ -5,6 +5,7 @@ One row an event in, one row a user out, in order of first appearance. Decisions
    null and the silence is at most the gap. Not given: the gap rule, whatever the source's own.
  * Events are put in the order (event_ts, source_session_id, tie_break, item_id), nulls last.
  * Unknown items are skipped after sessions are cut. Without a known item: popularity.
+ * `event_ts` is a timestamp or an ISO 8601 text; without a zone it is UTC.
  * A row with null `item_id` or `event_ts` names its user and is no event.
  * `request_ts` is read under the policy `known` only; default the last event's time.
  * Only `event_type` and `value` decide about feedback, by the source's rules; without: positive.
@@ -88,8 +89,25 @@ def _top(scores_RV: torch.Tensor, k: int, item_ids: list[str]) -> list[list[dict
     return result
 
 
+def times(column: pd.Series) -> pd.Series:
+    """Timestamps or ISO 8601 texts as UTC; without a zone they are UTC already. Null stays null.
+
+    Raises:
+        ValueError: numbers, or a text that is no time; says which.
+    """
+    if pd.api.types.is_numeric_dtype(column) and column.notna().any():
+        raise ValueError(
+            f"event_ts = {column.dropna().iloc[0]!r}: a number says no unit. Give timestamps, or "
+            "texts such as '2024-06-01T10:00:00Z'"
+        )
+    try:
+        return pd.to_datetime(column, utc=True, format="ISO8601")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"event_ts: {error}. Give timestamps, or ISO 8601 texts") from None
+
+
 def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Rows:
-    ts = pd.to_datetime(frame["event_ts"], utc=True)
+    ts = times(frame["event_ts"])
     usable = (frame["item_id"].notna() & ts.notna()).to_numpy()
     given = "source_session_id" in frame.columns
     nothing = pd.Series([None] * len(frame), index=frame.index, dtype=object)

@@ -304,6 +304,12 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
     return result.select(np.flatnonzero(ready))
 
 
+def in_words(cut: dict[str, Any]) -> str:
+    """A described cut as a person reads it."""
+    times = [str(cut[name]) for name in ("valid_from", "test_from") if cut.get(name)]
+    return str(cut["split"]) + (f" ({', '.join(times)})" if times else "")
+
+
 def describe(cut: Cut) -> dict[str, Any]:
     """A cut as it is logged and tagged."""
     values = asdict(cut)

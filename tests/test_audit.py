@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from jobs import certify, sessionize, validate
 from jobs import sequences as sequences_job
 from jobs.errors import AuditErrored, AuditFailed
+from jobs.spark import compile_plans
 from jobs.tables import EVENTS, SEQUENCES, SESSIONS
 from tests.spark_tools import Workshop
 
@@ -72,6 +73,29 @@ def test_what_is_whole_is_certified_and_what_is_broken_is_not(shop: Workshop) ->
             assert not certify.all_hold(breaking(sessions, where, made), suite, rule)
     empty = {"events": F.slice("events", 1, 0)}
     assert not certify.all_hold(breaking(sessions, "event_count > 5", empty), suite, rule)
+
+
+def test_the_way_for_many_rows_compiles(shop: Workshop) -> None:
+    """Spark interprets a plan that does not compile, and says so with 200 lines of Java."""
+    spark = shop.lake.spark
+    compile_plans(spark, True)
+    strict = {
+        "spark.sql.codegen.fallback": "false",
+        "spark.sql.codegen.factoryMode": "CODEGEN_ONLY",
+    }
+    before = {name: spark.conf.get(name) for name in strict}
+    for name, value in strict.items():
+        spark.conf.set(name, value)
+    try:
+        for table in (EVENTS, SESSIONS, SEQUENCES):
+            rule = shop.source.sessions.rule if table is SESSIONS else None
+            suite = validate.suite(shop.context(), table)
+            assert certify.all_hold(shop.lake.read(table), suite, rule)
+            assert not validate.doubled(shop.lake.read(table), table.key)
+        assert certify.same_events(shop.lake.read(SESSIONS), shop.lake.read(EVENTS))[2]
+    finally:
+        for name, value in before.items():
+            spark.conf.set(name, value)
 
 
 def test_the_same_events_are_told_from_as_many_others(shop: Workshop) -> None:

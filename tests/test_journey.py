@@ -97,6 +97,22 @@ def test_late_lines_are_rejects_until_a_run_without_a_day(spark: Any, tmp_path: 
     assert shop.rows(REJECTS) == []  # the line is an event now
 
 
+def test_a_run_says_what_looks_wrong(
+    spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = Workshop(spark, tmp_path, CLICKS.replace('unit = "s"', 'unit = "ms"'))
+    shop.land("1.csv", "user,item,ts\n" + line("u", 1, 0) + line("u", 2, 61))
+    [note] = shop.run("ingest").notes
+    assert "between 1970-01-" in note and "time.unit = 'ms'" in note
+    shop.land("2.csv", "user,item,ts\nu,1,yesterday\nu,2,later\n")
+    assert shop.run("ingest").rejects == {"bad_event_ts": 2}
+    said = capsys.readouterr().out
+    assert "2 of 2 lines cannot be used (100.0%; 2 bad_event_ts)" in said
+    assert "line 2 of" in said and "'u,1,yesterday'" in said and "replay-rejects" in said
+    [note] = shop.run("ingest").notes
+    assert "bronze.rejects has 2 lines" in note and "replay-rejects --source clicks" in note
+
+
 def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, CLICKS + "[quality]\nmax_reject_share = 0.4\non_exceed='fail'")
     with pytest.raises(SourceError, match="matches no file"):

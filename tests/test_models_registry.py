@@ -259,6 +259,13 @@ for version in json.loads(sys.argv[2]):
         "empty": [list(ask(story[:0]).columns), len(ask(story[:0]))],
         "thousand": ask(thousand, k=2).to_dict("records"),
         "native": ask(sessions, k=2).to_dict("records"),
+        "zoned": ask(one.assign(event_ts=one.event_ts.dt.tz_localize("UTC")), k=3)
+            .to_dict("records"),
+        "elsewhere": ask(one.assign(
+            event_ts=one.event_ts.dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo")), k=3)
+            .to_dict("records"),
+        "texts": ask(one.assign(event_ts=["2024-01-01T10:01:00", "2024-01-01T19:00+09:00"]), k=3)
+            .to_dict("records"),
         "late": ask(one, k=2, request_ts="2030-01-01T00:00:00Z").to_dict("records"),
         "default": len(ask(one)["items"][0]),
         "ms": (time.perf_counter() - began) * 50,
@@ -311,6 +318,8 @@ def test_a_version_answers_raw_ids_in_a_fresh_process(method: str, asked: dict[s
     assert told["empty"] == [["user_id", "items"], 0]
     assert len(told["thousand"][0]["items"]) == 2
     assert len(told["native"][0]["items"]) == 2
+    for zone in ("zoned", "elsewhere", "texts"):
+        assert same(told[zone][0]["items"], answer[1]["items"]), zone
     late, usual = told["late"][0]["items"], told["all"][0]["items"][:2]
     assert same(late, usual), "last_event knows no request"
     assert told["default"] == 10

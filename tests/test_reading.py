@@ -165,6 +165,27 @@ def test_empty_and_header_only_files_have_no_lines(tmp_path: Path, data: bytes) 
     assert rows == [] and facts["lines"] == 0 and facts["error"] is None
 
 
+def test_lists_in_parquet_lose_their_nulls_as_in_every_format(tmp_path: Path) -> None:
+    fmt = Format("parquet", {**MAPPED, "exposed_with": "e"}, null_values=frozenset(["", "NA"]))
+    shown = [["a", None, "b"], [None], [], None, ["a", "", "NA"], ["a"]]
+    path = str(tmp_path / "log.parquet")
+    table = pa.table({"u": ["1"] * 6, "i": ["2"] * 6, "t": ["3"] * 6})
+    pq.write_table(table.append_column("e", pa.array(shown, pa.list_(pa.string()))), path)
+    expected = [["a", "b"], [], [], None, ["a"], ["a"]]
+    assert [row["exposed_with"] for row in read(fmt, path)[0]] == expected
+    texts = [None if one is None else "|".join(item or "" for item in one) for one in shown]
+    pq.write_table(table.append_column("e", pa.array(texts, pa.string())), path)
+    expected[2] = None  # an empty text means null
+    expected[1] = None
+    assert [row["exposed_with"] for row in read(fmt, path)[0]] == expected
+
+
+def test_a_header_of_one_column_names_the_delimiter(tmp_path: Path) -> None:
+    fmt = Format("csv", MAPPED, delimiter=";")
+    _, facts = read(fmt, write(tmp_path, b"u,i,t\n1,2,3\n"))
+    assert "one column, 'u,i,t'. Set source.delimiter = ','" in facts["error"]
+
+
 def test_a_missing_column_is_named_with_what_there_is(tmp_path: Path) -> None:
     _, facts = read(CSV, write(tmp_path, b"u,item,t\n1,2,3\n"))
     for word in ("log.csv", "'i'", "columns.item_id", "'item'"):

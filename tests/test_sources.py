@@ -58,6 +58,11 @@ def test_a_good_source_file_has_the_documented_defaults(tmp_path: Path) -> None:
         ('landing = "landing/*.csv"', "", ["source.landing", "missing"]),
         ('user_id = "u"', "", ["columns.user_id", "missing"]),
         ('user_id = "u"', "user_id = 3", ["columns.user_id", "3", "string"]),
+        ('user_id = "u"', 'user_id = ""', ["columns.user_id", "''"]),
+        ('format = "csv"', 'format = "csv"\nheader = "no"', ["source.header", "'no'"]),
+        ('unit = "s"', 'unit = "yyyy-MM-DD"', ["time.unit", "write d for"]),
+        ('unit = "s"', 'unit = "yyyy-MM-dd hh:mm"', ["time.unit", "write H"]),
+        ("[filters]", '[schedule]\ncron = "sometimes"', ["schedule.cron", "'sometimes'", "five"]),
         ('unit = "s"', 'unit = "seconds"', ["time.unit", "'seconds'", "iso8601"]),
         ('unit = "s"', 'unit = "yyyy-MM-dd jj"', ["time.unit", "'j'"]),
         ('unit = "s"', 'unit = "s"\nzone = "Mars/Base"', ["time.zone", "'Mars/Base'"]),
@@ -93,6 +98,16 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as raised:
         load_source(str(file))
     assert "source.format" in str(raised.value) and "time.unit" in str(raised.value)
+
+
+def test_a_section_is_no_value(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.toml"
+    file.write_text("time = 3\n" + GOOD.replace('[time]\nunit = "s"\n', ""))
+    with pytest.raises(SourceError, match=r"time = 3: time is a section: write \[time\]"):
+        load_source(str(file))
+    file.write_text("[columns]\n")
+    with pytest.raises(SourceError, match=r"\[source\] is missing: add the section"):
+        load_source(str(file))
 
 
 def test_columns_of_a_log_without_header_are_numbered(tmp_path: Path) -> None:

@@ -475,7 +475,11 @@ def main() -> int:
         count = stop(state)
         print(f"stopped {count} processes of {state}" if count else "nothing was running")
         return 0
-    if args.action == "start":
+    running = Servers.load(state) if processes(state) else None
+    same = args.airflow_port is None and args.mlflow_port is None
+    if args.action == "start" and same and running and not unhealthy(running):
+        print("they are running already: `make down` first starts them anew")
+    elif args.action == "start":
         print(f"starting Airflow and MLflow (state and logs in {state}) ...", flush=True)
         try:
             start(state, airflow_port=args.airflow_port, mlflow_port=args.mlflow_port)
