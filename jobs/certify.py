@@ -16,18 +16,20 @@ from pyspark.sql import functions as F
 
 from expectations.check import Check
 from expectations.sessions import order_key
+from jobs.sources import SessionsPart
 
 ENDS = ("event_ts", "source_session_id", "tie_break", "event_id")  # of events, in the order's terms
 PRIME = 16_777_213  # sums of hashes below it fit 64 bits for 2^39 rows
 
 
-def all_hold(rows: DataFrame, checks: Iterable[Check], rule: str | None) -> bool:
+def all_hold(rows: DataFrame, checks: Iterable[Check], rule: SessionsPart | None = None) -> bool:
     """Whether every row check holds; `rule` is the session rule where rows are sessions."""
     checks = [check for check in checks if check.condition]
     alone = [check for check in checks if not check.across]
     across = [check for check in checks if check.across]
-    if across and rule is not None:
-        ends = with_previous(ends_only(rows), rule)
+    bounded = any(check.name == "bounds_are_the_events" for check in alone)
+    if across and rule is not None and not (bounded and times_are_apart(rows, rule)):
+        ends = with_previous(ends_only(rows), rule.rule)
         if not _none(ends.agg(*(F.count_if(_broken(c.condition)) for c in across))):
             return False
     arrays = [check for check in alone if check.of_array]
@@ -50,6 +52,20 @@ def all_hold(rows: DataFrame, checks: Iterable[Check], rule: str | None) -> bool
     )
 
 
+def times_are_apart(sessions: DataFrame, rule: SessionsPart) -> bool:
+    """Whether a user's sessions are further apart than the gap by their `start_ts` and `end_ts`.
+
+    If they are, and if these are the times of their first and last events, then neighbours are
+    apart under the gap rule, and in order: no event needs to be looked at.
+    """
+    if rule.rule != "gap":
+        return False
+    by_user = Window.partitionBy("user_id").orderBy("start_ts", "end_ts")
+    start, end = F.unix_micros("start_ts"), F.unix_micros("end_ts")
+    silence = sessions.select((start - F.lag(end).over(by_user)).alias("silence"))
+    return _none(silence.agg(F.count_if(F.col("silence") <= rule.gap_us)))
+
+
 def _broken(condition: str) -> Column:
     return F.expr(f"NOT ({condition})")
 
@@ -66,9 +82,9 @@ def ends_only(sessions: DataFrame) -> DataFrame:
     def end(event: Column) -> Column:
         return F.struct(*(event.getField(name).alias(name) for name in ENDS))
 
-    # (Structs of fields of `get(events, 0)`, without the lambda, are Java that does not compile.)
-    ends = F.array(F.get("events", 0), F.try_element_at("events", F.lit(-1)))
-    return sessions.select("user_id", F.transform(ends, end).alias("events"))
+    # (Structs of fields of `get(events, 0)` are Java that does not compile.)
+    ends = (end(F.try_element_at("events", F.lit(place))) for place in (1, -1))
+    return sessions.select("user_id", F.array(*ends).alias("events"))
 
 
 def with_previous(sessions: DataFrame, rule: str) -> DataFrame:

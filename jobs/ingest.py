@@ -39,6 +39,10 @@ TYPE_OF = {
     "bad_value": ("value", "a number"),
     "bad_tie_break": ("tie_break", "a whole number"),
 }
+# Small row groups: a slice of time reads those that it needs. A dictionary of hashes is none.
+LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
+    f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
+}
 FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 
@@ -123,13 +127,13 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     frame = spark.createDataFrame(rows, "path string, bin int")
     paths = frame.repartitionById(len(groups), "bin").select("path")
     records = paths.mapInArrow(reader(file_format(context.source)), RECORD_DDL)
-    lines = typed_events(records, context.source).withColumn(
+    # Hashes of good lines find those that were rejects in an earlier reading of their file.
+    hashed = context.lake.rows(REJECTS) > 0
+    lines = typed_events(records, context.source, oldest_date(context), hashed).withColumn(
         "facts", F.when(F.col("line") == 0, F.col("raw"))
     )
-    keep_raw = F.col("reason").isNotNull() | (F.col("event_date") < oldest_date(context))
-    lines = lines.withColumn("raw", F.when(keep_raw & F.col("facts").isNull(), F.col("raw")))
-    # Small row groups: a slice of time reads those that it needs.
-    written = candidate.write("lines", lines, {"parquet.block.size": str(8 * 1024 * 1024)})
+    lines = lines.withColumn("raw", F.when(F.col("facts").isNull(), F.col("raw")))
+    written = candidate.write("lines", lines, LINES_AS)
     facts = facts_of(written)
     stats = {path: (size, modified) for path, size, modified in chosen}
     for one in facts:

@@ -15,6 +15,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -132,6 +133,8 @@ def _parquet_text(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Arra
         )
     if pa.types.is_timestamp(kind):
         us = array.cast(pa.timestamp("us", kind.tz), safe=False)
+        if ours == "event_ts":
+            return us.cast(pa.int64()).cast(pa.string())
         form = "%Y-%m-%dT%H:%M:%S" + ("Z" if kind.tz else "")
         if kind.tz:
             us = us.cast(pa.timestamp("us", "UTC"))
@@ -147,6 +150,15 @@ def _shown(batches: Batches, lists: pa.Array) -> pa.Array:
     if not pc.any(pc.is_in(lists.flatten(), nulls)).as_py():
         return lists
     return pa.array(map(batches.list_of, lists.to_pylist()), lists.type)
+
+
+def clock_of(kind: pa.DataType) -> str | None:
+    """The clock of a column of times; null where it is none."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not pa.types.is_timestamp(kind):
+        return None
+    return "utc" if kind.tz else "local"
 
 
 def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
@@ -165,7 +177,6 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
         for batch in parquet.iter_batches(streams.BATCH_LINES * 3, columns=columns):
             count = batch.num_rows
             made: dict[str, pa.Array] = {}
-            typed = False
             for ours, theirs in fmt.mapped.items():
                 array = batch.column(theirs)
                 if ours == "exposed_with" and pa.types.is_list(array.type):
@@ -173,12 +184,12 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
                     continue
                 text = _parquet_text(array, ours, theirs, facts.file)
                 text = pc.if_else(pc.is_in(text, nulls), None, text)
-                typed = typed or (ours == "event_ts" and pa.types.is_timestamp(array.type))
+                if ours == "event_ts" and (clock := clock_of(array.type)):
+                    made["clock"] = pa.repeat(clock, count)
                 if ours == "exposed_with":
                     text = _shown(batches, pc.split_pattern(text, fmt.list_separator))
                 made[ours] = text
             made["kind"] = pa.array(["record"] * count, pa.string())
-            made["typed_ts"] = pa.array([typed] * count, pa.bool_())
             made["file"] = pa.array([facts.file] * count, pa.string())
             made["line"] = pa.array(range(line, line + count), pa.int64())
             line += count
@@ -213,9 +224,20 @@ def record_of(
     batch = Batches(fmt, file)
     batch.add(line, raw, values)
     made = {name: column[0] for name, column in batch.columns.items() if column}
-    when = columns.get(fmt.mapped["event_ts"], "")
-    typed = fmt.format == "parquet" and when.startswith("timestamp")
-    return {**made, "file": file, "typed_ts": typed}
+    kind = columns.get(fmt.mapped["event_ts"], "")
+    if fmt.format == "parquet" and kind.startswith("timestamp"):
+        made["clock"] = "utc" if "tz=" in kind else "local"
+        made["event_ts"] = _microseconds(made["event_ts"])
+    return {**made, "file": file}
+
+
+def _microseconds(text: str | None) -> str | None:
+    """A stored typed time as its file has it; a text that is no such time stays what it is."""
+    try:
+        moment = datetime.fromisoformat(text or "").replace(tzinfo=UTC)
+    except ValueError:
+        return text
+    return str((moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
 
 
 def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:

@@ -24,15 +24,17 @@ RECORD_SCHEMA = pa.schema(
         ("kind", pa.string()),
         *((name, pa.string()) for name in SCALARS),
         ("exposed_with", pa.list_(pa.string())),
-        ("typed_ts", pa.bool_()),
+        ("clock", pa.string()),
         ("raw", pa.string()),
         ("file", pa.string()),
         ("line", pa.int64()),
     ]
 )
+# clock: null where `event_ts` is the log's own text; where the log has typed times it is their
+# microseconds since 1970, on the clock of `utc`, or of the source file's zone (`local`).
 RECORD_DDL = (
     "kind string, " + ", ".join(f"{name} string" for name in SCALARS)
-    + ", exposed_with array<string>, typed_ts boolean, raw string, file string, line bigint"
+    + ", exposed_with array<string>, clock string, raw string, file string, line bigint"
 )  # fmt: skip
 
 
@@ -87,7 +89,7 @@ class Batches:
             value = values.get(name) if values else None
             columns[name].append(None if value in nulls else value)
         columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
-        columns["typed_ts"].append(False)
+        columns["clock"].append(None)
         columns["raw"].append(raw)
         columns["line"].append(line)
 
@@ -111,7 +113,7 @@ class Batches:
         count = len(lines)
         nulls = pa.array(sorted(self.fmt.null_values), pa.string())
         made: dict[str, pa.Array] = {
-            "kind": pa.repeat("record", count), "typed_ts": pa.repeat(False, count),
+            "kind": pa.repeat("record", count),
             "file": pa.repeat(self.file, count),
             "line": pa.array(range(first, first + count), pa.int64()),
         }  # fmt: skip
@@ -150,7 +152,7 @@ class Batches:
         nulls = pa.array(sorted(self.fmt.null_values), pa.string())
         made: dict[str, pa.Array] = {
             "kind": pc.if_else(pa.array(good), "record", "unparsable"),
-            "typed_ts": pa.repeat(False, len(lines)), "file": pa.repeat(self.file, len(lines)),
+            "file": pa.repeat(self.file, len(lines)),
             "raw": pc.utf8_rtrim(lines, "\r\n"),
             "line": pa.array(np.arange(first, first + len(lines))),
         }  # fmt: skip

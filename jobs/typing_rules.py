@@ -14,6 +14,7 @@ from jobs.sources import CONDITION, NUMERIC_UNITS, FeedbackPart, Source, TimePar
 
 FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
+COMMON_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})$"
 ISO_ZONE = r"^(\d{4}-\d{2}-\d{2}[T ][\d:.]+) ?(Z|z|[+-]\d{2}(:?\d{2})?)$"
 HASHED = (
     "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "tie_break",
@@ -41,7 +42,9 @@ def iso_time(text: Column, zone: str) -> Column:
     )
     zoned = F.concat(moment, offset).try_cast("timestamp")
     local = local_to_utc(dotted.try_cast("timestamp_ntz"), zone)
-    return F.when(text.rlike(ISO), F.when(dotted.rlike(ISO_ZONE), zoned).otherwise(local))
+    any_form = F.when(text.rlike(ISO), F.when(dotted.rlike(ISO_ZONE), zoned).otherwise(local))
+    # The commonest form by one expression instead of six.
+    return F.coalesce(F.when(text.rlike(COMMON_ISO), text.try_cast("timestamp")), any_form)
 
 
 def number_time(text: Column, unit: str) -> Column:
@@ -57,23 +60,31 @@ def number_time(text: Column, unit: str) -> Column:
     return F.coalesce(quick, any_number)
 
 
-def event_time(text: Column, typed: Column, time: TimePart) -> Column:
+def event_time(text: Column, clock: Column, time: TimePart) -> Column:
     """The event's UTC timestamp, or null where the text is no time the source file describes, or
-    one that is not in the years 1 to 9999 in UTC."""
-    parsed = _any_time(text, typed, time)
+    one that is not in the years 1 to 9999 in UTC.
+
+    Args:
+        clock: as in `records.RECORD_DDL`.
+    """
+    typed = F.timestamp_micros(text.try_cast("bigint"))
+    parsed = (
+        F.when(clock.isNull(), _any_time(text, time))
+        .when(clock == "utc", typed)
+        .otherwise(local_to_utc(typed.cast("timestamp_ntz"), time.zone))
+    )
     return F.when(F.unix_micros(parsed).between(FIRST_US, LAST_US), parsed)
 
 
-def _any_time(text: Column, typed: Column, time: TimePart) -> Column:
+def _any_time(text: Column, time: TimePart) -> Column:
     if time.unit == "iso8601":
         return iso_time(text, time.zone)
     if time.unit in NUMERIC_UNITS:
-        parsed = number_time(text, time.unit)
-    else:
-        parsed = F.try_to_timestamp(text, F.lit(time.unit))
-        if not time.pattern_has_zone:
-            parsed = local_to_utc(parsed.cast("timestamp_ntz"), time.zone)
-    return F.when(typed, iso_time(text, time.zone)).otherwise(parsed)
+        return number_time(text, time.unit)
+    parsed = F.try_to_timestamp(text, F.lit(time.unit))
+    if time.pattern_has_zone:
+        return parsed
+    return local_to_utc(parsed.cast("timestamp_ntz"), time.zone)
 
 
 def feedback_of(feedback: FeedbackPart) -> Column:
@@ -118,22 +129,30 @@ def row_hash(columns: Collection[str] = HASHED) -> Column:
     return F.left(F.sha2(F.concat(*parts), 256), F.lit(32))
 
 
-def typed_events(records: DataFrame, source: Source) -> DataFrame:
-    """Records as text -> typed lines with `reason` (null: usable) and `raw_hash`; where the log
-    has event ids of its own, also `row_hash`, which is the id where it has none.
+def typed_events(
+    records: DataFrame, source: Source, oldest: Column | None = None, hashed: bool = True
+) -> DataFrame:
+    """Records as text -> typed lines with `reason` (null: usable), `raw` and `raw_hash`; where the
+    log has event ids of its own, also `row_hash`, which is the id where it has none.
 
     The reason is the first that holds, in the order of `tables.REJECT_REASONS`; `late` is judged
     where the stored events are known.
+
+    Args:
+        oldest: the oldest date that is not late; null: nothing is. `raw` is kept of lines that may
+            be rejects, and of those that tell of a file.
+        hashed: whether all lines have `raw_hash`, or only those that may be rejects.
     """
     mapped = source.columns.mapped()
     text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
     lines = records.withColumnsRenamed(text)
+    clock = F.col("clock") if source.source.format == "parquet" else F.lit(None)
     number = F.col("_value").try_cast("double")
     finite = ~F.isnan(number) & (F.abs(number) != F.lit(float("inf")))
     whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
     lines = lines.withColumns(
         {
-            "event_ts": event_time(F.col("_event_ts"), F.col("typed_ts"), source.time),
+            "event_ts": event_time(F.col("_event_ts"), clock, source.time),
             "value": F.when(finite, number + F.lit(0.0)),
             "tie_break": whole.try_cast("bigint"),
         }
@@ -150,20 +169,30 @@ def typed_events(records: DataFrame, source: Source) -> DataFrame:
     )
     if source.source.format == "parquet":
         log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
-        row = F.struct(*(column.alias(theirs) for theirs, column in log_names.items()))
-        # (The row that tells of the file keeps what it tells.)
-        told = F.when(F.col("kind") == "file", F.col("raw")).otherwise(F.to_json(row))
-        lines = lines.withColumn("raw", told)
-    lines = lines.withColumns(
-        {
-            "reason": reason, "raw_hash": F.hex(F.xxhash64("raw")),
-            "row_hash" if "event_id" in mapped else "event_id": row_hash(mapped),
-        }
-    )  # fmt: skip
+        raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
+    else:
+        raw = F.col("raw")
+    lines = lines.withColumns({"reason": reason, "event_date": F.to_date("event_ts")})
+    late = (
+        F.lit(False) if oldest is None else F.coalesce(F.col("event_date") < oldest, F.lit(False))
+    )
+    may_be_reject = F.col("reason").isNotNull() | late
+    tells = F.col("kind") == "file"
     return lines.withColumns(
-        {"event_date": F.to_date("event_ts"), "feedback": feedback_of(source.feedback)}
-    ).drop("_event_ts", "_value", "_tie_break", "typed_ts", "kind")
+        {
+            "raw": F.when(tells, F.col("raw")).when(may_be_reject, raw),
+            "raw_hash": F.when(may_be_reject | F.lit(hashed), F.hex(F.xxhash64(raw))),
+            "row_hash" if "event_id" in mapped else "event_id": row_hash(mapped),
+            "feedback": feedback_of(source.feedback),
+        }
+    ).drop("_event_ts", "_value", "_tie_break", "clock", "kind")
 
 
 def _original(ours: str) -> Column:
-    return F.col(f"_{ours}" if ours in ("event_ts", "value", "tie_break") else ours)
+    """A column as the log has it; typed times as ISO 8601."""
+    if ours != "event_ts":
+        return F.col(f"_{ours}" if ours in ("value", "tie_break") else ours)
+    typed = F.timestamp_micros(F.col("_event_ts").try_cast("bigint"))
+    iso = F.date_format(typed, "yyyy-MM-dd'T'HH:mm:ss.SSSSSS")
+    zone = F.when(F.col("clock") == "utc", "Z").otherwise("")
+    return F.when(F.col("clock").isNull(), F.col("_event_ts")).otherwise(F.concat(iso, zone))

@@ -103,14 +103,14 @@ def audit_candidate(
     """
     checks = suite(context, table)
     of_rows = [check for check in checks if check.condition or check.unique]
-    rule = context.source.sessions.rule if table is SESSIONS else None
+    rule = context.source.sessions if table is SESSIONS else None
     try:
         if context.many:
             of_rows = [one for one in of_rows if one.condition or doubled(rows, one.unique)]
             if certify.all_hold(rows, of_rows, rule):
                 of_rows = [one for one in of_rows if one.unique]
         if rule is not None and any(one.across for one in of_rows):
-            rows = certify.with_previous(rows, rule)
+            rows = certify.with_previous(rows, rule.rule)
         frame = broken(rows, table.key, of_rows)
         found = frame.agg(
             F.count("*").alias("rows"), *(F.count_if(one.name).alias(one.name) for one in of_rows)

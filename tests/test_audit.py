@@ -61,12 +61,14 @@ def test_a_broken_session_fails_its_check(shop: Workshop, check: str) -> None:
 
 def test_what_is_whole_is_certified_and_what_is_broken_is_not(shop: Workshop) -> None:
     """The way for many rows says yes to good tables, and no to what the slow way says no to."""
-    rule = shop.source.sessions.rule
+    rule = shop.source.sessions
     sessions, sequences = shop.lake.read(SESSIONS), shop.lake.read(SEQUENCES)
     suite = validate.suite(shop.context(), SESSIONS)
     assert certify.all_hold(sessions, suite, rule)
-    assert certify.all_hold(sequences, validate.suite(shop.context(), SEQUENCES), None)
-    assert certify.all_hold(shop.lake.read(EVENTS), validate.suite(shop.context(), EVENTS), None)
+    unbounded = [check for check in suite if check.name != "bounds_are_the_events"]
+    assert certify.all_hold(sessions, unbounded, rule)  # looks at the events of neighbours
+    assert certify.all_hold(sequences, validate.suite(shop.context(), SEQUENCES))
+    assert certify.all_hold(shop.lake.read(EVENTS), validate.suite(shop.context(), EVENTS))
     for where, changes in SESSION_BREAKS.values():
         if "session_id" not in changes:  # a key is asked for apart
             made = {name: make(F.col(name)) for name, make in changes.items()}
@@ -88,7 +90,7 @@ def test_the_way_for_many_rows_compiles(shop: Workshop) -> None:
         spark.conf.set(name, value)
     try:
         for table in (EVENTS, SESSIONS, SEQUENCES):
-            rule = shop.source.sessions.rule if table is SESSIONS else None
+            rule = shop.source.sessions if table is SESSIONS else None
             suite = validate.suite(shop.context(), table)
             assert certify.all_hold(shop.lake.read(table), suite, rule)
             assert not validate.doubled(shop.lake.read(table), table.key)
@@ -125,6 +127,9 @@ def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
     cut = halves[0].unionByName(halves[1])
     with pytest.raises(AuditFailed, match=r"1 of \d+ checks failed[\s\S]*neighbours_are_apart"):
         validate.audit_candidate(shop.context(), SESSIONS, cut, {})
+    rule = shop.source.sessions
+    assert not certify.times_are_apart(cut, rule) and certify.times_are_apart(halves[0], rule)
+    assert not certify.all_hold(cut, validate.suite(shop.context(), SESSIONS), rule)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_times(spark: Any) -> None:
     chosen = F.coalesce(
         *(
             F.when(F.col("r") == at, F.unix_micros(
-                event_time(F.col("t"), F.lit(False), TimePart(unit=unit, zone=zone))
+                event_time(F.col("t"), F.lit(None), TimePart(unit=unit, zone=zone))
             ))
             for at, (unit, zone) in enumerate(rules)
         )
@@ -80,6 +80,18 @@ def test_times(spark: Any) -> None:
     got = {row.n: row.us for row in cases.select("n", chosen.alias("us")).collect()}
     wrong = [(*case, got[n]) for n, case in enumerate(TIMES) if got[n] != case[3]]
     assert wrong == []
+
+
+def test_typed_times_stand_on_a_clock(spark: Any) -> None:
+    at = us(2024, 7, 1, 12)
+    rows = spark.createDataFrame(
+        [(str(at), "utc"), (str(at), "local"), ("300000000000000000", "utc"), ("x", "utc"),
+         ("2024-07-01 12:00", None)], "t string, c string",
+    )  # fmt: skip
+    time = TimePart(unit="iso8601", zone="Europe/Paris")
+    got = rows.select(F.unix_micros(event_time(F.col("t"), F.col("c"), time)).alias("us")).collect()
+    two_hours = 7_200_000_000
+    assert [row.us for row in got] == [at, at - two_hours, None, None, at - two_hours]
 
 
 @pytest.fixture(scope="module")
