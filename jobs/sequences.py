@@ -65,6 +65,38 @@ def sequences(
     )  # fmt: skip
 
 
+ARRAYS = [name for name in SEQUENCES.columns if name != "user_id"]
+
+
+def spliced(stored: DataFrame, since: DataFrame, tails: DataFrame) -> DataFrame:
+    """Rows of `gold.sequences` whose ends are made anew: what lies before stays as it is.
+
+    Under the gap rule a session that did not change, and starts before one that did, ends before it
+    starts: so positions before the first change of a user are the same positions.
+
+    Args:
+        stored: rows of `gold.sequences`.
+        since: `user_id`, `since`: the start of the first session that changed, was or is there.
+        tails: rows made of the users' sessions that start at `since` or later, numbered from 1.
+    """
+    heads = stored.join(F.broadcast(since), "user_id")
+    before = F.size(F.filter("event_ts", lambda at: at < F.col("since")))
+    heads = heads.withColumn("_before", before).where("_before > 0")
+    heads = heads.select(
+        "user_id", *(F.slice(n, 1, F.col("_before")).alias(f"_{n}") for n in ARRAYS)
+    )
+    both = heads.join(tails, "user_id", "full_outer")
+    last = F.coalesce(F.try_element_at("_session_ordinal", F.lit(-1)), F.lit(0))
+    both = both.withColumn(
+        "session_ordinal", F.transform("session_ordinal", lambda ordinal: ordinal + last)
+    )
+    nothing = F.array()
+    return both.select(
+        "user_id",
+        *(F.concat(F.coalesce(f"_{n}", nothing), F.coalesce(n, nothing)).alias(n) for n in ARRAYS),
+    )
+
+
 def compute(context: Context) -> Candidate:
     lake = context.lake
     for table, job in ((SESSIONS, "sessionize"), (ITEMS, "items")):
@@ -102,12 +134,14 @@ def fill(
     upto = manifest["upto"]
     context.expect(lake.grown(SESSIONS, after), lake.rows(SESSIONS))
     sessions = lake.read(SESSIONS, upto).where("runaway IS NULL")
-    users = None
+    tails, users, spliceable = sessions, None, False
     if after is not None:
         try:
             with feed_gone(SESSIONS, after, upto):
                 feed = lake.changes(SESSIONS, after, upto)
-                users = candidate.write("users", feed.select("user_id").distinct().coalesce(1))
+                since = feed.groupBy("user_id").agg(F.min("start_ts").alias("since"))
+                users = candidate.write("users", since.coalesce(1))
+                spliceable = context.source.sessions.rule == "gap"
         except FeedGone as lost:
             manifest["notes"].append(f"the change feed is gone, sequences are made anew ({lost})")
             users = candidate.write(
@@ -119,18 +153,28 @@ def fill(
         if users.isEmpty():
             manifest["empty"] = True
             return
-        sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
-    shown = sessions.where("exists(events, e -> size(e.exposed_with) > 0)")
+        sessions = tails = sessions.join(F.broadcast(users), "user_id", "left_semi")
+        if spliceable:
+            first = users.agg(F.min(F.unix_micros("since"))).first()
+            assert first is not None
+            # (The one bound for all is what files are chosen by.)
+            bound = F.timestamp_micros(F.lit(first[0]))
+            recent = lake.read(SESSIONS, upto).where(F.col("start_ts") >= bound)
+            tails = recent.where("runaway IS NULL").join(F.broadcast(users), "user_id")
+            tails = tails.where("start_ts >= since").drop("since")
+    shown = tails.where("exists(events, e -> size(e.exposed_with) > 0)")
     exposures = context.source.columns.exposed_with is not None or not shown.isEmpty()
     items = lake.read(ITEMS, manifest["items"])
-    rows = sequences(sessions, items, context.source.sessions, exposures)
+    rows = sequences(tails, items, context.source.sessions, exposures)
     if users is None:
         manifest["staged"] = lake.stage(SEQUENCES, rows, context.run_id)
         rows = lake.staged(SEQUENCES, manifest["staged"])
     else:
+        if spliceable:
+            rows = spliced(lake.read(SEQUENCES, manifest["base"]), users, rows)
         rows = candidate.write("sequences", rows)
         known = lake.read(SEQUENCES, manifest["base"]).select("user_id")
-        gone = users.join(rows.select("user_id"), "user_id", "left_anti").join(known, "user_id")
+        gone = users.select("user_id").join(rows, "user_id", "left_anti").join(known, "user_id")
         change = rows.withColumn("gone", F.lit(False)).unionByName(
             gone.withColumn("gone", F.lit(True)), allowMissingColumns=True
         )

@@ -207,8 +207,9 @@ class TrainingPart(Part):
 
 def _cron(value: object) -> object:
     field = r"[\d*,/#LW?A-Za-z-]+"
-    if isinstance(value, str) and not re.fullmatch(rf"@[a-z]+|{field}(\s+{field}){{4}}", value):
-        raise ValueError("write five fields such as '0 2 * * *': minute, hour, day, month, weekday")
+    forms = rf"never|@[a-z]+|{field}(\s+{field}){{4}}"
+    if isinstance(value, str) and not re.fullmatch(forms, value):
+        raise ValueError("use five fields such as '0 2 * * *', or 'never'")
     return value
 
 
