@@ -171,6 +171,14 @@ def test_the_scheduler_runs_a_night_and_the_asset_starts_the_training(
     assert listening == {"127.0.0.1"}
 
 
+def _command(process: psutil.Process) -> str:
+    """Its command line; empty where it has ended, reaped by its parent or not yet."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
 def test_workers_of_a_scheduler_that_was_killed_are_found_and_stopped(
     airflow: dict[str, Any],
 ) -> None:
@@ -179,7 +187,7 @@ def test_workers_of_a_scheduler_that_was_killed_are_found_and_stopped(
     workers = [
         process
         for process in psutil.Process(scheduler).children(recursive=True)
-        if " ".join(process.cmdline()).startswith("airflow worker")
+        if _command(process).startswith("airflow worker")
     ]
     assert workers
     psutil.Process(scheduler).kill()
