@@ -63,6 +63,15 @@ class Context:
     def spark(self) -> SparkSession:
         return self.lake.spark
 
+    @staticmethod
+    def is_many(moved: int, there: int = 0) -> bool:
+        """Whether a step that moves and looks through so many rows is worth Spark's tasks."""
+        return moved > FEW_MOVED or there > FEW_THERE
+
+    def is_small(self, table: Table) -> bool:
+        """Whether writing the whole table anew costs less than finding what to write."""
+        return self.lake.bytes(table) <= FEW_BYTES
+
     def expect(self, moved: int, there: int = 0) -> None:
         """Tell how much is coming: few rows are done before a plan for them is compiled.
 
@@ -73,7 +82,7 @@ class Context:
         from jobs.spark import compile_plans
 
         spark = self.spark  # a step of its own process starts it here: columns need it, too
-        self.many = moved > FEW_MOVED or there > FEW_THERE
+        self.many = self.is_many(moved, there)
         if settings().short_jobs is None:
             compile_plans(spark, self.many)
 
@@ -96,7 +105,7 @@ class Context:
             Conflict: another run changed the table since `base`.
         """
         lake = self.lake
-        if not table.feed and lake.bytes(table) <= FEW_BYTES:
+        if not table.feed and self.is_small(table):
             lake.merge_few(table, candidate.arrow(part), base, app_id, version, self.run_id)
             return
         if lake.changed_rows(table, base):
@@ -148,6 +157,11 @@ class Candidate:
         """A part, read without Spark."""
         system, inner = files.located(self.path(name))
         return ds.dataset(inner, format="parquet", filesystem=system).to_table()
+
+    def adopt(self, part: str, ddl: str) -> None:
+        """Make a part of files that tasks wrote into its folder."""
+        schema = self.lake.spark.createDataFrame([], ddl).schema
+        files.write_text(self.path(part) + SCHEMA, schema.json())
 
     def has(self, name: str) -> bool:
         """Whether a part was written."""

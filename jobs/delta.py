@@ -10,6 +10,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
 from typing import Any
@@ -207,6 +208,32 @@ class Lake:
         found: list[str] = DeltaTable(rust_uri(self.path(table)), version=version).file_uris()
         return found
 
+    def files_of(self, table: Table, version: int) -> list[DataFile]:
+        """The data files of a version, with what the log says of them."""
+        found = DeltaTable(rust_uri(self.path(table)), version=version)
+        by_path = {uri.rpartition("/")[2]: uri for uri in found.file_uris()}
+        rows = pa.table(found.get_add_actions(flatten=True)).to_pylist()
+        return [DataFile(by_path[row["path"].rpartition("/")[2]], row) for row in rows]
+
+    def table_of(self, table: Table, version: int, columns: list[str]) -> pa.Table:
+        """Some columns of a version, read without Spark."""
+        found = DeltaTable(rust_uri(self.path(table)), version=version)
+        return found.to_pyarrow_dataset().to_table(columns=columns)
+
+    def changes_few(self, table: Table, after: int, upto: int, columns: list[str]) -> pa.Table:
+        """Columns of the change feed of the versions in (after, upto], read without Spark.
+
+        Raises:
+            FeedGone: the feed no longer reaches back to `after`.
+        """
+        found = self.open(table)
+        assert found is not None
+        with feed_gone(table, after, upto):
+            reader = found.load_cdf(
+                starting_version=after + 1, ending_version=upto, columns=columns
+            )
+            return pa.table(reader)
+
     def staged(self, table: Table, entries: list[dict[str, Any]]) -> DataFrame:
         """Staged files, read by Spark."""
         paths = [f"{self.path(table)}/{one['path']}" for one in entries if one["rows"]]
@@ -349,6 +376,26 @@ class Lake:
                 merge.execute()
 
         retried(5, attempt)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file of a table, as the table's log has it."""
+
+    path: str
+    told: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return int(self.told.get("num_records") or 0)
+
+    def last_us(self, column: str) -> int:
+        """The highest time (us) of a column; the end of time where the log does not know."""
+        highest = self.told.get(f"max.{column}")
+        if highest is None:
+            return 2**63 - 1
+        # (The log keeps milliseconds.)
+        return int(highest.timestamp() * 1000 + 1) * 1000
 
 
 def staging(run_id: str) -> str:

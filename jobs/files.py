@@ -38,6 +38,19 @@ def open_binary(path: str) -> BinaryIO:
     return stream
 
 
+def open_seekable(path: str) -> pa.NativeFile:
+    """For readers of footers and of single batches."""
+    system, inner = located(path)
+    return system.open_input_file(inner)
+
+
+def open_new(path: str) -> pa.NativeFile:
+    """A file to write, its folder made where there is none."""
+    system, inner = located(path)
+    system.create_dir(inner.rpartition("/")[0], recursive=True)
+    return system.open_output_stream(inner)
+
+
 def exists(path: str) -> bool:
     system, inner = located(path)
     return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
@@ -57,11 +70,17 @@ def write_text(path: str, text: str) -> None:
     system.move(inner + ".partial", inner)
 
 
-def write_parquet(path: str, rows: pa.Table) -> None:
-    """Write rows as one file, its folder made where there is none."""
+def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
+    """Write rows as one file of row groups of `group` rows, its folder made where there is none."""
     system, inner = located(path)
     system.create_dir(inner.rpartition("/")[0], recursive=True)
-    pq.write_table(rows, inner, filesystem=system)
+    pq.write_table(rows, inner, filesystem=system, row_group_size=group)
+
+
+def read_parquet(path: str) -> pa.Table:
+    """A small file whole."""
+    system, inner = located(path)
+    return pq.read_table(inner, filesystem=system)
 
 
 def remove(folder: str) -> None:

@@ -1,100 +1,36 @@
 """`silver.sessions` -> `gold.sequences`: one row a user, made anew only where sessions changed.
 
 All sessions that are not runaway, unfiltered; `session_ordinal` is dense over those, from 1; a
-user without any has no row.
+user without any has no row. The rows are made by slices of users (`jobs/user_slices.py`).
 """
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
-from pyspark.sql import DataFrame, Window
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import functions as F
 
-from expectations.sessions import order_key
-from jobs import crash, validate
+from jobs import certify, crash, files, validate
+from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
-from jobs.delta import FeedGone, feed_gone
+from jobs.delta import FeedGone, feed_gone, staging
 from jobs.errors import SettingsError
-from jobs.sources import SessionsPart
 from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
-
-
-def sequences(
-    sessions: DataFrame, items: DataFrame, rule: SessionsPart, exposures: bool = True
-) -> DataFrame:
-    """Sessions of whole users -> rows of `gold.sequences`.
-
-    Args:
-        sessions: rows of `silver.sessions`, runaways already left out.
-        items: `item_id, item_index`; must cover every item of the sessions.
-        exposures: False where no event has `exposed_with`: half of the plan is not needed then.
-    """
-    # Numbered before their events are taken out: one row a session, and the frame stays
-    # partitioned by user for the collecting below.
-    by_user = Window.partitionBy("user_id").orderBy(F.expr(order_key(rule.rule, "events[0]")))
-    numbered = sessions.select(
-        "user_id", "events", F.row_number().over(by_user).alias("session_ordinal")
-    )
-    events = numbered.select("user_id", "session_ordinal", F.explode("events").alias("e")).select(
-        "user_id", "session_ordinal", F.expr(order_key(rule.rule, "e")).alias("key"), "e.item_id",
-        "e.event_ts", "e.feedback", "e.exposed_with",
-    )  # fmt: skip
-    index = items.select("item_id", "item_index")
-    indexed = events.join(index, "item_id", "left")
-    nothing = F.array().cast("array<int>")
-    if exposures:
-        shown = (
-            events.where("size(exposed_with) > 0")
-            .select("user_id", "key", F.posexplode("exposed_with").alias("at", "item_id"))
-            .join(index, "item_id", "left")
-            .groupBy("user_id", "key")
-            .agg(F.sort_array(F.collect_list(F.struct("at", "item_index"))).alias("_shown"))
-            .select("user_id", "key", F.col("_shown.item_index").alias("shown"))
-        )
-        indexed = indexed.join(shown, ["user_id", "key"], "left")
-        indexed = indexed.withColumn("shown", F.coalesce("shown", nothing))
-    else:
-        indexed = indexed.withColumn("shown", nothing)
-    position = F.struct("key", "item_index", "event_ts", "session_ordinal", "feedback", "shown")
-    users = indexed.groupBy("user_id").agg(F.sort_array(F.collect_list(position)).alias("p"))
-    return users.select(
-        "user_id", F.col("p.item_index").alias("item_index"), F.col("p.event_ts").alias("event_ts"),
-        F.col("p.session_ordinal").alias("session_ordinal"), F.col("p.feedback").alias("feedback"),
-        F.col("p.shown").alias("exposed_items"),
-    )  # fmt: skip
-
-
-ARRAYS = [name for name in SEQUENCES.columns if name != "user_id"]
-
-
-def spliced(stored: DataFrame, since: DataFrame, tails: DataFrame) -> DataFrame:
-    """Rows of `gold.sequences` whose ends are made anew: what lies before stays as it is.
-
-    Under the gap rule a session that did not change, and starts before one that did, ends before it
-    starts: so positions before the first change of a user are the same positions.
-
-    Args:
-        stored: rows of `gold.sequences`.
-        since: `user_id`, `since`: the start of the first session that changed, was or is there.
-        tails: rows made of the users' sessions that start at `since` or later, numbered from 1.
-    """
-    heads = stored.join(F.broadcast(since), "user_id")
-    before = F.size(F.filter("event_ts", lambda at: at < F.col("since")))
-    heads = heads.withColumn("_before", before).where("_before > 0")
-    heads = heads.select(
-        "user_id", *(F.slice(n, 1, F.col("_before")).alias(f"_{n}") for n in ARRAYS)
-    )
-    both = heads.join(tails, "user_id", "full_outer")
-    last = F.coalesce(F.try_element_at("_session_ordinal", F.lit(-1)), F.lit(0))
-    both = both.withColumn(
-        "session_ordinal", F.transform("session_ordinal", lambda ordinal: ordinal + last)
-    )
-    nothing = F.array()
-    return both.select(
-        "user_id",
-        *(F.concat(F.coalesce(f"_{n}", nothing), F.coalesce(n, nothing)).alias(n) for n in ARRAYS),
-    )
+from jobs.user_slices import (
+    GATHERED_DDL,
+    WOVEN_DDL,
+    Gather,
+    Weave,
+    edges_of_sessions,
+    edges_of_users,
+    in_groups,
+    run,
+    slice_count,
+)
 
 
 def compute(context: Context) -> Candidate:
@@ -130,60 +66,139 @@ def compute(context: Context) -> Candidate:
 def fill(
     context: Context, candidate: Candidate, manifest: dict[str, Any], after: int | None
 ) -> None:
-    lake = context.lake
-    upto = manifest["upto"]
-    context.expect(lake.grown(SESSIONS, after), lake.rows(SESSIONS))
-    sessions = lake.read(SESSIONS, upto).where("runaway IS NULL")
-    tails, users, spliceable = sessions, None, False
+    """Make the rows, and count.
+
+    All of them where there are none yet, where the change feed is gone, and where most files hold a
+    user whose sessions changed: they are put in place of the old ones. Else the changed ones alone.
+    """
+    lake, upto = context.lake, manifest["upto"]
+    many = context.is_many(lake.grown(SESSIONS, after), lake.rows(SESSIONS))
+    sessions = lake.files_of(SESSIONS, upto)
+    stored = lake.files_of(SEQUENCES, manifest["base"])
+    since = None
     if after is not None:
         try:
-            with feed_gone(SESSIONS, after, upto):
-                feed = lake.changes(SESSIONS, after, upto)
-                since = feed.groupBy("user_id").agg(F.min("start_ts").alias("since"))
-                users = candidate.write("users", since.coalesce(1))
-                spliceable = context.source.sessions.rule == "gap"
+            since = changed_users(context, candidate, after, upto, many)
         except FeedGone as lost:
             manifest["notes"].append(f"the change feed is gone, sequences are made anew ({lost})")
-            users = candidate.write(
-                "users",
-                sessions.select("user_id")
-                .union(lake.read(SEQUENCES, manifest["base"]).select("user_id"))
-                .distinct(),
-            )
-        if users.isEmpty():
-            manifest["empty"] = True
-            return
-        sessions = tails = sessions.join(F.broadcast(users), "user_id", "left_semi")
-        if spliceable:
-            first = users.agg(F.min(F.unix_micros("since"))).first()
-            assert first is not None
-            # (The one bound for all is what files are chosen by.)
-            bound = F.timestamp_micros(F.lit(first[0]))
-            recent = lake.read(SESSIONS, upto).where(F.col("start_ts") >= bound)
-            tails = recent.where("runaway IS NULL").join(F.broadcast(users), "user_id")
-            tails = tails.where("start_ts >= since").drop("since")
-    shown = tails.where("exists(events, e -> size(e.exposed_with) > 0)")
-    exposures = context.source.columns.exposed_with is not None or not shown.isEmpty()
-    items = lake.read(ITEMS, manifest["items"])
-    rows = sequences(tails, items, context.source.sessions, exposures)
-    if users is None:
-        manifest["staged"] = lake.stage(SEQUENCES, rows, context.run_id)
-        rows = lake.staged(SEQUENCES, manifest["staged"])
+    if since is not None and not since.num_rows:
+        manifest["empty"] = True
+        return
+    count = slice_count(lake.rows(EVENTS), cores(context, many))
+    paths = [one.path for one in (sessions if since is None else stored)]
+    edges = (edges_of_sessions if since is None else edges_of_users)(paths, count)
+    touched = list(range(len(edges) + 1))
+    if since is not None:
+        touched = sorted({bisect.bisect_right(edges, one) for one in since["user_id"].to_pylist()})
+    most = len(touched) >= MOST * (len(edges) + 1)
+    manifest["all"] = since is None or most or context.is_small(SEQUENCES)
+    manifest["put_aside"] = bool(stored) and manifest["all"]
+    folder = f"{lake.path(SEQUENCES)}/{staging(context.run_id)}"
+    if not manifest["all"]:
+        folder = candidate.path("change")
+    spark = (lambda: context.spark) if many else None
+    since_file = None if since is None else candidate.path(SINCE)
+    gather = Gather(
+        edges=edges, items=tuple(one.path for one in lake.files_of(ITEMS, manifest["items"])),
+        folder=candidate.path("gathered"), since=since_file,
+    )  # fmt: skip
+    earliest = None if since is None else pc.min(since["since_us"]).as_py()
+    recent = [one for one in sessions if earliest is None or one.last_us("start_ts") >= earliest]
+    groups = in_groups([(one.path, one.rows * EVENTS_A_SESSION) for one in recent])
+    gathered = run(spark, gather, groups, GATHERED_DDL, "array<string>")
+    weave = Weave(
+        edges=edges, gathered=tuple(one["path"] for one in gathered), folder=folder,
+        stored=() if since is None else tuple(one.path for one in stored), since=since_file,
+        changed_only=not manifest["all"],
+    )  # fmt: skip
+    numbers = list(range(len(edges) + 1)) if manifest["all"] else touched
+    woven = run(spark, weave, numbers, WOVEN_DDL, "int")
+    files.remove(candidate.path("gathered"))
+    made = [one["path"] for one in woven if one["path"]]
+    if manifest["all"]:
+        manifest["staged"] = lake.entries(SEQUENCES, folder.rpartition("/")[2], made)
     else:
-        if spliceable:
-            rows = spliced(lake.read(SEQUENCES, manifest["base"]), users, rows)
-        rows = candidate.write("sequences", rows)
-        known = lake.read(SEQUENCES, manifest["base"]).select("user_id")
-        gone = users.select("user_id").join(rows, "user_id", "left_anti").join(known, "user_id")
-        change = rows.withColumn("gone", F.lit(False)).unionByName(
-            gone.withColumn("gone", F.lit(True)), allowMissingColumns=True
+        gone = [user for one in woven for user in one["gone"] or []]
+        write_gone(context, candidate, gone)
+    manifest |= {
+        "rows": sum(one["rows"] for one in woven), "made": made, "many": many,
+        "positions": sum(one["positions"] for one in woven),
+        "events": events_of(context, manifest, since, many),
+    }  # fmt: skip
+
+
+MOST = 0.5  # ours: a MERGE that writes more than half of the files costs more than all of them
+SINCE = "since.parquet"
+EVENTS_A_SESSION = 8  # about: only to group files of sessions
+
+
+def cores(context: Context, many: bool) -> int:
+    return int(context.spark.sparkContext.defaultParallelism) if many else 1
+
+
+def changed_users(
+    context: Context, candidate: Candidate, after: int, upto: int, many: bool
+) -> pa.Table:
+    """The users whose sessions changed, and from when on their rows are new: `user_id, since_us`.
+
+    Under the gap rule that is where their first changed session starts, is or was; native sessions
+    may interleave, so all of a user's are taken.
+
+    Raises:
+        FeedGone: the change feed does not reach back.
+    """
+    lake = context.lake
+    if many:
+        context.expect(lake.grown(SESSIONS, after), lake.rows(SESSIONS))
+        with feed_gone(SESSIONS, after, upto):
+            feed = lake.changes(SESSIONS, after, upto)
+            first = F.min(F.unix_micros("start_ts")).alias("since_us")
+            candidate.write("users", feed.groupBy("user_id").agg(first).coalesce(1))
+        found = candidate.arrow("users")
+    else:
+        feed = lake.changes_few(SESSIONS, after, upto, ["user_id", "start_ts"])
+        times = feed["start_ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+        feed = pa.table({"user_id": feed["user_id"].cast(pa.string()), "since_us": times})
+        found = feed.group_by("user_id").aggregate([("since_us", "min")])
+        found = found.rename_columns(["user_id", "since_us"])
+    if context.source.sessions.rule != "gap":
+        ever = pa.array([np.iinfo(np.int64).min], pa.int64()).take(
+            pa.array(np.zeros(found.num_rows, np.int64))
         )
-        candidate.write("change", change)
-    counted = rows.agg(F.count("*"), F.coalesce(F.sum(F.size("item_index")), F.lit(0))).first()
-    expected = sessions.agg(F.coalesce(F.sum("event_count"), F.lit(0))).first()
-    assert counted is not None and expected is not None
-    manifest |= {"rows": counted[0], "positions": counted[1], "events": expected[0]}
-    manifest["empty"] = (counted[0] if users is None else candidate.row_count("change")) == 0
+        found = found.set_column(1, "since_us", ever)
+    found = found.sort_by("user_id").combine_chunks()
+    files.write_parquet(candidate.path(SINCE), found)
+    return found
+
+
+def events_of(
+    context: Context, manifest: dict[str, Any], since: pa.Table | None, many: bool
+) -> int:
+    """Events of the sessions that the rows are made of: asked of the table, not of the tasks."""
+    lake, upto = context.lake, manifest["upto"]
+    if many:
+        sessions = lake.read(SESSIONS, upto).where("runaway IS NULL")
+        if not manifest["all"]:
+            users = context.candidate(SEQUENCES).part("users").select("user_id")
+            sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
+        found = sessions.agg(F.coalesce(F.sum("event_count"), F.lit(0))).first()
+        assert found is not None
+        return int(found[0])
+    rows = lake.table_of(SESSIONS, upto, ["user_id", "event_count", "runaway"])
+    rows = rows.filter(pc.is_null(rows["runaway"]))
+    if not manifest["all"] and since is not None:
+        rows = rows.filter(pc.is_in(rows["user_id"], since["user_id"].combine_chunks()))
+    return int(pc.sum(rows["event_count"]).as_py() or 0)
+
+
+def write_gone(context: Context, candidate: Candidate, users: list[str]) -> None:
+    """Add to the changed rows those users who have none any more."""
+    schema = arrow_schema(SEQUENCES.columns | {"gone": "boolean"})
+    rows = [{"user_id": user, "gone": True} for user in users]
+    if rows:
+        path = candidate.path("change") + "/gone.parquet"
+        files.write_parquet(path, pa.Table.from_pylist(rows, schema=schema))
+    candidate.adopt("change", f"{SEQUENCES.ddl}, gone boolean")
 
 
 def audit(context: Context, candidate: Candidate) -> None:
@@ -192,10 +207,17 @@ def audit(context: Context, candidate: Candidate) -> None:
     if manifest["empty"]:
         return
     facts = {"positions_balance": manifest["positions"] == manifest["events"]}
-    context.expect(manifest["rows"], context.lake.rows(SEQUENCES))
-    staged = manifest.get("staged")
-    rows = context.lake.staged(SEQUENCES, staged) if staged else candidate.part("sequences")
-    validate.audit_candidate(context, SEQUENCES, rows, facts)
+    spark = (lambda: context.spark) if manifest["many"] else None
+    held = run(spark, certify.sequences_hold, manifest["made"], certify.HELD_DDL, "string")
+    if all(one["holds"] for one in held) and certify.apart(held):
+        validate.audit_certified(context, SEQUENCES, manifest["rows"], facts)
+    else:
+        context.expect(manifest["rows"], context.lake.rows(SEQUENCES))
+        if manifest["all"]:
+            rows = context.lake.staged(SEQUENCES, manifest["staged"])
+        else:
+            rows = candidate.part("change").where("NOT gone").drop("gone")
+        validate.audit_candidate(context, SEQUENCES, rows, facts)
     crash.point("sequences.audited")
 
 
@@ -209,8 +231,11 @@ def publish(context: Context, candidate: Candidate) -> Result:
     if not manifest["empty"]:
         consumed, base = lake.app_id(SEQUENCES, SESSIONS), manifest["base"]
         upto = manifest["upto"]
-        if "staged" in manifest:
-            lake.commit(SEQUENCES, manifest["staged"], base, consumed, upto, context.run_id)
+        if manifest["all"]:
+            lake.commit(
+                SEQUENCES, manifest["staged"], base, consumed, upto, context.run_id,
+                overwrite=manifest["put_aside"],
+            )  # fmt: skip
         else:
             context.merge(SEQUENCES, candidate, "change", base, consumed, upto)
         crash.point("sequences.published")

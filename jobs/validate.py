@@ -121,7 +121,32 @@ def audit_candidate(
             f"rows: {str(error)[:500]}"
         ) from error
     assert found is not None
-    counts = found.asDict()
+    return _settled(context, table, checks, found.asDict(), facts, severity, words, frame)
+
+
+def audit_certified(
+    context: Context, table: Table, number: int, facts: Mapping[str, bool]
+) -> Verdict:
+    """Judge a candidate of `number` rows of which `jobs/certify.py` found that all checks of rows
+    hold.
+
+    Raises:
+        AuditFailed: a check of the whole batch does not hold.
+    """
+    return _settled(context, table, suite(context, table), {"rows": number}, facts)
+
+
+def _settled(
+    context: Context,
+    table: Table,
+    checks: tuple[Check, ...],
+    counts: dict[str, Any],
+    facts: Mapping[str, bool],
+    severity: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
+    frame: DataFrame | None = None,
+) -> Verdict:
+    """The verdict on counts of broken rows, warned of or raised."""
     for check in checks:  # what is not counted row by row holds of all, or the job says whether
         counts.setdefault(check.name, int(not facts.get(check.name, True)))
     verdict = _judge(context, table, counts, checks, severity or {})
@@ -150,9 +175,9 @@ def _told(checks: Iterable[Check], name: str) -> str:
     return f"{name} ({next(check.says for check in checks if check.name == name)})"
 
 
-def _examples(frame: DataFrame, name: str) -> str:
+def _examples(frame: DataFrame | None, name: str) -> str:
     """The keys of the first rows that break a check."""
-    if name not in frame.columns:
+    if frame is None or name not in frame.columns:
         return ""
     return ", such as " + ", ".join(row[KEY] for row in frame.where(name).take(SHOWN_ROWS))
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.tables import FEEDBACK
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 FORMAT = 1  # of the cache folder; raise it when the arrays change
-FEEDBACK = ("positive", "negative", "exposed", "neutral")  # code = place in this list
-POSITIVE = 0
+POSITIVE = 0  # feedback's code = its place in FEEDBACK
 ARRAYS = {
     "item": np.int32, "ts": np.int64, "session": np.int32, "feedback": np.int8,
     "exposed": np.int32, "exposed_count": np.int32, "length": np.int64,

@@ -17,14 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs import context, slices
+from jobs import context, sequences, slices
 from jobs.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
 from tests import histories
 from tests.histories import GAP_S, KINDS, MAX_EVENTS, MAX_HOURS, NIGHTS, Fate, History, Kind
 from tests.oracle import expected_sequences, expected_sessions
 from tests.spark_tools import Workshop
 
-FEW_BYTES, FEW_MOVED = context.FEW_BYTES, context.FEW_MOVED
 HISTORIES = 252  # of each of two kinds: 504
 
 
@@ -49,9 +48,14 @@ class Mill:
         for number in range(len(NIGHTS)):
             self.land(shop, batch, number)
             if by_nights:
-                # On the second night Spark merges into all tables: small ones are written anew.
-                context.FEW_BYTES = -1 if number == 1 else FEW_BYTES
-                shop.run_steps(str(NIGHTS[number]), f"night-{number}")
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(slices, "SMALLEST_SLICE", 10)
+                    if number == 1:  # as if they were many: Spark merges into all tables
+                        patch.setattr(context, "FEW_BYTES", -1)
+                        patch.setattr(sequences, "MOST", 2)
+                    if number == 1 and not self.kind.native_rule:
+                        patch.setattr(context, "FEW_MOVED", -1)
+                    shop.run_steps(str(NIGHTS[number]), f"night-{number}")
         if not by_nights:
             # As if they were many: first loads have ways of their own, which take turns here.
             with pytest.MonkeyPatch.context() as patch:
