@@ -9,23 +9,15 @@ where.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from expectations.check import Check
 from expectations.sessions import order_key
-from jobs import files
 from jobs.sources import SessionsPart
-from jobs.tables import FEEDBACK
 
-HELD_DDL = "holds boolean, first string, last string"
 ENDS = ("event_ts", "source_session_id", "tie_break", "event_id")  # of events, in the order's terms
 PRIME = 16_777_213  # sums of hashes below it fit 64 bits for 2^39 rows
 
@@ -120,57 +112,3 @@ def _print(events: DataFrame) -> tuple[int, int, int]:
     ).first()  # fmt: skip
     assert found is not None
     return found[0], found[1], found[2]
-
-
-# -- sequences, in Arrow ---------------------------------------------------------------------------
-
-
-def sequences_hold(path: str) -> list[dict[str, Any]]:
-    """Whether a file of `gold.sequences` keeps the suite of `expectations/sequences.py`, each user
-    once and in order of `user_id`; and its `first` and `last` user, for `apart`."""
-    rows = files.read_parquet(path)
-    users = rows["user_id"].combine_chunks()
-    if not len(users):
-        return [{"holds": True, "first": None, "last": None}]
-    ends = {"first": users[0].as_py(), "last": users[-1].as_py()}
-    risen = pc.all(pc.less(users[:-1], users[1:])).as_py() is not False
-    return [{"holds": users.null_count == 0 and risen and _arrays_hold(rows), **ends}]
-
-
-def apart(held: list[dict[str, Any]]) -> bool:
-    """Whether files, each in order of users, have no user in common."""
-    ends = sorted((one["first"], one["last"]) for one in held if one["first"] is not None)
-    return all(one[1] < other[0] for one, other in itertools.pairwise(ends))
-
-
-def _arrays_hold(rows: pa.Table) -> bool:
-    lists = {
-        name: rows[name].combine_chunks()
-        for name in ("item_index", "event_ts", "session_ordinal", "feedback", "exposed_items")
-    }
-    if any(one.null_count for one in lists.values()):
-        return False
-    size = pc.list_value_length(lists["item_index"])
-    if not all(pc.list_value_length(one).equals(size) for one in lists.values()):
-        return False
-    flat = {name: one.flatten() for name, one in lists.items()}
-    shown = flat["exposed_items"]
-    if any(one.null_count for one in flat.values()) or shown.flatten().null_count:
-        return False
-    count = size.to_numpy(zero_copy_only=False)
-    if count.min() < 1:
-        return False
-    first = np.cumsum(count) - count
-    inside = np.ones(int(count.sum()), bool)
-    inside[first] = False
-    times = flat["event_ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-    ordinal = flat["session_ordinal"].to_numpy()
-    step = np.diff(ordinal)[inside[1:]]
-    return bool(
-        (flat["item_index"].to_numpy() >= 1).all()
-        and (shown.flatten().to_numpy() >= 1).all()
-        and (np.diff(times)[inside[1:]] >= 0).all()
-        and (ordinal[first] == 1).all()
-        and ((step == 0) | (step == 1)).all()
-        and pc.all(pc.is_in(flat["feedback"], pa.array(FEEDBACK))).as_py() is not False
-    )

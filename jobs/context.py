@@ -10,14 +10,17 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from jobs import files
-from jobs.delta import Lake
+from jobs.delta import Lake, staging
 from jobs.errors import Conflict, SettingsError
+from jobs.rewrite import BEFORE, CHANGE_FEED, DDL, Put, Rewrite
 from jobs.settings import settings
 from jobs.sources import Source
 from jobs.tables import Table
+from jobs.tasks import run
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -87,8 +90,7 @@ class Context:
             compile_plans(spark, self.many)
 
     def merge(
-        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
-        within: tuple[int, int] | None = None,
+        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int
     ) -> None:  # fmt: skip
         """Put a part of the candidate into the table by its key, in one commit. Rows whose column
         `gone`, if there is one, is true are removed.
@@ -99,7 +101,6 @@ class Context:
         Args:
             base: the table's version that the part was computed from.
             app_id, version: the progress that the commit carries.
-            within: the first and last `order` time (us) of the table's rows that are touched.
 
         Raises:
             Conflict: another run changed the table since `base`.
@@ -112,7 +113,49 @@ class Context:
             raise Conflict(f"{table.full_name} was changed by another run since version {base}")
         self.expect(candidate.row_count(part), lake.rows(table))
         with lake.transaction(table, app_id, version, self.run_id):
-            lake.merge(table, candidate.part(part), within)
+            lake.merge(table, candidate.part(part))
+
+    def replace_rows(
+        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
+        within: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Put a part of the candidate into the table by its key, in one commit: `jobs/rewrite.py`.
+
+        Args:
+            part: the table's columns and `change`: new, changed or retired.
+            base, app_id, version: as in `merge`.
+            within: the first and last `order` time (us) of the table's rows that are touched.
+
+        Raises:
+            Conflict: another run changed the table since `base`.
+        """
+        lake = self.lake
+        seen = lake.version(table)
+        if seen is None or lake.changed_rows(table, base):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        many = self.is_many(candidate.row_count(part), lake.rows(table))
+        spark = (lambda: self.spark) if many else None
+        [key] = table.key
+        keys = candidate.arrow(part, [key, "change"])
+        keys = keys.filter(pc.is_in(keys["change"], pa.array(list(BEFORE))))
+        files.write_parquet(candidate.path("keys.parquet"), keys)
+        old = lake.files_of(table, seen) if keys.num_rows else []
+        if within is not None:
+            name, (first, last) = table.order[0], within
+            old = [f for f in old if f.first_us(name) <= last and f.last_us(name) >= first]
+        path, folder = lake.path(table), staging(self.run_id)
+        feed = f"{path}/{CHANGE_FEED}" if table.feed else None
+        columns, place = table.columns, f"{path}/{folder}"
+        done = run(spark, Put(columns, place, feed), candidate.files(part), DDL, "string")
+        rewrite = Rewrite(columns, key, candidate.path("keys.parquet"), place, feed)
+        done += run(spark, rewrite, [one.path for one in old], DDL, "string")
+        replaced = {one["old"] for one in done}
+        entries = lake.entries(table, folder, [one["new"] for one in done if one["new"]])
+        told = [one["feed"] for one in done if one["feed"]]
+        lake.swap(
+            table, [one for one in old if one.path in replaced], entries, told, seen, app_id,
+            version, self.run_id,
+        )  # fmt: skip
 
     @property
     def oldest_day(self) -> date | None:
@@ -153,10 +196,14 @@ class Candidate:
         schema = StructType.fromJson(json.loads(files.read_text(self.path(name) + SCHEMA)))
         return self.lake.spark.read.schema(schema).parquet(self.path(name))
 
-    def arrow(self, name: str) -> pa.Table:
-        """A part, read without Spark."""
+    def files(self, name: str) -> list[str]:
+        """The data files of a part."""
+        return [path for path, *_ in files.glob(f"{self.path(name)}/*.parquet")]
+
+    def arrow(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A part, or some of its columns, read without Spark."""
         system, inner = files.located(self.path(name))
-        return ds.dataset(inner, format="parquet", filesystem=system).to_table()
+        return ds.dataset(inner, format="parquet", filesystem=system).to_table(columns=columns)
 
     def adopt(self, part: str, ddl: str) -> None:
         """Make a part of files that tasks wrote into its folder."""

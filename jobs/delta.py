@@ -7,6 +7,7 @@ Progress is recorded in the tables' own commits and nowhere else: a derived tabl
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -275,6 +276,62 @@ class Lake:
                 ),
             )  # fmt: skip
 
+    def swap(
+        self, table: Table, old: list[DataFile], entries: list[dict[str, Any]],
+        feed: list[str], seen: int, app_id: str, version: int, run_id: str,
+    ) -> None:  # fmt: skip
+        """Take data files out and put staged ones in, in one commit: by Delta's own transaction,
+        because delta-rs only puts files in, or takes all out.
+
+        Args:
+            old: data files of version `seen`.
+            feed: the change feed's files of the commit.
+
+        Raises:
+            Conflict: another run changed the table since `seen`.
+        """
+        now = int(time.time() * 1000)
+        actions: list[dict[str, Any]] = [{"txn": {"appId": app_id, "version": version}}]
+        for gone in old:
+            actions.append({"remove": {
+                "path": gone.told["path"], "deletionTimestamp": now, "dataChange": True,
+                "extendedFileMetadata": True, "partitionValues": {},
+                "size": gone.told["size_bytes"],
+            }})  # fmt: skip
+        for one in entries:
+            if not files.exists(f"{self.path(table)}/{one['path']}"):
+                raise Conflict(f"{table.full_name}: the staged file {one['path']} was removed")
+            actions.append({"add": {
+                "path": one["path"], "partitionValues": {}, "size": one["size"],
+                "modificationTime": one["modified_ms"], "dataChange": True, "stats": one["stats"],
+            }})  # fmt: skip
+        for path in feed:
+            below = path.removeprefix(f"{self.path(table)}/")
+            cdc = {"path": below, "partitionValues": {}, "size": files.size(path)}
+            actions.append({"cdc": cdc | {"dataChange": False}})
+        jvm: Any = self.spark._jvm
+        delta = jvm.org.apache.spark.sql.delta
+        listed = jvm.java.util.ArrayList()
+        for action in actions:
+            listed.add(delta.actions.Action.fromJson(json.dumps(action)))
+        converters = jvm.scala.jdk.javaapi.CollectionConverters
+        operation = getattr(getattr(delta, "DeltaOperations$ManualUpdate$"), "MODULE$")
+        session: Any = self.spark._jsparkSession
+        with self.userdata(run_id), conflicts(table):
+            transaction = delta.DeltaLog.forTable(session, self.path(table)).startTransaction()
+            if transaction.readVersion() != seen:
+                raise Conflict(f"{table.full_name} was changed by another run since version {seen}")
+            transaction.commit(converters.asScala(listed).toSeq(), operation)
+
+    @contextmanager
+    def userdata(self, run_id: str) -> Iterator[None]:
+        """Commits inside carry the run's id."""
+        self.spark.conf.set("spark.databricks.delta.commitInfo.userMetadata", run_id)
+        try:
+            yield
+        finally:
+            self.spark.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+
     @contextmanager
     def transaction(self, target: Table, app_id: str, version: int, run_id: str) -> Iterator[None]:
         """Commits inside carry what they consumed. Unset after: it would reach later writes.
@@ -287,14 +344,12 @@ class Lake:
         if last is None or last < version:
             conf.set("spark.databricks.delta.write.txnAppId", app_id)
             conf.set("spark.databricks.delta.write.txnVersion", str(version))
-        conf.set("spark.databricks.delta.commitInfo.userMetadata", run_id)
         try:
-            with conflicts(target):
+            with self.userdata(run_id), conflicts(target):
                 yield
         finally:
             conf.unset("spark.databricks.delta.write.txnAppId")
             conf.unset("spark.databricks.delta.write.txnVersion")
-            conf.unset("spark.databricks.delta.commitInfo.userMetadata")
 
     def replace(self, table: Table, rows: DataFrame, properties: dict[str, str]) -> None:
         """Put other rows and other properties in place of the table's own, in one commit."""
@@ -303,7 +358,7 @@ class Lake:
             writer = writer.tableProperty(name, value)
         writer.createOrReplace()
 
-    def merge(self, table: Table, rows: DataFrame, within: tuple[int, int] | None = None) -> None:
+    def merge(self, table: Table, rows: DataFrame) -> None:
         """One MERGE by the table's key; see `Context.merge`."""
         delete = "gone" in rows.columns
         from delta.tables import DeltaTable as SparkDeltaTable
@@ -311,9 +366,6 @@ class Lake:
         match = F.lit(True)
         for name in table.key:
             match = match & (F.col(f"t.{name}") == F.col(f"s.{name}"))
-        if within is not None:  # literals: file statistics prune by them
-            first, last = (F.timestamp_micros(F.lit(one)) for one in within)
-            match = match & F.col(f"t.{table.order[0]}").between(first, last)
         put = {name: f"s.{name}" for name in table.columns}
         keep = "NOT s.gone" if delete else "true"
         target = SparkDeltaTable.forPath(self.spark, self.path(table))
@@ -388,6 +440,11 @@ class DataFile:
     @property
     def rows(self) -> int:
         return int(self.told.get("num_records") or 0)
+
+    def first_us(self, column: str) -> int:
+        """The lowest time (us) of a column; the beginning of time where the log does not know."""
+        lowest = self.told.get(f"min.{column}")
+        return -(2**63) if lowest is None else int(lowest.timestamp() * 1000) * 1000 - 1000
 
     def last_us(self, column: str) -> int:
         """The highest time (us) of a column; the end of time where the log does not know."""

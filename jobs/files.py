@@ -56,6 +56,11 @@ def exists(path: str) -> bool:
     return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
 
 
+def size(path: str) -> int:
+    system, inner = located(path)
+    return int(system.get_file_info(inner).size)
+
+
 def read_text(path: str) -> str:
     with open_binary(path) as stream:
         return stream.read().decode("utf-8")
@@ -77,10 +82,10 @@ def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
     pq.write_table(rows, inner, filesystem=system, row_group_size=group)
 
 
-def read_parquet(path: str) -> pa.Table:
-    """A small file whole."""
-    system, inner = located(path)
-    return pq.read_table(inner, filesystem=system)
+def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
+    """A file, or some of its columns, for a task that has one thread."""
+    with open_seekable(path) as stream:
+        return pq.ParquetFile(stream).read(columns, use_threads=False).combine_chunks()
 
 
 def remove(folder: str) -> None:

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import functions as F
 
-from jobs import certify, crash, files, validate
+from jobs import arrow_checks, crash, files, validate
 from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
 from jobs.delta import FeedGone, feed_gone, staging
 from jobs.errors import SettingsError
 from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
+from jobs.tasks import run
 from jobs.user_slices import (
     GATHERED_DDL,
     WOVEN_DDL,
@@ -28,7 +29,6 @@ from jobs.user_slices import (
     edges_of_sessions,
     edges_of_users,
     in_groups,
-    run,
     slice_count,
 )
 
@@ -193,12 +193,12 @@ def events_of(
 
 def write_gone(context: Context, candidate: Candidate, users: list[str]) -> None:
     """Add to the changed rows those users who have none any more."""
-    schema = arrow_schema(SEQUENCES.columns | {"gone": "boolean"})
-    rows = [{"user_id": user, "gone": True} for user in users]
+    schema = arrow_schema(SEQUENCES.columns | {"change": "string"})
+    rows = [{"user_id": user, "change": "retired"} for user in users]
     if rows:
         path = candidate.path("change") + "/gone.parquet"
         files.write_parquet(path, pa.Table.from_pylist(rows, schema=schema))
-    candidate.adopt("change", f"{SEQUENCES.ddl}, gone boolean")
+    candidate.adopt("change", f"{SEQUENCES.ddl}, change string")
 
 
 def audit(context: Context, candidate: Candidate) -> None:
@@ -208,15 +208,16 @@ def audit(context: Context, candidate: Candidate) -> None:
         return
     facts = {"positions_balance": manifest["positions"] == manifest["events"]}
     spark = (lambda: context.spark) if manifest["many"] else None
-    held = run(spark, certify.sequences_hold, manifest["made"], certify.HELD_DDL, "string")
-    if all(one["holds"] for one in held) and certify.apart(held):
+    ddl = arrow_checks.SEQUENCES_DDL
+    held = run(spark, arrow_checks.sequences_hold, manifest["made"], ddl, "string")
+    if all(one["holds"] for one in held) and arrow_checks.apart(held):
         validate.audit_certified(context, SEQUENCES, manifest["rows"], facts)
     else:
         context.expect(manifest["rows"], context.lake.rows(SEQUENCES))
         if manifest["all"]:
             rows = context.lake.staged(SEQUENCES, manifest["staged"])
         else:
-            rows = candidate.part("change").where("NOT gone").drop("gone")
+            rows = candidate.part("change").where("change <> 'retired'").drop("change")
         validate.audit_candidate(context, SEQUENCES, rows, facts)
     crash.point("sequences.audited")
 
@@ -237,7 +238,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
                 overwrite=manifest["put_aside"],
             )  # fmt: skip
         else:
-            context.merge(SEQUENCES, candidate, "change", base, consumed, upto)
+            context.replace_rows(SEQUENCES, candidate, "change", base, consumed, upto)
         crash.point("sequences.published")
     result.tables[SEQUENCES.full_name] = lake.told(SEQUENCES)
     return result

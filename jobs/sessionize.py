@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from expectations.sessions import belong, order_key
-from jobs import crash, slices, validate
+from jobs import arrow_checks, crash, files, slices, validate
 from jobs.context import Candidate, Context, Result
 from jobs.delta import FeedGone, feed_gone, staging
 from jobs.errors import Conflict, RuleChanged, SettingsError
 from jobs.sources import SessionsPart
 from jobs.tables import EVENT_STRUCT, EVENTS, SESSIONS
+from jobs.tasks import run
 
 RULE_PROPERTY = "sessionmill.rule"
 EVENT_FIELDS = (
@@ -253,12 +256,17 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
             if changes.isEmpty():
                 manifest["empty"] = True
             else:
+                moved = changes.agg(
+                    F.count("came").alias("came"), F.count("gone").alias("gone")
+                ).first()
+                assert moved is not None
+                manifest["moved"] = moved.asDict()
                 changed = candidate.write("spans", spans(changes))
                 old = touched(lake.read(SESSIONS, base), changed, rule)
                 old = candidate.write("old", old.select(*SESSIONS.columns))
                 new = recut(old, changes, rule)
-                moved = difference(old, new).where("change <> 'same'")
-                fill(context, candidate, manifest, moved.repartition(1))
+                rows = difference(old, new).where("change <> 'same'")
+                fill(context, candidate, manifest, rows.repartition(1))
     elif after is not None:
         manifest["empty"] = True
     if manifest["whole"]:
@@ -301,18 +309,17 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     aside = f"{context.candidate(SESSIONS).folder}/{slices.SPARE}"
     work = slices.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)
 
-    def run(todo: list[tuple[int | None, int | None, list[str]]]) -> list[Any]:
+    def cut_all(todo: list[tuple[int | None, int | None, list[str]]]) -> list[Any]:
         return slices.frame(spark, todo).mapInArrow(work, slices.REPORT_DDL).collect()
 
-    done = run(slices.slices(known, size)) if known else []
+    done = cut_all(slices.slices(known, size)) if known else []
     spare = [one["spare"] for one in done if one["spare"]]
-    done += run([(None, None, spare)]) if spare else []
+    done += cut_all([(None, None, spare)]) if spare else []
     return lake.entries(SESSIONS, folder, [one["path"] for one in done])
 
 
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
     """Write the rows that change, each partition laid out by start, and count them."""
-    rows = rows.withColumn("gone", F.col("change") == "retired")
     written = candidate.write("sessions", rows.sortWithinPartitions(*SESSIONS.order))
     put = F.col("change") != "retired"
     counted = written.agg(
@@ -393,25 +400,110 @@ def audit(context: Context, candidate: Candidate) -> None:
     if manifest["empty"]:
         return
     counts = manifest["counts"]
-    context.expect(counts["rows"], context.lake.rows(SESSIONS))
-    if manifest["whole"]:
-        put = to_put(context, candidate, manifest)
-        facts = validate.whole_facts(context, put, manifest["upto"])
+    facts = facts_by_arrow(context, candidate, manifest)
+    if facts is not None:
+        validate.audit_certified(context, SESSIONS, counts["rows"], facts)
     else:
-        ids = to_put(context, candidate, manifest).select(
-            F.explode("events.event_id").alias("event_id")
-        )
-        changes = candidate.part("changes")
-        distinct = ids.agg(F.count_distinct("event_id")).first()
-        moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
-        assert moved is not None and distinct is not None
-        after = counts["events_before"] + moved["came"] - moved["gone"]
-        facts = {
-            "each_event_once": distinct[0] == counts["events_after"],
-            "events_balance": after == counts["events_after"],
-        }
-    validate.audit_candidate(context, SESSIONS, after_image(context, candidate, manifest), facts)
+        context.expect(counts["rows"], context.lake.rows(SESSIONS))
+        whole = manifest["whole"]
+        facts = (facts_of_all if whole else facts_of_changes)(context, candidate, manifest)
+        rows = after_image(context, candidate, manifest)
+        validate.audit_candidate(context, SESSIONS, rows, facts)
     crash.point("sessionize.audited")
+
+
+def facts_of_all(
+    context: Context, candidate: Candidate, manifest: dict[str, Any]
+) -> dict[str, bool]:
+    put = to_put(context, candidate, manifest)
+    return validate.whole_facts(context, put, manifest["upto"])
+
+
+def facts_of_changes(
+    context: Context, candidate: Candidate, manifest: dict[str, Any]
+) -> dict[str, bool]:
+    put = to_put(context, candidate, manifest)
+    ids = put.select(F.explode("events.event_id").alias("event_id"))
+    distinct = ids.agg(F.count_distinct("event_id")).first()
+    assert distinct is not None
+    return balance(manifest, distinct[0])
+
+
+def balance(manifest: dict[str, Any], distinct: int) -> dict[str, bool]:
+    """Args: distinct: how many events stand in the sessions that are put."""
+    counts, moved = manifest["counts"], manifest["moved"]
+    after = counts["events_before"] + moved["came"] - moved["gone"]
+    return {
+        "each_event_once": distinct == counts["events_after"],
+        "events_balance": after == counts["events_after"],
+    }
+
+
+def facts_by_arrow(
+    context: Context, candidate: Candidate, manifest: dict[str, Any]
+) -> dict[str, bool] | None:
+    """What holds of the whole batch, if every check of a session holds of each; else None, and
+    where the rule or the size asks for Spark."""
+    lake, rule, counts = context.lake, context.source.sessions, manifest["counts"]
+    if rule.rule != "gap" or counts["rows"] > arrow_checks.MOST_SESSIONS:
+        return None
+    whole = manifest["whole"]
+    events = lake.rows(EVENTS) if whole else counts["events_after"]
+    spark = (lambda: context.spark) if context.is_many(events) else None
+    aside = candidate.path("bounds")
+    hold = arrow_checks.SessionsHold(
+        rule.gap_us, rule.max_session_us, rule.max_session_events, aside
+    )
+    paths = candidate.files("sessions")
+    if whole:
+        paths = [f"{lake.path(SESSIONS)}/{one['path']}" for one in manifest["staged"]]
+    held = run(spark, hold, paths, arrow_checks.SESSIONS_DDL, "string")
+    if not all(one["holds"] for one in held):
+        return None
+    bounds = [one["bounds"] for one in held if one["bounds"]]
+    if not whole:
+        bounds += bounds_around(context, candidate, manifest, aside)
+    if not arrow_checks.sessions_apart(bounds, rule.gap_us):
+        return None
+    files.remove(aside)
+    if not whole:
+        rows = candidate.arrow("sessions", ["change", "events"])
+        rows = rows.filter(pc.not_equal(rows["change"], "retired"))
+        ids = pc.struct_field(pc.list_flatten(rows["events"]), "event_id")
+        return balance(manifest, pc.count_distinct(ids).as_py())
+    stored = [one.path for one in lake.files_of(EVENTS, manifest["upto"])]
+    printed = run(spark, arrow_checks.print_of_events, stored, arrow_checks.PRINT_DDL, "string")
+    inside, there = arrow_checks.joined(held), arrow_checks.joined(printed)
+    same = inside[0] != there[0] or inside == there
+    return {"events_balance": inside[0] == there[0], "each_event_once": same}
+
+
+def bounds_around(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], folder: str
+) -> list[str]:
+    """The bounds of the sessions that stand near the candidate's and stay as they are."""
+    lake, gap_us = context.lake, context.source.sessions.gap_us
+    names = ["session_id", "user_id", "start_ts", "end_ts"]
+    rows = candidate.arrow("sessions", names)
+    files.write_parquet(candidate.path("ids.parquet"), rows.select(["session_id"]))
+    times = {
+        name: rows[of].cast(slices.CLOCK).cast(pa.int64())
+        for name, of in (("lo", "start_ts"), ("hi", "end_ts"))
+    }
+    keys = pa.table({"user_id": rows["user_id"]} | times)
+    keys = keys.group_by("user_id").aggregate([("lo", "min"), ("hi", "max")])
+    keys = keys.rename_columns(["user_id", "lo", "hi"])
+    files.write_parquet(candidate.path("near.parquet"), keys)
+    first, last = pc.min(keys["lo"]).as_py() - gap_us, pc.max(keys["hi"]).as_py() + gap_us
+    stored = lake.files_of(SESSIONS, manifest["base"])
+    near = [one for one in stored if one.first_us("start_ts") <= last]
+    near = [one for one in near if one.last_us("end_ts") >= first]
+    around = arrow_checks.Around(
+        candidate.path("near.parquet"), candidate.path("ids.parquet"), gap_us, folder
+    )
+    spark = (lambda: context.spark) if context.is_many(sum(one.rows for one in near)) else None
+    done = run(spark, around, [one.path for one in near], "bounds string", "string")
+    return [one["bounds"] for one in done]
 
 
 def merge(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
@@ -421,7 +513,7 @@ def merge(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> N
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
     lake, counts = context.lake, manifest["counts"]
-    context.merge(
+    context.replace_rows(
         SESSIONS, candidate, "sessions", manifest["base"], lake.app_id(SESSIONS, EVENTS),
         manifest["upto"], within=(counts["lo_us"], counts["hi_us"]),
     )  # fmt: skip

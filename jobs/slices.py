@@ -34,6 +34,7 @@ from jobs.arrow import arrow_schema
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+CLOCK = pa.timestamp("us", "UTC")
 SLICE_EVENTS = 1_000_000
 """Ours: about as many events as a task holds at a time."""
 
@@ -142,14 +143,13 @@ def cut(
     runaway = np.full(len(size), None, object)
     runaway[size > how.max_session_events] = "events"
     runaway[end - start > how.max_session_us] = "hours"
-    clock = pa.timestamp("us", "UTC")
-    started = pa.array(start, pa.int64()).cast(clock)
+    started = pa.array(start, pa.int64()).cast(CLOCK)
     sessions = pa.Table.from_arrays(
         [
             pa.array([session_id(*one) for one in zip(users, ids, strict=True)], pa.string()),
             heads["user_id"].combine_chunks(),
             started,
-            pa.array(end, pa.int64()).cast(clock),
+            pa.array(end, pa.int64()).cast(CLOCK),
             started.cast(pa.timestamp("us")).cast(pa.date32()),
             pa.array(size, pa.int32()),
             pa.array(runaway, pa.string()),
@@ -222,7 +222,7 @@ def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
 
 
 def _us(moment: Any) -> int:
-    return int(pa.scalar(moment, pa.timestamp("us", "UTC")).cast(pa.int64()).as_py())
+    return int(pa.scalar(moment, CLOCK).cast(pa.int64()).as_py())
 
 
 def slices(
@@ -281,11 +281,10 @@ def read(
     schema = arrow_schema(columns)
     if not paths:
         return schema.empty_table()
-    clock = pa.timestamp("us", "UTC")
     inside = where
     for bound, compare in ((low, "__ge__"), (high, "__lt__")):
         if bound is not None:
-            found = getattr(ds.field("event_ts"), compare)(pa.scalar(bound, pa.int64()).cast(clock))
+            found = getattr(ds.field("event_ts"), compare)(pa.scalar(bound, pa.int64()).cast(CLOCK))
             inside = found if inside is None else inside & found
     system, _ = files.located(paths[0])
     places = [files.located(path)[1] for path in paths]
@@ -360,9 +359,7 @@ class Layer:
         """
         events, repeats = without_repeats(lines)
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
-        stamps = pa.array([self.when], pa.timestamp("us", "UTC")).take(
-            pa.array(np.zeros(events.num_rows, np.int8))
-        )
+        stamps = pa.array([self.when], CLOCK).take(pa.array(np.zeros(events.num_rows, np.int8)))
         events = events.append_column("ingest_file", events["file"])
         events = events.append_column("ingest_ts", stamps)
         schema = arrow_schema(self.columns)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import bisect
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,9 @@ import pyarrow.parquet as pq
 
 from jobs import files
 from jobs.arrow import arrow_schema
-from jobs.slices import SLICE_EVENTS, size_of
+from jobs.slices import CLOCK, SLICE_EVENTS, size_of
 from jobs.tables import FEEDBACK, SEQUENCES
 
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
-CLOCK = pa.timestamp("us", "UTC")
 EVER = np.iinfo(np.int64).max
 SAMPLED_FILES = 16  # ours: from so many files of sessions the slices' edges are taken
 OF_EVENTS = ("event_id", "event_ts", "item_id", "feedback", "tie_break", "source_session_id",
@@ -372,7 +368,7 @@ class Weave:
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
         rows = to_rows(woven)
         if self.changed_only:
-            rows = rows.append_column("gone", pa.repeat(pa.scalar(False), rows.num_rows))
+            rows = rows.append_column("change", pa.repeat(pa.scalar("changed"), rows.num_rows))
         each = max(1, GROUP_POSITIONS * rows.num_rows // max(1, int(woven.count.sum())))
         files.write_parquet(path, rows, each)
         return [
@@ -427,37 +423,7 @@ def _between(users: pa.Table, low: str | None, high: str | None) -> pa.Table:
     return users if bounds is None else users.filter(bounds)
 
 
-# -- running tasks --------------------------------------------------------------------------------
-
-
-def run(
-    spark: Callable[[], SparkSession] | None, task: Callable[[Any], list[dict[str, Any]]],
-    todo: list[Any], ddl: str, kind: str,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """The answers of a task to each of `todo`: here, one after another, or in Spark.
-
-    Args:
-        spark: gives the session; None: here.
-        ddl: the columns of an answer; kind: the type of what is asked.
-    """
-    if spark is None:
-        return [answer for one in todo for answer in task(one)]
-
-    def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        schema = arrow_schema(dict(one.split(" ", 1) for one in ddl.split(", ")))
-        for batch in batches:
-            for asked in batch.column("asked").to_pylist():
-                answers = task(asked)
-                if answers:
-                    yield pa.RecordBatch.from_pylist(answers, schema=schema)
-
-    frame = spark().createDataFrame(
-        [(number, one) for number, one in enumerate(todo)], f"number int, asked {kind}"
-    )
-    frame = frame.repartitionById(max(1, len(todo)), "number").select("asked")
-    spark_ddl = ddl.replace("bigint", "long")
-    return [row.asDict() for row in frame.mapInArrow(work, spark_ddl).collect()]
-
+# -- what tasks answer, and take -------------------------------------------------------------------
 
 GATHERED_DDL = "path string"
 WOVEN_DDL = "path string, rows bigint, positions bigint, gone array<string>"
