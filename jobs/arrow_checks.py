@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import files
-from jobs.slices import CLOCK
+from jobs.slices import CLOCK, near
 from jobs.tables import FEEDBACK
 
 # -- sequences ------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Around:
     those of a candidate and are none of it; see `SessionsHold`."""
 
     keys: str
-    """A Parquet file: `user_id`, and `lo`, `hi` (us): what the candidate touches of the user."""
+    """A Parquet file, as `slices.near` takes it: what the candidate touches."""
     ids: str
     """A Parquet file: `session_id` of the candidate's rows, retired ones too."""
     gap_us: int
@@ -278,17 +278,7 @@ class Around:
     def __call__(self, path: str) -> list[dict[str, Any]]:
         rows = files.read_parquet(path, ["session_id", "user_id", "start_ts", "end_ts"])
         keys = files.read_parquet(self.keys)
-        users = pc.dictionary_encode(_one(rows["user_id"]))
-        place = pc.index_in(users.dictionary, keys["user_id"])
-        far = np.iinfo(np.int64)
-        lo, hi = (
-            keys[name].take(place).fill_null(nothing).to_numpy()
-            for name, nothing in (("lo", far.max), ("hi", far.min))
-        )
-        codes = users.indices.to_numpy(zero_copy_only=False)
-        start, end = _us(rows["start_ts"]), _us(rows["end_ts"])
-        near = (end >= lo[codes] - self.gap_us) & (start - self.gap_us <= hi[codes])
-        rows = rows.filter(pa.array(near))
+        rows = rows.filter(pa.array(near(rows, keys, self.gap_us)))
         rows = rows.filter(
             pc.invert(pc.is_in(rows["session_id"], files.read_parquet(self.ids)["session_id"]))
         ).combine_chunks()

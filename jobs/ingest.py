@@ -18,6 +18,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -29,6 +30,7 @@ from jobs.reading import reader
 from jobs.records import RECORD_DDL, Format
 from jobs.sources import Source
 from jobs.tables import EVENTS, FILES, REJECTS
+from jobs.tasks import run
 from jobs.typing_rules import typed_events
 
 DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
@@ -252,7 +254,37 @@ def oldest_date(context: Context) -> Column:
     return F.lit(context.oldest_day).cast("date")
 
 
-def stored_events(context: Context, lines: DataFrame, version: int) -> DataFrame | None:
+def stored_by_time(
+    context: Context, candidate: Candidate, lines: DataFrame, version: int
+) -> DataFrame | None:
+    """`stored_events` where an id is a hash of its line: the events that have a time of a line."""
+    lake = context.lake
+    if lake.rows(EVENTS) == 0:
+        return None
+    schema = "event_id string, stored_ts timestamp, stored_hash string"
+    times = candidate.arrow("lines", ["event_ts", "line", "reason"])
+    good = pc.and_(pc.greater(times["line"], 0), pc.is_null(times["reason"]))
+    times = times.filter(good).select(["event_ts"]).group_by("event_ts").aggregate([])
+    times = times.sort_by("event_ts").combine_chunks()
+    if not times.num_rows:
+        return context.spark.createDataFrame([], schema)
+    files.write_parquet(candidate.path("times.parquet"), times)
+    first, last = (slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
+    old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
+    paths = [one.path for one in old if one.last_us("event_ts") >= first]
+    look = slices.AtTimes(candidate.path("times.parquet"), candidate.path("stored"))
+    found = run(lambda: context.spark, look, paths, "path string", "string")
+    if not found:
+        return context.spark.createDataFrame([], schema)
+    rows = context.spark.read.schema("event_id string, stored_ts timestamp").parquet(
+        *(one["path"] for one in found)
+    )
+    return F.broadcast(rows.withColumn("stored_hash", F.col("event_id")))
+
+
+def stored_events(
+    context: Context, candidate: Candidate, lines: DataFrame, version: int
+) -> DataFrame | None:
     """What `bronze.events` has of the ids in `lines`.
 
     An id that is a hash of its line has the line's time: only those times are read. A native id
@@ -335,9 +367,8 @@ def strange_times(context: Context, candidate: Candidate) -> list[str]:
     known = slices.extents(parts)
     if not known:
         return []
-    clock = pa.timestamp("us", "UTC")
     first, last = (
-        pa.scalar(end, pa.int64()).cast(clock).as_py()
+        pa.scalar(end, pa.int64()).cast(slices.CLOCK).as_py()
         for end in (min(one[1] for one in known), max(one[2] for one in known))
     )
     if last.year >= FIRST_LOGS and first <= context.started + timedelta(days=366):
@@ -372,12 +403,14 @@ def fill_events(
         oldest: the oldest date that is not late, per line; None: nothing is.
     """
     usable = candidate.part("lines").where("line > 0 AND reason IS NULL")
-    stored = stored_events(context, usable, manifest["base"][EVENTS.full_name])
+    few = context.many and manifest["counts"]["read"] <= FEW_LINES
+    find = stored_by_time if few and context.source.columns.event_id is None else stored_events
+    stored = find(context, candidate, usable, manifest["base"][EVENTS.full_name])
     first_load = stored is None and oldest is None and context.many
     if first_load and context.source.columns.event_id is None:
         fill_by_slices(context, candidate, manifest, usable)
         return
-    if stored is not None and context.many and manifest["counts"]["read"] <= FEW_LINES:
+    if stored is not None and few and find is stored_events:
         # An outer join sends all of the larger side about; this one passes over it once.
         ids = F.broadcast(usable.select("event_id"))
         stored = stored.join(ids, "event_id", "left_semi")

@@ -100,7 +100,8 @@ def fill(
     since_file = None if since is None else candidate.path(SINCE)
     gather = Gather(
         edges=edges, items=tuple(one.path for one in lake.files_of(ITEMS, manifest["items"])),
-        folder=candidate.path("gathered"), since=since_file,
+        folder=candidate.path("gathered"), ties=context.source.sessions.rule != "gap",
+        since=since_file,
     )  # fmt: skip
     earliest = None if since is None else pc.min(since["since_us"]).as_py()
     recent = [one for one in sessions if earliest is None or one.last_us("start_ts") >= earliest]

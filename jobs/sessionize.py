@@ -262,8 +262,11 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
                 assert moved is not None
                 manifest["moved"] = moved.asDict()
                 changed = candidate.write("spans", spans(changes))
-                old = touched(lake.read(SESSIONS, base), changed, rule)
-                old = candidate.write("old", old.select(*SESSIONS.columns))
+                if rule.rule == "gap":
+                    old = near_changes(context, candidate, base)
+                else:
+                    old = touched(lake.read(SESSIONS, base), changed, rule)
+                    old = candidate.write("old", old.select(*SESSIONS.columns))
                 new = recut(old, changes, rule)
                 rows = difference(old, new).where("change <> 'same'")
                 fill(context, candidate, manifest, rows.repartition(1))
@@ -280,6 +283,44 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     candidate.save(manifest)
     crash.point("sessionize.computed")
     return candidate
+
+
+def near_changes(context: Context, candidate: Candidate, base: int) -> DataFrame:
+    """The sessions within `gap_s` of a user's changes: `touched`, by looking at bounds first."""
+    lake, gap_us = context.lake, context.source.sessions.gap_us
+    keys = candidate.arrow("spans")
+    keys = near_keys(keys["user_id"], keys["lo"], keys["hi"])
+    files.write_parquet(candidate.path("near-changes.parquet"), keys)
+    near = slices.Near(
+        candidate.path("near-changes.parquet"), gap_us, SESSIONS.columns, candidate.path("old")
+    )
+    found = run_near(context, near, base, keys, "path string")
+    if not found:
+        return lake.spark.createDataFrame([], SESSIONS.ddl)
+    return lake.spark.read.schema(SESSIONS.ddl).parquet(*(one["path"] for one in found))
+
+
+def near_keys(users: Any, first: Any, last: Any) -> pa.Table:
+    """`user_id, lo, hi` for `slices.near`: one row a user."""
+    lo, hi = (times.cast(slices.CLOCK).cast(pa.int64()) for times in (first, last))
+    keys = pa.table({"user_id": users, "lo": lo, "hi": hi})
+    keys = keys.group_by("user_id").aggregate([("lo", "min"), ("hi", "max")])
+    return keys.rename_columns(["user_id", "lo", "hi"])
+
+
+def run_near(
+    context: Context, task: Any, base: int, keys: pa.Table, ddl: str
+) -> list[dict[str, Any]]:
+    """A task over the files of `silver.sessions` whose times come near those of `keys`."""
+    gap_us = context.source.sessions.gap_us
+    if not keys.num_rows:
+        return []
+    first, last = pc.min(keys["lo"]).as_py() - gap_us, pc.max(keys["hi"]).as_py() + gap_us
+    stored = context.lake.files_of(SESSIONS, base)
+    near = [one for one in stored if one.first_us("start_ts") <= last]
+    near = [one for one in near if one.last_us("end_ts") >= first]
+    spark = (lambda: context.spark) if context.is_many(sum(one.rows for one in near)) else None
+    return run(spark, task, [one.path for one in near], ddl, "string")
 
 
 def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
@@ -482,27 +523,15 @@ def bounds_around(
     context: Context, candidate: Candidate, manifest: dict[str, Any], folder: str
 ) -> list[str]:
     """The bounds of the sessions that stand near the candidate's and stay as they are."""
-    lake, gap_us = context.lake, context.source.sessions.gap_us
-    names = ["session_id", "user_id", "start_ts", "end_ts"]
-    rows = candidate.arrow("sessions", names)
+    rows = candidate.arrow("sessions", ["session_id", "user_id", "start_ts", "end_ts"])
     files.write_parquet(candidate.path("ids.parquet"), rows.select(["session_id"]))
-    times = {
-        name: rows[of].cast(slices.CLOCK).cast(pa.int64())
-        for name, of in (("lo", "start_ts"), ("hi", "end_ts"))
-    }
-    keys = pa.table({"user_id": rows["user_id"]} | times)
-    keys = keys.group_by("user_id").aggregate([("lo", "min"), ("hi", "max")])
-    keys = keys.rename_columns(["user_id", "lo", "hi"])
+    keys = near_keys(rows["user_id"], rows["start_ts"], rows["end_ts"])
     files.write_parquet(candidate.path("near.parquet"), keys)
-    first, last = pc.min(keys["lo"]).as_py() - gap_us, pc.max(keys["hi"]).as_py() + gap_us
-    stored = lake.files_of(SESSIONS, manifest["base"])
-    near = [one for one in stored if one.first_us("start_ts") <= last]
-    near = [one for one in near if one.last_us("end_ts") >= first]
     around = arrow_checks.Around(
-        candidate.path("near.parquet"), candidate.path("ids.parquet"), gap_us, folder
-    )
-    spark = (lambda: context.spark) if context.is_many(sum(one.rows for one in near)) else None
-    done = run(spark, around, [one.path for one in near], "bounds string", "string")
+        candidate.path("near.parquet"), candidate.path("ids.parquet"),
+        context.source.sessions.gap_us, folder,
+    )  # fmt: skip
+    done = run_near(context, around, manifest["base"], keys, "bounds string")
     return [one["bounds"] for one in done]
 
 

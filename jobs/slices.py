@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from jobs import files
 from jobs.arrow import arrow_schema
+from jobs.tasks import shared_out
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -214,14 +215,14 @@ def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
                 continue
             if known is None or not known.has_min_max:
                 raise KeyError(path)
-            found.append((path, _us(known.min), _us(known.max), group.num_rows))
+            found.append((path, micros_of(known.min), micros_of(known.max), group.num_rows))
         return found
 
     with ThreadPoolExecutor(8) as pool:
         return [one for many in pool.map(of, paths) for one in many]
 
 
-def _us(moment: Any) -> int:
+def micros_of(moment: Any) -> int:
     return int(pa.scalar(moment, CLOCK).cast(pa.int64()).as_py())
 
 
@@ -290,6 +291,84 @@ def read(
     places = [files.located(path)[1] for path in paths]
     data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
     return data.to_table(filter=inside, use_threads=False).combine_chunks()
+
+
+@dataclass(frozen=True)
+class AtTimes:
+    """A task: of a file of `bronze.events`, the ids and times of events at some times."""
+
+    times: str
+    """A Parquet file: `event_ts`, rising, each once."""
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        wanted = _micros(files.read_parquet(self.times)["event_ts"])
+        found = []
+        with files.open_seekable(path) as stream:
+            file = pq.ParquetFile(stream)
+            for number in range(file.num_row_groups):
+                rows = file.read_row_group(number, ["event_ts"], use_threads=False)
+                times = _micros(rows["event_ts"])
+                place = np.minimum(np.searchsorted(wanted, times), len(wanted) - 1)
+                hit = np.flatnonzero(wanted[place] == times)
+                if len(hit):
+                    ids = file.read_row_group(number, ["event_id"], use_threads=False)
+                    rows = rows.append_column("event_id", ids["event_id"])
+                    found.append(rows.take(pa.array(hit)))
+        if not found:
+            return []
+        rows = pa.concat_tables(found).rename_columns({"event_ts": "stored_ts"})
+        out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        files.write_parquet(out, rows)
+        return [{"path": out}]
+
+
+def near(rows: pa.Table, keys: pa.Table, gap_us: int) -> np.ndarray:
+    """Which sessions stand within `gap_us` of what changed of their user: bool[N].
+
+    Args:
+        rows: `user_id, start_ts, end_ts`.
+        keys: `user_id, lo, hi`: the first and last time (us) of a user's changes.
+    """
+    users = pc.dictionary_encode(rows["user_id"].combine_chunks())
+    place = pc.index_in(users.dictionary, keys["user_id"])
+    codes = users.indices.to_numpy(zero_copy_only=False)
+    ever = np.iinfo(np.int64)
+    lo, hi = (
+        keys[name].take(place).fill_null(nothing).to_numpy()[codes]
+        for name, nothing in (("lo", ever.max), ("hi", ever.min))
+    )
+    start, end = _micros(rows["start_ts"]), _micros(rows["end_ts"])
+    found: np.ndarray = (end >= lo - gap_us) & (start - gap_us <= hi)
+    return found
+
+
+@dataclass(frozen=True)
+class Near:
+    """A task: of a file of `silver.sessions`, the sessions near the changes, as a file."""
+
+    keys: str
+    """A Parquet file, as `near` takes it."""
+    gap_us: int
+    columns: dict[str, str]
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        keys = files.read_parquet(self.keys)
+        rows = files.read_parquet(path, ["user_id", "start_ts", "end_ts"])
+        hit = np.flatnonzero(near(rows, keys, self.gap_us))
+        if not len(hit):
+            return []
+        schema = arrow_schema(self.columns)
+        found = files.read_parquet(path, schema.names).take(pa.array(hit)).cast(schema)
+        out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        files.write_parquet(out, found)
+        return [{"path": out}]
+
+
+def _micros(times: pa.ChunkedArray) -> np.ndarray:
+    made: np.ndarray = times.cast(CLOCK).cast(pa.int64()).to_numpy()
+    return made
 
 
 def bounds(rows: DataFrame, column: str, parts: int) -> list[int]:
@@ -386,10 +465,8 @@ class Layer:
 
 
 def frame(spark: SparkSession, parts: list[tuple[int | None, int | None, list[str]]]) -> DataFrame:
-    """Slices as a frame with a partition each: `low`, `high`, `paths`."""
-    rows = [(number, *one) for number, one in enumerate(parts)]
-    made = spark.createDataFrame(rows, "number int, low long, high long, paths array<string>")
-    return made.repartitionById(max(1, len(rows)), "number").drop("number")
+    """Slices as work to do: `low`, `high`, `paths`."""
+    return shared_out(spark, list(parts), "low long, high long, paths array<string>")
 
 
 REPORT_DDL = "path string, rows long, spare string, spared long"

@@ -30,10 +30,9 @@ from jobs.tables import FEEDBACK, SEQUENCES
 
 EVER = np.iinfo(np.int64).max
 SAMPLED_FILES = 16  # ours: from so many files of sessions the slices' edges are taken
-OF_EVENTS = ("event_id", "event_ts", "item_id", "feedback", "tie_break", "source_session_id",
-             "exposed_with")  # fmt: skip
+OF_EVENTS = ("event_ts", "item_id", "feedback", "exposed_with")
 TIES = ("source_session_id", "tie_break", "event_id")
-"""What orders sessions of a user that start at the same time; only native ids make such."""
+"""What orders sessions of a user that start at the same time: only native ids make such."""
 GROUP_POSITIONS = 200_000  # ours: a row group's, so that a slice reads little more than its own
 
 Edges = list[str]
@@ -79,7 +78,7 @@ def edges_of_users(paths: list[str], count: int) -> Edges:
 # -- the first round ------------------------------------------------------------------------------
 
 
-def read_sessions(path: str, since_us: int | None) -> pa.Table:
+def read_sessions(path: str, since_us: int | None, ties: bool) -> pa.Table:
     """The sessions of a file that are not runaway, without those of row groups that start before
     `since_us`; of their events, what `gold.sequences` needs."""
     with files.open_seekable(path) as stream:
@@ -88,7 +87,7 @@ def read_sessions(path: str, since_us: int | None) -> pa.Table:
         columns, starts = ["user_id", "start_ts", "runaway"], 0
         for at in range(meta.num_columns):
             place = meta.schema.column(at).path.split(".")
-            if place[0] == "events" and place[3] in OF_EVENTS:
+            if place[0] == "events" and place[3] in (OF_EVENTS + TIES if ties else OF_EVENTS):
                 columns.append(".".join(place))
             if place == ["start_ts"]:
                 starts = at
@@ -129,11 +128,12 @@ def strands(sessions: pa.Table, items: pa.Table) -> pa.Table:
     shown_offsets = pa.array(np.concatenate([[0], np.cumsum(shown_count)]).astype(np.int32))
     exposed = pa.ListArray.from_arrays(shown_offsets, item_indices(shown.flatten(), items))
     feedback = pc.index_in(events.field("feedback"), value_set=pa.array(FEEDBACK)).cast(pa.int8())
-    first = events.take(offsets[:-1])
+    told = {field.name for field in events.type}
+    first = events.take(offsets[:-1]) if told.issuperset(TIES) else None
     made = {
         "user_id": sessions["user_id"].combine_chunks(),
         "start_us": sessions["start_ts"].combine_chunks().cast(CLOCK).cast(pa.int64()),
-        **{name: first.field(name) for name in TIES},
+        **({} if first is None else {name: first.field(name) for name in TIES}),
         "item_index": pa.ListArray.from_arrays(
             offsets, item_indices(events.field("item_id"), items)
         ),
@@ -154,6 +154,8 @@ class Gather:
     items: tuple[str, ...]
     """Data files of `gold.items`."""
     folder: str
+    ties: bool
+    """Whether sessions of a user may start at the same time."""
     since: str | None = None
     """A Parquet file of `user_id`, `since_us`: only these users' sessions that start then or
     later are wanted; None: all are."""
@@ -164,7 +166,7 @@ class Gather:
         earliest = None if since is None else pc.min(since["since_us"]).as_py()
         made = []
         for path in paths:
-            sessions = read_sessions(path, earliest)
+            sessions = read_sessions(path, earliest, self.ties)
             users = pc.dictionary_encode(sessions["user_id"].combine_chunks())
             codes = users.indices.to_numpy(zero_copy_only=False)
             if since is not None:
@@ -234,8 +236,8 @@ def in_order(sessions: pa.Table) -> Positions:
     order = np.lexsort((start, codes))
     if ((np.diff(codes[order]) == 0) & (np.diff(start[order]) == 0)).any():
         keys = pa.table({"user": codes, "start": start} | {n: sessions[n] for n in TIES})
-        names = [(name, "ascending") for name in keys.column_names]
-        order = pc.sort_indices(keys, sort_keys=names, null_placement="at_end").to_numpy()
+        names = [(name, "ascending", "at_end") for name in keys.column_names]
+        order = pc.sort_indices(keys, sort_keys=names).to_numpy()
     sessions, codes = sessions.take(pa.array(order)).combine_chunks(), codes[order]
     first = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
     number = np.diff(np.append(first, len(codes)))
