@@ -17,13 +17,13 @@ def arrow_type(kind: str) -> pa.DataType:
     outer, inner = kind[: kind.index("<")], kind[kind.index("<") + 1 : -1]
     if outer == "array":
         return pa.list_(arrow_type(inner))
-    parts = _split(inner)
+    parts = split(inner)
     if outer == "map":
         return pa.map_(arrow_type(parts[0]), arrow_type(parts[1]))
     return pa.struct([(one.split(":", 1)[0], arrow_type(one.split(":", 1)[1])) for one in parts])
 
 
-def _split(inner: str) -> list[str]:
+def split(inner: str) -> list[str]:
     """Split at the commas that stand outside angle brackets."""
     parts, depth = [""], 0
     for char in inner:

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import files
-from jobs.slices import CLOCK, near
+from jobs.increments import near
+from jobs.slices import CLOCK
 from jobs.tables import FEEDBACK
 
 # -- sequences ------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ class Around:
     those of a candidate and are none of it; see `SessionsHold`."""
 
     keys: str
-    """A Parquet file, as `slices.near` takes it: what the candidate touches."""
+    """A Parquet file, as `increments.keys_of` makes it: what the candidate touches."""
     ids: str
     """A Parquet file: `session_id` of the candidate's rows, retired ones too."""
     gap_us: int

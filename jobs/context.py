@@ -169,6 +169,7 @@ class Context:
 
 
 SCHEMA = "/_schema.json"  # Spark would start a job to find out what we know
+DDL_FILE = "/_schema.ddl"  # the same, of parts that were written without it
 
 
 class Candidate:
@@ -193,8 +194,13 @@ class Candidate:
     def part(self, name: str) -> DataFrame:
         from pyspark.sql.types import StructType
 
-        schema = StructType.fromJson(json.loads(files.read_text(self.path(name) + SCHEMA)))
-        return self.lake.spark.read.schema(schema).parquet(self.path(name))
+        reader = self.lake.spark.read
+        if files.exists(self.path(name) + DDL_FILE):
+            reader = reader.schema(files.read_text(self.path(name) + DDL_FILE))
+        else:
+            known = json.loads(files.read_text(self.path(name) + SCHEMA))
+            reader = reader.schema(StructType.fromJson(known))
+        return reader.parquet(self.path(name))
 
     def files(self, name: str) -> list[str]:
         """The data files of a part."""
@@ -206,13 +212,12 @@ class Candidate:
         return ds.dataset(inner, format="parquet", filesystem=system).to_table(columns=columns)
 
     def adopt(self, part: str, ddl: str) -> None:
-        """Make a part of files that tasks wrote into its folder."""
-        schema = self.lake.spark.createDataFrame([], ddl).schema
-        files.write_text(self.path(part) + SCHEMA, schema.json())
+        """Make a part of files that were written into its folder without Spark."""
+        files.write_text(self.path(part) + DDL_FILE, ddl)
 
     def has(self, name: str) -> bool:
         """Whether a part was written."""
-        return files.exists(self.path(name) + SCHEMA)
+        return any(files.exists(self.path(name) + one) for one in (SCHEMA, DDL_FILE))
 
     def row_count(self, name: str) -> int:
         """Rows of a part, from its files' footers."""

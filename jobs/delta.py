@@ -233,7 +233,10 @@ class Lake:
             reader = found.load_cdf(
                 starting_version=after + 1, ending_version=upto, columns=columns
             )
-            return pa.table(reader)
+            # (What comes are string views, which few functions take.)
+            of_feed = {"_change_type": "string", "_commit_version": "bigint"}
+            types = {name: (table.columns | of_feed)[name] for name in columns}
+            return pa.table(reader).select(columns).cast(arrow_schema(types)).combine_chunks()
 
     def staged(self, table: Table, entries: list[dict[str, Any]]) -> DataFrame:
         """Staged files, read by Spark."""
@@ -469,6 +472,7 @@ GONE = (
     "DELTA_FILE_NOT_FOUND", "DELTA_TRUNCATED_TRANSACTION_LOG", "DELTA_LOG_FILE_NOT_FOUND",
     "DELTA_CHANGE_DATA_FILE_NOT_FOUND", "FILE_NOT_EXIST", "FileNotFoundException",
     "VersionNotFoundException", "is out of range", "Cannot time travel",
+    "not found", "No such file", "Invalid table version", "Invalid version",  # delta-rs's
 )  # fmt: skip
 
 

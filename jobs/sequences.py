@@ -159,7 +159,7 @@ def changed_users(
     else:
         feed = lake.changes_few(SESSIONS, after, upto, ["user_id", "start_ts"])
         times = feed["start_ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
-        feed = pa.table({"user_id": feed["user_id"].cast(pa.string()), "since_us": times})
+        feed = pa.table({"user_id": feed["user_id"], "since_us": times})
         found = feed.group_by("user_id").aggregate([("since_us", "min")])
         found = found.rename_columns(["user_id", "since_us"])
     if context.source.sessions.rule != "gap":

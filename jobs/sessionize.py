@@ -15,7 +15,8 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from expectations.sessions import belong, order_key
-from jobs import arrow_checks, crash, files, slices, validate
+from jobs import arrow_checks, crash, files, increments, slices, validate
+from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
 from jobs.delta import FeedGone, feed_gone, staging
 from jobs.errors import Conflict, RuleChanged, SettingsError
@@ -245,31 +246,10 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     }  # fmt: skip
     if after is not None and after < upto:
         try:
-            context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
-            with feed_gone(EVENTS, after, upto):
-                feed = lake.changes(EVENTS, after, upto)
-                changes = candidate.write("changes", net_changes(feed))
+            cut_changes(context, candidate, manifest)
         except FeedGone as gone:
             manifest["notes"].append(f"the change feed is gone, sessions are made anew ({gone})")
             manifest["whole"] = True
-        else:
-            if changes.isEmpty():
-                manifest["empty"] = True
-            else:
-                moved = changes.agg(
-                    F.count("came").alias("came"), F.count("gone").alias("gone")
-                ).first()
-                assert moved is not None
-                manifest["moved"] = moved.asDict()
-                changed = candidate.write("spans", spans(changes))
-                if rule.rule == "gap":
-                    old = near_changes(context, candidate, base)
-                else:
-                    old = touched(lake.read(SESSIONS, base), changed, rule)
-                    old = candidate.write("old", old.select(*SESSIONS.columns))
-                new = recut(old, changes, rule)
-                rows = difference(old, new).where("change <> 'same'")
-                fill(context, candidate, manifest, rows.repartition(1))
     elif after is not None:
         manifest["empty"] = True
     if manifest["whole"]:
@@ -285,27 +265,76 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     return candidate
 
 
-def near_changes(context: Context, candidate: Candidate, base: int) -> DataFrame:
-    """The sessions within `gap_s` of a user's changes: `touched`, by looking at bounds first."""
-    lake, gap_us = context.lake, context.source.sessions.gap_us
-    keys = candidate.arrow("spans")
-    keys = near_keys(keys["user_id"], keys["lo"], keys["hi"])
+def cut_changes(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+    """Cut around what changed: in Arrow where it can be, else in Spark.
+
+    Raises:
+        FeedGone: the change feed does not reach back.
+    """
+    lake, rule, after = context.lake, context.source.sessions, manifest["after"]
+    upto, base = manifest["upto"], manifest["base"]
+    if rule.rule == "gap" and lake.grown(EVENTS, after) <= increments.MOST_EVENTS:
+        feed = lake.changes_few(
+            EVENTS, after, upto, ["user_id", *EVENT_FIELDS, "_change_type", "_commit_version"]
+        )
+        if pc.all(pc.equal(feed["_change_type"], "insert")).as_py() is not False:
+            cut_in_arrow(context, candidate, manifest, feed)
+            return
+    context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
+    with feed_gone(EVENTS, after, upto):
+        changes = candidate.write("changes", net_changes(lake.changes(EVENTS, after, upto)))
+    if changes.isEmpty():
+        manifest["empty"] = True
+        return
+    moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
+    assert moved is not None
+    manifest["moved"] = moved.asDict()
+    changed = candidate.write("spans", spans(changes))
+    old = touched(lake.read(SESSIONS, base), changed, rule)
+    old = candidate.write("old", old.select(*SESSIONS.columns))
+    new = recut(old, changes, rule)
+    rows = difference(old, new).where("change <> 'same'")
+    fill(context, candidate, manifest, rows.repartition(1))
+
+
+def cut_in_arrow(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], came: pa.Table
+) -> None:
+    """`cut_changes` where events only came, under the gap rule: `jobs/increments.py`."""
+    lake, rule = context.lake, context.source.sessions
+    if not came.num_rows:
+        manifest["empty"] = True
+        return
+    keys = increments.keys_of(came["user_id"], came["event_ts"], came["event_ts"])
     files.write_parquet(candidate.path("near-changes.parquet"), keys)
-    near = slices.Near(
-        candidate.path("near-changes.parquet"), gap_us, SESSIONS.columns, candidate.path("old")
+    near = increments.Near(
+        candidate.path("near-changes.parquet"), rule.gap_us, candidate.path("old")
     )
-    found = run_near(context, near, base, keys, "path string")
-    if not found:
-        return lake.spark.createDataFrame([], SESSIONS.ddl)
-    return lake.spark.read.schema(SESSIONS.ddl).parquet(*(one["path"] for one in found))
+    found = run_near(context, near, manifest["base"], keys, increments.NEAR_DDL)
+    old = pa.concat_tables(
+        [
+            arrow_schema(SESSIONS.columns).empty_table(),
+            *(files.read_parquet(one["path"]) for one in found),
+        ]
+    )
+    changed = increments.recut(old, came, cut_of(rule))
+    counts = manifest["counts"] = increments.counted(changed)
+    manifest["moved"] = {"came": came.num_rows, "gone": 0}
+    files.write_parquet(candidate.path("sessions") + "/part-0.parquet", changed)
+    candidate.adopt("sessions", increments.CHANGE_DDL)
+    if counts["rows"] == counts["new"]:
+        folder = staging(context.run_id)
+        rows = changed.select(list(SESSIONS.columns))
+        files.write_parquet(f"{lake.path(SESSIONS)}/{folder}/part-0.parquet", rows)
+        manifest["staged"] = lake.entries(SESSIONS, folder)
 
 
-def near_keys(users: Any, first: Any, last: Any) -> pa.Table:
-    """`user_id, lo, hi` for `slices.near`: one row a user."""
-    lo, hi = (times.cast(slices.CLOCK).cast(pa.int64()) for times in (first, last))
-    keys = pa.table({"user_id": users, "lo": lo, "hi": hi})
-    keys = keys.group_by("user_id").aggregate([("lo", "min"), ("hi", "max")])
-    return keys.rename_columns(["user_id", "lo", "hi"])
+def cut_of(rule: SessionsPart) -> slices.Cut:
+    return slices.Cut(
+        gap_us=rule.gap_us, max_session_us=rule.max_session_us,
+        max_session_events=rule.max_session_events, fields=EVENT_FIELDS, events=EVENTS.columns,
+        sessions=SESSIONS.columns,
+    )  # fmt: skip
 
 
 def run_near(
@@ -341,11 +370,7 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     except KeyError:  # a writer that keeps no statistics
         return cut_by_users(context, upto)
     size = slices.size_of(sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism)
-    how = slices.Cut(
-        gap_us=rule.gap_us, max_session_us=rule.max_session_us,
-        max_session_events=rule.max_session_events, fields=EVENT_FIELDS, events=EVENTS.columns,
-        sessions=SESSIONS.columns,
-    )  # fmt: skip
+    how = cut_of(rule)
     folder = staging(context.run_id)
     aside = f"{context.candidate(SESSIONS).folder}/{slices.SPARE}"
     work = slices.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)
@@ -525,7 +550,7 @@ def bounds_around(
     """The bounds of the sessions that stand near the candidate's and stay as they are."""
     rows = candidate.arrow("sessions", ["session_id", "user_id", "start_ts", "end_ts"])
     files.write_parquet(candidate.path("ids.parquet"), rows.select(["session_id"]))
-    keys = near_keys(rows["user_id"], rows["start_ts"], rows["end_ts"])
+    keys = increments.keys_of(rows["user_id"], rows["start_ts"], rows["end_ts"])
     files.write_parquet(candidate.path("near.parquet"), keys)
     around = arrow_checks.Around(
         candidate.path("near.parquet"), candidate.path("ids.parquet"),

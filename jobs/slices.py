@@ -302,13 +302,13 @@ class AtTimes:
     folder: str
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
-        wanted = _micros(files.read_parquet(self.times)["event_ts"])
+        wanted = micros(files.read_parquet(self.times)["event_ts"])
         found = []
         with files.open_seekable(path) as stream:
             file = pq.ParquetFile(stream)
             for number in range(file.num_row_groups):
                 rows = file.read_row_group(number, ["event_ts"], use_threads=False)
-                times = _micros(rows["event_ts"])
+                times = micros(rows["event_ts"])
                 place = np.minimum(np.searchsorted(wanted, times), len(wanted) - 1)
                 hit = np.flatnonzero(wanted[place] == times)
                 if len(hit):
@@ -323,50 +323,8 @@ class AtTimes:
         return [{"path": out}]
 
 
-def near(rows: pa.Table, keys: pa.Table, gap_us: int) -> np.ndarray:
-    """Which sessions stand within `gap_us` of what changed of their user: bool[N].
-
-    Args:
-        rows: `user_id, start_ts, end_ts`.
-        keys: `user_id, lo, hi`: the first and last time (us) of a user's changes.
-    """
-    users = pc.dictionary_encode(rows["user_id"].combine_chunks())
-    place = pc.index_in(users.dictionary, keys["user_id"])
-    codes = users.indices.to_numpy(zero_copy_only=False)
-    ever = np.iinfo(np.int64)
-    lo, hi = (
-        keys[name].take(place).fill_null(nothing).to_numpy()[codes]
-        for name, nothing in (("lo", ever.max), ("hi", ever.min))
-    )
-    start, end = _micros(rows["start_ts"]), _micros(rows["end_ts"])
-    found: np.ndarray = (end >= lo - gap_us) & (start - gap_us <= hi)
-    return found
-
-
-@dataclass(frozen=True)
-class Near:
-    """A task: of a file of `silver.sessions`, the sessions near the changes, as a file."""
-
-    keys: str
-    """A Parquet file, as `near` takes it."""
-    gap_us: int
-    columns: dict[str, str]
-    folder: str
-
-    def __call__(self, path: str) -> list[dict[str, Any]]:
-        keys = files.read_parquet(self.keys)
-        rows = files.read_parquet(path, ["user_id", "start_ts", "end_ts"])
-        hit = np.flatnonzero(near(rows, keys, self.gap_us))
-        if not len(hit):
-            return []
-        schema = arrow_schema(self.columns)
-        found = files.read_parquet(path, schema.names).take(pa.array(hit)).cast(schema)
-        out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
-        files.write_parquet(out, found)
-        return [{"path": out}]
-
-
-def _micros(times: pa.ChunkedArray) -> np.ndarray:
+def micros(times: pa.ChunkedArray) -> np.ndarray:
+    """Times in microseconds since 1970."""
     made: np.ndarray = times.cast(CLOCK).cast(pa.int64()).to_numpy()
     return made
 

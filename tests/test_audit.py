@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from jobs import certify, sessionize, validate
+from jobs import certify, increments, validate
 from jobs import sequences as sequences_job
 from jobs.errors import AuditErrored, AuditFailed
 from jobs.spark import compile_plans
@@ -213,12 +214,15 @@ def test_a_failed_audit_publishes_nothing_and_keeps_the_candidate(
     shop.land("more.csv", f"user,item,ts\nu7,i1,{T}\nu7,i2,{T + 5}\n")
     shop.run("ingest")
     version = shop.version(SESSIONS)
-    honest = sessionize.cut
+    honest = increments.recut
 
-    def careless(events: Any, rule: Any) -> Any:
-        return honest(events, rule).withColumn("events", F.reverse("events"))
+    def careless(*asked: Any) -> Any:
+        made = honest(*asked)
+        turned = [list(reversed(events)) for events in made["events"].to_pylist()]
+        at = made.column_names.index("events")
+        return made.set_column(at, "events", pa.array(turned, made.schema.field("events").type))
 
-    monkeypatch.setattr(sessionize, "cut", careless)
+    monkeypatch.setattr(increments, "recut", careless)
     shop.run("sessionize", step="compute", batch="night-1")
     with pytest.raises(AuditFailed, match="events_in_order"):
         shop.run("sessionize", step="audit", batch="night-1")

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs import context, sequences, slices
+from jobs import context, increments, sequences, slices
 from jobs.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
 from tests import histories
 from tests.histories import GAP_S, KINDS, MAX_EVENTS, MAX_HOURS, NIGHTS, Fate, History, Kind
@@ -53,6 +53,8 @@ class Mill:
                     if number == 1:  # as if they were many: Spark merges into all tables
                         patch.setattr(context, "FEW_BYTES", -1)
                         patch.setattr(sequences, "MOST", 2)
+                    if number == 2:  # what is cut again goes through Spark
+                        patch.setattr(increments, "MOST_EVENTS", -1)
                     if number == 1 and not self.kind.native_rule:
                         patch.setattr(context, "FEW_MOVED", -1)
                     shop.run_steps(str(NIGHTS[number]), f"night-{number}")
