@@ -23,6 +23,44 @@ from jobs.increments import near
 from jobs.slices import CLOCK
 from jobs.tables import FEEDBACK
 
+# -- events whose ids are hashes of their lines ---------------------------------------------------
+
+EVENTS_DDL = "holds boolean, first bigint, last bigint"
+FIRST_YEAR_US, LAST_YEAR_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+
+
+def events_hold(path: str) -> list[dict[str, Any]]:
+    """Whether a file of `bronze.events` keeps the checks of rows in `expectations/events.py`, each
+    id once; and its `first` and `last` time (us), for `apart`: equal ids have equal times."""
+    names = ["event_id", "user_id", "item_id", "event_ts", "event_date", "feedback", "value",
+             "exposed_with"]  # fmt: skip
+    rows = files.read_parquet(path, names)
+    if not rows.num_rows:
+        return [{"holds": True, "first": None, "last": None}]
+    if any(rows[name].null_count for name in names[:6]):
+        return [{"holds": False, "first": None, "last": None}]
+    times = _us(rows["event_ts"])
+    value = rows["value"].drop_null().to_numpy()
+    shown = _one(rows["exposed_with"]).flatten()
+    hashes = np.sort(words_of(_one(rows["event_id"])))
+    holds = (
+        bool((hashes[1:] != hashes[:-1]).all())
+        and pc.min(pc.binary_length(rows["event_id"])).as_py() > 0
+        and times.min() >= FIRST_YEAR_US
+        and times.max() <= LAST_YEAR_US
+        and _dates(rows["event_ts"]).equals(_one(rows["event_date"]))
+        and pc.all(pc.is_in(rows["feedback"], pa.array(FEEDBACK))).as_py()
+        and bool(np.isfinite(value).all())
+        and shown.null_count == 0
+        and pc.any(pc.equal(shown, "")).as_py() is not True
+    )
+    return [{"holds": bool(holds), "first": int(times.min()), "last": int(times.max())}]
+
+
+def _dates(times: Any) -> Any:
+    return _one(times).cast(CLOCK).cast(pa.timestamp("us")).cast(pa.date32())
+
+
 # -- sequences ------------------------------------------------------------------------------------
 
 SEQUENCES_DDL = "holds boolean, first string, last string"
@@ -41,7 +79,7 @@ def sequences_hold(path: str) -> list[dict[str, Any]]:
 
 
 def apart(held: list[dict[str, Any]]) -> bool:
-    """Whether files, each in order of users, have no user in common."""
+    """Whether no file begins before another, of those that begin earlier, has ended."""
     ends = sorted((one["first"], one["last"]) for one in held if one["first"] is not None)
     return all(one[1] < other[0] for one, other in itertools.pairwise(ends))
 
@@ -209,7 +247,6 @@ class SessionsHold:
             return False
         times = _us(flat.field("event_ts"))
         first = np.cumsum(count) - count
-        dates = _one(rows["start_ts"]).cast(CLOCK).cast(pa.timestamp("us")).cast(pa.date32())
         runaway = np.full(len(count), "", object)
         runaway[count > self.max_session_events] = "events"
         runaway[end - start > self.max_session_us] = "hours"
@@ -219,7 +256,7 @@ class SessionsHold:
         if not (
             np.array_equal(times[first], start)
             and np.array_equal(times[first + count - 1], end)
-            and dates.equals(_one(rows["start_date"]))
+            and _dates(rows["start_ts"]).equals(_one(rows["start_date"]))
             and pc.fill_null(_one(rows["runaway"]), "").equals(pa.array(runaway, pa.string()))
             and ((step >= 0) & (step <= self.gap_us)).all()
         ):

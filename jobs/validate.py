@@ -125,15 +125,21 @@ def audit_candidate(
 
 
 def audit_certified(
-    context: Context, table: Table, number: int, facts: Mapping[str, bool]
+    context: Context,
+    table: Table,
+    number: int,
+    facts: Mapping[str, bool],
+    severity: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Judge a candidate of `number` rows of which `jobs/certify.py` found that all checks of rows
-    hold.
+    """Judge a candidate of `number` rows of which `jobs/arrow_checks.py` found that all checks of
+    rows hold.
 
     Raises:
         AuditFailed: a check of the whole batch does not hold.
     """
-    return _settled(context, table, suite(context, table), {"rows": number}, facts)
+    checks = suite(context, table)
+    return _settled(context, table, checks, {"rows": number}, facts, severity, words)
 
 
 def _settled(

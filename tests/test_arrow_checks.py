@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,35 @@ def test_a_text_has_one_hash_wherever_it_stands(texts: list[str]) -> None:
     alone = [arrow_checks.words_of(pa.array([text], pa.string()))[0] for text in texts]
     assert together.tolist() == [int(one) for one in alone]
     assert len(set(together.tolist())) == len(set(texts))
+
+
+EVENT = {
+    "event_id": "a" * 32, "user_id": "ann", "item_id": "i", "event_ts": T,
+    "event_date": date(2023, 11, 14), "feedback": "positive", "value": 1.5, "exposed_with": ["j"],
+}  # fmt: skip
+EVENT_BREAKS: dict[str, dict[str, Any]] = {
+    "the same id": {"event_id": "b" * 32}, "no id": {"event_id": None}, "empty id": {"event_id": ""},
+    "no user": {"user_id": None}, "no item": {"item_id": None}, "no time": {"event_ts": None},
+    "year 0": {"event_ts": -62_135_596_800_000_001, "event_date": date(1, 1, 1)},
+    "the day after": {"event_date": date(2023, 11, 15)}, "unknown feedback": {"feedback": "loved"},
+    "not a number": {"value": float("nan")}, "endless": {"value": float("inf")},
+    "shown without id": {"exposed_with": ["j", ""]}, "shown null": {"exposed_with": [None]},
+}  # fmt: skip
+
+
+def test_events_hold_or_do_not(tmp_path: Path) -> None:
+    schema = arrow_schema(EVENTS.columns)
+    other = EVENT | {"event_id": "b" * 32, "value": None, "exposed_with": None}
+
+    def holds(*rows: dict[str, Any]) -> bool:
+        files.write_parquet(
+            f"{tmp_path}/e.parquet", pa.Table.from_pylist(list(rows), schema=schema)
+        )
+        return bool(arrow_checks.events_hold(f"{tmp_path}/e.parquet")[0]["holds"])
+
+    assert holds(EVENT, other) and holds()
+    for what, change in EVENT_BREAKS.items():
+        assert not holds(EVENT | change, other), what
 
 
 SEQUENCE = {
