@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs import crash
+from jobs import crash, files
+from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
 from jobs.delta import FeedGone, feed_gone
 from jobs.errors import SettingsError
 from jobs.sessionize import CAME, GONE
 from jobs.tables import EVENTS, ITEMS
+
+MOST_ROWS = 2_000_000
+"""Ours: so many new events, and so many items, are counted in one process; more in Spark."""
 
 
 def sightings(events: DataFrame, count: int = 1) -> DataFrame:
@@ -96,7 +103,7 @@ def compute(context: Context) -> Candidate:
     after = lake.consumed(ITEMS, EVENTS)
     assert upto is not None and base is not None
     manifest: dict[str, Any] = {"base": base, "upto": upto, "empty": after == upto, "notes": []}
-    if not manifest["empty"]:
+    if not manifest["empty"] and not fill_in_arrow(context, candidate, manifest, after):
         context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
         events = lake.read(EVENTS, upto)
         whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
@@ -115,6 +122,73 @@ def compute(context: Context) -> Candidate:
     candidate.save(manifest)
     crash.point("items.computed")
     return candidate
+
+
+def fill_in_arrow(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], after: int | None
+) -> bool:
+    """Make the rows that change in this process: where not too many events came, and none went."""
+    lake = context.lake
+    known = lake.rows(ITEMS)
+    if after is None or not known or max(lake.grown(EVENTS, after), known) > MOST_ROWS:
+        return False
+    try:
+        feed = lake.changes_few(
+            EVENTS, after, manifest["upto"], ["item_id", "event_ts", "exposed_with", "_change_type"]
+        )
+    except FeedGone:
+        return False
+    if pc.all(pc.equal(feed["_change_type"], "insert")).as_py() is False:
+        return False
+    items = lake.table_of(ITEMS, manifest["base"], list(ITEMS.columns))
+    rows = grown(items, feed)
+    files.write_parquet(candidate.path("items") + "/part-0.parquet", rows)
+    candidate.adopt("items", ITEMS.ddl)
+    manifest["rows"] = rows.num_rows
+    manifest["empty"] = not rows.num_rows
+    return True
+
+
+def grown(items: pa.Table, came: pa.Table) -> pa.Table:
+    """Rows of `gold.items` that change when events come: `updated`, in Arrow.
+
+    Args:
+        items: the table as it is, not empty.
+        came: `item_id, event_ts, exposed_with` of the events.
+    """
+    schema = arrow_schema(ITEMS.columns)
+    items = items.select(schema.names).cast(schema).combine_chunks()
+    came = came.combine_chunks()
+    times = came["event_ts"].combine_chunks().cast(pa.int64())
+    shown = came["exposed_with"].combine_chunks()
+    place = pc.list_parent_indices(shown)
+    seen = pa.table(
+        {
+            "item_id": pa.chunked_array([came["item_id"].combine_chunks(), pc.list_flatten(shown)]),
+            "event_ts": pa.chunked_array([times, times.take(place)]),
+            "count": np.repeat([1, 0], [came.num_rows, len(place)]),
+        }
+    )
+    seen = seen.group_by("item_id").aggregate([("event_ts", "min"), ("count", "sum")])
+    at = pc.index_in(seen["item_id"], items["item_id"].combine_chunks()).combine_chunks()
+    first, count = items["first_seen_ts"].cast(pa.int64()).take(at), items["event_count"].take(at)
+    earliest = pc.min_element_wise(seen["event_ts_min"], first)
+    total = pc.add(seen["count_sum"], pc.fill_null(count, 0))
+    new = pc.is_null(at)
+    moved = pc.or_(
+        new, pc.or_(pc.not_equal(total, count), pc.fill_null(pc.less(earliest, first), True))
+    )
+    rows = pa.table(
+        {"item_id": seen["item_id"], "item_index": items["item_index"].take(at),
+         "first_seen_ts": earliest, "event_count": total}
+    ).filter(pc.fill_null(moved, True))  # fmt: skip
+    fresh = rows.filter(pc.is_null(rows["item_index"]))
+    fresh = fresh.sort_by([("first_seen_ts", "ascending"), ("item_id", "ascending")])
+    highest = pc.max(items["item_index"]).as_py()
+    numbers = pa.array(np.arange(highest + 1, highest + 1 + fresh.num_rows), pa.int32())
+    fresh = fresh.set_column(1, "item_index", numbers)
+    old = rows.filter(pc.is_valid(rows["item_index"]))
+    return pa.concat_tables([part.cast(schema) for part in (old, fresh)])
 
 
 def fill(
