@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from jobs import maintain
+from jobs import context, increments, items, maintain, sequences
 from jobs.errors import SettingsError
 from jobs.explain import explain
 from jobs.steps import record, run_job
-from jobs.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS
+from jobs.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
 from tests.spark_tools import Workshop
 
 T = 1_700_000_000
@@ -88,8 +88,43 @@ def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
     assert done["tables"]["gold.sequences"]["kept_hours"] == 0
     shop.run("items")
     result = shop.run("sequences")
-    assert result.tables and "rebuil" not in " ".join(result.notes)
+    assert result.tables and "anew" not in " ".join(result.notes)
     assert {row["user_id"]: len(row["item_index"]) for row in shop.rows(SEQUENCES)}["u1"] == 2
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_where_the_feed_is_gone_tables_are_made_anew(
+    spark: Any, tmp_path: Path, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's vacuum knows nothing of who has read what."""
+    if many:
+        monkeypatch.setattr(context, "FEW_MOVED", -1)
+        monkeypatch.setattr(increments, "MOST_EVENTS", -1)
+        monkeypatch.setattr(items, "MOST_ROWS", -1)
+        monkeypatch.setattr(sequences, "MOST_CHANGES", -1)
+    shop = Workshop(spark, tmp_path)
+    night(shop, 0)
+    shop.land("1.csv", f"user,item,ts\nu1,new,{T + 600}\nu77,i1,{T + 90_000}\n")
+    shop.run("ingest")
+
+    def lose(table: Table) -> None:
+        """Pack the table and remove every file that only older versions name."""
+        found = shop.table(table)
+        found.optimize.compact()
+        found.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+
+    lose(EVENTS)
+    cut = shop.run("sessionize")
+    assert "made anew" in " ".join(cut.notes)
+    assert (cut.sessions_new, cut.sessions_changed, cut.sessions_retired) == (1, 1, 0)
+    assert "counted anew" in " ".join(shop.run("items").notes)
+    lose(SESSIONS)
+    assert "made anew" in " ".join(shop.run("sequences").notes)
+    names = {row["item_index"]: row["item_id"] for row in shop.rows(ITEMS)}
+    rows = {row["user_id"]: row for row in shop.rows(SEQUENCES)}
+    assert len(rows) == 11 and len(names) == 10
+    assert [names[index] for index in rows["u1"]["item_index"]] == ["i1", "new"]
+    assert rows["u77"]["session_ordinal"] == [1]
 
 
 def test_it_does_not_clean_under_another_run(spark: Any, tmp_path: Path) -> None:
