@@ -212,9 +212,12 @@ class Lake:
     def files_of(self, table: Table, version: int) -> list[DataFile]:
         """The data files of a version, with what the log says of them."""
         found = DeltaTable(rust_uri(self.path(table)), version=version)
-        by_path = {uri.rpartition("/")[2]: uri for uri in found.file_uris()}
         rows = pa.table(found.get_add_actions(flatten=True)).to_pylist()
-        return [DataFile(by_path[row["path"].rpartition("/")[2]], row) for row in rows]
+        root = self.path(table)
+        return [
+            DataFile(one if (one := row["path"]).startswith("/") or "://" in one else f"{root}/{one}", row)
+            for row in rows
+        ]  # fmt: skip
 
     def table_of(self, table: Table, version: int, columns: list[str]) -> pa.Table:
         """Some columns of a version, read without Spark."""

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.tables import FEEDBACK
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 FORMAT = 1  # of the cache folder; raise it when the arrays change
-POSITIVE = 0  # feedback's code = its place in FEEDBACK
+POSITIVE = 0  # feedback's code = its place in jobs.tables.FEEDBACK
 ARRAYS = {
     "item": np.int32, "ts": np.int64, "session": np.int32, "feedback": np.int8,
     "exposed": np.int32, "exposed_count": np.int32, "length": np.int64,
@@ -42,7 +41,7 @@ class Sequences:
     """E events of U users, users in order of `user_id`, each user's events oldest first.
 
     item int32[E] (gold's item_index), ts int64[E] (us UTC), session int32[E] (ordinal from 1),
-    feedback int8[E] (place in FEEDBACK), user u owns start[u]..start[u]+length[u]-1;
+    feedback int8[E] (place in jobs.tables.FEEDBACK), user u owns start[u]..start[u]+length[u]-1;
     exposed int32[X] with exposed_count int32[E].
     """
 
@@ -134,6 +133,8 @@ def _flat(array: Any) -> Any:
 def _write(table: DeltaTable, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
+
+    from jobs.tables import FEEDBACK  # (a served model has the code of models/ alone)
 
     codes = pa.array(FEEDBACK)
     users: list[str] = []
