@@ -69,6 +69,9 @@ class Context:
     @staticmethod
     def is_many(moved: int, there: int = 0) -> bool:
         """Whether a step that moves and looks through so many rows is worth Spark's tasks."""
+        by_hand = settings().short_jobs
+        if by_hand is not None:
+            return not by_hand
         return moved > FEW_MOVED or there > FEW_THERE
 
     def is_small(self, table: Table) -> bool:

@@ -112,6 +112,7 @@ def wheel() -> Path:
 def submit(shop: Workshop, spark: Cluster, wheel: Path) -> subprocess.Popen[str]:
     env = surroundings() | {
         "SESSIONMILL_LAKE": str(shop.lake_root), "SESSIONMILL_SHUFFLE_PARTITIONS": "4",
+        "SESSIONMILL_SHORT_JOBS": "false",  # tasks go to the executors, as those of large logs do
     }  # fmt: skip
     command = [
         str(spark_home() / "bin" / "spark-submit"), "--master", spark.url, "--py-files", str(wheel),
