@@ -12,221 +12,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator
-from datetime import date, timedelta
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs import arrow_checks, crash, files, slices, validate
+from jobs import arrow_checks, crash, files, landing, slices, validate
 from jobs.context import Candidate, Context, Result
 from jobs.delta import retried, staging
-from jobs.errors import AuditFailed, Conflict, RejectShareError, SchemaError, SourceError
-from jobs.reading import reader
-from jobs.records import RECORD_DDL, Format
-from jobs.sources import Source
+from jobs.errors import AuditFailed, Conflict, RejectShareError, SourceError
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.tasks import run
-from jobs.typing_rules import typed_events
 
-DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
-BIN_BYTES = 64 * 1024 * 1024
-LINES_OF_A_CHANGE = 20  # ours
-TYPE_OF = {
-    "bad_event_ts": ("event_ts", "a time of the source's unit"),
-    "bad_value": ("value", "a number"),
-    "bad_tie_break": ("tie_break", "a whole number"),
-}
-# Small row groups: a slice of time reads those that it needs. A dictionary of hashes is none.
-LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
-    f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
-}
 FEW_LINES = 500_000  # ours: their ids fit every task
-FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
-LINE_BYTES = 64  # about: only to guess how many lines a file has
-
-
-# -- which files ----------------------------------------------------------------------------------
-
-
-def landing_patterns(landing: str, day: date | None, lateness_days: int) -> list[str]:
-    """The globs that a landing pattern means.
-
-    With a day, `{day}` covers the days from `day - lateness_days` to `day`, so that a file
-    delivered late into an older folder is read; without one it matches every date.
-    """
-    if not DAY_FIELD.search(landing):
-        return [landing]
-    if day is None:
-        anything = DAY_FIELD.sub(lambda found: _shape(found.group(1) or "%Y-%m-%d"), landing)
-        return [anything]
-    days = [day - timedelta(days=back) for back in range(lateness_days, -1, -1)]
-    return [_on(landing, one) for one in days]
-
-
-def _on(landing: str, day: date) -> str:
-    """A landing pattern with its day filled in."""
-    return DAY_FIELD.sub(lambda found: day.strftime(found.group(1) or "%Y-%m-%d"), landing)
-
-
-def _shape(form: str) -> str:
-    """A date format as a glob of digits."""
-    sample = date(2000, 10, 20).strftime(form)
-    return re.sub(r"\d", "[0-9]", sample)
-
-
-def landing_files(context: Context) -> list[tuple[str, int, int]]:
-    """Files of the landing: (path, bytes, modified ms)."""
-    landing = context.source.source.landing
-    if "://" not in landing:
-        landing = os.path.abspath(landing)
-    found: dict[str, tuple[str, int, int]] = {}
-    for pattern in landing_patterns(landing, context.day, context.source.sessions.lateness_days):
-        for file in files.glob(pattern):
-            found[file[0]] = file
-    return sorted(found.values())
-
-
-def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """The files that the ledger does not know as they are now."""
-    ledger = context.lake.small(FILES).select(["file", "size", "modified_ms"]).to_pylist()
-    known = {row["file"]: (row["size"], row["modified_ms"]) for row in ledger}
-    return [file for file in landed if known.get(file[0]) != file[1:]]
 
 
 # -- compute --------------------------------------------------------------------------------------
-
-
-def file_format(source: Source) -> Format:
-    return Format(
-        format=source.source.format, mapped=source.columns.mapped(),
-        delimiter=source.source.delimiter, header=source.source.header,
-        null_values=frozenset(source.source.null_values), encoding=source.source.encoding,
-        list_separator=source.source.list_separator,
-    )  # fmt: skip
-
-
-def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
-    """Paths in groups of about equal bytes, one group a task: the largest files first."""
-    total = sum(size for _, size, _ in chosen)
-    count = max(1, min(len(chosen), max(cores, total // BIN_BYTES)))
-    groups: list[tuple[int, list[str]]] = [(0, []) for _ in range(count)]
-    for path, size, _ in sorted(chosen, key=lambda file: -file[1]):
-        lightest = min(range(count), key=lambda at: groups[at][0])
-        load, paths = groups[lightest]
-        groups[lightest] = (load + size + 100_000, [*paths, path])
-    return [paths for _, paths in groups]
-
-
-def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> None:
-    """Read files once: typed lines in the part `lines`, what the files were in `files`."""
-    spark = context.spark
-    groups = bins(chosen, spark.sparkContext.defaultParallelism)
-    rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
-    frame = spark.createDataFrame(rows, "path string, bin int")
-    paths = frame.repartitionById(len(groups), "bin").select("path")
-    records = paths.mapInArrow(reader(file_format(context.source)), RECORD_DDL)
-    # Hashes of good lines find those that were rejects in an earlier reading of their file.
-    hashed = context.lake.rows(REJECTS) > 0
-    lines = typed_events(records, context.source, oldest_date(context), hashed).withColumn(
-        "facts", F.when(F.col("line") == 0, F.col("raw"))
-    )
-    lines = lines.withColumn("raw", F.when(F.col("facts").isNull(), F.col("raw")))
-    written = candidate.write("lines", lines, LINES_AS)
-    facts = facts_of(written)
-    stats = {path: (size, modified) for path, size, modified in chosen}
-    for one in facts:
-        one["bytes"], one["modified_ms"] = stats[one["file"]]
-    check_schema(context, facts)
-    files.write_text(candidate.path("files.json"), json.dumps(facts))
-    crash.point("ingest.parsed")
-
-
-def facts_of(lines: DataFrame) -> list[dict[str, Any]]:
-    """What each file was, as its reader told, and under `bad` which mapped columns could not be
-    read: how many lines, and the first of them."""
-    bad = {reason: F.col("reason") == reason for reason in TYPE_OF}
-    by_file = lines.groupBy("file").agg(
-        F.max("facts").alias("facts"),
-        *(F.count_if(is_bad).alias(reason) for reason, is_bad in bad.items()),
-        *(
-            F.min_by("raw", F.when(is_bad, F.col("line"))).alias(f"{reason}_raw")
-            for reason, is_bad in bad.items()
-        ),
-    )
-    return [
-        json.loads(row["facts"])
-        | {"bad": {one: (row[one], row[f"{one}_raw"]) for one in TYPE_OF if row[one]}}
-        for row in by_file.collect()
-    ]
-
-
-def changed_types(context: Context, facts: list[dict[str, Any]]) -> Iterator[str]:
-    """Files of text in which a column that was readable before is so in no line any more.
-
-    One bad line is a reject; a file of them is a log that changed. Text has no types, so it takes
-    some lines to tell the two apart.
-    """
-    if not context.lake.rows(EVENTS):
-        return
-    mapped = context.source.columns.mapped()
-    for one in facts:
-        for reason, (count, raw) in one["bad"].items():
-            ours, expected = TYPE_OF[reason]
-            if count == one["lines"] >= LINES_OF_A_CHANGE:
-                yield (
-                    f"{one['file']}: column {mapped[ours]!r} (columns.{ours}) is {expected} in none "
-                    f"of its {count} lines, in earlier files it was; the first line: {raw[:200]!r}. "
-                    "Have the log delivered again as it was, correct [time], or load it as a new "
-                    "source"
-                )
-
-
-def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
-    """Stop before anything is written when a file is not what was promised.
-
-    Raises:
-        SchemaError: with every file's complaint: column, file, sample value, remedy.
-    """
-    complaints = [one["error"] for one in facts if one["error"]]
-    complaints += changed_types(context, facts)
-    source = context.source
-    ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
-    before = next((one for one in ledger["columns"].to_pylist() if one), None)
-    if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
-        known = dict(before)
-        for one in facts:
-            there = one["columns"]
-            if not one["lines"] or one["error"]:
-                continue
-            for ours, theirs in source.columns.mapped().items():
-                root = theirs.split(".")[0] if theirs not in known else theirs
-                if root in known and theirs not in there and root not in there:
-                    complaints.append(
-                        f"{one['file']}: column {theirs!r} (columns.{ours}) is in none of its "
-                        f"{one['lines']} lines, earlier files had it. Have the log delivered again "
-                        "with it, or take it out of [columns]"
-                    )
-                elif there.get(theirs, known.get(theirs)) != known.get(theirs):
-                    complaints.append(
-                        f"{one['file']}: column {theirs!r} (columns.{ours}) is {there[theirs]}, in "
-                        f"earlier files it was {known[theirs]}. Write it as before, or load the "
-                        "log as a new source"
-                    )
-            new = sorted(set(there) - set(known))
-            if new and source.source.on_new_column == "fail":
-                complaints.append(
-                    f"{one['file']}: new column {new[0]!r}, and source.on_new_column = 'fail'. "
-                    "Set it to 'ignore' to read the file without the column"
-                )
-    if complaints:
-        shown = "\n".join(complaints[:10])
-        more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
-        raise SchemaError(f"nothing was written:\n{shown}{more}")
 
 
 def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
@@ -247,11 +49,6 @@ def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFra
     return lines.withColumns(
         {"stored": F.col("stored_ts").isNotNull(), "too_old": too_old}
     ).withColumn("late", ~F.col("stored") & F.col("too_old"))
-
-
-def oldest_date(context: Context) -> Column:
-    """The oldest date that is not late tonight; null: nothing is."""
-    return F.lit(context.oldest_day).cast("date")
 
 
 def stored_by_time(
@@ -333,8 +130,8 @@ def compute(context: Context) -> Candidate:
     if files.exists(files_json):
         facts = json.loads(files.read_text(files_json))
     else:
-        landed = landing_files(context)
-        chosen = unread(context, landed)
+        landed = landing.landing_files(context)
+        chosen = landing.unread(context, landed)
         if not landed and lake.rows(FILES) == 0:
             raise SourceError(
                 f"source.landing = {context.source.source.landing!r} matches no file (from "
@@ -342,9 +139,9 @@ def compute(context: Context) -> Candidate:
             )
         facts = []
         if chosen:
-            lines = sum(size for _, size, _ in chosen) // LINE_BYTES
+            lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
             context.expect(lines, lake.rows(EVENTS))
-            parse(context, candidate, chosen)
+            landing.parse(context, candidate, chosen)
             facts = json.loads(files.read_text(files_json))
     base = {table.full_name: lake.version(table) for table in (EVENTS, REJECTS, FILES)}
     manifest: dict[str, Any] = {
@@ -353,38 +150,17 @@ def compute(context: Context) -> Candidate:
         "files": [one["file"] for one in facts],
     }  # fmt: skip
     if facts:
-        manifest["notes"] = strange_times(context, candidate)
+        manifest["notes"] = landing.strange_times(context, candidate)
         fill(context, candidate, manifest)
     candidate.save(manifest)
     crash.point("ingest.computed")
     return candidate
 
 
-def strange_times(context: Context, candidate: Candidate) -> list[str]:
-    """What to say if a log seems to be of another age than logs are: a unit that is too small or
-    too large by a thousand makes times that are none of anybody's, and that can be read."""
-    parts = [path for path, *_ in files.glob(f"{candidate.path('lines')}/*.parquet")]
-    known = slices.extents(parts)
-    if not known:
-        return []
-    first, last = (
-        pa.scalar(end, pa.int64()).cast(slices.CLOCK).as_py()
-        for end in (min(one[1] for one in known), max(one[2] for one in known))
-    )
-    if last.year >= FIRST_LOGS and first <= context.started + timedelta(days=366):
-        return []
-    return [
-        f"all times of these lines lie between {first:%Y-%m-%d %H:%M:%S} and "
-        f"{last:%Y-%m-%d %H:%M:%S} UTC: is time.unit = {context.source.time.unit!r} right? If it is "
-        "not: correct it, and load the log under another source.name; what was read stays as it "
-        "was read"
-    ]
-
-
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Write the candidate's events and rejects, and count."""
     context.expect(manifest["counts"]["read"], context.lake.rows(EVENTS))
-    late = None if context.day is None else oldest_date(context)
+    late = None if context.day is None else landing.oldest_date(context)
     fill_events(context, candidate, manifest, late)
     rejects = unusable(candidate).withColumns(
         {"run_day": F.lit(context.day).cast("date"), "first_seen_ts": F.lit(context.started)}

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs import ingest
+from jobs import ingest, landing
 from jobs.context import Candidate, Context, Result
 from jobs.errors import SchemaError
 from jobs.reading import record_of
@@ -68,7 +68,7 @@ def rejected_lines(context: Context, base: int) -> DataFrame:
     ledger = lake.small(FILES).select(["file", "columns"]).to_pylist()
     columns = {row["file"]: dict(row["columns"] or ()) for row in ledger}
     rejects = lake.read(REJECTS, base).where(F.col("file").isin(list(columns)))
-    fmt = ingest.file_format(source)
+    fmt = landing.file_format(source)
     if fmt.format in ("csv", "parquet"):
         for row in rejects.select("file").distinct().collect():
             for ours, theirs in fmt.mapped.items():
