@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from jobs import files
+from jobs import crash, files
 from jobs.delta import Lake, staging
 from jobs.errors import Conflict, SettingsError
 from jobs.rewrite import BEFORE, CHANGE_FEED, DDL, Put, Rewrite
@@ -155,6 +155,7 @@ class Context:
         replaced = {one["old"] for one in done}
         entries = lake.entries(table, folder, [one["new"] for one in done if one["new"]])
         told = [one["feed"] for one in done if one["feed"]]
+        crash.point("rows.rewritten")
         lake.swap(
             table, [one for one in old if one.path in replaced], entries, told, seen, app_id,
             version, self.run_id,

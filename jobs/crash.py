@@ -1,7 +1,8 @@
 """Crash points: the places between two writes, where a test may kill the process.
 
 `SESSIONMILL_CRASH_AT=<name>` makes the process send itself SIGKILL there. The names are the
-commits of a run, in order; `tests` go through all of them.
+commits of a run, in order; `tests` go through all of them. (`rows.rewritten` is where a night that
+changes sessions has written its files and not committed them.)
 """
 
 import os
@@ -13,7 +14,7 @@ from jobs.settings import settings
 POINTS = (
     "ingest.parsed", "ingest.computed", "ingest.audited", "ingest.rejects-published",
     "ingest.events-published", "ingest.rejects-cleaned", "ingest.ledger-published",
-    "sessionize.computed", "sessionize.audited", "sessionize.published",
+    "sessionize.computed", "sessionize.audited", "rows.rewritten", "sessionize.published",
     "items.computed", "items.published",
     "sequences.computed", "sequences.audited", "sequences.published",
 )  # fmt: skip

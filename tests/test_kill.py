@@ -50,6 +50,9 @@ def tables(shop: Workshop) -> list[Any]:
     return [*rows, sequences, sorted(items, key=lambda row: row["item_id"])]
 
 
+CHANGING = "rows.rewritten"  # reached only where there are sessions to change
+
+
 def killed_and_repaired(spark: Any, tmp_path: Path, points: list[str]) -> None:
     (tmp_path / "calm").mkdir()
     (tmp_path / "killed").mkdir()
@@ -57,6 +60,8 @@ def killed_and_repaired(spark: Any, tmp_path: Path, points: list[str]) -> None:
     killed = Workshop(spark, tmp_path / "killed")
     for shop in (calm, killed):
         shop.land("history.csv", lines(range(30), T))
+    if CHANGING in points:
+        assert run_command(killed, None).returncode == 0
     for number, point in enumerate(points):
         for shop in (calm, killed):
             shop.land(f"night{number}.csv", lines(range(20, 50), T + 1000 * number))
@@ -72,7 +77,7 @@ def test_killed_between_compute_and_publish_of_each_table(spark: Any, tmp_path: 
     killed_and_repaired(
         spark,
         tmp_path,
-        ["ingest.events-published", "sessionize.audited", "items.published"],
+        ["ingest.events-published", CHANGING, "items.published"],
     )
 
 
@@ -80,7 +85,8 @@ def test_killed_between_compute_and_publish_of_each_table(spark: Any, tmp_path: 
 @pytest.mark.parametrize("third", range(3))
 def test_killed_at_every_point(spark: Any, tmp_path: Path, third: int) -> None:
     """One night after the other: each has to mend what the one before it left."""
-    killed_and_repaired(spark, tmp_path, list(crash.POINTS[third::3]))
+    points = [point for point in crash.POINTS if point != CHANGING]
+    killed_and_repaired(spark, tmp_path, points[third::3])
 
 
 def test_a_mistake_is_told_without_a_traceback(tmp_path: Path) -> None:
