@@ -121,7 +121,7 @@ def _arrays_hold(rows: pa.Table) -> bool:
 
 SESSIONS_DDL = "holds boolean, events bigint, digest_xor bigint, digest_sum bigint, bounds string"
 PRINT_DDL = "events bigint, digest_xor bigint, digest_sum bigint"
-MOST_SESSIONS = 5_000_000
+MOST_SESSIONS = 10_000_000
 """Ours: the bounds of so many sessions are compared in one place, 32 bytes each."""
 ID_BYTES = 32  # of a hash as text
 ODD = np.uint64(0x9E3779B97F4A7C15)
