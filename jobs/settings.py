@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     """Shuffle partitions; unset: the number of local cores, or Spark's default on a cluster."""
     short_jobs: bool | None = None
     """Whether plans are interpreted rather than compiled, and tasks run in the job's process rather
-    than in Spark's; unset: where few rows move. A warm night on a tiny log took 28 s instead of 52 (LAB_LOG.md), a load of 290,000 lines 207 instead of 134."""
+    than in Spark's; unset: where few rows move. By plans alone, a warm night on a
+    tiny log took 28 s instead of 52 (LAB_LOG.md), a load of 290,000 lines 207 instead of 134."""
     jars_cache: str | None = None
     """Where Delta's jars are kept (infra/spark/delta_jars.py)."""
     crash_at: str | None = None

@@ -6,7 +6,7 @@ from all those files, put in order, and the rows of the table that they continue
 where the job runs, without a JVM; many run in Spark.
 
 Spark's own way (take every event out, look items up, collect and sort a list a user, compare with
-the stored lists element by element) took six times as long (LAB_LOG.md).
+the stored lists element by element) took several times as long (LAB_LOG.md).
 """
 
 from __future__ import annotations
