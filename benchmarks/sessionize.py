@@ -4,9 +4,12 @@
 
 Generates its events (a user per 100 events, Zipf items, bursty gaps), loads them through the real
 jobs, then times the rebuild of `silver.sessions` from `bronze.events` in turns with DuckDB's and
-Polars' own gap queries over the same events writing Parquet, all on the same cores. A night is
-0.5 % of the events, a tenth of them late, a tenth delivered before. JVM start apart; medians, and
-the range; raw lines once cold (the first job of the application) and then warm. Needs about 200 bytes of disk an event in TMPDIR.
+Polars' own gap queries over the same events writing Parquet, all on the same cores. Then come nights of
+0.5 % of the events each (or `--night-events`), a tenth of them late, a tenth delivered before. JVM
+start apart; medians, and the range; raw lines once cold (the first job of the application) and then
+warm. Memory is resident bytes, summed over processes: the jobs' (driver, JVM, Python workers) apart
+from those of the process in which DuckDB and Polars run. Needs about 200 bytes of disk an event in
+TMPDIR.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -22,7 +26,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 START = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp())
 DAYS = 180
-NIGHT = "2024-06-29"  # the day after the history's last
+NIGHT = datetime.fromtimestamp(START, UTC).date() + timedelta(days=DAYS)  # after the history's last
 GAP_S = 1800
 SOURCE = """
 [source]
@@ -49,24 +54,32 @@ unit = "s"
 
 
 class PeakMemory(threading.Thread):
-    """The most that this process and its children held, by RSS."""
+    """The most that this process and its children held, by RSS; the competitors' process apart."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.bytes, self.over = 0, threading.Event()
+        self.ours, self.theirs, self.competitors = 0, 0, 0
+        self.over = threading.Event()
 
     def run(self) -> None:
         me = psutil.Process()
         while not self.over.wait(1):
-            held = 0
+            ours = theirs = 0
             for process in [me, *me.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
-                    held += process.memory_info().rss
-            self.bytes = max(self.bytes, held)
+                    held = process.memory_info().rss
+                    if process.pid == self.competitors:
+                        theirs = held
+                    else:
+                        ours += held
+            self.ours, self.theirs = max(self.ours, ours), max(self.theirs, theirs)
 
 
-def generate(db: Any, folder: Path, events: int, files: int) -> None:
+def generate(folder: Path, events: int, files: int) -> None:
     """The history: bursts of some ten events with gaps of 10 s to 25 min, hours or days apart."""
+    import duckdb
+
+    db = duckdb.connect()
     folder.mkdir(parents=True)
     users = max(events // 100, 1)
     for part in range(files):
@@ -83,12 +96,13 @@ def generate(db: Any, folder: Path, events: int, files: int) -> None:
         """)
 
 
-def generate_night(db: Any, history: Path, folder: Path, events: int, users: int) -> None:
-    """0.5 % of the history: the next day's events, a tenth late, a tenth delivered before."""
-    folder.mkdir(parents=True)
-    count = events // 200
-    day = START + DAYS * 86400
-    db.sql(f"""
+def generate_night(history: Path, file: Path, count: int, users: int, after: int) -> None:
+    """Events of a day after the history's last; a tenth late, a tenth delivered before."""
+    import duckdb
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    day = START + (DAYS + after) * 86400
+    duckdb.connect().sql(f"""
         COPY (
             SELECT 'u' || floor(random() * {users})::BIGINT AS user_id,
                    'i' || floor(exp(random() * ln(100000)))::BIGINT AS item_id,
@@ -97,12 +111,15 @@ def generate_night(db: Any, history: Path, folder: Path, events: int, users: int
             FROM range({count * 9 // 10})
             UNION ALL
             (SELECT * FROM '{history}/*.parquet' USING SAMPLE {count // 10} ROWS)
-        ) TO '{folder}/night.parquet' (FORMAT parquet)
+        ) TO '{file}' (FORMAT parquet)
     """)
 
 
-def generate_csv(db: Any, history: Path, folder: Path, lines: int) -> None:
+def generate_csv(history: Path, folder: Path, lines: int) -> None:
     """Raw lines, one in a hundred unusable, in two files."""
+    import duckdb
+
+    db = duckdb.connect()
     folder.mkdir(parents=True)
     for part in range(2):
         db.sql(f"""
@@ -111,6 +128,20 @@ def generate_csv(db: Any, history: Path, folder: Path, lines: int) -> None:
                   FROM '{history}/*.parquet' LIMIT {lines // 2} OFFSET {part * lines // 2})
             TO '{folder}/{part}.csv' (FORMAT csv, HEADER)
         """)
+
+
+def plain_events(table: str, out: Path) -> None:
+    """The deduplicated events as one Parquet file: what DuckDB and Polars read."""
+    import duckdb
+    from deltalake import DeltaTable
+
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        db.register("e", DeltaTable(table).to_pyarrow_dataset())
+        db.sql(
+            f"COPY (SELECT event_id, user_id, item_id, event_ts AS ts FROM e) "
+            f"TO '{out}' (FORMAT parquet)"
+        )
 
 
 def duckdb_sessions(events: str, out: Path) -> None:
@@ -162,6 +193,11 @@ def timed(what: Callable[..., object], *arguments: object) -> float:
     return time.perf_counter() - began
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def spread(seconds: list[float]) -> dict[str, float]:
     return {
         "median": round(statistics.median(seconds), 2), "min": round(min(seconds), 2),
@@ -169,10 +205,9 @@ def spread(seconds: list[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def bench(events: int, repeat: int, csv_lines: int, folder: Path) -> dict[str, Any]:
-    import duckdb
+def bench(args: argparse.Namespace, folder: Path, apart: Callable[..., Any]) -> dict[str, Any]:
+    """Every figure; `apart` runs a function of other engines in their own process."""
     import great_expectations  # noqa: F401  (its import is no part of what is measured)
-    from deltalake import DeltaTable
 
     from jobs.context import Context, checked_batch
     from jobs.delta import Lake
@@ -185,49 +220,50 @@ def bench(events: int, repeat: int, csv_lines: int, folder: Path) -> dict[str, A
         print(f"{time.perf_counter() - began:7.1f} s  {text}", file=sys.stderr, flush=True)
 
     began = time.perf_counter()
-    db = duckdb.connect()
+    events, users = args.events, max(args.events // 100, 1)
+    csv_lines = min(args.csv_lines, events)
+    night_events = args.night_events or events // 200
     history, landing = folder / "history", folder / "landing"
-    generate(db, history, events, files=8)
-    generate_csv(db, history, folder / "raw", csv_lines)
-    shutil.copytree(history, landing)
-    generate_night(db, history, folder / "night", events, max(events // 100, 1))
+    apart(generate, history, events, 8)
+    apart(generate_csv, history, folder / "raw", csv_lines)
+    shutil.copytree(history, landing, copy_function=os.link)
     say(f"generated {events:,} events")
 
     lake_root = folder / "lake"
     spark = get_spark("benchmark")
 
-    def context(name: str, pattern: Path, form: str, day: str | None = None) -> Context:
+    def context(name: str, pattern: Path, form: str, day: date | None = None) -> Context:
         file = folder / f"{name}.toml"
         text = SOURCE.format(landing=pattern, format=form).replace('"bench"', f'"{name}"')
         file.write_text(text)
         source = load_source(str(file))
         lake = Lake(lambda: spark, str(lake_root), source.name)
-        night = datetime.fromisoformat(day).date() if day else None
-        return Context(source, lake, night, checked_batch(None))
+        return Context(source, lake, day, checked_batch(None))
+
+    def chain(day: date | None = None) -> dict[str, float]:
+        seconds = {}
+        for job in ("ingest", "sessionize", "items", "sequences"):
+            one = context("bench", landing / "*.parquet", "parquet", day)
+            seconds[job] = round(timed(one_job, one, job, "all", {}), 2)
+        say(f"{day or 'history'}: {seconds}")
+        return seconds
 
     spark.range(1000).selectExpr("sum(id)").collect()
     raw = []
-    for turn in range(1 + repeat):
+    for turn in range(1 + args.repeat):
         one = context(f"raw{turn}", folder / "raw" / "*.csv", "csv")
         raw.append(timed(one_job, one, "ingest", "all", {}))
         say(f"csv: {csv_lines:,} lines in {raw[-1]:.1f} s")
         shutil.rmtree(lake_root / f"raw{turn}")
     first_s, ingest_s = raw[0], statistics.median(raw[1:])
 
-    chain = {}
-    for job in ("ingest", "sessionize", "items", "sequences"):
-        one = context("bench", landing / "*.parquet", "parquet")
-        chain[job] = round(timed(one_job, one, job, "all", {}), 2)
-        say(f"{job}: {chain[job]} s")
+    past = chain()
+    lake_bytes = size_of(lake_root / "bench")
 
     plain = folder / "events.parquet"
-    db.execute("SET TimeZone = 'UTC'")
-    db.register("e", DeltaTable(EVENTS.path(str(lake_root), "bench")).to_pyarrow_dataset())
-    db.sql(
-        f"COPY (SELECT event_id, user_id, item_id, event_ts AS ts FROM e) TO '{plain}' (FORMAT parquet)"
-    )
+    apart(plain_events, EVENTS.path(str(lake_root), "bench"), plain)
     took: dict[str, list[float]] = {name: [] for name in ("spark", "audit", "duckdb", "polars")}
-    for turn in range(repeat):
+    for turn in range(args.repeat):
         one = context("bench", landing / "*.parquet", "parquet")
         shutil.rmtree(one.lake.path(SESSIONS))
         made = timed(one_job, one, "sessionize", "compute", {})
@@ -235,17 +271,19 @@ def bench(events: int, repeat: int, csv_lines: int, folder: Path) -> dict[str, A
         put = timed(one_job, one, "sessionize", "publish", {})
         took["spark"].append(made + put)
         out = folder / "out.parquet"
-        took["duckdb"].append(timed(duckdb_sessions, str(plain), out))
-        took["polars"].append(timed(polars_sessions, str(plain), out))
+        took["duckdb"].append(apart(timed, duckdb_sessions, str(plain), out))
+        took["polars"].append(apart(timed, polars_sessions, str(plain), out))
         last = {name: round(seconds[-1], 1) for name, seconds in took.items()}
-        say(f"turn {turn + 1} of {repeat}: {last}")
+        say(f"turn {turn + 1} of {args.repeat}: {last}")
 
-    shutil.copy(folder / "night" / "night.parquet", landing / "night.parquet")
-    night = {}
-    for job in ("ingest", "sessionize", "items", "sequences"):
-        one = context("bench", landing / "*.parquet", "parquet", NIGHT)
-        night[job] = round(timed(one_job, one, job, "all", {}), 2)
-        say(f"night, {job}: {night[job]} s")
+    nights = []
+    for after in range(args.nights):
+        apart(
+            generate_night, history, landing / f"night{after}.parquet", night_events, users, after
+        )
+        nights.append(chain(NIGHT + timedelta(days=after)))
+    night = {job: round(statistics.median(one[job] for one in nights), 2) for job in past}
+    all_nights = [sum(one.values()) for one in nights]
     median = {name: statistics.median(seconds) for name, seconds in took.items()}
     return {
         "events": events, "ingest_lines_per_s": round(csv_lines / ingest_s),
@@ -256,10 +294,13 @@ def bench(events: int, repeat: int, csv_lines: int, folder: Path) -> dict[str, A
             [a / b for a, b in zip(took["spark"], took["duckdb"], strict=True)]
         ),
         "validate_over_sessionize": round(median["audit"] / median["spark"], 3),
-        "chain_s": round(sum(chain.values()), 2), "chain": chain,
-        "night_s": round(sum(night.values()), 2), "night": night,
-        "night_over_chain": round(sum(night.values()) / sum(chain.values()), 4),
-        "cores": os.cpu_count(),
+        "chain_s": round(sum(past.values()), 2), "chain": past,
+        "night_events": night_events, "night_s": spread(all_nights), "night": night,
+        "night_without_sequences_s": spread(
+            [sum(one.values()) - one["sequences"] for one in nights]
+        ),
+        "night_over_chain": round(statistics.median(all_nights) / sum(past.values()), 4),
+        "landing_bytes": size_of(history), "lake_bytes": lake_bytes, "cores": os.cpu_count(),
     }  # fmt: skip
 
 
@@ -269,15 +310,22 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--csv-lines", type=int, default=2_000_000)
+    parser.add_argument(
+        "--night-events", type=int, help="of one night; without: 0.5 %% of --events"
+    )
+    parser.add_argument("--nights", type=int, default=3, help="nights one after another")
     parser.add_argument("--repeat", type=int, default=5, help="turns of Spark, DuckDB, Polars")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     args = parser.parse_args()
     memory = PeakMemory()
     memory.start()
-    with tempfile.TemporaryDirectory(prefix="sessionmill-bench-") as folder:
-        found = bench(args.events, args.repeat, min(args.csv_lines, args.events), Path(folder))
+    others = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    memory.competitors = others.submit(os.getpid).result()
+    with others, tempfile.TemporaryDirectory(prefix="sessionmill-bench-") as folder:
+        found = bench(args, Path(folder), lambda what, *given: others.submit(what, *given).result())
     memory.over.set()
-    found["peak_rss_mb"] = round(memory.bytes / 2**20)
+    found["peak_rss_mb"] = round(memory.ours / 2**20)
+    found["competitors_peak_rss_mb"] = round(memory.theirs / 2**20)
     if args.json:
         print(json.dumps(found))
         return
