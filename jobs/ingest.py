@@ -125,18 +125,19 @@ def compute(context: Context) -> Candidate:
     lake = context.lake
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table)
-    candidate = context.candidate(EVENTS)
+    candidate, notes = context.candidate(EVENTS), []
     files_json = candidate.path("files.json")
     if files.exists(files_json):
         facts = json.loads(files.read_text(files_json))
     else:
         landed = landing.landing_files(context)
         chosen = landing.unread(context, landed)
-        if not landed and lake.rows(FILES) == 0:
-            raise SourceError(
-                f"source.landing = {context.source.source.landing!r} matches no file (from "
-                f"{os.getcwd()}): correct it, or put the log there"
-            )
+        if not landed:
+            nothing = f"source.landing = {context.source.source.landing!r} matches no file"
+            if lake.rows(FILES) == 0:
+                where = os.getcwd()
+                raise SourceError(f"{nothing} (from {where}): correct it, or put the log there")
+            notes.append(f"{nothing} this time: nothing was read")
         facts = []
         if chosen:
             lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
@@ -147,10 +148,10 @@ def compute(context: Context) -> Candidate:
     manifest: dict[str, Any] = {
         "batch": context.batch, "day": context.day, "base": base, "empty": not facts,
         "counts": {"read": sum(one["lines"] for one in facts)}, "rejects": {},
-        "files": [one["file"] for one in facts],
+        "files": [one["file"] for one in facts], "notes": notes,
     }  # fmt: skip
     if facts:
-        manifest["notes"] = landing.strange_times(context, candidate)
+        notes += landing.strange_times(context, candidate)
         fill(context, candidate, manifest)
     candidate.save(manifest)
     crash.point("ingest.computed")

@@ -17,9 +17,9 @@ from pyspark.sql import functions as F
 from jobs import crash, files
 from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
+from jobs.cut import CAME, GONE
 from jobs.delta import FeedGone, feed_gone
 from jobs.errors import SettingsError
-from jobs.sessionize import CAME, GONE
 from jobs.tables import EVENTS, ITEMS
 
 MOST_ROWS = 2_000_000

@@ -22,6 +22,7 @@ Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
 Target = Literal["next_item", "next_session"]
 NO_LABEL = -1
+SIMILAR, PART = 0.7, 1024  # ours: a part's shortest row to its longest; below so many tokens, any
 DROP = -1  # a token that stands for "the request" in causal models and is dropped before padding
 
 
@@ -135,6 +136,29 @@ class Tokens:
         mine = self.select(self.row % size == rank)
         rows = len(range(rank, self.num_rows, size))
         return replace(mine, row=mine.row // size, num_rows=rows)
+
+    def parts(self, max_len: int, budget: int) -> list[Tokens]:
+        """The rows in groups of similar length: each, padded, takes `budget` tokens at most (one
+        row at least). Of a row only the newest `max_len` tokens will be padded."""
+        length = np.minimum(np.bincount(self.row, minlength=self.num_rows), max_len)
+        order = np.argsort(-length, kind="stable")
+        falling = length[order]
+        group, number, begin = np.zeros(self.num_rows, dtype=np.int64), 0, 0
+        while begin < self.num_rows:
+            longest = max(1, int(falling[begin]))
+            similar = int(np.searchsorted(-falling, -SIMILAR * longest, side="right"))
+            end = min(begin + max(1, budget // longest), max(similar, begin + PART // longest))
+            group[order[begin:end]] = number
+            begin, number = end, number + 1
+        if number < 2:
+            return [self]
+        found = []
+        for one in range(number):
+            rows = group == one
+            part = self.select(rows[self.row])
+            place = np.cumsum(rows) - 1
+            found.append(replace(part, row=place[part.row], num_rows=int(rows.sum())))
+        return found
 
     def insert(self, at: Ints, **values: Ints | Bools | int) -> Tokens:
         """New tokens before the tokens `at`; each array is given, or repeats one value."""

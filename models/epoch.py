@@ -3,6 +3,9 @@
 Windows, their order, masks and noise follow from the seed, the epoch and the batch's number, and
 from nothing that happened before: a training that goes on from a checkpoint sees what it would
 have seen, and so do several processes that share the rows of each batch.
+
+A batch is worked on in parts of rows of similar length, whose gradients are summed: little padding,
+little memory, and batches as random as if nobody had looked at lengths.
 """
 
 from __future__ import annotations
@@ -17,37 +20,37 @@ from models.methods import Recommender
 from models.parallel import ALONE, Team
 from models.presets import Config
 
-GROUP = 8  # batches whose windows are put in order of length: less padding, still shuffled
+PART_TOKENS = {"cpu": 4096, "cuda": 65_536}  # ours: padded tokens of a part, at most
 
 
 class Epoch:
-    """The batches of one epoch; `epoch[n]` is this process's share of batch n, None if empty."""
+    """The batches of one epoch; `epoch[n]` are the parts of this process's share of batch n."""
 
     def __init__(
-        self, model: Recommender, rows: Rows, config: Config, number: int, team: Team = ALONE
+        self,
+        model: Recommender,
+        rows: Rows,
+        config: Config,
+        number: int,
+        team: Team = ALONE,
+        device: str = "cpu",
     ) -> None:
         self.model, self.rows, self.config, self.team = model, rows, config, team
+        self.budget = PART_TOKENS[device.partition(":")[0]]
         self.number, self.target = number, cast(Target, config.train.target)
         train, size = config.train, config.model.max_len
         rng = np.random.default_rng([train.seed, number])
         shift = rng.integers(0, size, len(rows.start) - 1) if train.all_windows else None
         cost = 1 + model.extra_tokens(rows.opens)
         self.begin, self.end = windows(rows, size, cost, shift)
-        order = rng.permutation(len(self.begin))
-        group = train.batch_size * GROUP
-        for low in range(0, len(order), group):
-            part = order[low : low + group]
-            order[low : low + group] = part[
-                np.argsort((self.end - self.begin)[part], kind="stable")
-            ]
-        self.order = order
-        self.firsts = rng.permutation(np.arange(0, len(order), train.batch_size))
+        self.order = rng.permutation(len(self.begin))
 
     def __len__(self) -> int:
-        return len(self.firsts)
+        return -(-len(self.order) // self.config.train.batch_size)
 
-    def __getitem__(self, number: int) -> Batch | None:
-        first, train, model = self.firsts[number], self.config.train, self.model
+    def __getitem__(self, number: int) -> list[Batch]:
+        train, model = self.config.train, self.model
+        first = number * train.batch_size
         rng = np.random.default_rng([train.seed, self.number, number])
         at = self.order[first : first + train.batch_size]
         tokens = take(self.rows, self.begin[at], self.end[at], model.num_items, self.target)
@@ -64,7 +67,6 @@ class Epoch:
             tokens = encoding.layout(tokens, causal=not model.cloze)
         if self.team.size > 1:
             tokens = tokens.share(self.team.rank, self.team.size)
-        if not tokens.num_rows:
-            return None
-        batch = pad(tokens, self.config.model.max_len, self.rows, self.target)
-        return batch if len(batch.label_at) else None
+        size = self.config.model.max_len
+        parts = [pad(one, size, self.rows, self.target) for one in tokens.parts(size, self.budget)]
+        return [part for part in parts if len(part.label_at)]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models.batch import Batch
+from models.layers import Dropout
 
 
 class GRU4RecSizes(Protocol):
@@ -29,7 +30,7 @@ class GRU4Rec(nn.Module):
 
     def __init__(self, config: GRU4RecSizes, feature_dim: int = 0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             nn.GRU(config.dim + feature_dim, config.dim, batch_first=True)
             for _ in range(config.layers)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from models.batch import Batch
 from models.errors import UserError
+from models.layers import Dropout
 from models.transformer import TransformerSizes
 
 TIME_BUCKETS = 129
@@ -49,7 +50,7 @@ class Layer(nn.Module):
         self.project = nn.Linear(dim, 4 * dim, bias=False)
         self.position = nn.Parameter(torch.randn(2 * config.max_len - 1) * 0.02)
         self.time = nn.Parameter(torch.randn(TIME_BUCKETS) * 0.02)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.out = nn.Linear(dim, dim)
         self.feature = nn.Linear(feature_dim, feature_dim) if feature_dim else None
         nn.init.normal_(self.project.weight, std=0.02)
@@ -101,7 +102,7 @@ class HSTU(nn.Module):
         if config.dim % config.heads:
             raise UserError(f"dim {config.dim} must be a multiple of heads {config.heads}")
         self.layers = nn.ModuleList(Layer(config, feature_dim) for _ in range(config.layers))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x_BLD: torch.Tensor, batch: Batch, features_BLF: torch.Tensor | None = None

@@ -2,8 +2,9 @@
 
 B x L x V logits never exist: hidden states are taken at the N label positions, and the gradients
 of one chunk of the full loss are computed while its logits are there (so they are made once and
-kept nowhere). The sampled losses draw K items once a step for all positions [ours]; a position's
-own labels among them are left out.
+kept nowhere). Hidden states in bfloat16 have their logits, softmax and gradients in bfloat16 too:
+what is summed over many positions is summed in float32. The sampled losses draw K items for all
+positions at once [ours]; a position's own labels among them are left out.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ class _FullCrossEntropy(torch.autograd.Function):
         step = max(1, CHUNK_LOGITS // classes)
         count = label_start[1:] - label_start[:-1]
         row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
-        share = (1.0 / count.to(h_ND.dtype))[row]
-        loss = h_ND.new_zeros(())
-        grad_h, grad_w = torch.empty_like(h_ND), torch.zeros_like(weight_CD)
-        grad_b = torch.zeros_like(bias_C)
+        share = (1.0 / count.to(weight_CD.dtype))[row]
+        loss = weight_CD.new_zeros(())
+        smallest = torch.finfo(share.dtype).tiny
+        grad_h = torch.empty_like(h_ND)
+        grad_w, grad_b = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
+        weight, bias = weight_CD.to(h_ND.dtype), bias_C.to(h_ND.dtype)
         for begin in range(0, num, step):
             end = min(begin + step, num)
             low, high = int(label_start[begin]), int(label_start[end])
             at, cls = row[low:high] - begin, label_class[low:high]
             h = h_ND[begin:end]
-            logits = torch.addmm(bias_C, h, weight_CD.T)
-            picked = (logits[at, cls] * share[low:high]).sum()
-            total = torch.logsumexp(logits, dim=1)
-            loss += total.sum() - picked
-            error = logits.sub_(total[:, None]).exp_()
-            error.index_put_((at, cls), -share[low:high], accumulate=True)
-            torch.mm(error, weight_CD, out=grad_h[begin:end])
-            grad_w.addmm_(error.T, h)
-            grad_b += error.sum(0)
+            error = torch.softmax(torch.addmm(bias, h, weight.T), dim=1)
+            picked = error[at, cls].to(share.dtype).clamp(min=smallest)
+            loss -= (picked.log() * share[low:high]).sum()
+            error.index_put_((at, cls), -share[low:high].to(error.dtype), accumulate=True)
+            torch.mm(error, weight, out=grad_h[begin:end])
+            grad_w += error.T @ h
+            grad_b += error.sum(0, dtype=grad_b.dtype)
         ctx.save_for_backward(grad_h / num, grad_w / num, grad_b / num)
         return loss / num
 
@@ -86,6 +87,7 @@ def _meet(
     """Of M labels: position [M], share of its position [M], logit [M]. Logits of the drawn [N, K],
     -inf where a position's own label was drawn."""
     num = h_ND.shape[0]
+    h_ND = h_ND.to(weight_CD.dtype)
     count = label_start[1:] - label_start[:-1]
     row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
     share = (1.0 / count.to(h_ND.dtype))[row]

@@ -24,7 +24,9 @@ from models.neighbours import VSKNN, ItemKNN
 from models.presets import PRESETS, Config, ModelConfig, TrainConfig
 from models.transformer import BERT4Rec, SASRec
 
-BACKBONES: dict[str, Any] = {  # name -> class(config, feature_dim) with a flag `cloze`
+# name -> class(config, feature_dim), with the flags `cloze` and, where its `forward` can be told
+# which positions are asked for, `chooses`.
+BACKBONES: dict[str, Any] = {
     "gru4rec": GRU4Rec,
     "narm": NARM,
     "sasrec": SASRec,
@@ -77,7 +79,7 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
         "request_time": ("last_event", "known"), "repeat_policy": ("allow", "exclude_seen"),
         "sse_index": ("from_oldest", "from_newest"), "tsa_time": ("float64", "raw_float32"),
         "target": ("next_item", "next_session"), "schedule": ("cosine", "constant"),
-        "loss": ("auto", "full", "sampled", "gbce"),
+        "loss": ("auto", "full", "sampled", "gbce"), "precision": ("auto", "float32", "bfloat16"),
     }  # fmt: skip
     for name, allowed in choices.items():
         value = getattr(model if name in names[0] else train, name)
@@ -133,6 +135,15 @@ class Recommender(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """float[B, L, D]"""
+        return self._run(batch)
+
+    def states(self, batch: Batch, at_N: torch.Tensor) -> torch.Tensor:
+        """float[N, D]: of `forward`, the positions `at_N` (indices into B*L)."""
+        if getattr(self.backbone, "chooses", False):
+            return self._run(batch, at_N)
+        return self._run(batch).flatten(0, 1).index_select(0, at_N)
+
+    def _run(self, batch: Batch, *at_N: torch.Tensor) -> torch.Tensor:
         known = batch.token.masked_fill(batch.token >= self.item.num_embeddings, 0)
         x_BLD = self.item(known)
         extra = []
@@ -141,7 +152,7 @@ class Recommender(nn.Module):
             extra.append(encoding.features(batch))
         parts = [part for part in extra if part is not None]
         features = torch.cat(parts, dim=-1) if parts else None
-        result: torch.Tensor = self.backbone(x_BLD, batch, features)
+        result: torch.Tensor = self.backbone(x_BLD, batch, features, *at_N)
         return result if self.temperature is None else nn.functional.normalize(result, dim=-1)
 
     def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +209,10 @@ class Recommender(nn.Module):
         """float[R, V]: how well each item follows each history. No [MASK], no [ST], no padding."""
         batch = self.request(rows, begin, end, request_ts, new_session)
         weight, bias = self.classes()
-        h_RD = self(batch.to(weight.device))[:, -1]
+        batch = batch.to(weight.device)
+        many, length = batch.token.shape
+        last = torch.arange(1, many + 1, device=weight.device) * length - 1
+        h_RD = self.states(batch, last)
         return torch.addmm(bias, h_RD, weight.T)[:, 1 - self.first_class :].cpu()
 
 

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.batch import Batch
 from models.gru4rec import GRU4Rec, GRU4RecSizes
+from models.layers import Dropout
 
 CHUNK_SUMS = 8_000_000  # of query + key, held at once
 
@@ -29,7 +30,7 @@ class NARM(nn.Module):
         self.query = nn.Linear(dim + feature_dim, dim, bias=False)  # A1
         self.key = nn.Linear(dim + feature_dim, dim, bias=False)  # A2
         self.energy = nn.Parameter(torch.randn(dim) * dim**-0.5)  # v
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.out = nn.Linear(2 * dim, dim, bias=False)  # B
 
     def forward(

@@ -48,6 +48,7 @@ class TrainConfig:
     mask_share: float = 0.2  # cloze
     item_noise: float = 0.0  # causal: share of input items replaced at random
     all_windows: bool = True  # learn from a user's whole history, not only the newest L tokens
+    precision: str = "auto"  # of training: float32, bfloat16; auto: train.precision
     validation_targets: int = 4000  # at most so many, drawn once, decide about stopping
     seed: int = 0
 

@@ -49,6 +49,7 @@ from models.splits import (
 
 Say = Callable[[str], None]
 SELECT_BY = "ndcg@10"
+BF16_DIM = 128  # ours: narrower models gain nothing by bfloat16
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,27 @@ def load_data(
     return Data(sequences, events, cut, period, training, item_ids)
 
 
-def batch_loss(model: Recommender, batch: Batch, train: TrainConfig) -> torch.Tensor:
-    h = model(batch)
-    h_ND = h.reshape(-1, h.shape[-1]).index_select(0, batch.label_at)
+def precision(config: Config, device: str) -> str:
+    """`auto`: bfloat16 where the processor multiplies it faster and the backbone gains by it."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        can = torch.cpu.get_capabilities()
+        fast = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return "bfloat16" if fast and config.model.dim >= BF16_DIM else "float32"
+
+
+def batch_loss(
+    model: Recommender, batch: Batch, train: TrainConfig, dtype: str = "float32"
+) -> torch.Tensor:
+    """The mean loss over the batch's labels; `dtype`: what layers compute in."""
+    kind_of = batch.token.device.type
+    with torch.autocast(kind_of, torch.bfloat16, enabled=dtype == "bfloat16"):
+        h_ND = model.states(batch, batch.label_at)
+    if dtype == "bfloat16":
+        h_ND = h_ND.to(torch.bfloat16)
     label = batch.label_item - model.first_class
     given = (h_ND, *model.classes(), batch.label_start, label)
     kind = train.loss
@@ -144,7 +163,7 @@ def batch_loss(model: Recommender, batch: Batch, train: TrainConfig) -> torch.Te
     if kind == "sampled":
         item = torch.multinomial(model.share, train.negatives, replacement=True)
         return sampled_softmax(*given, item + 1 - model.first_class, model.share[item])
-    item = torch.randint(model.num_items, (train.negatives,), device=h.device)
+    item = torch.randint(model.num_items, (train.negatives,), device=h_ND.device)
     return gbce(*given, item + 1 - model.first_class, train.gbce_t)
 
 
@@ -217,6 +236,7 @@ class Run:
     ) -> None:
         self.model, self.config, self.rows = model, config, rows
         self.device, self.team, self.at = device, team, Place()
+        self.precision = precision(config, device)
         train = config.train
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
@@ -228,21 +248,22 @@ class Run:
     def _weights(self) -> Tensors:
         return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
-    def step(self, batch: Batch | None, share: float) -> None:
-        """One step; `share` of all training is done after it."""
+    def step(self, parts: list[Batch], share: float) -> None:
+        """One step over the parts of a batch; `share` of all training is done after it."""
         at, train, team = self.at, self.config.train, self.team
         for group in self.optimiser.param_groups:
             group["lr"] = _rate(train.schedule, share) * train.learning_rate
-        labels = 0 if batch is None else len(batch.label_at)
-        sums = team.total(torch.tensor([labels, 0 if batch is None else batch.tokens]))
+        labels = sum(len(part.label_at) for part in parts)
+        sums = team.total(torch.tensor([labels, sum(part.tokens for part in parts)]))
         if not int(sums[0]):
             return
         self.optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros(1, dtype=torch.float64)
-        if batch is not None:
-            part = batch_loss(self.model, batch.to(self.device), train) * (labels / int(sums[0]))
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach().cpu().double()
+        for part in parts:
+            mean = batch_loss(self.model, part.to(self.device), train, self.precision)
+            its = mean * (len(part.label_at) / int(sums[0]))
+            its.backward()  # type: ignore[no-untyped-call]
+            loss += its.detach().cpu().double()
         team.total_gradients(self.model.parameters())
         if train.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
@@ -313,7 +334,7 @@ def _fit(
         if at.epoch > 1 and at.epoch - 1 - at.best_epoch >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
-        epoch = Epoch(model, run.rows, run.config, at.epoch, run.team)
+        epoch = Epoch(model, run.rows, run.config, at.epoch, run.team, run.device)
         model.train()
         start, said, earlier_s = time.perf_counter(), time.perf_counter(), at.epoch_s
         for number in range(at.batch, len(epoch)):

@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from models.batch import Batch
 from models.errors import UserError
+from models.layers import Dropout, attention, dropout
+
+FEW = 0.7  # ours: below this share of the positions, the last block is worked out for them alone
 
 
 class TransformerSizes(Protocol):
@@ -30,6 +33,30 @@ class TransformerSizes(Protocol):
     def attention_dropout(self) -> float: ...
     @property
     def reference(self) -> bool: ...
+
+
+class Wanted:
+    """The positions that are asked for, N of B x L: as queries of each row, padded to M a row.
+
+    column int64[B, M]: their columns; at int64[N]: where they stand in B x M, in the order asked.
+    """
+
+    def __init__(self, at_N: torch.Tensor, rows: int, length: int) -> None:
+        row, column = at_N // length, at_N % length
+        count = torch.bincount(row, minlength=rows)
+        order = torch.argsort(row, stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(at_N), device=at_N.device)
+        place = place - (torch.cumsum(count, 0) - count)[row]
+        most = int(count.max())
+        self.at = row * most + place
+        self.column = at_N.new_full((rows * most,), length - 1)
+        self.column[self.at] = column
+        self.column = self.column.view(rows, most)
+
+    def of(self, x_BLF: torch.Tensor) -> torch.Tensor:
+        """[B, M, F]"""
+        return x_BLF.gather(1, self.column.unsqueeze(-1).expand(-1, -1, x_BLF.shape[-1]))
 
 
 class Block(nn.Module):
@@ -50,37 +77,57 @@ class Block(nn.Module):
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.feature = nn.Linear(feature_dim, feature_dim) if feature_dim else None
 
     def forward(
-        self, x_BLD: torch.Tensor, mask: torch.Tensor, features_BLF: torch.Tensor | None
+        self,
+        x_BLD: torch.Tensor,
+        mask: torch.Tensor,
+        features_BLF: torch.Tensor | None,
+        wanted: Wanted | None = None,
     ) -> torch.Tensor:
-        x = x_BLD + self.dropout(self._attend(self.norm_1(x_BLD), mask, features_BLF))
+        """float[B, L, D]; with `wanted` float[N, D]: these positions look at all, and only they
+        are worked out."""
+        normed = self.norm_1(x_BLD)
+        h = self._attend(normed, mask, features_BLF, wanted)
+        if wanted is not None:
+            h = h.flatten(0, 1).index_select(0, wanted.at)
+            x_BLD = wanted.of(x_BLD).flatten(0, 1).index_select(0, wanted.at)
+        x = x_BLD + self.dropout(self.out(h))
         h = functional.gelu(self.up(self.norm_2(x)), approximate="tanh")
-        h = self.down(functional.dropout(h, self.inner, self.training))
-        return functional.dropout(x + self.dropout(h), self.inner, self.training)
+        h = self.down(dropout(h, self.inner, self.training))
+        return dropout(x + self.dropout(h), self.inner, self.training)
 
     def _attend(
-        self, x: torch.Tensor, mask: torch.Tensor, features: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor,
+        features: torch.Tensor | None,
+        wanted: Wanted | None,
     ) -> torch.Tensor:
-        rows, length, dim = x.shape
-        shape = (rows, length, self.heads, dim // self.heads)
-        q, k, v = (f(x).view(shape).transpose(1, 2) for f in (self.query, self.key, self.value))
-        if self.feature is not None and features is not None:
-            extra = self.feature(features).unsqueeze(1).expand(-1, self.heads, -1, -1)
-            q, k = torch.cat([q, extra], dim=-1), torch.cat([k, extra], dim=-1)
-        h = functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            scale=q.shape[-1] ** -0.5,
+        asking = x if wanted is None else wanted.of(x)
+        q, k, v = (
+            self._split(f(of)) for f, of in ((self.query, asking), (self.key, x), (self.value, x))
         )
-        h = h.transpose(1, 2).reshape(rows, length, dim)
-        result: torch.Tensor = self.out(h)
-        return result
+        if self.feature is not None and features is not None:
+            extra = self.feature(features)
+            theirs = extra if wanted is None else wanted.of(extra)
+            q, k = (
+                torch.cat([one, more.unsqueeze(1).expand(-1, self.heads, -1, -1)], dim=-1)
+                for one, more in ((q, theirs), (k, extra))
+            )
+        if wanted is not None and mask.shape[2] > 1:
+            mask = mask.expand(len(x), -1, -1, -1).squeeze(1)
+            mask = mask.gather(1, wanted.column.unsqueeze(-1).expand(-1, -1, mask.shape[-1]))
+            mask = mask.unsqueeze(1)
+        p = self.attention_dropout if self.training else 0.0
+        h = attention(q, k, v, mask, p)
+        return h.transpose(1, 2).reshape(len(x), asking.shape[1], -1)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, H, L, D/H]"""
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Transformer(nn.Module):
@@ -91,6 +138,7 @@ class Transformer(nn.Module):
     """
 
     cloze = False
+    chooses = True
 
     def __init__(self, config: TransformerSizes, feature_dim: int = 0) -> None:
         super().__init__()
@@ -98,18 +146,27 @@ class Transformer(nn.Module):
             raise UserError(f"dim {config.dim} must be a multiple of heads {config.heads}")
         self.position = nn.Parameter(torch.randn(config.max_len, config.dim) * 0.02)
         self.blocks = nn.ModuleList(Block(config, feature_dim) for _ in range(config.layers))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.Identity() if config.reference else nn.LayerNorm(config.dim)
         self.unused_segment = nn.Parameter(torch.zeros(config.dim)) if config.reference else None
 
     def forward(
-        self, x_BLD: torch.Tensor, batch: Batch, features_BLF: torch.Tensor | None = None
+        self,
+        x_BLD: torch.Tensor,
+        batch: Batch,
+        features_BLF: torch.Tensor | None = None,
+        at_N: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        length = x_BLD.shape[1]
+        rows, length, _ = x_BLD.shape
         x = self.dropout(x_BLD + self.position[batch.max_len - length :])
         mask = self._mask(batch.padding)
-        for block in self.blocks:
-            x = block(x, mask, features_BLF)
+        # The last block works for the positions that are asked for, unless they are nearly all.
+        few = at_N is not None and len(at_N) < FEW * rows * length
+        wanted = Wanted(at_N, rows, length) if few and at_N is not None else None
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, mask, features_BLF, wanted if number == len(self.blocks) else None)
+        if at_N is not None and wanted is None:
+            x = x.flatten(0, 1).index_select(0, at_N)
         result: torch.Tensor = self.norm(x)
         return result
 

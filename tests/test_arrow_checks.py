@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jobs import arrow_checks, files, slices
 from jobs.arrow import arrow_schema
-from jobs.sessionize import EVENT_FIELDS
+from jobs.cut import EVENT_FIELDS
 from jobs.tables import EVENTS, SEQUENCES, SESSIONS
 
 T = 1_700_000_000_000_000

@@ -112,6 +112,9 @@ def test_a_run_says_what_looks_wrong(
     assert "line 2 of" in said and "'u,1,yesterday'" in said and "replay-rejects" in said
     [note] = shop.run("ingest").notes
     assert "bronze.rejects has 2 lines" in note and "replay-rejects --source clicks" in note
+    for file in shop.landing.iterdir():
+        file.unlink()
+    assert "matches no file this time" in shop.run("ingest").notes[0]
 
 
 def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jobs import slices
 from jobs.arrow import arrow_schema
-from jobs.sessionize import EVENT_FIELDS
+from jobs.cut import EVENT_FIELDS
 from jobs.tables import EVENTS, SESSIONS
 from tests.oracle import expected_sessions
 
