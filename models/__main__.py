@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=int, help="rows a step")
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--loss", help="auto, full, sampled or gbce")
+    train.add_argument("--precision", help="float32, bfloat16, or auto: what is fast here")
     train.add_argument("--negatives", type=int, help="items drawn a step: sampled, gbce")
     train.add_argument(
         "--checkpoint-s",
@@ -112,6 +113,7 @@ MODEL_OPTIONS = (
 )  # fmt: skip
 TRAIN_OPTIONS = (
     "seed", "epochs", "patience", "batch_size", "learning_rate", "loss", "negatives",
+    "precision",
 )  # fmt: skip
 
 

@@ -215,6 +215,7 @@ def _report(
         "validation_ndcg@10": fitted.validation,
         "counts": result.counts,
         "filters": data.training.counts,
+        "precision": fitted.precision,
         "epochs": fitted.epochs,
         "best_epoch": fitted.best_epoch,
         "events_per_second": round(fitted.events_per_second, 1),

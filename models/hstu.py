@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from models.batch import Batch
 from models.errors import UserError
-from models.layers import Dropout
+from models.layers import Dropout, Wanted, by_head, with_features
 from models.transformer import TransformerSizes
 
 TIME_BUCKETS = 129
@@ -24,7 +24,7 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(index)
         ctx.size = len(table)
-        return table[index]
+        return table.index_select(0, index.reshape(-1)).view(index.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -61,25 +61,38 @@ class Layer(nn.Module):
         mask_BLL: torch.Tensor,
         bucket_BLL: torch.Tensor,
         features_BLF: torch.Tensor | None,
+        wanted: Wanted | None = None,
     ) -> torch.Tensor:
-        rows, length, dim = x_BLD.shape
-        mixed = functional.silu(self.project(functional.layer_norm(x_BLD, (dim,))))
-        gate, *parts = torch.split(mixed, dim, dim=-1)
-        shape = (rows, length, self.heads, dim // self.heads)
-        v, q, k = (part.view(shape).transpose(1, 2) for part in parts)
+        """float[B, L, D]; with `wanted` float[N, D]: only these positions are worked out."""
+        _, length, dim = x_BLD.shape
+        normed = functional.layer_norm(x_BLD, (dim,))
+        asking = normed if wanted is None else wanted.of(normed)
+        of_u, of_v, of_q, of_k = torch.split(self.project.weight, dim)
+        u, q = self._split(asking, of_u, of_q)
+        v, k = self._split(normed, of_v, of_k)
+        q, k, v = (by_head(one, self.heads) for one in (q, k, v))
         if self.feature is not None and features_BLF is not None:
-            extra = self.feature(features_BLF).unsqueeze(1).expand(-1, self.heads, -1, -1)
-            q, k = torch.cat([q, extra], dim=-1), torch.cat([k, extra], dim=-1)
+            q, k = with_features(q, k, self.feature(features_BLF), wanted)
         place = torch.arange(length, device=x_BLD.device)
-        bias = self.position[place[:, None] - place[None, :] + self.max_len - 1]
+        at = place[None, :] if wanted is None else wanted.column
+        if wanted is not None:
+            mask_BLL, bucket_BLL = wanted.of(mask_BLL), wanted.of(bucket_BLL)
+        bias = self.position[at[:, :, None] - place + self.max_len - 1]
         bias = bias + _Lookup.apply(self.time, bucket_BLL)  # type: ignore[no-untyped-call]
-        logits = q @ k.transpose(-1, -2) + bias.unsqueeze(1)
-        weight = functional.silu(logits) * (mask_BLL / self.max_len).unsqueeze(1)
-        h = (weight @ v).transpose(1, 2).reshape(rows, length, dim)
-        result: torch.Tensor = x_BLD + self.out(
-            self.dropout(gate * functional.layer_norm(h, (dim,)))
-        )
+        logits = q @ k.transpose(-1, -2)
+        logits = logits + bias.to(logits.dtype).unsqueeze(1)
+        weight = functional.silu(logits) * (mask_BLL / self.max_len).to(logits.dtype).unsqueeze(1)
+        h = (weight @ v).transpose(1, 2).flatten(2)
+        if wanted is not None:
+            h, u, x_BLD = wanted.flat(h), wanted.flat(u), wanted.flat(wanted.of(x_BLD))
+        result: torch.Tensor = x_BLD + self.out(self.dropout(u * functional.layer_norm(h, (dim,))))
         return result
+
+    @staticmethod
+    def _split(x: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """silu(x W'), one part a weight."""
+        mixed = functional.silu(functional.linear(x, torch.cat(weights)))
+        return torch.split(mixed, len(weights[0]), dim=-1)
 
 
 def time_bucket(ts_BL: torch.Tensor) -> torch.Tensor:
@@ -95,6 +108,7 @@ class HSTU(nn.Module):
     """
 
     cloze = False
+    chooses = True
     temperature = TEMPERATURE
 
     def __init__(self, config: TransformerSizes, feature_dim: int = 0) -> None:
@@ -105,13 +119,19 @@ class HSTU(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x_BLD: torch.Tensor, batch: Batch, features_BLF: torch.Tensor | None = None
+        self,
+        x_BLD: torch.Tensor,
+        batch: Batch,
+        features_BLF: torch.Tensor | None = None,
+        at_N: torch.Tensor | None = None,
     ) -> torch.Tensor:
         x: torch.Tensor = self.dropout(x_BLD * x_BLD.shape[-1] ** 0.5)
         length = x.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         mask = (causal & ~batch.padding[:, None, :]).to(x.dtype)
         bucket = time_bucket(batch.ts)
-        for layer in self.layers:
-            x = layer(x, mask, bucket, features_BLF)
-        return x
+        wanted = Wanted.if_few(at_N, len(x), length)
+        for number, layer in enumerate(self.layers, 1):
+            last = number == len(self.layers)
+            x = layer(x, mask, bucket, features_BLF, wanted if last else None)
+        return x if at_N is None or wanted is not None else x.flatten(0, 1).index_select(0, at_N)

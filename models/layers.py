@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 BYTE = 256
+FEW = 0.7  # ours: below this share of the positions, the last block is worked out for them alone
 
 
 class _ByteDropout(torch.autograd.Function):
@@ -54,6 +55,21 @@ class Dropout(nn.Module):
         return dropout(x, self.p, self.training)
 
 
+def by_head(x_BLD: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, H, L, D/H]"""
+    return x_BLD.view(*x_BLD.shape[:2], heads, -1).transpose(1, 2)
+
+
+def with_features(
+    q: torch.Tensor, k: torch.Tensor, features_BLF: torch.Tensor, wanted: Wanted | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same features of a position appended to the query and the key of its every head."""
+    theirs = features_BLF if wanted is None else wanted.of(features_BLF)
+    both = ((q, theirs), (k, features_BLF))
+    q, k = (torch.cat([x, f[:, None].expand(-1, x.shape[1], -1, -1)], -1) for x, f in both)
+    return q, k
+
+
 def attention(
     q_BHMF: torch.Tensor,
     k_BHLF: torch.Tensor,
@@ -76,3 +92,39 @@ def attention(
     logits = (q_BHMF * scale) @ k_BHLF.transpose(-1, -2)
     weight = torch.softmax(logits.masked_fill(~mask, -torch.inf), dim=-1)
     return dropout(weight, p, True) @ v_BHLE
+
+
+class Wanted:
+    """The positions that are asked for, N of B x L: as queries of each row, padded to M a row.
+
+    A last layer is worked out for them alone: labels of a cloze model, the newest position when
+    predicting. column int64[B, M]: their columns; at int64[N]: where they stand in B x M, in the order asked.
+    """
+
+    def __init__(self, at_N: torch.Tensor, rows: int, length: int) -> None:
+        row, column = at_N // length, at_N % length
+        count = torch.bincount(row, minlength=rows)
+        order = torch.argsort(row, stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(at_N), device=at_N.device)
+        place = place - (torch.cumsum(count, 0) - count)[row]
+        most = int(count.max())
+        self.at = row * most + place
+        self.column = at_N.new_full((rows * most,), length - 1)
+        self.column[self.at] = column
+        self.column = self.column.view(rows, most)
+
+    @staticmethod
+    def if_few(at_N: torch.Tensor | None, rows: int, length: int) -> Wanted | None:
+        """None: all positions, or nearly all, are asked for."""
+        if at_N is None or len(at_N) >= FEW * rows * length:
+            return None
+        return Wanted(at_N, rows, length)
+
+    def of(self, x_BLF: torch.Tensor) -> torch.Tensor:
+        """[B, M, F]"""
+        return x_BLF.gather(1, self.column.unsqueeze(-1).expand(-1, -1, x_BLF.shape[-1]))
+
+    def flat(self, x_BMF: torch.Tensor) -> torch.Tensor:
+        """[N, F]: without what fills the rows up."""
+        return x_BMF.flatten(0, 1).index_select(0, self.at)

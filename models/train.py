@@ -75,6 +75,7 @@ class Fitted:
     curves: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     events_per_second: float = 0.0
+    precision: str | None = None  # what layers computed in; None: nothing was trained
 
 
 def peak_rss_mb() -> float:
@@ -378,6 +379,7 @@ def _fit(
         curves=at.curves,
         seconds=at.elapsed_s,
         events_per_second=at.seen / at.trained_s,
+        precision=run.precision,
     )
 
 

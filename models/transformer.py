@@ -13,9 +13,7 @@ from torch.nn import functional
 
 from models.batch import Batch
 from models.errors import UserError
-from models.layers import Dropout, attention, dropout
-
-FEW = 0.7  # ours: below this share of the positions, the last block is worked out for them alone
+from models.layers import Dropout, Wanted, attention, by_head, dropout, with_features
 
 
 class TransformerSizes(Protocol):
@@ -33,30 +31,6 @@ class TransformerSizes(Protocol):
     def attention_dropout(self) -> float: ...
     @property
     def reference(self) -> bool: ...
-
-
-class Wanted:
-    """The positions that are asked for, N of B x L: as queries of each row, padded to M a row.
-
-    column int64[B, M]: their columns; at int64[N]: where they stand in B x M, in the order asked.
-    """
-
-    def __init__(self, at_N: torch.Tensor, rows: int, length: int) -> None:
-        row, column = at_N // length, at_N % length
-        count = torch.bincount(row, minlength=rows)
-        order = torch.argsort(row, stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(at_N), device=at_N.device)
-        place = place - (torch.cumsum(count, 0) - count)[row]
-        most = int(count.max())
-        self.at = row * most + place
-        self.column = at_N.new_full((rows * most,), length - 1)
-        self.column[self.at] = column
-        self.column = self.column.view(rows, most)
-
-    def of(self, x_BLF: torch.Tensor) -> torch.Tensor:
-        """[B, M, F]"""
-        return x_BLF.gather(1, self.column.unsqueeze(-1).expand(-1, -1, x_BLF.shape[-1]))
 
 
 class Block(nn.Module):
@@ -92,8 +66,7 @@ class Block(nn.Module):
         normed = self.norm_1(x_BLD)
         h = self._attend(normed, mask, features_BLF, wanted)
         if wanted is not None:
-            h = h.flatten(0, 1).index_select(0, wanted.at)
-            x_BLD = wanted.of(x_BLD).flatten(0, 1).index_select(0, wanted.at)
+            h, x_BLD = wanted.flat(h), wanted.flat(wanted.of(x_BLD))
         x = x_BLD + self.dropout(self.out(h))
         h = functional.gelu(self.up(self.norm_2(x)), approximate="tanh")
         h = self.down(dropout(h, self.inner, self.training))
@@ -107,16 +80,10 @@ class Block(nn.Module):
         wanted: Wanted | None,
     ) -> torch.Tensor:
         asking = x if wanted is None else wanted.of(x)
-        q, k, v = (
-            self._split(f(of)) for f, of in ((self.query, asking), (self.key, x), (self.value, x))
-        )
+        given = ((self.query, asking), (self.key, x), (self.value, x))
+        q, k, v = (by_head(layer(of), self.heads) for layer, of in given)
         if self.feature is not None and features is not None:
-            extra = self.feature(features)
-            theirs = extra if wanted is None else wanted.of(extra)
-            q, k = (
-                torch.cat([one, more.unsqueeze(1).expand(-1, self.heads, -1, -1)], dim=-1)
-                for one, more in ((q, theirs), (k, extra))
-            )
+            q, k = with_features(q, k, self.feature(features), wanted)
         if wanted is not None and mask.shape[2] > 1:
             mask = mask.expand(len(x), -1, -1, -1).squeeze(1)
             mask = mask.gather(1, wanted.column.unsqueeze(-1).expand(-1, -1, mask.shape[-1]))
@@ -124,10 +91,6 @@ class Block(nn.Module):
         p = self.attention_dropout if self.training else 0.0
         h = attention(q, k, v, mask, p)
         return h.transpose(1, 2).reshape(len(x), asking.shape[1], -1)
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, H, L, D/H]"""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Transformer(nn.Module):
@@ -160,9 +123,7 @@ class Transformer(nn.Module):
         rows, length, _ = x_BLD.shape
         x = self.dropout(x_BLD + self.position[batch.max_len - length :])
         mask = self._mask(batch.padding)
-        # The last block works for the positions that are asked for, unless they are nearly all.
-        few = at_N is not None and len(at_N) < FEW * rows * length
-        wanted = Wanted(at_N, rows, length) if few and at_N is not None else None
+        wanted = Wanted.if_few(at_N, rows, length)
         for number, block in enumerate(self.blocks, 1):
             x = block(x, mask, features_BLF, wanted if number == len(self.blocks) else None)
         if at_N is not None and wanted is None:
