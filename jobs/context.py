@@ -150,7 +150,7 @@ class Context:
         feed = f"{path}/{CHANGE_FEED}" if table.feed else None
         columns, place = table.columns, f"{path}/{folder}"
         done = run(spark, Put(columns, place, feed), candidate.files(part), DDL, "string")
-        rewrite = Rewrite(columns, key, candidate.path("keys.parquet"), place, feed)
+        rewrite = Rewrite(columns, key, candidate.path("keys.parquet"), place, feed, table.group)
         done += run(spark, rewrite, [one.path for one in old], DDL, "string")
         replaced = {one["old"] for one in done}
         entries = lake.entries(table, folder, [one["new"] for one in done if one["new"]])

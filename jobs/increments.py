@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs import files
 from jobs.arrow import arrow_schema
@@ -70,13 +71,21 @@ class Near:
     folder: str
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
-        keys = files.read_parquet(self.keys)
-        rows = files.read_parquet(path, ["user_id", "start_ts", "end_ts"])
-        hit = np.flatnonzero(near(rows, keys, self.gap_us))
-        if not len(hit):
-            return []
-        schema = arrow_schema(SESSIONS.columns)
-        found = files.read_parquet(path, schema.names).take(pa.array(hit)).cast(schema)
+        keys, schema = files.read_parquet(self.keys), arrow_schema(SESSIONS.columns)
+        with files.open_seekable(path) as stream:
+            file = pq.ParquetFile(stream)
+            rows = file.read(["user_id", "start_ts", "end_ts"], use_threads=False)
+            hit = near(rows.combine_chunks(), keys, self.gap_us)
+            if not hit.any():
+                return []
+            # Whole sessions are read from the row groups that have one of them.
+            meta = file.metadata
+            size = np.array([meta.row_group(n).num_rows for n in range(meta.num_row_groups)])
+            ends = np.cumsum(size)
+            inside = [n for n in range(len(size)) if hit[ends[n] - size[n] : ends[n]].any()]
+            wanted = np.concatenate([hit[ends[n] - size[n] : ends[n]] for n in inside])
+            found = file.read_row_groups(inside, schema.names, use_threads=False)
+        found = found.filter(pa.array(wanted)).combine_chunks().cast(schema)
         out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
         files.write_parquet(out, found)
         return [{"path": out}]

@@ -55,6 +55,8 @@ def stored_by_time(
     context: Context, candidate: Candidate, lines: DataFrame, version: int
 ) -> DataFrame | None:
     """`stored_events` where an id is a hash of its line: the events that have a time of a line."""
+    from jobs.typing_rules import HASHED, row_hash
+
     lake = context.lake
     if lake.rows(EVENTS) == 0:
         return None
@@ -69,13 +71,13 @@ def stored_by_time(
     first, last = (slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
     old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
     paths = [one.path for one in old if one.last_us("event_ts") >= first]
-    look = slices.AtTimes(candidate.path("times.parquet"), candidate.path("stored"))
+    look = slices.AtTimes(candidate.path("times.parquet"), HASHED, candidate.path("stored"))
     found = run(lambda: context.spark, look, paths, "path string", "string")
     if not found:
         return context.spark.createDataFrame([], schema)
-    rows = context.spark.read.schema("event_id string, stored_ts timestamp").parquet(
-        *(one["path"] for one in found)
-    )
+    ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in HASHED)
+    rows = context.spark.read.schema(ddl).parquet(*(one["path"] for one in found))
+    rows = rows.select(row_hash().alias("event_id"), F.col("event_ts").alias("stored_ts"))
     return F.broadcast(rows.withColumn("stored_hash", F.col("event_id")))
 
 

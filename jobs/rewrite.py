@@ -42,6 +42,8 @@ class Rewrite:
     """Of the new files."""
     feed: str | None
     """Of the change feed's files; None: the table has none."""
+    group: int | None
+    """Rows of a row group; None: the writer's."""
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
         keys = files.read_parquet(self.keys)
@@ -55,7 +57,7 @@ class Rewrite:
         new, told = None, None
         if kept.num_rows:
             new = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
-            files.write_parquet(new, kept)
+            files.write_parquet(new, kept, self.group)
         if self.feed is not None:
             told = f"{self.feed}/cdc-{uuid.uuid4().hex}.parquet"
             change = keys["change"].take(place.drop_null())

@@ -21,8 +21,10 @@ class Table:
     """A Delta table of one source.
 
     `layer` and `name` give its folder, `<lake>/<source>/<layer>/<name>`. `order` is the column by
-    which files are laid out, so that file statistics prune reads and MERGEs. `feed` says that
-    readers take its changes from Delta's change data feed.
+    which files are laid out, so that file statistics prune reads and MERGEs. `group` is how many
+    rows the row groups of its large files have, so that a night reads the few that it touches and
+    little more; None: the writer's number. `feed` says that readers take its changes from Delta's
+    change data feed.
     """
 
     layer: str
@@ -31,6 +33,7 @@ class Table:
     doc: str
     columns: dict[str, str]
     order: tuple[str, ...] = ()
+    group: int | None = None
     feed: bool = False
     properties: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +72,8 @@ REJECTS = Table(
 )  # fmt: skip
 
 SESSIONS = Table(
-    layer="silver", name="sessions", key=("session_id",), order=("start_ts",), feed=True,
+    layer="silver", name="sessions", key=("session_id",), order=("start_ts",), group=5_000,
+    feed=True,
     doc="One session with its events nested, in order. Readers take `runaway is null`.",
     columns={
         "session_id": "string", "user_id": "string", "start_ts": "timestamp",
