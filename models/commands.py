@@ -258,6 +258,9 @@ def _keep(
         folder = Path(scratch)
         popularity = Popularity(len(data.item_ids), config.model)
         popularity.fit(data.training.rows)
+        # Asked again, here or when serving, a model computes as it did when it was evaluated.
+        computed = replace(config.train, precision=fitted.precision or config.train.precision)
+        config = replace(config, train=computed)
         stored = Stored(fitted.model, config, data.item_ids, popularity.count, facts)
         save(stored, folder / "trained")
         place = folder / "evaluation"

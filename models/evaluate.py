@@ -98,7 +98,8 @@ def evaluate(
     place = np.zeros(len(targets.item), dtype=np.int64)
     drawn_place = np.zeros((len(sampled), len(targets.item)), dtype=np.int64)
     shown = np.zeros((len(LIST_KS), V if popularity is not None else 0), dtype=np.int64)
-    step = max(1, min(CHUNK_ROWS, CHUNK_SCORES // max(1, V)))
+    most = getattr(model, "rows_at_once", CHUNK_ROWS)
+    step = max(1, min(most, CHUNK_SCORES // max(1, V)))
     # Histories of one length together: less padding, the same scores.
     order = np.argsort(targets.end - targets.begin, kind="stable")
     for low in range(team.rank * step, number, team.size * step):

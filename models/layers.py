@@ -6,13 +6,19 @@ a CPU, and more the more of the rest is bfloat16. Here an element takes one rand
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+# oneDNN keeps code and buffers for each shape it has met, 1,024 of them: ragged batches meet new
+# ones all the time, and memory grows by 100 MB an epoch. It reads this when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "24")
+
 BYTE = 256
+SHORT = 512  # ours: rows up to this length have their attention weights made, on CPUs
 FEW = 0.7  # ours: below this share of the positions, the last block is worked out for them alone
 
 
@@ -22,16 +28,15 @@ class _ByteDropout(torch.autograd.Function):
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
         words.random_(-(2**63), None)
         drawn = words.view(torch.uint8)[: x.numel()].view(x.shape)
-        ctx.scale = BYTE / (BYTE - dropped)
-        keep = drawn >= dropped
-        ctx.save_for_backward(keep)
-        kept: torch.Tensor = x * keep * ctx.scale
+        factor = (drawn >= dropped).to(x.dtype).mul_(BYTE / (BYTE - dropped))
+        ctx.save_for_backward(factor)
+        kept: torch.Tensor = x * factor
         return kept
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (keep,) = ctx.saved_tensors
-        return grads[0] * keep * ctx.scale, None
+        (factor,) = ctx.saved_tensors
+        return grads[0] * factor, None
 
 
 def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
@@ -70,28 +75,39 @@ def with_features(
     return q, k
 
 
+def working(x: torch.Tensor) -> torch.Tensor:
+    """In the type that matrix products are done in: under autocast what several of them read is
+    converted once, not for each."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def attention(
     q_BHMF: torch.Tensor,
     k_BHLF: torch.Tensor,
     v_BHLE: torch.Tensor,
-    mask: torch.Tensor,
+    hidden: torch.Tensor,
     p: float,
 ) -> torch.Tensor:
     """Softmax attention scaled by 1/sqrt(F), with dropout p on its weights: [B, H, M, E].
 
-    Values narrower than keys are filled up with zeros: PyTorch's fused kernels want one width. With dropout the weights are made: fused kernels on CPUs have none.
+    Args:
+        hidden: of q's type, added to the logits: 0, or -inf where a query must not look.
+
+    On CPUs the weights are made: that takes half the time of PyTorch's fused kernel at these
+    lengths, which knows no dropout either (LAB_LOG.md). Elsewhere, and for long rows, values
+    narrower than keys are filled up with zeros: fused kernels want one width.
     """
     scale = q_BHMF.shape[-1] ** -0.5
-    if p == 0 or q_BHMF.device.type != "cpu":
-        width = v_BHLE.shape[-1]
-        v_BHLE = functional.pad(v_BHLE, (0, k_BHLF.shape[-1] - width))
-        h = functional.scaled_dot_product_attention(
-            q_BHMF, k_BHLF, v_BHLE, attn_mask=mask, dropout_p=p, scale=scale
-        )
-        return h[..., :width]
-    logits = (q_BHMF * scale) @ k_BHLF.transpose(-1, -2)
-    weight = torch.softmax(logits.masked_fill(~mask, -torch.inf), dim=-1)
-    return dropout(weight, p, True) @ v_BHLE
+    if q_BHMF.device.type == "cpu" and (p > 0 or k_BHLF.shape[2] <= SHORT):
+        weight = torch.softmax((q_BHMF * scale) @ k_BHLF.transpose(-1, -2) + hidden, dim=-1)
+        return dropout(weight, p, True) @ v_BHLE
+    width = v_BHLE.shape[-1]
+    v_BHLE = functional.pad(v_BHLE, (0, k_BHLF.shape[-1] - width))
+    h = functional.scaled_dot_product_attention(
+        q_BHMF, k_BHLF, v_BHLE, attn_mask=hidden, dropout_p=p, scale=scale
+    )
+    return h[..., :width]
 
 
 class Wanted:

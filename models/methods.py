@@ -47,6 +47,9 @@ BASELINES: dict[str, type[Popularity]] = {
 }
 
 
+SCORED_TOKENS = 8192  # ours
+
+
 def parse(method: str) -> tuple[str, tuple[str, ...]]:
     """`bert4rec+st+tsa` -> ("bert4rec", ("st", "tsa"))."""
     base, *encodings = method.split("+")
@@ -103,6 +106,7 @@ class Recommender(nn.Module):
         base, names = parse(config.method)
         self.config = config.model
         self.num_items = num_items
+        self.precision = config.train.precision  # what layers compute in; `auto`: float32
         self.encodings = nn.ModuleDict({name: ENCODINGS[name](config.model) for name in names})
         widths = sum(encoding.feature_dim for encoding in self.all_encodings())
         self.backbone = BACKBONES[base](config.model, widths)
@@ -138,10 +142,14 @@ class Recommender(nn.Module):
         return self._run(batch)
 
     def states(self, batch: Batch, at_N: torch.Tensor) -> torch.Tensor:
-        """float[N, D]: of `forward`, the positions `at_N` (indices into B*L)."""
-        if getattr(self.backbone, "chooses", False):
-            return self._run(batch, at_N)
-        return self._run(batch).flatten(0, 1).index_select(0, at_N)
+        """[N, D]: of `forward`, the positions `at_N` (indices into B*L), in the model's precision."""
+        low = self.precision == "bfloat16"
+        with torch.autocast(at_N.device.type, torch.bfloat16, enabled=low):
+            if getattr(self.backbone, "chooses", False):
+                h_ND = self._run(batch, at_N)
+            else:
+                h_ND = self._run(batch).flatten(0, 1).index_select(0, at_N)
+        return h_ND.to(torch.bfloat16) if low else h_ND
 
     def _run(self, batch: Batch, *at_N: torch.Tensor) -> torch.Tensor:
         known = batch.token.masked_fill(batch.token >= self.item.num_embeddings, 0)
@@ -163,6 +171,12 @@ class Recommender(nn.Module):
         if self.temperature is not None:
             weight = nn.functional.normalize(weight, dim=-1) / self.temperature
         return weight, weight.new_zeros(len(weight)) if self.bias is None else self.bias
+
+    @property
+    def rows_at_once(self) -> int:
+        """So many histories are best scored together: memory stays small, speed is the same."""
+        on_cpu = self.item.weight.device.type == "cpu"
+        return max(1, (SCORED_TOKENS if on_cpu else 16 * SCORED_TOKENS) // self.config.max_len)
 
     def extra_tokens(self, opens: np.ndarray) -> Ints:
         """int64[E]: how many tokens the encodings put before each event."""
@@ -212,7 +226,7 @@ class Recommender(nn.Module):
         batch = batch.to(weight.device)
         many, length = batch.token.shape
         last = torch.arange(1, many + 1, device=weight.device) * length - 1
-        h_RD = self.states(batch, last)
+        h_RD = self.states(batch, last).to(weight.dtype)
         return torch.addmm(bias, h_RD, weight.T)[:, 1 - self.first_class :].cpu()
 
 

@@ -145,15 +145,9 @@ def precision(config: Config, device: str) -> str:
     return "bfloat16" if fast and config.model.dim >= BF16_DIM else "float32"
 
 
-def batch_loss(
-    model: Recommender, batch: Batch, train: TrainConfig, dtype: str = "float32"
-) -> torch.Tensor:
-    """The mean loss over the batch's labels; `dtype`: what layers compute in."""
-    kind_of = batch.token.device.type
-    with torch.autocast(kind_of, torch.bfloat16, enabled=dtype == "bfloat16"):
-        h_ND = model.states(batch, batch.label_at)
-    if dtype == "bfloat16":
-        h_ND = h_ND.to(torch.bfloat16)
+def batch_loss(model: Recommender, batch: Batch, train: TrainConfig) -> torch.Tensor:
+    """The mean loss over the batch's labels."""
+    h_ND = model.states(batch, batch.label_at)
     label = batch.label_item - model.first_class
     given = (h_ND, *model.classes(), batch.label_start, label)
     kind = train.loss
@@ -237,7 +231,7 @@ class Run:
     ) -> None:
         self.model, self.config, self.rows = model, config, rows
         self.device, self.team, self.at = device, team, Place()
-        self.precision = precision(config, device)
+        model.precision = precision(config, device)
         train = config.train
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
@@ -261,7 +255,7 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros(1, dtype=torch.float64)
         for part in parts:
-            mean = batch_loss(self.model, part.to(self.device), train, self.precision)
+            mean = batch_loss(self.model, part.to(self.device), train)
             its = mean * (len(part.label_at) / int(sums[0]))
             its.backward()  # type: ignore[no-untyped-call]
             loss += its.detach().cpu().double()
@@ -379,7 +373,7 @@ def _fit(
         curves=at.curves,
         seconds=at.elapsed_s,
         events_per_second=at.seen / at.trained_s,
-        precision=run.precision,
+        precision=model.precision,
     )
 
 

@@ -13,7 +13,15 @@ from torch.nn import functional
 
 from models.batch import Batch
 from models.errors import UserError
-from models.layers import Dropout, Wanted, attention, by_head, dropout, with_features
+from models.layers import (
+    Dropout,
+    Wanted,
+    attention,
+    by_head,
+    dropout,
+    with_features,
+    working,
+)
 
 
 class TransformerSizes(Protocol):
@@ -63,12 +71,12 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """float[B, L, D]; with `wanted` float[N, D]: these positions look at all, and only they
         are worked out."""
-        normed = self.norm_1(x_BLD)
+        normed = working(self.norm_1(x_BLD))
         h = self._attend(normed, mask, features_BLF, wanted)
         if wanted is not None:
             h, x_BLD = wanted.flat(h), wanted.flat(wanted.of(x_BLD))
         x = x_BLD + self.dropout(self.out(h))
-        h = functional.gelu(self.up(self.norm_2(x)), approximate="tanh")
+        h = functional.gelu(self.up(working(self.norm_2(x))), approximate="tanh")
         h = self.down(dropout(h, self.inner, self.training))
         return dropout(x + self.dropout(h), self.inner, self.training)
 
@@ -122,7 +130,7 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         rows, length, _ = x_BLD.shape
         x = self.dropout(x_BLD + self.position[batch.max_len - length :])
-        mask = self._mask(batch.padding)
+        mask = working(x.new_zeros(()).masked_fill(~self._mask(batch.padding), -torch.inf))
         wanted = Wanted.if_few(at_N, rows, length)
         for number, block in enumerate(self.blocks, 1):
             x = block(x, mask, features_BLF, wanted if number == len(self.blocks) else None)
