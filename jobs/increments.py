@@ -38,27 +38,41 @@ def near(rows: pa.Table, keys: pa.Table, gap_us: int) -> np.ndarray:
 
     Args:
         rows: `user_id, start_ts, end_ts`.
-        keys: as `keys_of` makes them.
+        keys: `user_id, lo, hi`: when something changed, in microseconds. Spans of one user do not
+            overlap.
     """
     users = pc.dictionary_encode(rows["user_id"].combine_chunks())
-    place = pc.index_in(users.dictionary, keys["user_id"])
-    codes = users.indices.to_numpy(zero_copy_only=False)
-    ever = np.iinfo(np.int64)
-    lo, hi = (
-        keys[name].take(place).fill_null(nothing).to_numpy()[codes]
-        for name, nothing in (("lo", ever.max), ("hi", ever.min))
-    )
-    start, end = micros(rows["start_ts"]), micros(rows["end_ts"])
-    found: np.ndarray = (end >= lo - gap_us) & (start - gap_us <= hi)
+    codes = users.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    start, end = micros(rows["start_ts"]) - gap_us, micros(rows["end_ts"]) + gap_us
+    owner = pc.index_in(keys["user_id"], users.dictionary).combine_chunks()
+    known = pc.is_valid(owner).to_numpy(zero_copy_only=False)
+    if not known.any():
+        return np.zeros(len(codes), bool)
+    owner = owner.drop_null().to_numpy().astype(np.int64)
+    lo, hi = (keys[name].to_numpy()[known] for name in ("lo", "hi"))
+    # Of each session the first span of its user that does not end before it, in one search: of
+    # pairs (user, time) as numbers, times by their rank.
+    times = np.unique(hi)
+    place = owner * (len(times) + 1) + np.searchsorted(times, hi)
+    order = np.argsort(place)
+    first = np.searchsorted(place[order], codes * (len(times) + 1) + np.searchsorted(times, start))
+    there = first < len(order)
+    at = order[np.where(there, first, 0)]
+    found: np.ndarray = there & (owner[at] == codes) & (lo[at] <= end)
     return found
 
 
 def keys_of(users: Any, first: Any, last: Any) -> pa.Table:
     """`user_id, lo, hi`: the first and last time (us) of each user's changes."""
-    lo, hi = (times.cast(CLOCK).cast(pa.int64()) for times in (first, last))
-    keys = pa.table({"user_id": users, "lo": lo, "hi": hi})
+    keys = spans_of(users, first, last)
     keys = keys.group_by("user_id").aggregate([("lo", "min"), ("hi", "max")])
     return keys.rename_columns(["user_id", "lo", "hi"])
+
+
+def spans_of(users: Any, first: Any, last: Any) -> pa.Table:
+    """`user_id, lo, hi`, in microseconds."""
+    lo, hi = (times.cast(CLOCK).cast(pa.int64()) for times in (first, last))
+    return pa.table({"user_id": users, "lo": lo, "hi": hi})
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class Near:
     """A task: of a file of `silver.sessions`, the sessions near the changes, as a file."""
 
     keys: str
-    """A Parquet file, as `keys_of` makes it."""
+    """A Parquet file: `user_id, lo, hi`, as `near` takes them."""
     gap_us: int
     folder: str
 

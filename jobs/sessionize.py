@@ -119,7 +119,8 @@ def cut_in_arrow(
     if not came.num_rows:
         manifest["empty"] = True
         return
-    keys = increments.keys_of(came["user_id"], came["event_ts"], came["event_ts"])
+    # Each event for itself: between two of one user's events may lie weeks of sessions.
+    keys = increments.spans_of(came["user_id"], came["event_ts"], came["event_ts"])
     files.write_parquet(candidate.path("near-changes.parquet"), keys)
     near = increments.Near(
         candidate.path("near-changes.parquet"), rule.gap_us, candidate.path("old")

@@ -20,7 +20,7 @@ from models.methods import Recommender
 from models.parallel import ALONE, Team
 from models.presets import Config
 
-PART_TOKENS = {"cpu": 4096, "cuda": 65_536}  # ours: padded tokens of a part, at most
+PART_TOKENS = {"cpu": 2048, "cuda": 65_536}  # ours: padded tokens of a part, at most
 
 
 class Epoch:

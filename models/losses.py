@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 FULL_ITEMS = 50_000  # the largest catalogue that `auto` scores in full
-CHUNK_LOGITS = 4_000_000  # logits of one chunk: 16 MB in float32
+CHUNK_LOGITS = 2_000_000  # logits of one chunk: 8 MB in float32
 
 
 class _FullCrossEntropy(torch.autograd.Function):
