@@ -34,6 +34,8 @@ class EncodingSizes(Protocol):
     def time_origin_us(self) -> int: ...
     @property
     def request_time(self) -> str: ...
+    @property
+    def table_std(self) -> float: ...
 
 
 class Encoding(nn.Module):
@@ -72,7 +74,7 @@ class SessionToken(Encoding):
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)
         self.known = config.request_time == "known"
-        self.token = nn.Parameter(torch.randn(config.dim) * 0.02)
+        self.token = nn.Parameter(torch.randn(config.dim) * config.table_std)
 
     def extra_tokens(self, opens: Bools) -> Ints:
         return opens.astype(np.int64)
@@ -110,7 +112,7 @@ class SessionSegment(Encoding):
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)
         self.from_newest = config.sse_index == "from_newest"
-        self.table = nn.Parameter(torch.randn(config.segments, config.dim) * 0.02)
+        self.table = nn.Parameter(torch.randn(config.segments, config.dim) * config.table_std)
 
     def index(self, batch: Batch) -> torch.Tensor:
         """int64[B, L]: 0 at padding, else 1..S_max."""

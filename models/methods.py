@@ -121,7 +121,9 @@ class Recommender(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_items)) if biased else None
         self.share: torch.Tensor  # float32[V], of positive training events; see `fit`
         self.register_buffer("share", torch.full((num_items,), 1 / num_items), persistent=False)
-        nn.init.normal_(self.item.weight, std=0.02 if config.model.reference else dim**-0.5)
+        nn.init.normal_(
+            self.item.weight, std=config.model.table_std if config.model.reference else dim**-0.5
+        )
         with torch.no_grad():
             self.item.weight[0].zero_()
 

@@ -29,6 +29,11 @@ class ModelConfig:
     recent_days: float = 7.0  # of recent_pop
     neighbours: int = 100  # items of item_knn, sessions of vsknn
 
+    @property
+    def table_std(self) -> float:
+        """How far embeddings start from 0: the reference leaves PyTorch's 1 as it is [code]."""
+        return 1.0 if self.reference else 0.02
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

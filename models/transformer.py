@@ -39,6 +39,8 @@ class TransformerSizes(Protocol):
     def attention_dropout(self) -> float: ...
     @property
     def reference(self) -> bool: ...
+    @property
+    def table_std(self) -> float: ...
 
 
 class Block(nn.Module):
@@ -115,7 +117,7 @@ class Transformer(nn.Module):
         super().__init__()
         if config.dim % config.heads:
             raise UserError(f"dim {config.dim} must be a multiple of heads {config.heads}")
-        self.position = nn.Parameter(torch.randn(config.max_len, config.dim) * 0.02)
+        self.position = nn.Parameter(torch.randn(config.max_len, config.dim) * config.table_std)
         self.blocks = nn.ModuleList(Block(config, feature_dim) for _ in range(config.layers))
         self.dropout = Dropout(config.dropout)
         self.norm = nn.Identity() if config.reference else nn.LayerNorm(config.dim)
