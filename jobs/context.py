@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from jobs import crash, files
-from jobs.delta import Lake, staging
+from jobs.datafiles import staging
+from jobs.delta import Lake
 from jobs.errors import Conflict, SettingsError
 from jobs.rewrite import BEFORE, CHANGE_FEED, DDL, Put, Rewrite
 from jobs.settings import settings

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import date, datetime
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction
@@ -27,7 +23,9 @@ from pyspark.sql import functions as F
 
 from jobs import files
 from jobs.arrow import arrow_schema
-from jobs.errors import Conflict, SessionmillError
+from jobs.datafiles import DataFile, staging, statistics
+from jobs.delta_errors import conflicts, feed_gone, retried
+from jobs.errors import Conflict
 from jobs.files import rust_uri
 from jobs.tables import Table
 
@@ -436,62 +434,6 @@ class Lake:
         retried(5, attempt)
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """A data file of a table, as the table's log has it."""
-
-    path: str
-    told: dict[str, Any]
-
-    @property
-    def rows(self) -> int:
-        return int(self.told.get("num_records") or 0)
-
-    def first_us(self, column: str) -> int:
-        """The lowest time (us) of a column; the beginning of time where the log does not know."""
-        lowest = self.told.get(f"min.{column}")
-        return -(2**63) if lowest is None else int(lowest.timestamp() * 1000) * 1000 - 1000
-
-    def last_us(self, column: str) -> int:
-        """The highest time (us) of a column; the end of time where the log does not know."""
-        highest = self.told.get(f"max.{column}")
-        if highest is None:
-            return 2**63 - 1
-        # (The log keeps milliseconds.)
-        return int(highest.timestamp() * 1000 + 1) * 1000
-
-
-def staging(run_id: str) -> str:
-    """A new folder for staged files, below their table."""
-    return f"staged-{run_id}-{uuid.uuid4().hex[:8]}"
-
-
-class FeedGone(SessionmillError):
-    """The change data feed no longer reaches back far enough: rebuild from the whole table."""
-
-
-GONE = (
-    "DELTA_MISSING_CHANGE_DATA", "DELTA_MISSING_FILES", "DELTA_VERSION_NOT_FOUND",
-    "DELTA_FILE_NOT_FOUND", "DELTA_TRUNCATED_TRANSACTION_LOG", "DELTA_LOG_FILE_NOT_FOUND",
-    "DELTA_CHANGE_DATA_FILE_NOT_FOUND", "FILE_NOT_EXIST", "FileNotFoundException",
-    "VersionNotFoundException", "is out of range", "Cannot time travel",
-    "not found", "No such file", "Invalid table version", "Invalid version",  # delta-rs's
-)  # fmt: skip
-
-
-@contextmanager
-def feed_gone(table: Table, after: int, upto: int) -> Iterator[None]:
-    """What a feed says when its log or its files were cleaned away, as one error."""
-    try:
-        yield
-    except Exception as error:
-        if any(word in str(error) for word in GONE):
-            raise FeedGone(
-                f"{table.full_name} versions {after + 1} to {upto}: {str(error)[:200]}"
-            ) from error
-        raise
-
-
 PROPERTIES = {
     # delta-rs cannot read tables with deletion vectors, and copy-on-write was no slower here.
     "delta.enableDeletionVectors": "false",
@@ -512,76 +454,8 @@ QUIET = {
 """Operations of Delta's history that move no rows."""
 
 
-def statistics(path: str) -> dict[str, Any]:
-    """`rows` of a Parquet file, and Delta's statistics of it as JSON, from its footer."""
-    with files.open_binary(path) as stream:
-        meta = pq.ParquetFile(stream).metadata
-    low: dict[str, Any] = {}
-    high: dict[str, Any] = {}
-    unknown = set()
-    for group in range(meta.num_row_groups):
-        for place in range(meta.num_columns):
-            column = meta.row_group(group).column(place)
-            name, found = column.path_in_schema, column.statistics
-            if found is None or not found.has_min_max:
-                if found is None or found.null_count < column.num_values:
-                    unknown.add(name)
-                continue
-            if isinstance(found.max, (str, datetime, date, int)):
-                low[name] = min(low.get(name, found.min), found.min)
-                high[name] = max(high.get(name, found.max), found.max)
-    known = [
-        name for name in low
-        if name not in unknown and "." not in name and len(str(high[name])) <= LONGEST_STATISTIC
-    ]  # fmt: skip
-    stats = {
-        "numRecords": meta.num_rows,
-        "minValues": {name: _statistic(low[name]) for name in known},
-        "maxValues": {name: _statistic(high[name]) for name in known},
-    }
-    return {"rows": meta.num_rows, "stats": json.dumps(stats)}
-
-
 def _rows(table: DeltaTable) -> int:
     counts = pa.table(table.get_add_actions(flatten=True))["num_records"]
     if counts.null_count:  # written by another engine, without statistics
         return int(table.count())
     return int(pa.compute.sum(counts).as_py() or 0)
-
-
-LONGEST_STATISTIC = 64
-"""Characters; bounds of longer texts prune nothing worth their bytes in the log."""
-
-
-def _statistic(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%dT%H:%M:%S.%f}Z" if value.year >= 1000 else None
-    return value.isoformat() if isinstance(value, date) else value
-
-
-CONFLICTS = (
-    "Concurrent", "ProtocolChanged", "MetadataChanged", "DELTA_CONCURRENT",  # Spark's
-    "CommitFailedError",  # delta-rs's
-)  # fmt: skip
-
-
-@contextmanager
-def conflicts(table: Table) -> Iterator[None]:
-    """Delta's many conflict errors as our one."""
-    try:
-        yield
-    except Exception as error:
-        if any(word in f"{type(error).__name__} {error}"[:600] for word in CONFLICTS):
-            raise Conflict(f"{table.full_name} was changed by another run meanwhile") from error
-        raise
-
-
-def retried(attempts: int, again: Callable[[int], Any]) -> Any:
-    """Call `again(attempt)` until it raises no Conflict, at most `attempts` times."""
-    for attempt in range(1, attempts + 1):
-        try:
-            return again(attempt)
-        except Conflict:
-            if attempt == attempts:
-                raise
-    raise AssertionError("unreachable")

@@ -20,7 +20,8 @@ from pyspark.sql import functions as F
 
 from jobs import arrow_checks, crash, files, landing, slices, validate
 from jobs.context import Candidate, Context, Result
-from jobs.delta import retried, staging
+from jobs.datafiles import staging
+from jobs.delta_errors import retried
 from jobs.errors import AuditFailed, Conflict, RejectShareError, SourceError
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.tasks import run

@@ -18,7 +18,7 @@ from jobs import crash, files
 from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
 from jobs.cut import CAME, GONE
-from jobs.delta import FeedGone, feed_gone
+from jobs.delta_errors import FeedGone, feed_gone
 from jobs.errors import SettingsError
 from jobs.tables import EVENTS, ITEMS
 

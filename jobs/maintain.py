@@ -23,7 +23,8 @@ from pyarrow import fs
 
 from jobs import files
 from jobs.context import Context
-from jobs.delta import QUIET, conflicts
+from jobs.delta import QUIET
+from jobs.delta_errors import conflicts
 from jobs.errors import SettingsError
 from jobs.tables import ALL, EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
 

@@ -17,7 +17,8 @@ from pyspark.sql import functions as F
 from jobs import arrow_checks, crash, files, validate
 from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
-from jobs.delta import FeedGone, feed_gone, staging
+from jobs.datafiles import staging
+from jobs.delta_errors import FeedGone, feed_gone
 from jobs.errors import SettingsError
 from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
 from jobs.tasks import run

@@ -18,7 +18,8 @@ from jobs import arrow_checks, crash, files, increments, slices, validate
 from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
 from jobs.cut import EVENT_FIELDS, cut, difference, net_changes, recut, spans, touched
-from jobs.delta import FeedGone, feed_gone, staging
+from jobs.datafiles import staging
+from jobs.delta_errors import FeedGone, feed_gone
 from jobs.errors import Conflict, RuleChanged, SettingsError
 from jobs.sources import SessionsPart
 from jobs.tables import EVENTS, SESSIONS
