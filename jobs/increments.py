@@ -4,7 +4,7 @@ Only the sessions within `gap_s` of a user's changes can change (`near`). Tasks 
 bounds of each data file's sessions; what they find is small, is cut together with what came, and
 compared with what was, in one process. Events that went (forgotten, or replaced under a native id)
 may split a session, and native sessions may interleave: those nights go through Spark SQL
-(`jobs/sessionize.py`).
+(`jobs/cut.py`).
 """
 
 from __future__ import annotations

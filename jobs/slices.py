@@ -102,7 +102,7 @@ def in_order(events: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def session_id(user: str, first_event: str) -> str:
-    """As `jobs.sessionize.session_id`, one at a time."""
+    """As `jobs.cut.session_id`, one at a time."""
     text = f"{len(user)}:{user}/{first_event}"
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
