@@ -2,6 +2,8 @@
 
 Done by delta-rs, without a JVM. Packing keeps the order of files, so that neighbouring nights stay
 neighbours and file statistics prune as before; it moves no row, and nothing downstream runs again.
+That order was measured against Z-orders, which make one user's sessions quicker to find and the
+next night half as dear again (benchmarks/README.md).
 
 What is never removed, however old: files of versions of `gold.sequences` that a registered model
 names as the data it was trained on, and what a derived table has not yet consumed of its input's
@@ -18,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, WriterProperties
 from pyarrow import fs
 
 from jobs import files
@@ -29,7 +31,9 @@ from jobs.errors import SettingsError
 from jobs.tables import ALL, EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
 
 CONSUMERS = {EVENTS: (SESSIONS, ITEMS), SESSIONS: (SEQUENCES,)}
-TARGET_BYTES = 128 * 2**20
+# Larger files make a night dearer, which writes anew the files that its late events touch
+# (benchmarks/layout.py); what is larger already stays as it is.
+TARGET_BYTES = 32 * 2**20
 
 
 def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]) -> dict[str, Any]:
@@ -81,7 +85,11 @@ def _tend(
     by_run = CommitProperties(custom_metadata={"userMetadata": context.run_id})
     before = len(found.file_uris())
     with conflicts(table):
-        found.optimize.compact(target_size=TARGET_BYTES, commit_properties=by_run)
+        found.optimize.compact(
+            target_size=TARGET_BYTES,
+            writer_properties=WriterProperties(max_row_group_size=table.group),
+            commit_properties=by_run,
+        )
     keep = [version for version in keep if version <= found.version()]
     hours = math.ceil(max(keep_days * 24, _unconsumed_hours(context, table, found)))
     how: dict[str, Any] = {

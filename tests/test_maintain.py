@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -75,6 +77,22 @@ def test_smaller_and_nothing_else(spark: Any, tmp_path: Path) -> None:
     (session,) = [row for row in shop.rows(SESSIONS) if row["user_id"] == "u3"]
     assert session["event_count"] == 3 and len(shop.rows(SESSIONS)) == 10
     assert {len(row["item_index"]) for row in shop.rows(SEQUENCES)} == {3}
+
+
+def test_packed_files_have_small_row_groups(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night reads the row groups that it touches: packing must not melt them into one."""
+    shop = Workshop(spark, tmp_path)
+    night(shop, 0)
+    shop.land("1.csv", "user,item,ts\n" + "".join(f"v{n},i1,{T + DAY}\n" for n in range(10)))
+    shop.run()
+    monkeypatch.setattr(maintain, "ALL", (replace(SESSIONS, group=4),))
+    done = maintain.maintain(shop.context(), 30, {})["tables"]["silver.sessions"]
+    assert (done["files_before"], done["files_after"]) == (2, 1)
+    (file,) = DeltaTable(shop.lake.path(SESSIONS)).file_uris()
+    groups = pq.ParquetFile(file).metadata
+    assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [4, 4, 4, 4, 4]
 
 
 def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
