@@ -22,6 +22,7 @@ Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
 Target = Literal["next_item", "next_session"]
 NO_LABEL = -1
+NEGATIVE, EXPOSED, NEUTRAL = 1, 2, 3  # places in jobs.tables.FEEDBACK; positive is 0
 SIMILAR, PART = 0.7, 1024  # ours: a part's shortest row to its longest; below so many tokens, any
 DROP = -1  # a token that stands for "the request" in causal models and is dropped before padding
 
@@ -33,12 +34,22 @@ def ragged(begin: Ints, length: Ints) -> tuple[Ints, Ints]:
     return np.arange(int(length.sum())) + np.repeat(begin - first, length), row
 
 
+def chosen(sets: tuple[Ints, Ints], at: Ints) -> tuple[Ints, Ints]:
+    """Of ragged sets (start, item) the sets `at`, in that order, as (start, item)."""
+    start, item = sets
+    length = start[at + 1] - start[at]
+    index, _ = ragged(start[at], length)
+    return np.concatenate([[0], np.cumsum(length)]), item[index]
+
+
 @dataclass(frozen=True)
 class Rows:
     """Flat events of many users, each user's oldest first, items as vocabulary indices 1..V.
 
     item int32[E], ts int64[E], ordinal int32[E] (sessions of a user, from 1, dense),
     positive bool[E], start int64[U+1] (user u owns events start[u]..start[u+1]-1).
+    Where it is known: feedback int8[E] (place in jobs.tables.FEEDBACK) and what was shown with each
+    event, shown_start int64[E+1] and shown int32[X] (vocabulary indices).
     """
 
     item: Ints
@@ -46,6 +57,9 @@ class Rows:
     ordinal: Ints
     positive: Bools
     start: Ints
+    feedback: Ints | None = None
+    shown_start: Ints | None = None
+    shown: Ints | None = None
 
     @cached_property
     def opens(self) -> Bools:
@@ -68,12 +82,45 @@ class Rows:
         return np.cumsum(self.opens) - 1
 
     @cached_property
+    def session_start(self) -> Ints:
+        """int64[S+1]: the first event of each session of all users; E."""
+        return np.append(np.flatnonzero(self.opens), len(self.item))
+
+    @cached_property
     def sets(self) -> tuple[Ints, Ints]:
         """The distinct positive items of each session: (start int64[S+1], item int64[...])."""
-        width = int(self.item.max(initial=0)) + 1
-        pairs = np.unique(self.session[self.positive] * width + self.item[self.positive])
-        count = np.bincount(pairs // width, minlength=int(self.opens.sum()))
-        return np.concatenate([[0], np.cumsum(count)]), pairs % width
+        return self._by_session(self._pairs(self.session[self.positive], self.item[self.positive]))
+
+    @cached_property
+    def ignored(self) -> tuple[Ints, Ints]:
+        """What each session showed, or had of negative feedback, and no positive event took:
+        (start int64[S+1], item int64[...])."""
+        session, item = [], []
+        if self.feedback is not None:
+            passed = (self.feedback == NEGATIVE) | (self.feedback == EXPOSED)
+            session.append(self.session[passed])
+            item.append(self.item[passed])
+        if self.shown_start is not None and self.shown is not None:
+            session.append(np.repeat(self.session, np.diff(self.shown_start)))
+            item.append(self.shown)
+        if not session:
+            return np.zeros(len(self.session_start), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        pairs = self._pairs(np.concatenate(session), np.concatenate(item))
+        taken = self._pairs(self.session[self.positive], self.item[self.positive])
+        return self._by_session(np.setdiff1d(pairs, taken, assume_unique=True))
+
+    @cached_property
+    def _width(self) -> int:
+        shown = 0 if self.shown is None else int(self.shown.max(initial=0))
+        return max(int(self.item.max(initial=0)), shown) + 1
+
+    def _pairs(self, session: Ints, item: Ints) -> Ints:
+        """Distinct (session, item) as numbers, rising."""
+        return np.unique(session * self._width + item)
+
+    def _by_session(self, pairs: Ints) -> tuple[Ints, Ints]:
+        count = np.bincount(pairs // self._width, minlength=len(self.session_start) - 1)
+        return np.concatenate([[0], np.cumsum(count)]), pairs % self._width
 
     def own_label(self, event: Ints, target: Target) -> Ints:
         """What event e is as a label: itself, or its session's set; NO_LABEL if not positive."""
@@ -86,10 +133,7 @@ class Rows:
         """The items of each label: (start int64[N+1], item int64[...])."""
         if target == "next_item":
             return np.arange(len(label) + 1), self.item[label].astype(np.int64)
-        start, item = self.sets
-        length = start[label + 1] - start[label]
-        index, _ = ragged(start[label], length)
-        return np.concatenate([[0], np.cumsum(length)]), item[index]
+        return chosen(self.sets, label)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,12 @@ little memory, and batches as random as if nobody had looked at lengths.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import cast
-
 import numpy as np
 
-from models.batch import Batch, Rows, Target, label_cloze, label_next, pad, take, windows
-from models.methods import Recommender
+from models.batch import Batch, Rows
 from models.parallel import ALONE, Team
 from models.presets import Config
+from models.recommender import Recommender
 
 PART_TOKENS = {"cpu": 2048, "cuda": 65_536}  # ours: padded tokens of a part, at most
 
@@ -37,12 +34,11 @@ class Epoch:
     ) -> None:
         self.model, self.rows, self.config, self.team = model, rows, config, team
         self.budget = PART_TOKENS[device.partition(":")[0]]
-        self.number, self.target = number, cast(Target, config.train.target)
+        self.number = number
         train, size = config.train, config.model.max_len
         rng = np.random.default_rng([train.seed, number])
         shift = rng.integers(0, size, len(rows.start) - 1) if train.all_windows else None
-        cost = 1 + model.extra_tokens(rows.opens)
-        self.begin, self.end = windows(rows, size, cost, shift)
+        self.begin, self.end = model.windows(rows, shift)
         self.order = rng.permutation(len(self.begin))
 
     def __len__(self) -> int:
@@ -53,20 +49,9 @@ class Epoch:
         first = number * train.batch_size
         rng = np.random.default_rng([train.seed, self.number, number])
         at = self.order[first : first + train.batch_size]
-        tokens = take(self.rows, self.begin[at], self.end[at], model.num_items, self.target)
-        if model.cloze:
-            newest = self.config.model.request_time == "last_event"
-            tokens = label_cloze(tokens, self.target, rng, train.mask_share, newest)
-        else:
-            tokens = label_next(tokens, self.rows, self.target)
-            if train.item_noise:
-                noisy = rng.random(len(tokens.token)) < train.item_noise
-                other = rng.integers(1, model.num_items + 1, len(tokens.token))
-                tokens = replace(tokens, token=np.where(noisy, other, tokens.token))
-        for encoding in model.all_encodings():
-            tokens = encoding.layout(tokens, causal=not model.cloze)
+        tokens = model.lesson(self.rows, self.begin[at], self.end[at], train, rng)
         if self.team.size > 1:
             tokens = tokens.share(self.team.rank, self.team.size)
         size = self.config.model.max_len
-        parts = [pad(one, size, self.rows, self.target) for one in tokens.parts(size, self.budget)]
+        parts = [model.padded(one, self.rows, train) for one in tokens.parts(size, self.budget)]
         return [part for part in parts if len(part.label_at)]

@@ -144,3 +144,98 @@ def gbce(
     against = torch.nn.functional.softplus(drawn).sum(1)
     loss = beta * torch.nn.functional.softplus(-picked) + against[row]
     return (loss * share).sum() / h_ND.shape[0] / (size + 1)
+
+
+class _SessionCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h_ND: torch.Tensor,
+        weight_CD: torch.Tensor,
+        bias_C: torch.Tensor,
+        label_start: torch.Tensor,
+        label_class: torch.Tensor,
+    ) -> torch.Tensor:
+        num, classes = h_ND.shape[0], weight_CD.shape[0]
+        step = max(1, CHUNK_LOGITS // classes)
+        count = label_start[1:] - label_start[:-1]
+        row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
+        share = (1.0 / count.to(weight_CD.dtype))[row]
+        loss = weight_CD.new_zeros(())
+        grad_h = torch.empty_like(h_ND)
+        grad_w, grad_b = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
+        weight, bias = weight_CD.to(h_ND.dtype), bias_C.to(h_ND.dtype)
+        for begin in range(0, num, step):
+            end = min(begin + step, num)
+            low, high = int(label_start[begin]), int(label_start[end])
+            at, cls = row[low:high] - begin, label_class[low:high]
+            h = h_ND[begin:end]
+            logits = torch.addmm(bias, h, weight.T)
+            picked = logits[at, cls].to(share.dtype)
+            logits[at, cls] = -torch.inf  # what is right is no negative of what else is right
+            others = torch.logsumexp(logits.to(share.dtype), dim=1)
+            loss += (torch.nn.functional.softplus(others[at] - picked) * share[low:high]).sum()
+            wrong = torch.sigmoid(others[at] - picked) * share[low:high]
+            total = torch.zeros_like(others).index_add_(0, at, wrong)
+            error = torch.softmax(logits, dim=1) * total.to(logits.dtype).unsqueeze(1)
+            error[at, cls] = -wrong.to(error.dtype)
+            torch.mm(error, weight, out=grad_h[begin:end])
+            grad_w += error.T @ h
+            grad_b += error.sum(0, dtype=grad_b.dtype)
+        ctx.save_for_backward(grad_h / num, grad_w / num, grad_b / num)
+        return loss / num
+
+    backward = _FullCrossEntropy.backward
+
+
+def session_cross_entropy(
+    h_ND: torch.Tensor,
+    weight_CD: torch.Tensor,
+    bias_C: torch.Tensor,
+    label_start: torch.Tensor,
+    label_class: torch.Tensor,
+) -> torch.Tensor:
+    """`full_cross_entropy`, but a position's other labels are not among a label's negatives.
+
+    Mean over positions of the mean over labels p of -log(e^p / (e^p + sum over what is no label of
+    e^n)): paper B's retrieval loss with the whole catalogue as its sample. Equal to
+    `full_cross_entropy` where positions have one label. Every position needs a class that is no
+    label of it.
+    """
+    result: torch.Tensor = _SessionCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        h_ND, weight_CD, bias_C, label_start, label_class
+    )
+    return result
+
+
+def rank_loss(
+    h_ND: torch.Tensor,
+    weight_CD: torch.Tensor,
+    bias_C: torch.Tensor,
+    label_start: torch.Tensor,
+    label_class: torch.Tensor,
+    ignored_start: torch.Tensor,
+    ignored_class: torch.Tensor,
+) -> torch.Tensor:
+    """Mean over N positions of 1/(|P||I|) sum log(1 + exp(q.i - q.p)), p right, i shown in vain.
+
+    A position where nothing was shown in vain counts 0 [ours: so parts of a batch, and processes,
+    add up to the whole].
+    """
+    h_ND = h_ND.to(weight_CD.dtype)
+    num, device = h_ND.shape[0], h_ND.device
+    row = torch.arange(num, device=device)
+
+    def logits(start: torch.Tensor, cls: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        of = torch.repeat_interleave(row, start[1:] - start[:-1])
+        return of, (h_ND[of] * weight_CD[cls]).sum(-1) + bias_C[cls]
+
+    of, right = logits(label_start, label_class)
+    _, shown = logits(ignored_start, ignored_class)
+    against = (ignored_start[1:] - ignored_start[:-1])[of]  # of each label
+    left = torch.repeat_interleave(torch.arange(len(of), device=device), against)
+    first = torch.cumsum(against, 0) - against
+    other = torch.arange(len(left), device=device) - first[left] + ignored_start[of[left]]
+    each = torch.nn.functional.softplus(shown[other] - right[left])
+    pairs = (label_start[1:] - label_start[:-1])[of] * against
+    return (each / pairs[left].to(each.dtype)).sum() / num

@@ -28,6 +28,9 @@ class ModelConfig:
     repeat_policy: str = "allow"  # or exclude_seen
     recent_days: float = 7.0  # of recent_pop
     neighbours: int = 100  # items of item_knn, sessions of vsknn
+    pooling: str = "mean"  # of sessionrec: or attention, transformer
+    feedback: bool = True  # of sessionrec: may history say what became of an item?
+    exposures: int = 20  # of sessionrec: items shown in vain, a session, at most
 
     @property
     def table_std(self) -> float:
@@ -42,6 +45,7 @@ class TrainConfig:
     target: str = "next_item"  # or next_session
     loss: str = "auto"  # full, sampled or gbce; auto: full up to losses.FULL_ITEMS items
     negatives: int = 256  # drawn once a step for all positions: sampled, gbce
+    alpha: float = 0.0  # of sessionrec: share of the rank loss
     gbce_t: float = 0.75  # calibration of gbce: 0 is plain, 1 fully corrected
     epochs: int = 20
     patience: int = 3  # epochs without a better validation NDCG@10 before stopping

@@ -205,8 +205,30 @@ def training_rows(
         ordinal=_dense(session, user),
         positive=events.positive[at],
         start=start.astype(np.int64),
+        **_evidence(events, at, vocabulary_index(events, vocabulary)),
     )
     return Training(rows, users, vocabulary, counts)
+
+
+def vocabulary_index(events: Events, vocabulary: Ints) -> Ints:
+    """int32[...]: gold's item_index -> 1..V, 0 for what is not in the vocabulary."""
+    gold = events.sequences
+    most = max(int(part.max(initial=0)) for part in (gold.item, gold.exposed, vocabulary))
+    index = np.zeros(most + 1, dtype=np.int32)
+    index[vocabulary] = np.arange(1, len(vocabulary) + 1)
+    return index
+
+
+def _evidence(events: Events, at: Ints, index: Ints) -> dict[str, Ints]:
+    """Feedback of the events `at`, and what was shown with them, as far as it is known."""
+    gold, place = events.sequences, events.index[at]
+    count = gold.exposed_count[place].astype(np.int64)
+    first = np.cumsum(gold.exposed_count, dtype=np.int64) - gold.exposed_count
+    where, _ = ragged(first[place], count)
+    item = index[gold.exposed[where]]
+    before = np.concatenate([[0], np.cumsum(item > 0)])
+    start = before[np.concatenate([[0], np.cumsum(count)])]
+    return {"feedback": gold.feedback[place], "shown_start": start, "shown": item[item > 0]}
 
 
 def _dense(session: Ints, user: Ints) -> Ints:
@@ -246,9 +268,7 @@ def known_rows(events: Events, vocabulary: Ints) -> tuple[Rows, Ints, Ints]:
     Also, for each event of `events`, how many known ones lie before it (int64[E+1]), and its item
     as vocabulary index (int32[E], 0 = unknown).
     """
-    size = max(int(events.sequences.item.max(initial=0)), int(vocabulary.max(initial=0))) + 1
-    index = np.zeros(size, dtype=np.int32)
-    index[vocabulary] = np.arange(1, len(vocabulary) + 1)
+    index = vocabulary_index(events, vocabulary)
     item = index[events.item]
     known = item > 0
     before = np.concatenate([[0], np.cumsum(known)])
@@ -258,6 +278,7 @@ def known_rows(events: Events, vocabulary: Ints) -> tuple[Rows, Ints, Ints]:
         ordinal=_dense(events.session[known], events.user[known]),
         positive=events.positive[known],
         start=before[events.start],
+        **_evidence(events, np.flatnonzero(known), index),
     )
     return rows, before, item
 

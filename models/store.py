@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.baselines import Popularity
-from models.methods import Recommender, build
+from models.methods import build
 from models.presets import Config
+from models.recommender import Recommender
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from models.dataset import Sequences, cache_folder, open_sequences, read_items
 from models.epoch import Epoch
 from models.errors import UserError
 from models.evaluate import evaluate
-from models.losses import FULL_ITEMS, full_cross_entropy, gbce, sampled_softmax
-from models.methods import Recommender, build
+from models.methods import build
 from models.parallel import ALONE, Team
 from models.preprocess import PREPROCESS, paper_a
-from models.presets import Config, TrainConfig
+from models.presets import Config
+from models.recommender import Recommender
 from models.splits import (
     SPLITS,
     VALIDATION,
@@ -145,23 +145,6 @@ def precision(config: Config, device: str) -> str:
     return "bfloat16" if fast and config.model.dim >= BF16_DIM else "float32"
 
 
-def batch_loss(model: Recommender, batch: Batch, train: TrainConfig) -> torch.Tensor:
-    """The mean loss over the batch's labels."""
-    h_ND = model.states(batch, batch.label_at)
-    label = batch.label_item - model.first_class
-    given = (h_ND, *model.classes(), batch.label_start, label)
-    kind = train.loss
-    if kind == "auto":
-        kind = "full" if model.num_items <= FULL_ITEMS else "sampled"
-    if kind == "full":
-        return full_cross_entropy(*given)
-    if kind == "sampled":
-        item = torch.multinomial(model.share, train.negatives, replacement=True)
-        return sampled_softmax(*given, item + 1 - model.first_class, model.share[item])
-    item = torch.randint(model.num_items, (train.negatives,), device=h_ND.device)
-    return gbce(*given, item + 1 - model.first_class, train.gbce_t)
-
-
 def _sample(asked: Targets, most: int) -> Targets:
     if len(asked.user) <= most:
         return asked
@@ -255,7 +238,7 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros(1, dtype=torch.float64)
         for part in parts:
-            mean = batch_loss(self.model, part.to(self.device), train)
+            mean = self.model.loss(part.to(self.device), train)
             its = mean * (len(part.label_at) / int(sums[0]))
             its.backward()  # type: ignore[no-untyped-call]
             loss += its.detach().cpu().double()

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from models.batch import Batch, Rows, label_cloze, label_next, pad, take, windows
-from models.methods import BACKBONES, Recommender, config
+from models.methods import BACKBONES, config, recommender
+from models.recommender import Recommender
 from tests.test_models_world import SECOND, rows_of
 
 V, MASK, ST = 5, 6, 7
@@ -23,7 +24,7 @@ USER = [(1, 10, 1), (2, 20, 1), (3, 100, 2), (4, 110, 2)]
 def model_of(method: str, **options: Any) -> Recommender:
     torch.manual_seed(0)
     chosen = config(method, "tiny", **{"dim": 8, "max_len": 8, **options})
-    return Recommender(V, chosen).eval()
+    return recommender(V, chosen).eval()
 
 
 def trained_on(method: str, rows: Rows, target: str = "next_item", **options: Any) -> Batch:
@@ -239,7 +240,7 @@ def test_cloze_is_not_causal() -> None:
 def test_padding_changes_no_score(base: str, encodings: str, preset: str) -> None:
     torch.manual_seed(0)
     chosen = config(base + encodings, preset, dim=8, max_len=12)
-    model = Recommender(V, chosen).eval()
+    model = recommender(V, chosen).eval()
     rows = rows_of(HISTORY, [*USER, (5, 900, 3), (1, 901, 3)], USER[:1])
     begin, end = rows.start[:-1], rows.start[1:]
     together = model.score(rows, begin, end, end * SECOND, np.array([True, False, True]))

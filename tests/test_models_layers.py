@@ -10,8 +10,7 @@ from models import epoch
 from models.batch import Rows
 from models.layers import attention, dropout
 from models.losses import full_cross_entropy
-from models.methods import BACKBONES, Recommender, config
-from models.train import batch_loss
+from models.methods import BACKBONES, config, recommender
 from tests.test_models_batches import HISTORY, USER, V, rows_of
 
 
@@ -53,7 +52,7 @@ def test_attention_takes_values_narrower_than_keys(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("base", list(BACKBONES))
 def test_chosen_positions_are_those_of_the_whole(base: str, encodings: str) -> None:
     torch.manual_seed(0)
-    model = Recommender(V, config(base + encodings, "tiny", dim=8, layers=2, max_len=12)).eval()
+    model = recommender(V, config(base + encodings, "tiny", dim=8, layers=2, max_len=12)).eval()
     rows = rows_of(HISTORY, [*USER, (5, 900, 3), (1, 901, 3)], USER[:1])
     batch = model.request(rows, rows.start[:-1], rows.start[1:])
     many, length = batch.token.shape
@@ -82,7 +81,7 @@ def test_parts_of_a_batch_are_the_batch(method: str, monkeypatch: pytest.MonkeyP
     rows = long_rows()
     chosen = config(method, "tiny", batch_size=64, dropout=0.0, max_len=48, all_windows=False)
     torch.manual_seed(0)
-    model = Recommender(V, chosen)
+    model = recommender(V, chosen)
     gradients = []
     for budget, part in ((10**9, 10**9), (300, 100)):
         monkeypatch.setattr("models.batch.PART", part)
@@ -92,7 +91,7 @@ def test_parts_of_a_batch_are_the_batch(method: str, monkeypatch: pytest.MonkeyP
         labels = sum(len(one.label_at) for one in parts)
         for one in parts:
             assert one.token.numel() <= budget
-            mean = batch_loss(model, one, chosen.train) * (len(one.label_at) / labels)
+            mean = model.loss(one, chosen.train) * (len(one.label_at) / labels)
             mean.backward()  # type: ignore[no-untyped-call]
         gradients.append([labels, *[p.grad for p in model.parameters()]])
         model.zero_grad(set_to_none=True)

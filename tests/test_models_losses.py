@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.losses import full_cross_entropy, gbce, sampled_softmax
+from models.losses import (
+    full_cross_entropy,
+    gbce,
+    rank_loss,
+    sampled_softmax,
+    session_cross_entropy,
+)
 
 SETS = [[0], [3, 10], [1, 2, 5], [4], [10], [0, 9], [6]]
 START = torch.tensor([0, 1, 3, 6, 7, 8, 10, 11])
@@ -30,6 +36,52 @@ def test_the_loss_is_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) 
     assert torch.allclose(got, want)
     mine = torch.autograd.grad(3 * got, (h, w, b))
     theirs = torch.autograd.grad(3 * want, (h, w, b))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("chunk", [4_000_000, 30])
+def test_what_is_right_is_no_negative_of_what_else_is_right(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.losses.CHUNK_LOGITS", chunk)
+    h, w, b = given()
+    got = session_cross_entropy(h, w, b, START, CLASSES)
+    s = h @ w.T + b
+    want = torch.zeros((), dtype=torch.float64)
+    for n, right in enumerate(SETS):
+        wrong = torch.stack([s[n, c].exp() for c in range(11) if c not in right]).sum()
+        for p in right:
+            want = want - torch.log(s[n, p].exp() / (s[n, p].exp() + wrong)) / len(right) / 7
+    assert torch.allclose(got, want)
+    mine = torch.autograd.grad(3 * got, (h, w, b))
+    theirs = torch.autograd.grad(3 * want, (h, w, b))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other)
+
+
+def test_with_one_label_a_position_it_is_cross_entropy() -> None:
+    h, w, b = given()
+    start, label = torch.arange(8), torch.tensor([3, 0, 10, 5, 5, 1, 7])
+    for loss in (full_cross_entropy, session_cross_entropy):
+        want = torch.nn.functional.cross_entropy(h @ w.T + b, label)
+        assert torch.allclose(loss(h, w, b, start, label), want)
+
+
+def test_rank_loss_is_the_mean_over_pairs_of_right_and_shown_in_vain() -> None:
+    h, w, b = given()
+    shown = [[4, 5], [], [0], [], [1, 2, 3], [5], []]
+    start = torch.tensor([0, *torch.tensor([len(one) for one in shown]).cumsum(0).tolist()])
+    got = rank_loss(h, w, b, START, CLASSES, start, torch.tensor([c for s in shown for c in s]))
+    s = h @ w.T + b
+    want = torch.zeros((), dtype=torch.float64)
+    for n, (right, vain) in enumerate(zip(SETS, shown, strict=True)):
+        for p in right:
+            for i in vain:
+                want = want + torch.log(1 + torch.exp(s[n, i] - s[n, p])) / (len(right) * len(vain))
+    assert torch.allclose(got, want / 7)
+    mine = torch.autograd.grad(got, (h, w, b))
+    theirs = torch.autograd.grad(want / 7, (h, w, b))
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one, other)
 

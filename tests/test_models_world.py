@@ -23,7 +23,8 @@ torch.set_num_threads(1)  # the models here are tiny: threads would only wait fo
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-Event = tuple[str, int, int] | tuple[str, int, int, str]  # item_id, us, session ordinal, feedback
+# item_id, us, session ordinal, and where they matter feedback, items shown with it
+Event = tuple[str, int, int] | tuple[str, int, int, str] | tuple[str, int, int, str, Sequence[str]]
 
 
 def write_gold(
@@ -33,7 +34,8 @@ def write_gold(
     seen: dict[str, int] = {item: i for i, item in enumerate(items or [], 1)}
     for events in users.values():
         for event in events:
-            seen.setdefault(event[0], len(seen) + 1)
+            for item in (event[0], *(event[4] if len(event) > 4 else ())):
+                seen.setdefault(item, len(seen) + 1)
     names = list(users)
     stamps = pa.timestamp("us", tz="UTC")
     table = pa.table(
@@ -51,7 +53,11 @@ def write_gold(
                 pa.list_(pa.string()),
             ),
             "exposed_items": pa.array(
-                [[[] for _ in users[n]] for n in names], pa.list_(pa.list_(pa.int32()))
+                [
+                    [[seen[i] for i in (e[4] if len(e) > 4 else ())] for e in users[n]]
+                    for n in names
+                ],
+                pa.list_(pa.list_(pa.int32())),
             ),
         }
     )
