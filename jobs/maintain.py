@@ -3,7 +3,7 @@
 Done by delta-rs, without a JVM. Packing keeps the order of files, so that neighbouring nights stay
 neighbours and file statistics prune as before; it moves no row, and nothing downstream runs again.
 That order was measured against Z-orders, which make one user's sessions quicker to find and the
-next night half as dear again (benchmarks/README.md).
+next night a quarter dearer (benchmarks/README.md).
 
 What is never removed, however old: files of versions of `gold.sequences` that a registered model
 names as the data it was trained on, and what a derived table has not yet consumed of its input's

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--loss", help="auto, full, sampled or gbce")
     train.add_argument("--precision", help="float32, bfloat16, or auto: what is fast here")
+    train.add_argument("--alpha", type=float, help="of sessionrec: share of the rank loss")
     train.add_argument("--negatives", type=int, help="items drawn a step: sampled, gbce")
     train.add_argument(
         "--checkpoint-s",
@@ -101,6 +102,8 @@ def _method(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dim", type=int, help="D")
     command.add_argument("--heads", type=int)
     command.add_argument("--dropout", type=float)
+    command.add_argument("--pooling", help="of sessionrec: mean, attention or transformer")
+    command.add_argument("--exposures", type=int, help="of sessionrec: shown items a session")
     command.add_argument("--request-time", help="last_event or known")
     command.add_argument("--repeat-policy", help="allow or exclude_seen")
     command.add_argument("--sse-index", help="from_oldest or from_newest")
@@ -109,11 +112,11 @@ def _method(command: argparse.ArgumentParser) -> None:
 
 MODEL_OPTIONS = (
     "max_len", "segments", "time_features", "layers", "dim", "heads", "dropout", "request_time",
-    "repeat_policy", "sse_index", "tsa_time",
+    "repeat_policy", "sse_index", "tsa_time", "pooling", "exposures",
 )  # fmt: skip
 TRAIN_OPTIONS = (
     "seed", "epochs", "patience", "batch_size", "learning_rate", "loss", "negatives",
-    "precision",
+    "precision", "alpha",
 )  # fmt: skip
 
 

@@ -17,6 +17,32 @@ FULL_ITEMS = 50_000  # the largest catalogue that `auto` scores in full
 CHUNK_LOGITS = 2_000_000  # logits of one chunk: 8 MB in float32
 
 
+def _together(
+    logits: torch.Tensor, at: torch.Tensor, cls: torch.Tensor, share: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of labels `cls` of rows `at`, weighed by `share`, in a softmax over all classes;
+    and its gradient by the logits."""
+    error = torch.softmax(logits, dim=1)
+    picked = error[at, cls].to(share.dtype).clamp(min=torch.finfo(share.dtype).tiny)
+    error.index_put_((at, cls), -share.to(error.dtype), accumulate=True)
+    return -(picked.log() * share).sum(), error
+
+
+def _apart(
+    logits: torch.Tensor, at: torch.Tensor, cls: torch.Tensor, share: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, each label in a softmax of its own: itself and what is no label of its row."""
+    picked = logits[at, cls].to(share.dtype)
+    logits[at, cls] = -torch.inf
+    others = torch.logsumexp(logits.to(share.dtype), dim=1)
+    wrong = torch.sigmoid(others[at] - picked) * share
+    total = torch.zeros_like(others).index_add_(0, at, wrong)
+    # Where every class is a label there is nothing to be told apart: softmax has no answer.
+    error = torch.softmax(logits, dim=1).nan_to_num(0.0) * total.to(logits.dtype).unsqueeze(1)
+    error[at, cls] = -wrong.to(error.dtype)
+    return (torch.nn.functional.softplus(others[at] - picked) * share).sum(), error
+
+
 class _FullCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -26,6 +52,7 @@ class _FullCrossEntropy(torch.autograd.Function):
         bias_C: torch.Tensor,
         label_start: torch.Tensor,
         label_class: torch.Tensor,
+        apart: bool,
     ) -> torch.Tensor:
         num, classes = h_ND.shape[0], weight_CD.shape[0]
         step = max(1, CHUNK_LOGITS // classes)
@@ -33,7 +60,6 @@ class _FullCrossEntropy(torch.autograd.Function):
         row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
         share = (1.0 / count.to(weight_CD.dtype))[row]
         loss = weight_CD.new_zeros(())
-        smallest = torch.finfo(share.dtype).tiny
         grad_h = torch.empty_like(h_ND)
         grad_w, grad_b = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
         weight, bias = weight_CD.to(h_ND.dtype), bias_C.to(h_ND.dtype)
@@ -42,10 +68,9 @@ class _FullCrossEntropy(torch.autograd.Function):
             low, high = int(label_start[begin]), int(label_start[end])
             at, cls = row[low:high] - begin, label_class[low:high]
             h = h_ND[begin:end]
-            error = torch.softmax(torch.addmm(bias, h, weight.T), dim=1)
-            picked = error[at, cls].to(share.dtype).clamp(min=smallest)
-            loss -= (picked.log() * share[low:high]).sum()
-            error.index_put_((at, cls), -share[low:high].to(error.dtype), accumulate=True)
+            of_chunk = _apart if apart else _together
+            added, error = of_chunk(torch.addmm(bias, h, weight.T), at, cls, share[low:high])
+            loss += added
             torch.mm(error, weight, out=grad_h[begin:end])
             grad_w += error.T @ h
             grad_b += error.sum(0, dtype=grad_b.dtype)
@@ -55,7 +80,7 @@ class _FullCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_h, grad_w, grad_b = ctx.saved_tensors
-        return grads[0] * grad_h, grads[0] * grad_w, grads[0] * grad_b, None, None
+        return grads[0] * grad_h, grads[0] * grad_w, grads[0] * grad_b, None, None, None
 
 
 def full_cross_entropy(
@@ -71,7 +96,7 @@ def full_cross_entropy(
     label_class[label_start[n]:label_start[n+1]] (one for next item, a set for next session).
     """
     result: torch.Tensor = _FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        h_ND, weight_CD, bias_C, label_start, label_class
+        h_ND, weight_CD, bias_C, label_start, label_class, False
     )
     return result
 
@@ -146,48 +171,6 @@ def gbce(
     return (loss * share).sum() / h_ND.shape[0] / (size + 1)
 
 
-class _SessionCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        h_ND: torch.Tensor,
-        weight_CD: torch.Tensor,
-        bias_C: torch.Tensor,
-        label_start: torch.Tensor,
-        label_class: torch.Tensor,
-    ) -> torch.Tensor:
-        num, classes = h_ND.shape[0], weight_CD.shape[0]
-        step = max(1, CHUNK_LOGITS // classes)
-        count = label_start[1:] - label_start[:-1]
-        row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
-        share = (1.0 / count.to(weight_CD.dtype))[row]
-        loss = weight_CD.new_zeros(())
-        grad_h = torch.empty_like(h_ND)
-        grad_w, grad_b = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
-        weight, bias = weight_CD.to(h_ND.dtype), bias_C.to(h_ND.dtype)
-        for begin in range(0, num, step):
-            end = min(begin + step, num)
-            low, high = int(label_start[begin]), int(label_start[end])
-            at, cls = row[low:high] - begin, label_class[low:high]
-            h = h_ND[begin:end]
-            logits = torch.addmm(bias, h, weight.T)
-            picked = logits[at, cls].to(share.dtype)
-            logits[at, cls] = -torch.inf  # what is right is no negative of what else is right
-            others = torch.logsumexp(logits.to(share.dtype), dim=1)
-            loss += (torch.nn.functional.softplus(others[at] - picked) * share[low:high]).sum()
-            wrong = torch.sigmoid(others[at] - picked) * share[low:high]
-            total = torch.zeros_like(others).index_add_(0, at, wrong)
-            error = torch.softmax(logits, dim=1) * total.to(logits.dtype).unsqueeze(1)
-            error[at, cls] = -wrong.to(error.dtype)
-            torch.mm(error, weight, out=grad_h[begin:end])
-            grad_w += error.T @ h
-            grad_b += error.sum(0, dtype=grad_b.dtype)
-        ctx.save_for_backward(grad_h / num, grad_w / num, grad_b / num)
-        return loss / num
-
-    backward = _FullCrossEntropy.backward
-
-
 def session_cross_entropy(
     h_ND: torch.Tensor,
     weight_CD: torch.Tensor,
@@ -199,11 +182,10 @@ def session_cross_entropy(
 
     Mean over positions of the mean over labels p of -log(e^p / (e^p + sum over what is no label of
     e^n)): paper B's retrieval loss with the whole catalogue as its sample. Equal to
-    `full_cross_entropy` where positions have one label. Every position needs a class that is no
-    label of it.
+    `full_cross_entropy` where positions have one label; 0 where every class is a label.
     """
-    result: torch.Tensor = _SessionCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        h_ND, weight_CD, bias_C, label_start, label_class
+    result: torch.Tensor = _FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        h_ND, weight_CD, bias_C, label_start, label_class, True
     )
     return result
 

@@ -24,8 +24,7 @@ from models.recommender import Recommender
 from models.sessionrec import SessionRec
 from models.transformer import BERT4Rec, SASRec
 
-# name -> class(config, feature_dim), with the flags `cloze` and, where its `forward` can be told
-# which positions are asked for, `chooses`.
+# name -> class(config, feature_dim); what `Recommender` asks of it is said there.
 BACKBONES: dict[str, Any] = {
     "gru4rec": GRU4Rec,
     "narm": NARM,
@@ -96,6 +95,11 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
         value = getattr(model if name in names[0] else train, name)
         if value not in allowed:
             raise UserError(f"{name} = {value!r}: one of {', '.join(allowed)}")
+    if train.alpha < 0 or model.exposures < 0:
+        raise UserError(
+            f"alpha = {train.alpha}, exposures = {model.exposures}: neither can be below 0; 0 "
+            "leaves the rank loss, or what was shown, out"
+        )
     if train.negatives < 1:
         raise UserError(f"negatives = {train.negatives}: sampled losses draw at least one item")
     return Config(method=method, preset=preset, model=model, train=train)

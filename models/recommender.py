@@ -165,7 +165,10 @@ class Recommender(nn.Module):
 
     def loss(self, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """The mean loss over the batch's labels."""
-        h_ND = self.states(batch, batch.label_at)
+        return self.retrieval(self.states(batch, batch.label_at), batch, train)
+
+    def retrieval(self, h_ND: torch.Tensor, batch: Batch, train: TrainConfig) -> torch.Tensor:
+        """The labels found among all items, or among drawn ones, from the states at them."""
         label = batch.label_item - self.first_class
         given = (h_ND, *self.classes(), batch.label_start, label)
         kind = train.loss

@@ -9,6 +9,7 @@ One row an event in, one row a user out, in order of first appearance. Decisions
  * A row with null `item_id` or `event_ts` names its user and is no event.
  * `request_ts` is read under the policy `known` only; default the last event's time.
  * Only `event_type` and `value` decide about feedback, by the source's rules; without: positive.
+ * `exposed_with` is a list of item ids, or null; unknown ones are skipped.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
-from models.batch import Bools, Ints, Rows
+from models.batch import EXPOSED, NEGATIVE, NEUTRAL, Bools, Ints, Rows
+from models.dataset import POSITIVE
 from models.evaluate import exclude
 from models.store import Stored
 
@@ -119,7 +122,8 @@ def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Ro
             "native": native.astype("string"),
             "tie_break": frame["tie_break"] if "tie_break" in frame.columns else 0,
             "item": frame["item_id"].astype("string"),
-            "positive": _positive(stored.facts.get("feedback", {}), frame),
+            "feedback": _feedback(stored.facts.get("feedback", {}), frame),
+            "shown": frame["exposed_with"] if "exposed_with" in frame.columns else None,
         }
     )[usable]
     by = ["user", "ts", "native", "tie_break", "item"]
@@ -140,13 +144,34 @@ def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Ro
     first[1:] = (session[1:] != session[:-1]) | (owner[1:] != owner[:-1])
     running = np.cumsum(first)
     base = np.concatenate([[0], running])[start[:-1]]
+    feedback = table["feedback"].to_numpy()[known]
+    shown_start, shown = _shown(stored, table["shown"].to_numpy()[known])
     return Rows(
         item=index[known].astype(np.int32),
         ts=when[known],
         ordinal=(running - base[owner]).astype(np.int32),
-        positive=table["positive"].to_numpy()[known],
+        positive=feedback == POSITIVE,
         start=start.astype(np.int64),
+        feedback=feedback,
+        shown_start=shown_start,
+        shown=shown,
     )
+
+
+def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Known items shown with each event: (start int64[E+1], vocabulary index int64[X])."""
+    held = [[] if np.isscalar(one) and pd.isna(one) else one for one in lists]
+    held = [[] if one is None else one for one in held]
+    for one in held:
+        if not isinstance(one, list | tuple | np.ndarray):
+            raise ValueError(f"exposed_with = {one!r}: give a list of item ids, or null")
+    index = [
+        np.asarray(stored.lookup.get_indexer([str(item) for item in one]), dtype=np.int64) + 1
+        for one in held
+    ]
+    known = [part[part > 0] for part in index]
+    start = np.cumsum([0, *(len(part) for part in known)])
+    return start, np.concatenate([*known, np.zeros(0, dtype=np.int64)])
 
 
 def _request(
@@ -164,8 +189,8 @@ def _request(
     return request, request - when > int(stored.facts["gap_us"])
 
 
-def _positive(rules: dict[str, Any], frame: pd.DataFrame) -> Bools:
-    """bool[E]: tried negative, positive, exposed, else neutral; no `positive` rule: the rest."""
+def _feedback(rules: dict[str, Any], frame: pd.DataFrame) -> Ints:
+    """int8[E]: tried negative, positive, exposed, else neutral; no `positive` rule: the rest."""
 
     def any_of(entries: list[str] | None) -> Bools:
         found = np.zeros(len(frame), dtype=bool)
@@ -184,7 +209,9 @@ def _positive(rules: dict[str, Any], frame: pd.DataFrame) -> Bools:
     for name in ("event_type", "value"):
         if name in frame.columns:
             said |= frame[name].notna().to_numpy()
-    negative = any_of(rules.get("negative"))
+    rest = np.where(any_of(rules.get("exposed")), EXPOSED, NEUTRAL)
     if rules.get("positive") is None:
-        return ~negative & ~any_of(rules.get("exposed"))
-    return ~negative & (any_of(rules["positive"]) | ~said)
+        rest[rest == NEUTRAL] = POSITIVE
+    else:
+        rest[any_of(rules["positive"]) | ~said] = POSITIVE
+    return np.where(any_of(rules.get("negative")), NEGATIVE, rest).astype(np.int8)

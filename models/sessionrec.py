@@ -191,13 +191,11 @@ class SessionRec(Recommender):
 
     def loss(self, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """L_retrieval + alpha L_rank, means over the batch's labels."""
-        loss = super().loss(batch, train)
         assert isinstance(batch, SessionBatch)
+        h_ND = self.states(batch, batch.label_at)
+        loss = self.retrieval(h_ND, batch, train)
         if train.alpha and len(batch.ignored_item):
-            h_ND = self.states(batch, batch.label_at)
-            label, ignored = (
-                one - self.first_class for one in (batch.label_item, batch.ignored_item)
-            )
+            label, ignored = batch.label_item - 1, batch.ignored_item - 1  # as classes
             loss = loss + train.alpha * rank_loss(
                 h_ND, *self.classes(), batch.label_start, label, batch.ignored_start, ignored
             )

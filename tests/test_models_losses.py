@@ -68,6 +68,17 @@ def test_with_one_label_a_position_it_is_cross_entropy() -> None:
         assert torch.allclose(loss(h, w, b, start, label), want)
 
 
+def test_a_session_of_all_items_teaches_nothing_and_breaks_nothing() -> None:
+    h, w, b = given()
+    start, label = torch.tensor([0, 11, *range(12, 18)]), torch.tensor([*range(11), *range(6)])
+    loss = session_cross_entropy(h, w, b, start, label)
+    gradients = torch.autograd.grad(loss, (h, w, b))
+    assert torch.isfinite(loss) and all(torch.isfinite(one).all() for one in gradients)
+    assert (gradients[0][0] == 0).all() and (gradients[0][1:] != 0).any()
+    alone = session_cross_entropy(h[1:], w, b, start[1:] - 11, label[11:])
+    assert torch.allclose(loss, alone * 6 / 7)
+
+
 def test_rank_loss_is_the_mean_over_pairs_of_right_and_shown_in_vain() -> None:
     h, w, b = given()
     shown = [[4, 5], [], [0], [], [1, 2, 3], [5], []]

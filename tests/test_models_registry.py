@@ -369,16 +369,23 @@ def test_serving_cuts_sessions_by_the_gap_or_by_the_ids_given(world: World) -> N
     assert shuffled.item.tolist() == [1, 2, 3, 1]
 
 
-def test_serving_knows_what_was_positive(world: World) -> None:
-    from models.serving import _positive
+def test_serving_knows_what_became_of_an_item(world: World) -> None:
+    from models.serving import _feedback
 
     frame = pd.DataFrame(
         {"event_type": ["buy", "skip", "view", None], "value": [5.0, 5.0, 1.0, None]}
     )
-    everything = _positive({"positive": None, "negative": ["skip"], "exposed": ["view"]}, frame)
-    assert everything.tolist() == [True, False, False, True]
-    rated = _positive({"positive": ["value >= 4"], "negative": [], "exposed": []}, frame)
-    assert rated.tolist() == [True, True, False, True], "saying nothing is positive"
+    everything = _feedback({"positive": None, "negative": ["skip"], "exposed": ["view"]}, frame)
+    assert everything.tolist() == [0, 1, 2, 0]
+    rated = _feedback({"positive": ["value >= 4"], "negative": [], "exposed": []}, frame)
+    assert rated.tolist() == [0, 0, 3, 0], "saying nothing is positive"
+
+
+def test_a_session_method_by_the_commands(world: World) -> None:
+    options = ("--target", "next_session", "--split", "last_session", "--pooling", "attention")
+    done = world.train("sessionrec-gru4rec+tsa", *options, "--alpha", "0.1")
+    assert done["target"] == "next_session" and done["num_params_added"] > 0
+    assert 0 <= done["metrics"]["ndcg@10"]["value"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -395,6 +402,10 @@ def test_serving_knows_what_was_positive(world: World) -> None:
         (["--method", "pop", "--threads", "0"], "--threads 0"),
         (["--method", "sasrec", "--loss", "bpr"], "one of auto, full, sampled, gbce"),
         (["--method", "sasrec", "--negatives", "0"], "negatives = 0: sampled losses draw at least"),
+        (["--method", "sessionrec-hstu+st"], "every position of sessionrec-hstu is a session"),
+        (["--method", "sessionrec-hstu", "--pooling", "max"], "one of mean, attention, transf"),
+        (["--method", "sessionrec-hstu", "--alpha", "-1"], "alpha = -1.0"),
+        (["--method", "sessionrec-hstu", "--exposures", "-2"], "exposures = -2"),
         (["--method", "pop", "--sampled", "-1"], "--sampled -1: how many items to draw"),
         (["--method", "pop", "--preprocess", "paper_b"], "one of gold, paper_a"),
     ],
