@@ -2,7 +2,8 @@
 
 `SESSIONMILL_CRASH_AT=<name>` makes the process send itself SIGKILL there. The names are the
 commits of a run, in order; `tests` go through all of them. (`rows.rewritten` is where a night that
-changes sessions has written its files and not committed them.)
+changes sessions has written its files and not committed them; `items.attributes-published` is met
+where there is a catalogue.)
 """
 
 import os
@@ -15,7 +16,7 @@ POINTS = (
     "ingest.parsed", "ingest.computed", "ingest.audited", "ingest.rejects-published",
     "ingest.events-published", "ingest.rejects-cleaned", "ingest.ledger-published",
     "sessionize.computed", "sessionize.audited", "rows.rewritten", "sessionize.published",
-    "items.computed", "items.published",
+    "items.computed", "items.attributes-published", "items.published",
     "sequences.computed", "sequences.audited", "sequences.published",
 )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """`bronze.events` -> `gold.items`: every item ever seen or shown, numbered once and for good.
 
 `item_index` starts at 1 and is append-only: new items of one commit are numbered by
-`first_seen_ts, item_id`, so a model trained last week still means the same items.
+`first_seen_ts, item_id`, so a model trained last week still means the same items. What a catalogue
+says of them goes along (`jobs/attributes.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs import crash, files
+from jobs import attributes, crash, files
 from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
 from jobs.cut import CAME, GONE
@@ -119,6 +120,7 @@ def compute(context: Context) -> Candidate:
                     f"the change feed is gone, items are counted anew ({gone})"
                 )
                 fill(context, candidate, manifest, whole)
+    manifest["attributes"] = attributes.compute(context)
     candidate.save(manifest)
     crash.point("items.computed")
     return candidate
@@ -212,6 +214,8 @@ def fill(
 def publish(context: Context, candidate: Candidate) -> Result:
     """Raises: Conflict: another run changed `gold.items` since the candidate was computed."""
     lake, manifest = context.lake, candidate.manifest()
+    result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
+    attributes.publish(context, manifest["attributes"], result)
     if not manifest["empty"]:
         consumed, base, upto = lake.app_id(ITEMS, EVENTS), manifest["base"], manifest["upto"]
         if "staged" in manifest:
@@ -219,6 +223,5 @@ def publish(context: Context, candidate: Candidate) -> Result:
         else:
             context.merge(ITEMS, candidate, "items", base, consumed, upto)
         crash.point("items.published")
-    result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
     result.tables[ITEMS.full_name] = lake.told(ITEMS)
     return result

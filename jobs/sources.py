@@ -196,6 +196,28 @@ class FiltersPart(Part):
     min_user_sessions: int = Field(default=2, ge=1)
 
 
+class ItemsPart(Part):
+    """`[items]`: a catalogue, which says how items are; each file of it has all items."""
+
+    landing: str = Field(min_length=1)
+    """Files, as of `[source]`. `{day}`: a catalogue for each day."""
+    format: Literal["csv", "jsonl", "parquet"]
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    id: ColumnName
+    categories: list[ColumnName] = []
+    numbers: list[ColumnName] = []
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ItemsPart:
+        names = [*self.categories, *self.numbers]
+        if not names:
+            raise ValueError("name the catalogue's columns under categories, numbers, or both")
+        twice = sorted({name for name in names if names.count(name) > 1 or name == self.id})
+        if twice:
+            raise ValueError(f"{twice[0]!r} is named twice: a column is id, category or number")
+        return self
+
+
 class TrainingPart(Part):
     """`[training]`: what the scheduled DAG trains after a night."""
 
@@ -231,6 +253,7 @@ class Source(Part):
     sessions: SessionsPart = SessionsPart()
     quality: QualityPart = QualityPart()
     filters: FiltersPart = FiltersPart()
+    items: ItemsPart | None = None
     training: TrainingPart = TrainingPart()
     schedule: SchedulePart = SchedulePart()
 

@@ -91,6 +91,15 @@ ITEMS = Table(
     },
 )  # fmt: skip
 
+ITEM_ATTRIBUTES = Table(
+    layer="gold", name="item_attributes", key=("item_id", "known_from"),
+    doc="How an item is said to be by the catalogue, and from when on that was known. Only where "
+        "the source file has [items]; rows are added and stay.",
+    columns={
+        "item_id": "string", "known_from": "timestamp", "attributes": "map<string,string>",
+    },
+)  # fmt: skip
+
 SEQUENCES = Table(
     layer="gold", name="sequences", key=("user_id",), order=("user_id",),
     doc="One user's whole history, ready to train on: parallel arrays, oldest first, everything "
@@ -137,7 +146,9 @@ FILES = Table(
     },
 )  # fmt: skip
 
-ALL = (EVENTS, REJECTS, SESSIONS, ITEMS, SEQUENCES, RECOMMENDATIONS, RUNS, FILES)
+ALL = (
+    EVENTS, REJECTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
+)  # fmt: skip
 
 REJECT_REASONS = (
     "unparsable", "missing_user_id", "missing_item_id", "bad_event_ts", "bad_value",

@@ -1,4 +1,4 @@
-"""`python -m models train|grid|evaluate|compare|register|params|results`: gold tables in, a registry out.
+"""`python -m models train|grid|scaling|evaluate|compare|register|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--loss", help="auto, full, sampled or gbce")
     train.add_argument("--precision", help="float32, bfloat16, or auto: what is fast here")
     train.add_argument("--alpha", type=float, help="of sessionrec: share of the rank loss")
+    train.add_argument("--data-share", type=float, help="of the training users, 0 to 1")
     train.add_argument("--negatives", type=int, help="items drawn a step: sampled, gbce")
     train.add_argument(
         "--checkpoint-s",
@@ -83,6 +84,15 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
     grid.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`, after --")
 
+    scaling = command("scaling", "loss against parameters and against data; goes on where it was")
+    scaling.add_argument("--comparison", required=True, metavar="ID")
+    scaling.add_argument("--method", required=True, help="such as sessionrec-hstu")
+    scaling.add_argument("--widths", default="8,16,32,64,128", help="D, by comma")
+    scaling.add_argument("--shares", default="0.125,0.25,0.5", help="of the users, by comma")
+    scaling.add_argument("--seeds", default="1,2,3", help="by comma")
+    scaling.add_argument("--results", metavar="FILE", required=True, help="a small JSON file")
+    scaling.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`")
+
     results = command("results", "make a document's tables from results/*.json", source=False)
     results.add_argument("document", nargs="?", default="RESULTS.md")
 
@@ -103,7 +113,17 @@ def _method(command: argparse.ArgumentParser) -> None:
     command.add_argument("--heads", type=int)
     command.add_argument("--dropout", type=float)
     command.add_argument("--pooling", help="of sessionrec: mean, attention or transformer")
-    command.add_argument("--exposures", type=int, help="of sessionrec: shown items a session")
+    command.add_argument(
+        "--feedback", action=argparse.BooleanOptionalAction, default=None,
+        help="of sessionrec: does history say what became of an item?",
+    )  # fmt: skip
+    command.add_argument(
+        "--side", action=argparse.BooleanOptionalAction, default=None,
+        help="of sessionrec: does it see what a catalogue says of items?",
+    )  # fmt: skip
+    command.add_argument(
+        "--exposures", type=int, help="of sessionrec and +fb: shown items a session"
+    )
     command.add_argument("--request-time", help="last_event or known")
     command.add_argument("--repeat-policy", help="allow or exclude_seen")
     command.add_argument("--sse-index", help="from_oldest or from_newest")
@@ -112,11 +132,11 @@ def _method(command: argparse.ArgumentParser) -> None:
 
 MODEL_OPTIONS = (
     "max_len", "segments", "time_features", "layers", "dim", "heads", "dropout", "request_time",
-    "repeat_policy", "sse_index", "tsa_time", "pooling", "exposures",
+    "repeat_policy", "sse_index", "tsa_time", "pooling", "exposures", "feedback", "side",
 )  # fmt: skip
 TRAIN_OPTIONS = (
     "seed", "epochs", "patience", "batch_size", "learning_rate", "loss", "negatives",
-    "precision", "alpha",
+    "precision", "alpha", "data_share",
 )  # fmt: skip
 
 
@@ -201,21 +221,38 @@ def _register(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
     return done
 
 
+def _numbers(option: str, text: str, kind: Any) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: numbers by comma, such as 1,2") from None
+
+
 def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.commands import note
     from models.compare import show
     from models.grid import grid, methods_of
 
-    try:
-        seeds = [int(seed) for seed in args.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {args.seeds}: whole numbers by comma, such as 1,2") from None
+    seeds = _numbers("--seeds", args.seeds, int)
     file = Path(args.results) if args.results else None
     outcome = grid(
         args.source, args.comparison, methods_of(args.methods), seeds, args.options, file, note
     )
     show(outcome)
     return outcome
+
+
+def _scaling(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.commands import note
+    from models.scaling import in_words, scaling
+
+    written = scaling(
+        args.source, args.comparison, args.method, _numbers("--widths", args.widths, int),
+        _numbers("--shares", args.shares, float), _numbers("--seeds", args.seeds, int),
+        args.options, Path(args.results), note,
+    )  # fmt: skip
+    print(in_words(written))
+    return written
 
 
 def _results(args: argparse.Namespace) -> dict[str, Any]:
@@ -236,6 +273,7 @@ COMMANDS: dict[str, Any] = {
     "compare": _compare,
     "register": _register,
     "grid": _grid,
+    "scaling": _scaling,
 }
 
 

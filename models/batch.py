@@ -22,6 +22,7 @@ Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
 Target = Literal["next_item", "next_session"]
 NO_LABEL = -1
+NO_FEEDBACK = -1  # of tokens that are no event, or whose event is to be predicted
 NEGATIVE, EXPOSED, NEUTRAL = 1, 2, 3  # places in jobs.tables.FEEDBACK; positive is 0
 SIMILAR, PART = 0.7, 1024  # ours: a part's shortest row to its longest; below so many tokens, any
 DROP = -1  # a token that stands for "the request" in causal models and is dropped before padding
@@ -110,6 +111,34 @@ class Rows:
         return self._by_session(np.setdiff1d(pairs, taken, assume_unique=True))
 
     @cached_property
+    def offered(self) -> tuple[Ints, Ints, Ints]:
+        """What was shown with each event and had not come up in its session before: (start
+        int64[E+1], item int64[X], nth int64[X]: so many of the session's come before it).
+
+        Nothing after an event decides about what it offers.
+        """
+        none = np.zeros(0, dtype=np.int64)
+        if self.shown_start is None or self.shown is None:
+            return np.zeros(len(self.item) + 1, dtype=np.int64), none, none
+        own = np.arange(len(self.item))
+        event, item = np.repeat(own, np.diff(self.shown_start)), self.shown.astype(np.int64)
+        pair = np.concatenate([self.item, item]) + self.session[np.append(own, event)] * self._width
+        order = np.argsort(np.concatenate([2 * own, 2 * event + 1]), kind="stable")
+        first = order[np.unique(pair[order], return_index=True)[1]]
+        fresh = np.sort(first[first >= len(own)]) - len(own)
+        event, item = event[fresh], item[fresh]
+        session = self.session[event]
+        nth = np.arange(len(event)) - np.searchsorted(session, session)
+        return np.searchsorted(event, np.arange(len(own) + 1)), item, nth
+
+    @cached_property
+    def became(self) -> Ints:
+        """int64[E]: feedback, or what `positive` says of it where more is not known."""
+        if self.feedback is not None:
+            return self.feedback.astype(np.int64)
+        return np.where(self.positive, 0, NEUTRAL)
+
+    @cached_property
     def _width(self) -> int:
         shown = 0 if self.shown is None else int(self.shown.max(initial=0))
         return max(int(self.item.max(initial=0)), shown) + 1
@@ -141,7 +170,8 @@ class Tokens:
     """A ragged batch: T tokens, rows one after another, each row oldest first.
 
     `label` refers to what must be predicted *at* this token (see `Rows.own_label`), `own` is the
-    token's own event as a label, `crossing` says that `label` lies in the next session.
+    token's own event as a label, `crossing` says that `label` lies in the next session. Tokens of
+    one event follow each other, the event itself first.
     """
 
     row: Ints
@@ -150,13 +180,16 @@ class Tokens:
     ts: Ints
     ordinal: Ints
     opens: Bools
+    feedback: Ints
     own: Ints
     label: Ints
     crossing: Bools
     num_rows: int
     num_items: int
 
-    ARRAYS = ("row", "event", "token", "ts", "ordinal", "opens", "own", "label", "crossing")
+    ARRAYS = (
+        "row", "event", "token", "ts", "ordinal", "opens", "feedback", "own", "label", "crossing",
+    )  # fmt: skip
 
     @property
     def mask_token(self) -> int:
@@ -165,6 +198,13 @@ class Tokens:
     @property
     def session_token(self) -> int:
         return self.num_items + 2
+
+    @property
+    def head(self) -> Ints:
+        """int64[T]: the place of the first token of each token's event."""
+        first = np.ones(len(self.row), dtype=bool)
+        first[1:] = (self.event[1:] != self.event[:-1]) | (self.row[1:] != self.row[:-1])
+        return np.asarray(np.flatnonzero(first)[np.cumsum(first) - 1])
 
     @property
     def row_end(self) -> Ints:
@@ -216,7 +256,7 @@ class Tokens:
 class Batch:
     """Padded tensors. Left padding: column L-1 is the newest token of every row.
 
-    token, ts, ordinal int64[B, L]; newest int64[B] (the last ordinal); label_at int64[N] (indices
+    token, ts, ordinal, feedback int64[B, L] (feedback: NO_FEEDBACK where there is none); newest int64[B] (the last ordinal); label_at int64[N] (indices
     into B*L), label_start int64[N+1] and label_item int64[M] (the items to predict at each).
     `max_len` is the model's L; learned positions count from there, so padding changes nothing.
     """
@@ -224,6 +264,7 @@ class Batch:
     token: torch.Tensor
     ts: torch.Tensor
     ordinal: torch.Tensor
+    feedback: torch.Tensor
     newest: torch.Tensor
     max_len: int
     num_items: int
@@ -258,6 +299,7 @@ def take(rows: Rows, begin: Ints, end: Ints, num_items: int, target: Target | No
         ts=rows.ts[event],
         ordinal=rows.ordinal[event].astype(np.int64),
         opens=rows.opens[event],
+        feedback=rows.became[event],
         own=none if target is None else rows.own_label(event, target),
         label=none,
         crossing=np.zeros(len(event), dtype=bool),
@@ -270,11 +312,14 @@ def label_next(tokens: Tokens, rows: Rows, target: Target) -> Tokens:
     """Causal labels: the next event; for `next_session` the next session's set, at session ends.
 
     The next event may lie beyond the window: windows of one user share no label and lose none.
+    Of an event's tokens the last has its label.
     """
     last = rows.last[tokens.event]
     following = np.where(last, tokens.event, tokens.event + 1)
     crossing = ~last & rows.opens[following]
     labelled = crossing if target == "next_session" else ~last
+    head = tokens.head
+    labelled[:-1] &= head[1:] != head[:-1]
     label = np.where(labelled, rows.own_label(following, target), NO_LABEL)
     return replace(tokens, label=label, crossing=crossing)
 
@@ -288,7 +333,8 @@ def label_cloze(
     `next_session` hides whole sessions, each behind a single [MASK] whose label is the session's
     set [ours: a served request has one [MASK] and does not know how many items will follow].
     Hidden tokens keep time, segment and [ST]; the newest takes those of the event before it and
-    has no [ST], which is how a request looks under `last_event`.
+    has no [ST], which is how a request looks under `last_event`. They lose their feedback and the
+    other tokens of their event: nobody knows these before it happens.
     """
     count = len(tokens.row)
     token, ts, ordinal = tokens.token.copy(), tokens.ts.copy(), tokens.ordinal.copy()
@@ -314,15 +360,19 @@ def label_cloze(
     else:
         token[at] = tokens.mask_token
     if mask_newest:
-        newest = unit_first[unit[end[end > begin] - 1]]
+        newest = unit_first[unit[tokens.head[end[end > begin] - 1]]]
         newest = newest[(newest > begin[end > begin]) & (tokens.own[newest] != NO_LABEL)]
         token[newest], label[newest] = tokens.mask_token, tokens.own[newest]
         ts[newest], ordinal[newest] = tokens.ts[newest - 1], tokens.ordinal[newest - 1]
         opens[newest] = False
         hidden[unit[newest]] = True
-    result = replace(tokens, token=token, ts=ts, ordinal=ordinal, opens=opens, label=label)
+    feedback = np.where(label == NO_LABEL, tokens.feedback, NO_FEEDBACK)
+    result = replace(
+        tokens, token=token, ts=ts, ordinal=ordinal, opens=opens, feedback=feedback, label=label
+    )
     if target == "next_item":
-        return result
+        head = tokens.head
+        return result.select((head == unit) | (label[head] == NO_LABEL))
     keep = ~hidden[unit]
     keep[unit_first] = True
     return result.select(keep)
@@ -351,6 +401,7 @@ def append_request(
         ts=ts,
         ordinal=ordinal,
         opens=opens,
+        feedback=NO_FEEDBACK,
         own=NO_LABEL,
         label=NO_LABEL,
         crossing=False,
@@ -376,6 +427,8 @@ def pad(
     ts[at] = tokens.ts
     ordinal = np.zeros(size, dtype=np.int64)
     ordinal[at] = tokens.ordinal
+    feedback = np.full(size, NO_FEEDBACK, dtype=np.int64)
+    feedback[at] = tokens.feedback
     label_at = np.flatnonzero(tokens.label != NO_LABEL)
     label_start: Ints
     label_item: Ints
@@ -388,6 +441,7 @@ def pad(
         token=torch.from_numpy(token.reshape(shape)),
         ts=torch.from_numpy(ts.reshape(shape)),
         ordinal=torch.from_numpy(ordinal.reshape(shape)),
+        feedback=torch.from_numpy(feedback.reshape(shape)),
         newest=torch.from_numpy(tokens.ordinal[tokens.row_end - 1]),
         max_len=max_len,
         num_items=tokens.num_items,

@@ -23,10 +23,11 @@ from models.checkpoints import Checkpoints
 from models.dataset import cache_folder
 from models.errors import UserError
 from models.evaluate import Result, Sampled, evaluate
-from models.methods import count_parameters
+from models.methods import SESSION_ENCODERS, count_parameters, parse
 from models.preprocess import PAPER_A_GAP_US
 from models.presets import Config
-from models.splits import TEST, Cut, Filters, describe, targets
+from models.side import read_side
+from models.splits import TEST, Cut, Filters, describe, targets, users_share
 from models.store import Stored, load, save
 from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb, prepared
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from jobs.sources import Source
 
-SHOWN = ("ndcg@10", "hr@10", "recall@10", "mrr@10")
+SHOWN = ("ndcg@10", "hr@10", "recall@10", "mrr@10", "first_item_hr@10")
 
 
 @contextmanager
@@ -88,8 +89,12 @@ def train(
         lake=lake, source=source.name, filters=filters, version=version, split=split,
         valid_from=valid_from, test_from=test_from, preprocess=preprocess,
     )  # fmt: skip
+    if config.train.data_share < 1:
+        training = users_share(data.training, data.sequences.user_id, config.train.data_share)
+        data = replace(data, training=training)
     origin = int(data.training.rows.ts.min())
     config = replace(config, model=replace(config.model, time_origin_us=origin))
+    config, data = _with_side(config, data, source, lake)
     facts = _facts(source, data, config, filters, preprocess)
     rows, left = data.training.rows, data.training.counts
     say(
@@ -158,6 +163,21 @@ def train(
     return report
 
 
+def _with_side(config: Config, data: Data, source: Source, lake: str) -> tuple[Config, Data]:
+    """For models that look at it: what the source's catalogue said of the items at the cut."""
+    from jobs.tables import ITEM_ATTRIBUTES
+
+    part, base = source.items, parse(config.method)[0]
+    if part is None or base not in SESSION_ENCODERS or not config.model.side:
+        return config, data
+    side = read_side(
+        ITEM_ATTRIBUTES.path(lake, source.name), data.item_ids, int(data.training.rows.ts.max()),
+        part.categories, part.numbers, f"python -m jobs items --source {source.name}",
+    )  # fmt: skip
+    model = replace(config.model, categories=side.sizes, numbers=side.value.shape[1])
+    return replace(config, model=model), replace(data, side=side)
+
+
 def _silent(_: str) -> None:
     """Processes that do not lead say nothing."""
 
@@ -179,6 +199,7 @@ def _facts(
         "request_time": config.model.request_time,
         "repeat_policy": config.model.repeat_policy,
         "filters": asdict(filters),
+        "attributes_version": None if data.side is None else data.side.version,
         "session_rule": "gap" if again else source.sessions.rule,
         "gap_us": PAPER_A_GAP_US if again else source.sessions.gap_us,
         "feedback": source.feedback.model_dump(),

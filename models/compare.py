@@ -4,7 +4,8 @@ Each method is represented by its best seed on validation. Intervals of differen
 both methods are asked about the same users, users are drawn, 95 % percentile. "Better" means that
 the interval excludes 0. Against the vanilla backbone there is also the difference over all seeds,
 where the trainings are drawn too, and the differences by kind of target (the first item of a
-session, an item inside one). The winner has the highest NDCG@10 on test.
+session, an item inside one). A next-session model is held against the next-item model of its
+encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test.
 """
 
 from __future__ import annotations
@@ -151,8 +152,8 @@ def _row(
     row["seeds"] = len(mine)
     scores = [_score(one) for one in mine]
     row[f"{BY}_mean"], row[f"{BY}_std"] = float(np.mean(scores)), float(np.std(scores))
-    vanilla = best.get(report["method"].split("+")[0])
-    if vanilla is None or vanilla is entry:
+    vanilla = _plainer(report["method"], best)
+    if vanilla is None:
         row["vs_vanilla"] = row["vs_vanilla_seeds"] = None
     else:
         row["vs_vanilla"] = _against(entry, vanilla)
@@ -161,6 +162,16 @@ def _row(
             part["vs_vanilla"] = _against(entry, vanilla, kind)
     row["vs_winner"] = _against(entry, winner) if winner is not entry else None
     return row
+
+
+def _plainer(method: str, best: dict[str, Entry]) -> Entry | None:
+    """What a method is measured against: its backbone alone; a next-session model without
+    encodings against the next-item model of its encoder, with feedback if that is there."""
+    base, *encodings = method.split("+")
+    if encodings:
+        return best.get(base)
+    below = base.removeprefix("sessionrec-")
+    return None if below == base else best.get(f"{below}+fb") or best.get(below)
 
 
 def _against(entry: Entry, other: Entry, kind: str | None = None) -> dict[str, Any]:

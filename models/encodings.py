@@ -1,6 +1,8 @@
-"""Ways of telling a model about sessions: +st, +sse, +tsa. None knows the backbone it is in.
+"""Ways of telling a model about sessions and feedback: +st, +sse, +tsa, +fb. None knows the
+backbone it is in.
 
-An encoding may put tokens into the sequence (`layout`), change the embedded tokens (`embed`), and
+An encoding may put tokens into the sequence, before labels are given (`evidence`) or after
+(`layout`), change the embedded tokens (`embed`), and
 offer features of each position (`features`), which a backbone takes in its own way. Everything it
 does not need it inherits, doing nothing. Formulas: IEEE Access 2025, Seol, Ko and Lee (paper A).
 """
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.batch import NO_LABEL, Batch, Bools, Ints, Tokens
+from models.batch import EXPOSED, NO_FEEDBACK, NO_LABEL, Batch, Ints, Rows, Tokens, ragged
 
 
 class EncodingSizes(Protocol):
@@ -35,6 +37,8 @@ class EncodingSizes(Protocol):
     @property
     def request_time(self) -> str: ...
     @property
+    def exposures(self) -> int: ...
+    @property
     def table_std(self) -> float: ...
 
 
@@ -46,9 +50,12 @@ class Encoding(nn.Module):
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__()
 
-    def extra_tokens(self, opens: Bools) -> Ints:
-        """How many tokens `layout` puts before each event, given which events open a session."""
-        return np.zeros(len(opens), dtype=np.int64)
+    def extra_tokens(self, rows: Rows) -> Ints:
+        """int64[E]: how many tokens this puts beside each event."""
+        return np.zeros(len(rows.item), dtype=np.int64)
+
+    def evidence(self, tokens: Tokens, rows: Rows) -> Tokens:
+        return tokens
 
     def layout(self, tokens: Tokens, causal: bool) -> Tokens:
         return tokens
@@ -76,8 +83,8 @@ class SessionToken(Encoding):
         self.known = config.request_time == "known"
         self.token = nn.Parameter(torch.randn(config.dim) * config.table_std)
 
-    def extra_tokens(self, opens: Bools) -> Ints:
-        return opens.astype(np.int64)
+    def extra_tokens(self, rows: Rows) -> Ints:
+        return rows.opens.astype(np.int64)
 
     def layout(self, tokens: Tokens, causal: bool) -> Tokens:
         at = np.flatnonzero(tokens.opens)
@@ -92,6 +99,7 @@ class SessionToken(Encoding):
             ts=tokens.ts[at],
             ordinal=tokens.ordinal[at],
             opens=False,
+            feedback=NO_FEEDBACK,
             own=NO_LABEL,
             label=tokens.own[at] if predicts else NO_LABEL,
             crossing=False,
@@ -152,3 +160,47 @@ class TimeFeatures(Encoding):
         phase = seconds[..., None] * self.frequency.to(torch.float64)
         phase = torch.remainder(phase, 2 * torch.pi) + self.shift.to(torch.float64)
         return torch.cos(phase).to(self.frequency.dtype)
+
+
+class Feedback(Encoding):
+    """+fb: a learned vector for what became of an item, added to its token. Costs 4 D.
+
+    What makes next-item models equal to SessionRec in what they know: items that were shown with
+    an event and not taken follow it as tokens of their own, `exposures` a session at most, each
+    once, the first shown first [ours]. They are known when the event is, so the event's label
+    moves to the last of them. A hidden item has neither.
+    """
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__(config)
+        self.most = config.exposures
+        self.table = nn.Parameter(torch.randn(4, config.dim) * config.table_std)
+
+    def extra_tokens(self, rows: Rows) -> Ints:
+        start, _, nth = rows.offered
+        before = np.concatenate([[0], np.cumsum(nth < self.most)])
+        return np.asarray(before[start[1:]] - before[start[:-1]])
+
+    def evidence(self, tokens: Tokens, rows: Rows) -> Tokens:
+        start, item, nth = rows.offered
+        shown, at = ragged(start[tokens.event], np.diff(start)[tokens.event])
+        shown, at = shown[nth[shown] < self.most], at[nth[shown] < self.most]
+        return tokens.insert(
+            at + 1,
+            row=tokens.row[at],
+            event=tokens.event[at],
+            token=item[shown],
+            ts=tokens.ts[at],
+            ordinal=tokens.ordinal[at],
+            opens=False,
+            feedback=EXPOSED,
+            own=NO_LABEL,
+            label=NO_LABEL,
+            crossing=False,
+        )
+
+    def embed(self, x_BLD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        zero = self.table.new_zeros(1, self.table.shape[1])
+        return x_BLD + nn.functional.embedding(
+            batch.feedback - NO_FEEDBACK, torch.cat([zero, self.table])
+        )

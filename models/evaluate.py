@@ -96,8 +96,10 @@ def evaluate(
         model.eval()
     number, V = len(targets.user), model.num_items
     place = np.zeros(len(targets.item), dtype=np.int64)
+    first = np.zeros(number if targets.sets else 0, dtype=np.int64)
     drawn_place = np.zeros((len(sampled), len(targets.item)), dtype=np.int64)
     shown = np.zeros((len(LIST_KS), V if popularity is not None else 0), dtype=np.int64)
+    surprise = torch.zeros(2, dtype=torch.float64)  # sum over targets, targets
     most = getattr(model, "rows_at_once", CHUNK_ROWS)
     step = max(1, min(most, CHUNK_SCORES // max(1, V)))
     # Histories of one length together: less padding, the same scores.
@@ -105,11 +107,16 @@ def evaluate(
     for low in range(team.rank * step, number, team.size * step):
         part = targets.select(order[low : low + step])
         scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.new_session)
+        if isinstance(model, torch.nn.Module):
+            surprise += _surprise(scores, part)
         if repeat_policy == "exclude_seen":
             scores = exclude(scores, part.rows, part.begin, part.end)
         index = order[low : low + step]
         where, _ = ragged(targets.item_start[:-1][index], np.diff(targets.item_start)[index])
         place[where] = metrics.ranks(scores, part.item_start, part.item)
+        if targets.sets:
+            alone = np.arange(len(index) + 1), part.item[part.item_start[:-1]]
+            first[index] = metrics.ranks(scores, *alone)
         if popularity is not None:
             best = scores.topk(min(max(LIST_KS), V), dim=1).indices.numpy()
             for n, k in enumerate(LIST_KS):
@@ -118,21 +125,41 @@ def evaluate(
             drawn_place[n, where] = one.places(scores, part, index)
     # Every place was found by one process.
     place = team.total(torch.from_numpy(place)).numpy()
-    values = metrics.per_target(place, targets.item_start, ks)
+    first = team.total(torch.from_numpy(first)).numpy()
+    values = metrics.per_target(place, targets.item_start, ks, first if targets.sets else None)
     for n, one in enumerate(sampled):
         among = team.total(torch.from_numpy(drawn_place[n])).numpy()
         few = metrics.per_target(among, targets.item_start, tuple(k for k in ks if k <= 20))
         values |= {f"{one.name}_{name}": value for name, value in few.items()}
     result = _result(targets, values, np.arange(number))
     result.counts.update(targets.left_out)
-    single = len(targets.item) == number
-    if single and targets.new_session.any() and not targets.new_session.all():
+    mixed = targets.new_session.any() and not targets.new_session.all()
+    if mixed and not targets.sets:
         for kind, chosen in (("first", targets.new_session), ("inside", ~targets.new_session)):
             result.parts[kind] = _result(targets, values, np.flatnonzero(chosen))
     if popularity is not None:
         shown = team.total(torch.from_numpy(shown)).numpy()
         result.catalogue.update(metrics.catalogue(shown, popularity, LIST_KS))
+    surprise = team.total(surprise)
+    if surprise[1]:
+        result.catalogue["loss"] = float(surprise[0] / surprise[1])
     return result
+
+
+def _surprise(scores_RV: torch.Tensor, part: Targets) -> torch.Tensor:
+    """Cross-entropy of the targets over the catalogue, in nats: its sum, and of how many targets.
+
+    A target's is the mean over its items that the model knows; targets without any do not count.
+    """
+    row = np.repeat(np.arange(len(part.user)), np.diff(part.item_start))
+    known = np.flatnonzero(part.item > 0)
+    at, item = torch.from_numpy(row[known]), torch.from_numpy(part.item[known].astype(np.int64) - 1)
+    scores = scores_RV.double()
+    each = scores.logsumexp(dim=1)[at] - scores[at, item]
+    count = torch.bincount(at, minlength=len(part.user))
+    total = torch.zeros(len(part.user), dtype=torch.float64).index_add_(0, at, each)
+    asked = count > 0
+    return torch.stack([(total[asked] / count[asked]).sum(), asked.sum().double()])
 
 
 def _result(targets: Targets, values: dict[str, metrics.Floats], at: Ints) -> Result:

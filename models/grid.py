@@ -28,7 +28,10 @@ KEPT = (
     "method", "seed", "num_params", "num_params_added", "params_added_pct", "epochs", "best_epoch",
     "train_s", "eval_s", "events_per_second", "peak_rss_mb", "counts", "by_target", "items",
 )  # fmt: skip
-METRICS = ("ndcg@10", "hr@10", "mrr@10", "recall@20", "coverage@10", "popularity@10")
+METRICS = (
+    "ndcg@10", "hr@10", "mrr@10", "recall@10", "recall@20", "first_item_hr@10", "coverage@10",
+    "popularity@10", "loss",
+)  # fmt: skip
 
 
 def methods_of(words: str) -> list[str]:
@@ -66,40 +69,57 @@ def grid(
     cells = [(m, s) for s in seeds for m in methods if s == seeds[0] or m not in BASELINES]
     failed: list[str] = []
     for number, (method, seed) in enumerate(cells, 1):
-        wanted = {"kind": "train", "comparison": comparison, "method": method, "seed": str(seed)}
-        if tracking.runs(client, experiment, **wanted):
-            say(f"[{number}/{len(cells)}] {method}, seed {seed}: there already")
-            continue
-        began = time.monotonic()
         say(f"[{number}/{len(cells)}] {method}, seed {seed}")
-        command = [
-            sys.executable, "-m", "models", "train", "--source", source, "--method", method,
-            "--seed", str(seed), "--comparison", comparison, *options,
-        ]  # fmt: skip
-        done = subprocess.run(command, check=False)
-        if done.returncode:
+        if not train_cell(client, experiment, source, comparison, method, seed, options, say):
             failed.append(f"{method}, seed {seed}")
-        say(f"[{number}/{len(cells)}] {time.monotonic() - began:.0f} s")
     outcome = compare(name, comparison, list(methods))
     outcome["failed"] = failed
     if file is not None:
-        rows = [_cell(client, experiment, comparison, m, s) for m, s in cells]
+        rows = [cell(client, experiment, comparison, m, s) for m, s in cells]
+        command = command_line(
+            "grid", source, comparison, options, methods=",".join(methods),
+            seeds=",".join(map(str, seeds)),
+        )  # fmt: skip
         written = {
-            "command": _command(source, comparison, methods, seeds, options),
-            "date": time.strftime("%Y-%m-%d"), "commit": code_version(), "machine": machine(),
-            "comparison": outcome, "cells": [row for row in rows if row],
+            "kind": "grid", "command": command, "date": time.strftime("%Y-%m-%d"),
+            "commit": code_version(), "machine": machine(), "comparison": outcome,
+            "cells": [row for row in rows if row],
         }  # fmt: skip
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".writing")
-        aside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-        aside.rename(file)
-        say(f"wrote {file}")
+        keep(file, written, say)
     if len(failed) == len(cells):
         raise UserError(f"no cell of the grid could be trained: {', '.join(failed)}")
     return outcome
 
 
-def _cell(
+def train_cell(
+    client: Any, experiment: str, source: str, comparison: str, method: str, seed: int,
+    options: Sequence[str], say: Callable[[str], None],
+) -> bool:  # fmt: skip
+    """Train one cell in a process of its own, unless MLflow has it as finished: is it there now?"""
+    wanted = {"kind": "train", "comparison": comparison, "method": method, "seed": str(seed)}
+    if tracking.runs(client, experiment, **wanted):
+        say("  there already")
+        return True
+    began = time.monotonic()
+    command = [
+        sys.executable, "-m", "models", "train", "--source", source, "--method", method,
+        "--seed", str(seed), "--comparison", comparison, *options,
+    ]  # fmt: skip
+    done = subprocess.run(command, check=False)
+    say(f"  {time.monotonic() - began:.0f} s")
+    return done.returncode == 0
+
+
+def keep(file: Path, written: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The results file, complete or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".writing")
+    aside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    aside.rename(file)
+    say(f"wrote {file}")
+
+
+def cell(
     client: Any, experiment: str, comparison: str, method: str, seed: int
 ) -> dict[str, Any] | None:
     """What one finished training reported, cut down to what tables need."""
@@ -117,6 +137,7 @@ def _cell(
         kind: {"counts": part["counts"], "ndcg@10": part["metrics"]["ndcg@10"]}
         for kind, part in report["by_target"].items()
     }
+    row["training_events"] = list(report["filters"].values())[-1]["events"]
     row["commit"] = run.data.tags.get("mlflow.source.git.commit")
     row["table_version"], row["cut"] = report["table_version"], report["cut"]
     return row
@@ -138,13 +159,13 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _command(
-    source: str, comparison: str, methods: Sequence[str], seeds: Sequence[int],
-    options: Sequence[str],
-) -> str:  # fmt: skip
+def command_line(
+    command: str, source: str, comparison: str, options: Sequence[str], **given: str
+) -> str:
+    """The command that makes the file again."""
     words = [
-        "python -m models grid", f"--source {source}", f"--comparison {comparison}",
-        f"--methods {','.join(methods)}", f"--seeds {','.join(map(str, seeds))}",
+        f"python -m models {command}", f"--source {source}", f"--comparison {comparison}",
+        *(f"--{name} {value}" for name, value in given.items()),
         *(["--", *options] if options else []),
     ]  # fmt: skip
     return " ".join(words)

@@ -1,6 +1,6 @@
 """Which methods there are: backbones and encodings, named, sized and combined here and only here.
 
-A method is `backbone[+st][+sse][+tsa]` or a baseline. A backbone does not know how many encodings
+A method is `backbone[+st][+sse][+tsa][+fb]` or a baseline. A backbone does not know how many encodings
 exist, an encoding does not know which backbone it is in: a new one is a file and a line here.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from models.baselines import PersonalTop, Popularity, RecentPopularity
-from models.encodings import Encoding, SessionSegment, SessionToken, TimeFeatures
+from models.encodings import Encoding, Feedback, SessionSegment, SessionToken, TimeFeatures
 from models.errors import UserError
 from models.gru4rec import GRU4Rec
 from models.hstu import HSTU
@@ -41,6 +41,7 @@ ENCODINGS: dict[str, type[Encoding]] = {
     "st": SessionToken,
     "sse": SessionSegment,
     "tsa": TimeFeatures,
+    "fb": Feedback,
 }
 BASELINES: dict[str, type[Popularity]] = {
     "pop": Popularity,
@@ -66,6 +67,8 @@ def parse(method: str) -> tuple[str, tuple[str, ...]]:
             f"method {method!r}: +st marks where sessions begin, and every position of {base} is a "
             "session. Leave it out"
         )
+    if base in SESSION_ENCODERS and "fb" in encodings:
+        raise UserError(f"method {method!r}: {base} sees feedback as it is. Leave +fb out")
     return base, tuple(encodings)
 
 
@@ -100,6 +103,8 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
             f"alpha = {train.alpha}, exposures = {model.exposures}: neither can be below 0; 0 "
             "leaves the rank loss, or what was shown, out"
         )
+    if not 0 < train.data_share <= 1:
+        raise UserError(f"data_share = {train.data_share}: a share of the users, above 0 up to 1")
     if train.negatives < 1:
         raise UserError(f"negatives = {train.negatives}: sampled losses draw at least one item")
     return Config(method=method, preset=preset, model=model, train=train)

@@ -4,7 +4,8 @@ Ties count against the model: an item stands behind every item with the same sco
 asked for. A metric of a set of items (one item is a set of one) at K:
  * hr: 1 if any of them is in the top K;  * recall: hits / min(K, |set|);
  * ndcg: DCG / DCG of the best possible order of min(K, |set|) hits;
- * mrr: 1 / place of the first hit, 0 beyond K.
+ * mrr: 1 / place of the first hit, 0 beyond K;
+ * first_item_hr: 1 if the item that came first is in the top K (of sets: a next session).
 Items that the model does not know are in the set and never hit.
 """
 
@@ -58,8 +59,13 @@ def ranks(scores_RV: torch.Tensor, item_start: Ints, item: Ints) -> Ints:
     return place
 
 
-def per_target(place: Ints, item_start: Ints, ks: tuple[int, ...]) -> dict[str, Floats]:
-    """Metric name ("ndcg@10") -> float64[N], one value a target, from the places of its items."""
+def per_target(
+    place: Ints, item_start: Ints, ks: tuple[int, ...], first: Ints | None = None
+) -> dict[str, Floats]:
+    """Metric name ("ndcg@10") -> float64[N], one value a target, from the places of its items.
+
+    `first` int64[N]: the places of what came first in each set, asked about alone.
+    """
     size = np.diff(item_start)
     row = np.repeat(np.arange(len(size)), size)
     best = np.full(len(size), UNRANKED, dtype=np.int64)
@@ -76,6 +82,8 @@ def per_target(place: Ints, item_start: Ints, ks: tuple[int, ...]) -> dict[str, 
         result[f"hr@{k}"] = (best <= k).astype(np.float64)
         result[f"recall@{k}"] = hits / possible
         result[f"mrr@{k}"] = np.where(best <= k, 1.0 / np.minimum(best, k), 0.0)
+        if first is not None:
+            result[f"first_item_hr@{k}"] = (first <= k).astype(np.float64)
     return result
 
 

@@ -30,7 +30,12 @@ class ModelConfig:
     neighbours: int = 100  # items of item_knn, sessions of vsknn
     pooling: str = "mean"  # of sessionrec: or attention, transformer
     feedback: bool = True  # of sessionrec: may history say what became of an item?
-    exposures: int = 20  # of sessionrec: items shown in vain, a session, at most
+    exposures: int = 20  # of sessionrec, +fb: items shown in vain, a session, at most
+
+    side: bool = True  # of sessionrec: may it see what a catalogue says of items?
+    side_dim: int = 16  # of a category's embedding
+    categories: tuple[int, ...] = ()  # how many values each has, 0 (unknown) counted; from the data
+    numbers: int = 0  # how many numbers an item has; from the data
 
     @property
     def table_std(self) -> float:
@@ -58,6 +63,7 @@ class TrainConfig:
     item_noise: float = 0.0  # causal: share of input items replaced at random
     all_windows: bool = True  # learn from a user's whole history, not only the newest L tokens
     precision: str = "auto"  # of training: float32, bfloat16; auto: train.precision
+    data_share: float = 1.0  # of the training users, by a hash of their id; the vocabulary stays
     validation_targets: int = 4000  # at most so many, drawn once, decide about stopping
     seed: int = 0
 
@@ -74,10 +80,12 @@ class Config:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Config:
+        model = dict(values["model"])
+        model["categories"] = tuple(model.get("categories", ()))  # JSON has lists only
         return Config(
             method=values["method"],
             preset=values["preset"],
-            model=ModelConfig(**values["model"]),
+            model=ModelConfig(**model),
             train=TrainConfig(**values["train"]),
         )
 

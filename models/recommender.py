@@ -118,11 +118,15 @@ class Recommender(nn.Module):
         x_BLD: torch.Tensor = self.item(known)
         return x_BLD
 
+    def catalogue(self) -> torch.Tensor:
+        """float[V, D]: the items as they are scored."""
+        return self.item.weight[1 : self.num_items + 1]
+
     def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight [C, D] and bias [C] of the output; item i is class i - first_class."""
         if self.output is not None:
             return self.output.weight, self.output.bias
-        weight = self.item.weight[1 : self.num_items + 1]
+        weight = self.catalogue()
         if self.temperature is not None:
             weight = nn.functional.normalize(weight, dim=-1) / self.temperature
         return weight, weight.new_zeros(len(weight)) if self.bias is None else self.bias
@@ -137,7 +141,7 @@ class Recommender(nn.Module):
         """Users' events in windows that fit: (begin, end); see `batch.windows`."""
         cost = np.ones(len(rows.item), dtype=np.int64)
         for encoding in self.all_encodings():
-            cost += encoding.extra_tokens(rows.opens)
+            cost += encoding.extra_tokens(rows)
         return windows(rows, self.config.max_len, cost, shift)
 
     def lesson(
@@ -146,6 +150,8 @@ class Recommender(nn.Module):
         """Windows as tokens with what is to be predicted at them."""
         target = cast(Target, train.target)
         tokens = take(rows, begin, end, self.num_items, target)
+        for encoding in self.all_encodings():
+            tokens = encoding.evidence(tokens, rows)
         if self.cloze:
             newest = self.config.request_time == "last_event"
             tokens = label_cloze(tokens, target, rng, train.mask_share, newest)
@@ -197,6 +203,8 @@ class Recommender(nn.Module):
         known = self.config.request_time == "known" and request_ts is not None
         begin = np.maximum(begin, end - self.config.max_len)
         tokens = take(rows, begin, end, self.num_items, None)
+        for encoding in self.all_encodings():
+            tokens = encoding.evidence(tokens, rows)
         if self.cloze or known:
             tokens = append_request(
                 tokens,

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from models import scaling
 from models.errors import UserError
 from models.methods import BASELINES, parse
 from models.splits import in_words
@@ -29,12 +30,17 @@ def render(document: Path) -> list[str]:
             raise UserError(f"{document} names {match[1]}, which is not there: run its grid first")
         written = json.loads(file.read_text(encoding="utf-8"))
         picture = file.with_suffix(".svg")
-        plot(written, picture)
         made.append(match[1])
-        parts = [
-            f"<!-- {match[1]} -->", method_table(written), kind_table(written), origin(written),
-            f"![score against added parameters]({picture.relative_to(folder)})", "<!-- end -->",
-        ]  # fmt: skip
+        if written.get("kind") == "scaling":
+            scaling.plot(written, picture)
+            caption = "test loss against parameters and data"
+            said = [scaling.table(written), scaling.in_words(written), where(written)]
+        else:
+            plot(written, picture)
+            caption = "score against added parameters"
+            said = [method_table(written), kind_table(written), origin(written)]
+        image = f"![{caption}]({picture.relative_to(folder)})"
+        parts = [f"<!-- {match[1]} -->", *said, image, "<!-- end -->"]
         return "\n\n".join(part for part in parts if part)
 
     text = document.read_text(encoding="utf-8")
@@ -100,16 +106,24 @@ def kind_table(written: dict[str, Any]) -> str:
 
 
 def origin(written: dict[str, Any]) -> str:
-    """Where the numbers come from."""
-    outcome, box = written["comparison"], written["machine"]
+    """What a grid's numbers are of."""
+    outcome = written["comparison"]
     missing = f" Missing: {', '.join(outcome['missing'])}." if outcome["missing"] else ""
-    commits = sorted({str(cell["commit"])[:12] for cell in written["cells"]})
     return (
         f"{outcome['users']:,} users; {outcome['target'].replace('_', ' ')}, full ranking; "
         f"gold.sequences version {outcome['table_version']}, cut {in_words(outcome['cut'])}; "
-        f"request time {outcome['request_time']}. {written['date']}, commits "
-        f"{', '.join(commits)}, {box['processor']}, {box['cores']} cores, torch {box['torch']}."
-        f"{missing}\n\n```\n{written['command']}\n```"
+        f"request time {outcome['request_time']}.{missing} {where(written)}"
+    )
+
+
+def where(written: dict[str, Any]) -> str:
+    """Where and when, by which code, and the command that makes the numbers again."""
+    box = written["machine"]
+    cells = written.get("cells", written.get("points", []))
+    commits = sorted({str(cell["commit"])[:12] for cell in cells})
+    return (
+        f"{written['date']}, commits {', '.join(commits)}, {box['processor']}, {box['cores']} "
+        f"cores, torch {box['torch']}.\n\n```\n{written['command']}\n```"
     )
 
 

@@ -29,7 +29,6 @@ from torch.nn import functional
 
 from models.batch import (
     EXPOSED,
-    NEUTRAL,
     Batch,
     Ints,
     Rows,
@@ -45,6 +44,7 @@ from models.losses import rank_loss, session_cross_entropy
 from models.pooling import POOLINGS
 from models.presets import Config, ModelConfig, TrainConfig
 from models.recommender import Recommender
+from models.side import SideInformation
 
 FEEDBACKS = 4  # jobs.tables.FEEDBACK
 
@@ -89,7 +89,8 @@ class SessionRec(Recommender):
     """Items and feedback embedded, pooled by session, sessions encoded, all V items scored.
 
     The causal encoders are the next-item backbones. Parameters: V*D items with their bias, 8 D
-    feedback, the pooling's, 4 D^2 + 5 D of `Mix`, the encoder's.
+    feedback, the pooling's, 4 D^2 + 5 D of `Mix`, the encoder's, and `SideInformation`'s
+    where a catalogue says something of the items.
     """
 
     full_loss = staticmethod(session_cross_entropy)
@@ -110,18 +111,30 @@ class SessionRec(Recommender):
         if self.feedback is not None and self.gate is not None:
             nn.init.normal_(self.feedback.weight, std=config.model.table_std)
             nn.init.ones_(self.gate.weight)
+        said = bool(config.model.categories or config.model.numbers)
+        self.side = SideInformation(num_items, config.model) if said else None
         self.pooling = POOLINGS[config.model.pooling](config.model)
         self.mix = Mix(dim)
 
     def embedded(self, batch: Batch) -> torch.Tensor:
         assert isinstance(batch, SessionBatch)
         x_ED = self.item(batch.element_item)
+        if self.side is not None:
+            x_ED = self.side(batch.element_item, x_ED)
         if self.feedback is not None and self.gate is not None:
             became = batch.element_feedback
             x_ED = x_ED * self.gate(became) + self.feedback(became)
         rows, length = batch.token.shape
         pooled: torch.Tensor = self.mix(self.pooling(x_ED, batch.element_at, rows * length))
         return pooled.view(rows, length, -1)
+
+    def catalogue(self) -> torch.Tensor:
+        weight = super().catalogue()
+        if self.side is None:
+            return weight
+        item = torch.arange(1, self.num_items + 1, device=weight.device)
+        mixed: torch.Tensor = self.side(item, weight)
+        return mixed
 
     def windows(self, rows: Rows, shift: Ints | None) -> tuple[Ints, Ints]:
         """Users' events in windows of whole sessions, `max_len` at most."""
@@ -174,7 +187,7 @@ class SessionRec(Recommender):
         width = plain.token.shape[1]
         at = tokens.row * width + (width - 1 - age)
         event, session = ragged(tokens.event, stop - tokens.event)
-        item, feedback = rows.item[event].astype(np.int64), _feedback(rows)[event]
+        item, feedback = rows.item[event].astype(np.int64), rows.became[event]
         shown, where = _shown(rows, event, session, item, self.config.exposures)
         ignored = chosen(rows.ignored, tokens.label[tokens.label >= 0])
         parts = {
@@ -213,12 +226,6 @@ def _sessions(events: Tokens) -> Tokens:
     """One token a session, at its start."""
     tokens = events.select(_first(events))
     return replace(tokens, token=np.ones(len(tokens.row), dtype=np.int64), num_items=1)
-
-
-def _feedback(rows: Rows) -> Ints:
-    if rows.feedback is not None:
-        return rows.feedback
-    return np.where(rows.positive, 0, NEUTRAL)
 
 
 def _shown(rows: Rows, event: Ints, session: Ints, item: Ints, most: int) -> tuple[Ints, Ints]:

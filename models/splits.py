@@ -17,13 +17,14 @@ Decisions at the edges:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from models.batch import Bools, Ints, Rows, Target, ragged
+from models.batch import Bools, Ints, Rows, Target, chosen, ragged
 from models.dataset import POSITIVE, Sequences
 from models.errors import UserError
 
@@ -61,9 +62,10 @@ class Training:
 class Targets:
     """N requests: what follows history `rows[begin[n]:end[n]]` of user `user[n]`?
 
-    item_start int64[N+1], item int64[M]: the distinct items of each target, 0 = not in the
-    vocabulary. `request_ts` is the time of the target's first event, `new_session` says that it
-    opens one. `left_out` counts users without history and their targets.
+    item_start int64[N+1], item int64[M]: the distinct items of each target in the order in which
+    they came, 0 = not in the vocabulary. `request_ts` is the time of the target's first event, `new_session` says that it
+    opens one. `left_out` counts users without history and their targets. `sets`: each target is a
+    whole session.
     """
 
     rows: Rows
@@ -75,6 +77,7 @@ class Targets:
     item_start: Ints
     item: Ints
     left_out: dict[str, int]
+    sets: bool = False
 
     def select(self, index: Ints) -> Targets:
         length = (self.item_start[1:] - self.item_start[:-1])[index]
@@ -82,7 +85,7 @@ class Targets:
         return Targets(
             self.rows, self.user[index], self.begin[index], self.end[index],
             self.request_ts[index], self.new_session[index],
-            np.concatenate([[0], np.cumsum(length)]), self.item[items], self.left_out,
+            np.concatenate([[0], np.cumsum(length)]), self.item[items], self.left_out, self.sets,
         )  # fmt: skip
 
 
@@ -210,6 +213,34 @@ def training_rows(
     return Training(rows, users, vocabulary, counts)
 
 
+def users_share(training: Training, user_id: list[str], share: float) -> Training:
+    """Of the training rows those of a share of the users; the vocabulary stays.
+
+    Who stays follows from the id alone, and whoever is in a share is in every larger one.
+    """
+    hashes = [hashlib.sha256(user_id[u].encode()).digest()[:8] for u in training.user]
+    stays = np.array([int.from_bytes(one, "big") / 2**64 < share for one in hashes], dtype=bool)
+    rows, length = training.rows, np.diff(training.rows.start)
+    event, _ = ragged(rows.start[:-1][stays], length[stays])
+    kept: dict[str, Any] = {
+        n: getattr(rows, n)[event] for n in ("item", "ts", "ordinal", "positive")
+    }
+    if rows.feedback is not None:
+        kept["feedback"] = rows.feedback[event]
+    if rows.shown_start is not None and rows.shown is not None:
+        kept["shown_start"], kept["shown"] = chosen((rows.shown_start, rows.shown), event)
+    start = np.concatenate([[0], np.cumsum(length[stays])])
+    user = training.user[stays]
+    counts = training.counts | {
+        f"a share of {share:g} of the users": {
+            "events": len(event), "items": len(np.unique(kept["item"])),
+            "sessions": int(Rows(**kept, start=start).opens.sum()), "users": len(user),
+        }
+    }  # fmt: skip
+    _refuse_if_hopeless(counts, training.vocabulary, user, start)
+    return replace(training, rows=Rows(**kept, start=start), user=user, counts=counts)
+
+
 def vocabulary_index(events: Events, vocabulary: Ints) -> Ints:
     """int32[...]: gold's item_index -> 1..V, 0 for what is not in the vocabulary."""
     gold = events.sequences
@@ -300,7 +331,8 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
         )
         session, count = np.unique(pairs // width, return_counts=True)
         at, start = first[session], np.concatenate([[0], np.cumsum(count)])
-        items = item[np.flatnonzero(wanted)[where]].astype(np.int64)
+        # Sessions lie one after another, so the order of first places is the order within each.
+        items = item[np.flatnonzero(wanted)[np.sort(where)]].astype(np.int64)
     user = events.user[at]
     in_training = np.zeros(len(events.start), dtype=np.int64)
     early = (period < which) & (item > 0)
@@ -321,6 +353,7 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
             "users_without_history": len(np.unique(user[~ready])),
             "targets_without_history": int((~ready).sum()),
         },
+        sets=target == "next_session",
     )
     return result.select(np.flatnonzero(ready))
 

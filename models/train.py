@@ -33,6 +33,8 @@ from models.parallel import ALONE, Team
 from models.preprocess import PREPROCESS, paper_a
 from models.presets import Config
 from models.recommender import Recommender
+from models.sessionrec import SessionRec
+from models.side import Side
 from models.splits import (
     SPLITS,
     VALIDATION,
@@ -62,6 +64,7 @@ class Data:
     period: np.ndarray
     training: Training
     item_ids: list[str]  # of vocabulary 1..V
+    side: Side | None = None  # what a catalogue says of them; for models that look at it
 
 
 @dataclass
@@ -175,6 +178,8 @@ def fit(
     validation = _sample(asked, train.validation_targets)
     model = build(num_items, config)
     model.fit(data.training.rows)
+    if isinstance(model, SessionRec) and model.side is not None and data.side is not None:
+        model.side.fill(data.side)
     policy = config.model.repeat_policy
     if isinstance(model, Popularity):
         value = evaluate(model, validation, (10,), policy, team).mean(SELECT_BY)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.recorded import World
 
 for name in [name for name in os.environ if name.startswith("SESSIONMILL_")]:
     del os.environ[name]
@@ -36,3 +39,12 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.chdir(home)
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A small log with an MLflow of its own, for the module's tests."""
+    from tests.recorded import opened
+
+    with opened(tmp_path_factory.mktemp("recorded")) as there:
+        yield there

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from jobs import crash
-from jobs.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
-from tests.spark_tools import Workshop
+from jobs.tables import EVENTS, ITEM_ATTRIBUTES, ITEMS, REJECTS, SEQUENCES, SESSIONS
+from tests.spark_tools import CLICKS, Workshop
 
 T = 1_700_000_000
 MOVING = ("ingest_ts", "ingest_file", "first_seen_ts", "file")
@@ -22,6 +22,23 @@ MOVING = ("ingest_ts", "ingest_file", "first_seen_ts", "file")
 def lines(users: range, start: int) -> str:
     rows = [f"u{user},i{user % 7},{start + user * 100}" for user in users]
     return "\n".join(["user,item,ts", *rows, "u1,,5", "u2,i,never"]) + "\n"
+
+
+CATALOGUE = """
+[items]
+landing = "{landing}/../catalogue/*.csv"
+format = "csv"
+id = "item"
+categories = ["kind"]
+"""
+
+
+def catalogue(shop: Workshop, night: int) -> None:
+    """Items 0 to night+2; what is said of them does not change."""
+    folder = shop.folder / "catalogue"
+    folder.mkdir(exist_ok=True)
+    rows = [f"i{item},{'odd' if item % 2 else 'even'}" for item in range(night + 3)]
+    (folder / "items.csv").write_text("\n".join(["item,kind", *rows]) + "\n")
 
 
 def environment(shop: Workshop) -> dict[str, str]:
@@ -46,7 +63,7 @@ def tables(shop: Workshop) -> list[Any]:
         for row in shop.rows(SEQUENCES)
     ]
     items = [{**row, "item_index": None} for row in shop.rows(ITEMS)]
-    rows = [shop.rows(table, drop=MOVING) for table in (EVENTS, REJECTS, SESSIONS)]
+    rows = [shop.rows(table, drop=MOVING) for table in (EVENTS, REJECTS, SESSIONS, ITEM_ATTRIBUTES)]
     return [*rows, sequences, sorted(items, key=lambda row: row["item_id"])]
 
 
@@ -56,15 +73,17 @@ CHANGING = "rows.rewritten"  # reached only where there are sessions to change
 def killed_and_repaired(spark: Any, tmp_path: Path, points: list[str]) -> None:
     (tmp_path / "calm").mkdir()
     (tmp_path / "killed").mkdir()
-    calm = Workshop(spark, tmp_path / "calm")
-    killed = Workshop(spark, tmp_path / "killed")
+    calm = Workshop(spark, tmp_path / "calm", CLICKS + CATALOGUE)
+    killed = Workshop(spark, tmp_path / "killed", CLICKS + CATALOGUE)
     for shop in (calm, killed):
         shop.land("history.csv", lines(range(30), T))
+        catalogue(shop, 0)
     if CHANGING in points:
         assert run_command(killed, None).returncode == 0
     for number, point in enumerate(points):
         for shop in (calm, killed):
             shop.land(f"night{number}.csv", lines(range(20, 50), T + 1000 * number))
+            catalogue(shop, number + 1)
         done = run_command(killed, point)
         assert done.returncode == -signal.SIGKILL, (point, done.stderr[-2000:])
     calm.run()  # all at once: the tables are a function of the set of lines
@@ -77,7 +96,7 @@ def test_killed_between_compute_and_publish_of_each_table(spark: Any, tmp_path: 
     killed_and_repaired(
         spark,
         tmp_path,
-        ["ingest.events-published", CHANGING, "items.published"],
+        ["ingest.events-published", CHANGING, "items.attributes-published"],
     )
 
 

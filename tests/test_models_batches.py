@@ -5,6 +5,7 @@ V = 5 items, so [MASK] is 6 and [ST] is 7. One user: 1 2 | 3 4, at seconds 10 20
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from models.batch import Batch, Rows, label_cloze, label_next, pad, take, windows
 from models.methods import BACKBONES, config, recommender
 from models.recommender import Recommender
-from tests.test_models_world import SECOND, rows_of
+from tests.test_models_world import SECOND, evidence, rows_of
 
 V, MASK, ST = 5, 6, 7
 CAUSAL = [name for name, backbone in BACKBONES.items() if not backbone.cloze]
@@ -30,16 +31,9 @@ def model_of(method: str, **options: Any) -> Recommender:
 def trained_on(method: str, rows: Rows, target: str = "next_item", **options: Any) -> Batch:
     """The training batch of whole users, nothing masked at random."""
     model = model_of(method, **options)
-    begin, end = rows.start[:-1], rows.start[1:]
-    tokens = take(rows, begin, end, V, target)  # type: ignore[arg-type]
-    if model.cloze:
-        newest = model.config.request_time == "last_event"
-        tokens = label_cloze(tokens, target, np.random.default_rng(0), 0.0, newest)  # type: ignore[arg-type]
-    else:
-        tokens = label_next(tokens, rows, target)  # type: ignore[arg-type]
-    for encoding in model.all_encodings():
-        tokens = encoding.layout(tokens, causal=not model.cloze)
-    return pad(tokens, model.config.max_len, rows, target)  # type: ignore[arg-type]
+    train = replace(config(method, "tiny").train, target=target, mask_share=0.0)
+    tokens = model.lesson(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(0))
+    return model.padded(tokens, rows, train)
 
 
 def labels(batch: Batch, row: int = 0) -> list[set[int]]:
@@ -279,3 +273,78 @@ def test_a_window_knows_the_label_that_lies_behind_its_end() -> None:
     rows = rows_of(USER)
     tokens = take(rows, np.array([0]), np.array([2]), V, "next_item")
     assert labels(pad(label_next(tokens, rows, "next_item"), 8, rows, "next_item")) == [{2}, {3}]
+
+
+SHOWN = {0: [5, 1, 4], 2: [5, 4, 3], 3: [4, 2]}  # with the events of USER
+
+
+@pytest.mark.parametrize("target", ["next_item", "next_session"])
+def test_fb_shows_feedback_and_what_was_shown_where_it_is_known(target: str) -> None:
+    rows = evidence(rows_of(USER), [0, 1, 0, 0], SHOWN)
+    batch = trained_on("gru4rec+fb", rows, target, max_len=20)
+    # 1 was not shown in vain with itself; what has come up in its session does not come up again.
+    assert batch.token.tolist() == [[1, 5, 4, 2, 3, 5, 4, 4, 2]]
+    assert batch.feedback.tolist() == [[0, 2, 2, 1, 0, 2, 2, 0, 2]]
+    assert seconds(batch) == [10, 10, 10, 20, 100, 100, 100, 110, 110]
+    wanted: list[set[int]] = [set() for _ in range(9)]
+    wanted[3] = {3} if target == "next_item" else {3, 4}
+    if target == "next_item":
+        wanted[6] = {4}  # at the last token of the event before; 2 is negative, no label
+    assert labels(batch) == wanted
+
+
+def test_fb_shows_so_many_a_session_and_the_newest_tokens_stay() -> None:
+    rows = evidence(rows_of(USER), [0, 1, 0, 0], SHOWN)
+    assert trained_on("gru4rec+fb", rows, exposures=1, max_len=20).token.tolist() == [
+        [1, 5, 2, 3, 5, 4]
+    ]
+    assert trained_on("gru4rec+fb", rows, exposures=0, max_len=20).token.tolist() == [[1, 2, 3, 4]]
+    model = model_of("gru4rec+fb", max_len=4)
+    begin, end = model.windows(rows, np.zeros(1, dtype=np.int64))
+    assert list(zip(begin.tolist(), end.tolist(), strict=True)) == [(0, 2), (2, 4)]
+    asked = model.request(rows, np.array([0]), np.array([3]))
+    assert asked.token.tolist() == [[2, 3, 5, 4]]
+
+
+def test_fb_of_a_hidden_item_is_hidden() -> None:
+    rows = evidence(rows_of(USER), [0, 1, 0, 0], SHOWN)
+    item = trained_on("bert4rec+st+fb", rows, max_len=20)
+    assert item.token.tolist() == [[ST, 1, 5, 4, 2, ST, 3, 5, 4, MASK]]
+    assert item.feedback.tolist() == [[-1, 0, 2, 2, 1, -1, 0, 2, 2, -1]]
+    assert labels(item)[-1] == {4}
+    session = trained_on("bert4rec+fb", rows, "next_session", max_len=20)
+    assert session.token.tolist() == [[1, 5, 4, 2, MASK]]
+    assert session.feedback.tolist() == [[0, 2, 2, 1, -1]]
+    asked = model_of("bert4rec+fb", max_len=20).request(rows, np.array([0]), np.array([2]))
+    assert asked.token.tolist() == [[1, 5, 4, 2, MASK]]
+
+
+def test_at_random_hidden_items_take_their_exposures_with_them() -> None:
+    rows = evidence(
+        rows_of(*[USER] * 100), [0] * 400, {4 * u + e: SHOWN[e] for u in range(100) for e in SHOWN}
+    )
+    model = model_of("bert4rec+fb", request_time="known", max_len=20)
+    train = replace(config("bert4rec+fb", "tiny").train, mask_share=0.5)
+    tokens = model.lesson(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(1))
+    assert (tokens.feedback[tokens.label >= 0] == -1).all()
+    hidden = set(tokens.label[tokens.label >= 0].tolist())
+    shown = tokens.event[tokens.feedback == 2]
+    assert len(hidden) > 150 and len(shown) > 150
+    assert not hidden & set(shown.tolist())
+
+
+@pytest.mark.parametrize("base", CAUSAL)
+def test_fb_changes_no_output_before_what_it_tells(base: str) -> None:
+    """Other feedback and other exposures at event 3: nothing before it moves, and something after
+    it does."""
+    chosen = {"max_len": 20, "exposures": 9}
+    model = model_of(f"{base}+fb", **chosen)
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.endswith("fb.table")).normal_()
+    first = evidence(rows_of(USER), [0, 0, 0, 0], {0: [5, 1, 4], 2: [5, 4, 3]})
+    other = evidence(rows_of(USER), [0, 0, 2, 0], {0: [5, 1, 4], 2: [2, 4, 3]})
+    with torch.no_grad():
+        a, b = (model(model.request(r, np.array([0]), np.array([4]))) for r in (first, other))
+    assert a.shape == b.shape
+    assert torch.allclose(a[0, :4], b[0, :4], atol=1e-6)
+    assert not torch.allclose(a[0, 4:], b[0, 4:], atol=1e-3)

@@ -57,6 +57,7 @@ def test_counts_by_formula(base: str, preset: str, sizes: dict[str, int]) -> Non
         "sse": S * D,
         "tsa": tsa,
         "st+sse+tsa": D + S * D + tsa,
+        "fb": 4 * D,
     }.items():
         counted = count_parameters(V, config(f"{base}+{encodings}", preset, **sizes))
         assert counted["num_params_added"] == cost

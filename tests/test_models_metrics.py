@@ -42,10 +42,13 @@ def test_metrics_are_what_the_sorted_list_says(seed: int) -> None:
     sets = [[*w.tolist(), *[0] * u] for w, u in zip(wanted, unknown, strict=True)]
     start = np.cumsum([0, *(len(s) for s in sets)])
     item = np.array([i for s in sets for i in s])
-    got = per_target(ranks(torch.tensor(scores), start, item), start, (1, 3, 10))
+    table = torch.tensor(scores)
+    first = ranks(table, np.arange(rows + 1), item[start[:-1]])
+    got = per_target(ranks(table, start, item), start, (1, 3, 10), first)
     for row, (w, u) in enumerate(zip(wanted, unknown, strict=True)):
         for k in (1, 3, 10):
             want = obvious(scores[row].tolist(), [*w.tolist(), *range(100, 100 + u)], k)
+            want[f"first_item_hr@{k}"] = obvious(scores[row].tolist(), [int(w[0])], k)[f"hr@{k}"]
             for name, value in want.items():
                 assert got[name][row] == pytest.approx(value), (name, row)
 

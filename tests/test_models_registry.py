@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,74 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models import __main__ as cli
 from models import tracking
 from models.store import load
-from tests.test_models_world import DAY, SECOND, data_of, ring, write_gold
+from tests.recorded import SOURCE, World
+from tests.test_models_world import DAY, SECOND, data_of
 
-SOURCE = """
-[source]
-name = "toy"
-landing = "landing/*.csv"
-format = "csv"
-[columns]
-user_id = "u"
-item_id = "i"
-event_ts = "t"
-[sessions]
-gap_s = 1800
-[filters]
-min_item_events = 1
-min_user_sessions = 1
-[training]
-preset = "tiny"
-"""
 METHODS = ("pop", "personal_top", "gru4rec", "gru4rec+st", "bert4rec+st")
-
-
-class World:
-    def __init__(self, root: Path) -> None:
-        self.root, self.lake, self.source = root, root / "lake", root / "toy.toml"
-
-    def run(self, *args: str) -> tuple[int, dict[str, Any] | None, str, str]:
-        """A command: exit status, the JSON of its last line, all it said, its errors."""
-        import contextlib
-        import io
-
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = cli.main(list(args))
-        said = out.getvalue()
-        last = said.strip().splitlines()[-1] if said.strip() else ""
-        return status, json.loads(last) if last.startswith("{") else None, said, err.getvalue()
-
-    def train(self, method: str, *args: str) -> dict[str, Any]:
-        status, done, said, err = self.run(
-            "train", "--source", str(self.source), "--method", method, "--epochs", "3",
-            "--json", *args,
-        )  # fmt: skip
-        assert status == 0, said + err
-        assert done is not None
-        return done
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    from jobs.settings import settings
-
-    root = tmp_path_factory.mktemp("registry")
-    there = World(root)
-    write_gold(there.lake, "toy", ring())
-    there.source.write_text(SOURCE)
-    before = os.getcwd()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SESSIONMILL_LAKE", str(there.lake))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        settings.cache_clear()
-        os.chdir(root)
-        yield there
-        os.chdir(before)
-    settings.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -532,45 +469,3 @@ def test_a_batch_of_users_is_quick(world: World, trained: dict[str, dict[str, An
     assert len(answer) == 1000
     assert answer["items"].map(len).eq(5).all()
     assert time.process_time() - began < 20
-
-
-def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
-    world: World, trained: dict[str, dict[str, Any]]
-) -> None:
-    """Of five cells four are there; the fifth is trained in a process of its own."""
-    results = world.root / "results" / "toy.json"
-    status, outcome, said, err = world.run(
-        "grid", "--source", str(world.source), "--comparison", "c1", "--seeds", "1,2",
-        "--results", str(results), "--methods", "pop,gru4rec,gru4rec+st", "--json",
-        "--", "--epochs", "3",
-    )  # fmt: skip
-    assert status == 0 and outcome is not None, err
-    assert said.count("there already") == 4  # pop once: its seed says nothing
-    seeds = {row["method"]: row["seeds"] for row in outcome["methods"]}
-    assert seeds == dict.fromkeys(METHODS, 1) | {"gru4rec": 2, "gru4rec+st": 2}
-    [encoded] = [row for row in outcome["methods"] if row["method"] == "gru4rec+st"]
-    assert encoded["vs_vanilla_seeds"]["seeds"] == [2, 2]
-    assert set(encoded["by_target"]) == {"first", "inside"}
-    written = json.loads(results.read_text())
-    assert len(written["cells"]) == 5 and written["comparison"]["winner"] == outcome["winner"]
-    assert all(0 < cell["metrics"]["coverage@10"]["value"] <= 1 for cell in written["cells"])
-
-    document = world.root / "RESULTS.md"
-    document.write_text("Before.\n<!-- results/toy.json -->\n<!-- end -->\nAfter.\n")
-    for _ in range(2):
-        status, done, _, err = world.run("results", str(document), "--json")
-        assert status == 0 and done is not None and done["files"] == ["results/toy.json"], err
-    text = document.read_text()
-    assert text.startswith("Before.\n") and text.endswith("<!-- end -->\nAfter.\n")
-    assert text.count("| gru4rec+st | 2 |") == 1 and "first of a session" in text
-    assert (world.root / "results" / "toy.svg").read_text().startswith("<?xml")
-    missing = world.run("results", "nothing.md")
-    assert missing[0] == 1 and "nothing.md is not there" in missing[3]
-
-
-def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: World) -> None:
-    command = ("grid", "--source", str(world.source), "--comparison", "no", "--methods")
-    status, _, _, err = world.run(*command, "sasrec,lstm")
-    assert status == 1 and "unknown method 'lstm'" in err
-    status, _, _, err = world.run(*command, "pop", "--seeds", "one")
-    assert status == 1 and "--seeds one" in err

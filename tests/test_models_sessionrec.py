@@ -24,10 +24,11 @@ from models.methods import SESSION_ENCODERS, config, count_parameters, recommend
 from models.pooling import POOLINGS
 from models.serving import recommend
 from models.sessionrec import SessionBatch, SessionRec
+from models.side import Side, read_side
 from models.splits import TEST, targets
 from models.store import Stored
 from models.train import Data, fit
-from tests.test_models_world import DAY, SECOND, Event, data_of, rows_of, write_gold
+from tests.test_models_world import DAY, SECOND, Event, data_of, evidence, rows_of, write_gold
 
 V = 6
 USER = [(1, 10, 1), (2, 20, 1), (3, 100, 2), (4, 200, 3), (5, 210, 3)]
@@ -39,19 +40,6 @@ def model_of(method: str = "sessionrec-sasrec", **options: Any) -> SessionRec:
     made = recommender(V, chosen).eval()
     assert isinstance(made, SessionRec)
     return made
-
-
-def evidence(rows: Rows, feedback: list[int], shown: dict[int, list[int]] | None = None) -> Rows:
-    """Rows that also know feedback, and what was shown with event number e."""
-    shown = shown or {}
-    parts = [shown.get(e, []) for e in range(len(rows.item))]
-    return replace(
-        rows,
-        feedback=np.array(feedback, dtype=np.int8),
-        positive=np.array(feedback) == 0,
-        shown_start=np.cumsum([0, *(len(part) for part in parts)]),
-        shown=np.array([i for part in parts for i in part], dtype=np.int32),
-    )
 
 
 def trained_on(rows: Rows, **options: Any) -> SessionBatch:
@@ -369,3 +357,99 @@ def test_only_what_was_ignored_tells(method: str, tmp_path: Path) -> None:
     data = data_of(tmp_path, split="last_session")
     seen, blind = score(method, data), score(method, data, exposures=0)
     assert seen > 0.8 and blind < 0.3
+
+
+def attributes_table(lake: Path, rows: list[tuple[str, int, dict[str, str]]]) -> None:
+    """gold.item_attributes from (item, known from in us, attributes)."""
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    table = pa.table(
+        {
+            "item_id": pa.array([row[0] for row in rows], pa.string()),
+            "known_from": pa.array([row[1] for row in rows], pa.timestamp("us", "UTC")),
+            "attributes": pa.array(
+                [list(row[2].items()) for row in rows], pa.map_(pa.string(), pa.string())
+            ),
+        }
+    )
+    write_deltalake(str(lake / "toy" / "gold" / "item_attributes"), table, mode="append")
+
+
+def test_a_model_is_told_what_was_known_at_the_cut(tmp_path: Path) -> None:
+    attributes_table(
+        tmp_path,
+        [
+            ("a", 0, {"brand": "X", "price": "1"}), ("b", 0, {"brand": "Y", "price": "3"}),
+            ("a", 50, {"brand": "Y", "price": "1"}), ("b", 51, {"brand": "Z"}), ("z", 0, {}),
+        ],
+    )  # fmt: skip
+    path = str(tmp_path / "toy/gold/item_attributes")
+
+    def asked(until: int) -> Side:
+        return read_side(path, ["b", "c", "a"], until, ["brand"], ["price"], "make")
+
+    early, late = asked(49), asked(50)
+    assert early.code.tolist() == [[2], [0], [1]] and early.sizes == (3,)
+    assert early.value.tolist() == [[1.0], [0.0], [-1.0]], "unknown is the mean"
+    assert late.code.tolist() == [[1], [0], [1]] and late.sizes == (2,)
+    attributes_table(tmp_path, [("c", 60, {"brand": "new"})])
+    again = asked(49)
+    assert again.version == early.version + 1
+    assert again.code.tolist() == early.code.tolist() and again.sizes == early.sizes
+    with pytest.raises(UserError, match="there is no table at"):
+        read_side(path + "x", ["a"], 0, ["brand"], [], "make")
+
+
+def test_side_information_costs_what_it_says_and_reaches_history_and_candidates() -> None:
+    sizes: dict[str, Any] = {"categories": (4, 3), "numbers": 1, "side_dim": 5}
+    model = model_of(**sizes)
+    assert model.side is not None
+    D, C, s = 8, 2, 5
+    own = sum(p.numel() for p in model.side.parameters())
+    assert own == (4 + 3) * s + (D + C * s + 1) * D + D + D * D + D
+    code = np.array([[1, 2], [2, 1], [3, 0], [0, 0], [1, 1], [2, 2]])
+    model.side.fill(Side(code, (4, 3), np.arange(6.0)[:, None], 0))
+    rows, one = rows_of(USER), (np.array([0]), np.array([3]))
+    plain = model.score(rows, *one)
+    assert torch.equal(model.catalogue(), model.item.weight[1 : V + 1]), "it starts as without"
+    with torch.no_grad():
+        model.side.down.weight.normal_()
+    assert not torch.allclose(model.score(rows, *one), plain)
+    # Of history: another brand of item 2 changes the state; of candidates: only 2's own score.
+    with torch.no_grad():
+        state = model(model.request(rows, *one))
+        model.side.code[2, 0] = 3
+        moved = model(model.request(rows, *one))
+    assert not torch.allclose(state[0, 0], moved[0, 0])
+    assert model_of().side is None
+
+
+def test_attributes_are_learnt_where_items_alone_say_nothing(tmp_path: Path) -> None:
+    """120 items of 6 kinds, bought once or twice each: after kind k comes kind k+1."""
+    rng = np.random.default_rng(5)
+    story: dict[str, list[Event]] = {}
+    for user in range(100):
+        kind = rng.integers(6)
+        story[f"u{user}"] = [
+            (f"i{6 * rng.integers(20) + (kind + s) % 6}", s * DAY + user, s + 1) for s in range(8)
+        ]
+    write_gold(tmp_path, "toy", story)
+    attributes_table(tmp_path, [(f"i{i}", 0, {"kind": f"k{i % 6}"}) for i in range(120)])
+    data = data_of(tmp_path, split="last_session")
+    found = {}
+    for side in (None, "kind"):
+        options: dict[str, Any] = {}
+        with_side = data
+        if side:
+            path = str(tmp_path / "toy/gold/item_attributes")
+            told = read_side(path, data.item_ids, 10**15, ["kind"], [], "make")
+            with_side = replace(data, side=told)
+            options = {"categories": told.sizes}
+        chosen = config("sessionrec-sasrec", "tiny", target="next_session", epochs=40, **options)
+        fitted = fit(chosen, with_side, lambda _: None)
+        asked = targets(data.events, data.period, TEST, data.training.vocabulary, "next_session")
+        found[side] = evaluate(fitted.model, asked, (20,)).mean("hr@20")
+    # One kind is 20 items of 120: who knows the kind has it among 20.
+    assert found["kind"] > 0.7, found
+    assert found["kind"] > found[None] + 0.2, found

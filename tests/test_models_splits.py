@@ -82,7 +82,7 @@ ASKED: dict[str, list[Event]] = {
         ("a", 30, 3), ("new", 31, 3), ("a", 32, 3), ("b", 33, 3, "exposed"),
         ("b", 40, 4, "exposed"),  # a session without a positive is no target
     ],
-    "bob": [("b", 3, 1), ("a", 4, 1), ("b", 35, 2)],
+    "bob": [("b", 3, 1), ("a", 4, 1), ("b", 35, 2), ("a", 36, 2)],
     "cat": [("a", 25, 1), ("b", 36, 2)],  # no history before the test
 }  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_targets_golden(tmp_path: Path) -> None:
     sessions = asked_of(data, TEST, "next_session")
     assert told(sessions, data) == [
         ("ann", [1, 2, 1, 2], [1, 0], 30, True),  # a set: a once, `new` is a miss
-        ("bob", [2, 1], [2], 35, True),
+        ("bob", [2, 1], [2, 1], 35, True),  # in the order in which they came
     ]
     assert sessions.left_out == {"users_without_history": 1, "targets_without_history": 2}
     items = asked_of(data, TEST, "next_item")
@@ -121,6 +121,7 @@ def test_targets_golden(tmp_path: Path) -> None:
         ("ann", [1, 2, 1, 2, 1], [0], 31, False),
         ("ann", [1, 2, 1, 2, 1], [1], 32, False),
         ("bob", [2, 1], [2], 35, True),
+        ("bob", [2, 1, 2], [1], 36, False),
     ]
     # Validation ends where the test begins, also inside a session.
     assert told(asked_of(data, VALIDATION, "next_session"), data) == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,19 @@ def rows_of(*users: Sequence[tuple[int, int, int]], positive: Sequence[bool] | N
         ordinal=np.array([e[2] for e in flat], dtype=np.int32),
         positive=np.array(positive if positive is not None else [True] * len(flat)),
         start=np.cumsum([0, *(len(user) for user in users)]).astype(np.int64),
+    )
+
+
+def evidence(rows: Rows, feedback: list[int], shown: dict[int, list[int]] | None = None) -> Rows:
+    """Rows that also know feedback, and what was shown with event number e."""
+    shown = shown or {}
+    parts = [shown.get(e, []) for e in range(len(rows.item))]
+    return replace(
+        rows,
+        feedback=np.array(feedback, dtype=np.int8),
+        positive=np.array(feedback) == 0,
+        shown_start=np.cumsum([0, *(len(part) for part in parts)]),
+        shown=np.array([i for part in parts for i in part], dtype=np.int32),
     )
 
 

