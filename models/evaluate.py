@@ -142,7 +142,7 @@ def evaluate(
         result.catalogue.update(metrics.catalogue(shown, popularity, LIST_KS))
     surprise = team.total(surprise)
     if surprise[1]:
-        result.catalogue["loss"] = float(surprise[0] / surprise[1])
+        result.catalogue["test_loss"] = float(surprise[0] / surprise[1])
     return result
 
 

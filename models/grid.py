@@ -30,7 +30,7 @@ KEPT = (
 )  # fmt: skip
 METRICS = (
     "ndcg@10", "hr@10", "mrr@10", "recall@10", "recall@20", "first_item_hr@10", "coverage@10",
-    "popularity@10", "loss",
+    "popularity@10", "test_loss",
 )  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def scaling(
             {"axis": axis, "dim": width, "share": share, "seed": seed}
             | {k: row[k] for k in ("num_params", "train_s", "commit", "table_version", "cut")}
             | {"events": row["training_events"], "epochs": row["epochs"]}
-            | {k: row["metrics"][k]["value"] for k in ("loss", "ndcg@10")}
+            | {"loss": row["metrics"]["test_loss"]["value"]}
+            | {"ndcg@10": row["metrics"]["ndcg@10"]["value"]}
         )  # fmt: skip
     most = [p for p in points if p["dim"] == max(widths) and p["share"] == 1.0]
     by_axis = {
