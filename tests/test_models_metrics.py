@@ -172,3 +172,22 @@ def test_an_interval_over_seeds_is_wider_where_seeds_differ() -> None:
     assert mean == pytest.approx(0.05) and low == pytest.approx(0.05) == high
     mean, low, high = bootstrap_seeds(shaky + 0.05, steady)
     assert mean == pytest.approx(0.05) and low < -0.03 and high > 0.13
+
+
+def test_the_loss_is_the_cross_entropy_of_known_items() -> None:
+    class Model(torch.nn.Module):
+        num_items = 3
+
+        def score(self, rows, begin, end, request_ts=None, new_session=None):  # type: ignore[no-untyped-def]
+            return torch.log(torch.tensor([[0.5, 0.25, 0.25]])).expand(len(begin), -1) + 7
+
+    rows = rows_of([(3, 1, 1), (3, 2, 2), (3, 3, 3)])
+    asked = Targets(
+        rows, np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), np.array([1, 2, 2]),
+        np.zeros(3, dtype=np.int64), np.ones(3, dtype=bool),
+        np.array([0, 3, 4, 5]), np.array([1, 2, 0, 3, 0]), {}, sets=True,
+    )  # fmt: skip
+    # {1, 2, unknown}: mean of ln 2 and ln 4; {3}: ln 4; {unknown} does not count.
+    wanted = (1.5 * math.log(2) + 2 * math.log(2)) / 2
+    assert evaluate(Model(), asked, (1,)).catalogue["test_loss"] == pytest.approx(wanted)
+    assert "test_loss" not in evaluate(Fixed(), asked, (1,)).catalogue
