@@ -87,7 +87,7 @@ def read(part: ItemsPart, path: str) -> pa.Table:
     """The id and the named columns of a catalogue file, as texts; a row without an id is left out.
 
     Raises:
-        SchemaError: a column is not there, or a number is none.
+        SchemaError: a column is not there, a number is none, or ids are floating-point numbers.
     """
     wanted = [part.id, *part.categories, *part.numbers]
     system, inner = files.located(path)
@@ -117,6 +117,11 @@ def read(part: ItemsPart, path: str) -> pa.Table:
                 f"{path}: column {name!r} of [items] is not there: it has "
                 f"{', '.join(rows.column_names)}. Correct the name, or deliver the file again"
             )
+    if pa.types.is_floating(rows.schema.field(part.id).type):
+        raise SchemaError(
+            f"{path}: items.id = {part.id!r} holds floating-point numbers, which do not say how an "
+            "id is written: deliver whole numbers or texts"
+        )
     rows = rows.select(wanted)
     texts_of = {name: pc.cast(rows[name], pa.string()) for name in dict.fromkeys(wanted)}
     for name in part.numbers:

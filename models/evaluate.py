@@ -90,7 +90,7 @@ def evaluate(
     """Rank the whole vocabulary for every target; processes of a team share them out.
 
     With `popularity` (training events of each item, int64[V]) also what the lists of the K best
-    are made of; with `sampled` also the places among a few drawn items.
+    are made of, and of models whose scores are logits the loss on the targets; with `sampled` also the places among a few drawn items.
     """
     if isinstance(model, torch.nn.Module):
         model.eval()
@@ -107,7 +107,7 @@ def evaluate(
     for low in range(team.rank * step, number, team.size * step):
         part = targets.select(order[low : low + step])
         scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.new_session)
-        if isinstance(model, torch.nn.Module):
+        if popularity is not None and getattr(model, "gives_logits", False):
             surprise += _surprise(scores, part)
         if repeat_policy == "exclude_seen":
             scores = exclude(scores, part.rows, part.begin, part.end)

@@ -75,6 +75,13 @@ def test_a_broken_catalogue_is_named(tmp_path: Path, text: str, says: str) -> No
     assert str(file) in str(error.value)
 
 
+def test_ids_are_never_floating_point_numbers(tmp_path: Path) -> None:
+    table = pa.table({"sku": [1.0], "brand": ["X"], "aisle": ["1"], "price": [1]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SchemaError, match="items.id = 'sku' holds floating-point numbers"):
+        read(part_of(format="parquet"), str(tmp_path / "a.parquet"))
+
+
 def test_which_files_are_of_which_day(tmp_path: Path) -> None:
     for name in ("2024-05-03", "2024-05-01", "2024-05-02", "none"):
         (tmp_path / name).mkdir()

@@ -175,8 +175,8 @@ def test_an_interval_over_seeds_is_wider_where_seeds_differ() -> None:
 
 
 def test_the_loss_is_the_cross_entropy_of_known_items() -> None:
-    class Model(torch.nn.Module):
-        num_items = 3
+    class Model:
+        num_items, gives_logits = 3, True
 
         def score(self, rows, begin, end, request_ts=None, new_session=None):  # type: ignore[no-untyped-def]
             return torch.log(torch.tensor([[0.5, 0.25, 0.25]])).expand(len(begin), -1) + 7
@@ -189,5 +189,8 @@ def test_the_loss_is_the_cross_entropy_of_known_items() -> None:
     )  # fmt: skip
     # {1, 2, unknown}: mean of ln 2 and ln 4; {3}: ln 4; {unknown} does not count.
     wanted = (1.5 * math.log(2) + 2 * math.log(2)) / 2
-    assert evaluate(Model(), asked, (1,)).catalogue["test_loss"] == pytest.approx(wanted)
-    assert "test_loss" not in evaluate(Fixed(), asked, (1,)).catalogue
+    found = evaluate(Model(), asked, (1,), popularity=np.ones(3, dtype=np.int64))
+    assert found.catalogue["test_loss"] == pytest.approx(wanted)
+    assert "test_loss" not in evaluate(Model(), asked, (1,)).catalogue, "not at every validation"
+    counts = evaluate(Fixed(), asked, (1,), popularity=np.ones(4, dtype=np.int64))
+    assert "test_loss" not in counts.catalogue and "coverage@10" in counts.catalogue
