@@ -109,13 +109,15 @@ def read(part: ItemsPart, path: str) -> pa.Table:
                 rows = pq.read_table(stream)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise SchemaError(
-            f"{path}: cannot be read as items.format = {part.format}: {error}"
+            f"{path}: cannot be read as items.format = {part.format}: {error}. Name its format and "
+            "delimiter, or deliver it again, in UTF-8"
         ) from None
     for name in wanted:
         if name not in rows.column_names:
             raise SchemaError(
                 f"{path}: column {name!r} of [items] is not there: it has "
-                f"{', '.join(rows.column_names)}. Correct the name, or deliver the file again"
+                f"{', '.join(rows.column_names)}. Correct the name or items.delimiter, or deliver the "
+                "file again"
             )
     if pa.types.is_floating(rows.schema.field(part.id).type):
         raise SchemaError(

@@ -13,7 +13,7 @@ import re
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -331,7 +331,9 @@ def _explain(error: dict[str, Any], raw: dict[str, Any], path: Path) -> str:
     if kind == "extra_forbidden":
         part: Any = Source
         for step in where[:-1]:
-            part = part.model_fields[step].annotation
+            kind_of = part.model_fields[step].annotation
+            # A section that may be left out is `Part | None`.
+            part = next((one for one in get_args(kind_of) if one is not type(None)), kind_of)
         known = list(part.model_fields)
         near = difflib.get_close_matches(where[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

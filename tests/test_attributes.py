@@ -65,6 +65,8 @@ def test_of_two_rows_of_an_item_the_last_counts(tmp_path: Path) -> None:
         ("sku,brand,price\n1,X,2\n", "column 'aisle' of \\[items\\] is not there"),
         ("sku,brand,aisle,price\n1,X,,2\n2,X,,cheap\n", "price = 'cheap' is no number \\(1 such"),
         ("sku,brand,aisle,price\n1,X\n", "cannot be read as items.format = csv"),
+        ("", "Empty CSV file. Name its format and delimiter"),
+        ("sku;brand;aisle;price\n1;X;;\n", "Correct the name or items.delimiter"),
     ],
 )
 def test_a_broken_catalogue_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -143,6 +145,11 @@ def test_a_source_file_with_mistakes(tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
     file.write_text(CLICKS + '[items]\nlanding = "x"\nformat = "csv"\nid = "sku"\n')
     with pytest.raises(SourceError, match="name the catalogue's columns under categories"):
+        load_source(str(file))
+    file.write_text(
+        CLICKS + '[items]\nlanding = "x"\nformat = "csv"\nid = "sku"\ncategory = ["brand"]\n'
+    )
+    with pytest.raises(SourceError, match=r"items\.category is not a field: did you mean 'categ"):
         load_source(str(file))
     file.write_text(
         CLICKS + '[items]\nlanding = "x"\nformat = "csv"\nid = "sku"\nnumbers = ["sku"]\n'
