@@ -63,7 +63,8 @@ def tables(shop: Workshop) -> list[Any]:
         for row in shop.rows(SEQUENCES)
     ]
     items = [{**row, "item_index": None} for row in shop.rows(ITEMS)]
-    rows = [shop.rows(table, drop=MOVING) for table in (EVENTS, REJECTS, SESSIONS, ITEM_ATTRIBUTES)]
+    made = [EVENTS, REJECTS, SESSIONS, *([ITEM_ATTRIBUTES] if shop.source.items else [])]
+    rows = [shop.rows(table, drop=MOVING) for table in made]
     return [*rows, sequences, sorted(items, key=lambda row: row["item_id"])]
 
 
