@@ -28,7 +28,7 @@ from jobs.arrow import arrow_schema
 from jobs.context import Context, Result
 from jobs.datafiles import staging
 from jobs.errors import SchemaError, SourceError
-from jobs.landing import DAY_FIELD, landing_patterns
+from jobs.patterns import DAY_FIELD, landing_patterns
 from jobs.sources import ItemsPart
 from jobs.tables import ITEM_ATTRIBUTES
 

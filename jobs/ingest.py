@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs import arrow_checks, crash, files, landing, slices, validate
+from jobs import arrow_checks, crash, exposures, files, landing, slices, validate
 from jobs.context import Candidate, Context, Result
 from jobs.datafiles import staging
 from jobs.delta_errors import retried
@@ -155,6 +155,7 @@ def compute(context: Context) -> Candidate:
     }  # fmt: skip
     if facts:
         notes += landing.strange_times(context, candidate)
+        notes += exposures.told(context, candidate)
         fill(context, candidate, manifest)
     candidate.save(manifest)
     crash.point("ingest.computed")

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs import crash, files, slices
+from jobs import crash, exposures, files, slices
 from jobs.context import Candidate, Context
 from jobs.errors import SchemaError
+from jobs.patterns import landing_patterns
 from jobs.reading import reader
 from jobs.records import RECORD_DDL, Format
-from jobs.sources import Source
+from jobs.sources import Source, field_of
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events
 
-DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
 BIN_BYTES = 64 * 1024 * 1024
 LINES_OF_A_CHANGE = 20  # ours
 TYPE_OF = {
@@ -43,32 +42,6 @@ FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 
 
 # -- which files ----------------------------------------------------------------------------------
-
-
-def landing_patterns(landing: str, day: date | None, lateness_days: int) -> list[str]:
-    """The globs that a landing pattern means.
-
-    With a day, `{day}` covers the days from `day - lateness_days` to `day`, so that a file
-    delivered late into an older folder is read; without one it matches every date.
-    """
-    if not DAY_FIELD.search(landing):
-        return [landing]
-    if day is None:
-        anything = DAY_FIELD.sub(lambda found: _shape(found.group(1) or "%Y-%m-%d"), landing)
-        return [anything]
-    days = [day - timedelta(days=back) for back in range(lateness_days, -1, -1)]
-    return [_on(landing, one) for one in days]
-
-
-def _on(landing: str, day: date) -> str:
-    """A landing pattern with its day filled in."""
-    return DAY_FIELD.sub(lambda found: day.strftime(found.group(1) or "%Y-%m-%d"), landing)
-
-
-def _shape(form: str) -> str:
-    """A date format as a glob of digits."""
-    sample = date(2000, 10, 20).strftime(form)
-    return re.sub(r"\d", "[0-9]", sample)
 
 
 def landing_files(context: Context) -> list[tuple[str, int, int]]:
@@ -95,7 +68,7 @@ def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[s
 
 def file_format(source: Source) -> Format:
     return Format(
-        format=source.source.format, mapped=source.columns.mapped(),
+        format=source.source.format, mapped=source.mapped(),
         delimiter=source.source.delimiter, header=source.source.header,
         null_values=frozenset(source.source.null_values), encoding=source.source.encoding,
         list_separator=source.source.list_separator,
@@ -128,6 +101,7 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
         "facts", F.when(F.col("line") == 0, F.col("raw"))
     )
     lines = lines.withColumn("raw", F.when(F.col("facts").isNull(), F.col("raw")))
+    lines = exposures.joined(context, candidate, lines)
     written = candidate.write("lines", lines, LINES_AS)
     facts = facts_of(written)
     stats = {path: (size, modified) for path, size, modified in chosen}
@@ -171,7 +145,7 @@ def changed_types(context: Context, facts: list[dict[str, Any]]) -> Iterator[str
             ours, expected = TYPE_OF[reason]
             if count == one["lines"] >= LINES_OF_A_CHANGE:
                 yield (
-                    f"{one['file']}: column {mapped[ours]!r} (columns.{ours}) is {expected} in none "
+                    f"{one['file']}: column {mapped[ours]!r} ({field_of(ours)}) is {expected} in none "
                     f"of its {count} lines, in earlier files it was; the first line: {raw[:200]!r}. "
                     "Have the log delivered again as it was, correct [time], or load it as a new "
                     "source"
@@ -195,17 +169,17 @@ def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
             there = one["columns"]
             if not one["lines"] or one["error"]:
                 continue
-            for ours, theirs in source.columns.mapped().items():
+            for ours, theirs in source.mapped().items():
                 root = theirs.split(".")[0] if theirs not in known else theirs
                 if root in known and theirs not in there and root not in there:
                     complaints.append(
-                        f"{one['file']}: column {theirs!r} (columns.{ours}) is in none of its "
+                        f"{one['file']}: column {theirs!r} ({field_of(ours)}) is in none of its "
                         f"{one['lines']} lines, earlier files had it. Have the log delivered again "
-                        "with it, or take it out of [columns]"
+                        "with it, or take it out of the source file"
                     )
                 elif there.get(theirs, known.get(theirs)) != known.get(theirs):
                     complaints.append(
-                        f"{one['file']}: column {theirs!r} (columns.{ours}) is {there[theirs]}, in "
+                        f"{one['file']}: column {theirs!r} ({field_of(ours)}) is {there[theirs]}, in "
                         f"earlier files it was {known[theirs]}. Write it as before, or load the "
                         "log as a new source"
                     )

@@ -32,6 +32,7 @@ from jobs.records import (
     Unusable,
     missing_column,
 )
+from jobs.sources import field_of
 from jobs.streams import has_broken_bytes, printable
 
 COMBINED_LOG = re.compile(
@@ -128,7 +129,7 @@ def _parquet_text(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Arra
         array, kind = array.dictionary_decode(), kind.value_type
     if pa.types.is_floating(kind) and ours not in ("value", "event_ts", "event_type"):
         raise Unusable(
-            f"{file}: column {theirs!r} is {kind}, and columns.{ours} is an id: ids never pass "
+            f"{file}: column {theirs!r} is {kind}, and {field_of(ours)} is an id: ids never pass "
             "through floating point. Write the column as integers or text"
         )
     if pa.types.is_timestamp(kind):
@@ -140,7 +141,9 @@ def _parquet_text(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Arra
             us = us.cast(pa.timestamp("us", "UTC"))
         return pc.strftime(us, format=form)
     if pa.types.is_nested(kind):
-        raise Unusable(f"{file}: column {theirs!r} is {kind}, columns.{ours} needs one value a row")
+        raise Unusable(
+            f"{file}: column {theirs!r} is {kind}, {field_of(ours)} needs one value a row"
+        )
     return array.cast(pa.string())
 
 

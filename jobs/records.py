@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import streams
+from jobs.sources import LINKS, field_of
 from jobs.streams import Block
 
 SCALARS = (
     "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
-    "tie_break",
+    "tie_break", *LINKS,
 )  # fmt: skip
 RECORD_SCHEMA = pa.schema(
     [
@@ -242,7 +243,7 @@ def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> s
             f"{max(others, key=others.count)!r} if that is what separates its columns"
         )
     return (
-        f"{file} has no column {theirs!r}, which columns.{ours} names; it has "
-        f"{', '.join(map(repr, names)) or 'none'}. Correct columns.{ours} in the source file, or "
+        f"{file} has no column {theirs!r}, which {field_of(ours)} names; it has "
+        f"{', '.join(map(repr, names)) or 'none'}. Correct {field_of(ours)} in the source file, or "
         "have the log delivered again with the column"
     )

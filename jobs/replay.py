@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs import ingest, landing
+from jobs import exposures, ingest, landing
 from jobs.context import Candidate, Context, Result
 from jobs.errors import SchemaError
 from jobs.reading import record_of
@@ -102,7 +102,8 @@ def compute(context: Context) -> Candidate:
     }  # fmt: skip
     if not manifest["empty"]:
         context.expect(lake.rows(REJECTS), lake.rows(EVENTS))
-        lines = candidate.write("lines", rejected_lines(context, version))
+        lines = exposures.joined(context, candidate, rejected_lines(context, version))
+        lines = candidate.write("lines", lines)
         manifest["counts"]["read"] = candidate.row_count("lines")
         ingest.fill_events(context, candidate, manifest, oldest_date(context))
         unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")

@@ -218,6 +218,35 @@ class ItemsPart(Part):
         return self
 
 
+LINKS = ("link_1", "link_2", "link_3")
+"""What we call the log's columns that `[exposures]` matches by."""
+
+
+class ExposuresPart(Part):
+    """`[exposures]`: a second file of what was shown, found by columns that the log has too."""
+
+    landing: str = Field(min_length=1)
+    """Files, as of `[source]`."""
+    format: Literal["csv", "jsonl", "parquet"]
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    item_id: ColumnName
+    match: dict[ColumnName, ColumnName] = Field(min_length=1, max_length=len(LINKS))
+    """The log's column -> this file's; compared as texts."""
+    prominence: dict[ColumnName, list[str]] = {}
+    """This file's column -> its values, the most prominent first: which exposures are kept."""
+    most: int = Field(default=20, ge=1, le=1000)
+    """So many of one match are kept."""
+
+    def mapped(self) -> dict[str, str]:
+        """Our name -> the log's name, of the columns to match by."""
+        return dict(zip(LINKS, self.match, strict=False))
+
+
+def field_of(ours: str) -> str:
+    """The field of a source file that maps this column of ours."""
+    return "exposures.match" if ours in LINKS else f"columns.{ours}"
+
+
 class TrainingPart(Part):
     """`[training]`: what the scheduled DAG trains after a night."""
 
@@ -254,12 +283,17 @@ class Source(Part):
     quality: QualityPart = QualityPart()
     filters: FiltersPart = FiltersPart()
     items: ItemsPart | None = None
+    exposures: ExposuresPart | None = None
     training: TrainingPart = TrainingPart()
     schedule: SchedulePart = SchedulePart()
 
     @property
     def name(self) -> str:
         return self.source.name
+
+    def mapped(self) -> dict[str, str]:
+        """Our name -> the log's name, for all columns that are read."""
+        return self.columns.mapped() | (self.exposures.mapped() if self.exposures else {})
 
     @model_validator(mode="before")
     @classmethod
@@ -294,18 +328,23 @@ class Source(Part):
                 f"feedback speaks of the event type {typed[0]!r}, but columns.event_type is not "
                 "mapped: name the log's column"
             )
+        if self.exposures is not None and columns.exposed_with is not None:
+            raise ValueError(
+                f"columns.exposed_with = {columns.exposed_with!r} and [exposures] both say what was "
+                "shown: leave one of them out"
+            )
         if self.source.format == "combined_log":
-            for ours, theirs in columns.mapped().items():
+            for ours, theirs in self.mapped().items():
                 if theirs not in COMBINED_LOG_COLUMNS:
                     raise ValueError(
-                        f"columns.{ours} = {theirs!r}: a combined_log has the columns "
+                        f"{field_of(ours)} = {theirs!r}: a combined_log has the columns "
                         f"{', '.join(COMBINED_LOG_COLUMNS)}"
                     )
         if self.source.format == "csv" and not self.source.header:
-            for ours, theirs in columns.mapped().items():
+            for ours, theirs in self.mapped().items():
                 if not re.fullmatch(r"_\d+", theirs):
                     raise ValueError(
-                        f"columns.{ours} = {theirs!r}: without a header columns are named _0, _1, …"
+                        f"{field_of(ours)} = {theirs!r}: without a header columns are named _0, _1, …"
                     )
         return self
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.sources import CONDITION, NUMERIC_UNITS, FeedbackPart, Source, TimePart
+from jobs.sources import CONDITION, LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
 
 FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
@@ -143,7 +143,7 @@ def typed_events(
             be rejects, and of those that tell of a file.
         hashed: whether all lines have `raw_hash`, or only those that may be rejects.
     """
-    mapped = source.columns.mapped()
+    mapped = source.mapped()
     text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
     lines = records.withColumnsRenamed(text)
     clock = F.col("clock") if source.source.format == "parquet" else F.lit(None)
@@ -178,7 +178,7 @@ def typed_events(
     )
     may_be_reject = F.col("reason").isNotNull() | late
     tells = F.col("kind") == "file"
-    return lines.withColumns(
+    lines = lines.withColumns(
         {
             "raw": F.when(tells, F.col("raw")).when(may_be_reject, raw),
             "raw_hash": F.when(may_be_reject | F.lit(hashed), F.hex(F.xxhash64(raw))),
@@ -186,6 +186,15 @@ def typed_events(
             "feedback": feedback_of(source.feedback),
         }
     ).drop("_event_ts", "_value", "_tie_break", "clock", "kind")
+    if source.exposures is not None:
+        lines = lines.withColumn("link", link_of([F.col(n) for n in source.exposures.mapped()]))
+    return lines.drop(*LINKS)
+
+
+def link_of(columns: list[Column]) -> Column:
+    """What a line and an exposure are matched by, as one text; null where a column is."""
+    known = F.forall(F.array(*columns), lambda one: one.isNotNull())
+    return F.when(known, F.to_json(F.array(*columns)))
 
 
 def _original(ours: str) -> Column:

@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also the places among N drawn items, as sampled_…",
     )
+    train.add_argument(
+        "--variant", metavar="NAME", help="tells it from others of its method in the comparison"
+    )
     train.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run too")
     train.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
@@ -81,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
         "--methods", required=True, help="by comma; `sasrec*` with its encodings; all"
     )
     grid.add_argument("--seeds", default="1,2", help="by comma")
+    grid.add_argument(
+        "--variant", action="append", default=[], metavar="NAME:OPTIONS",
+        help="every method once more, with these options; may be given again",
+    )  # fmt: skip
     grid.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
     grid.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`, after --")
 
@@ -180,6 +187,7 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         valid_from=commands.parse_ts(args.valid_from),
         test_from=commands.parse_ts(args.test_from),
         comparison=args.comparison,
+        variant=args.variant,
         device=commands.pick_device(args.device),
         checkpoint_s=args.checkpoint_s,
         sampled=args.sampled,
@@ -231,13 +239,18 @@ def _numbers(option: str, text: str, kind: Any) -> list[Any]:
 def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.commands import note
     from models.compare import show
-    from models.grid import grid, methods_of
+    from models.grid import cells_of, command_line, grid
 
     seeds = _numbers("--seeds", args.seeds, int)
     file = Path(args.results) if args.results else None
     outcome = grid(
-        args.source, args.comparison, methods_of(args.methods), seeds, args.options, file, note
-    )
+        args.source, args.comparison, cells_of(args.methods, args.variant, seeds), args.options,
+        command_line(
+            "grid", args.source, args.comparison, args.options, methods=args.methods,
+            seeds=args.seeds, variant=args.variant,
+        ),
+        file, note,
+    )  # fmt: skip
     show(outcome)
     return outcome
 

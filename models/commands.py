@@ -67,6 +67,7 @@ def train(
     test_from: int | None = None,
     preprocess: str = "gold",
     comparison: str | None = None,
+    variant: str | None = None,
     device: str = "cpu",
     checkpoint_s: float = 60.0,
     sampled: int = 0,
@@ -74,6 +75,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Train one method, score it on the test period, record everything in MLflow.
 
+    `variant` names it among trainings of the same method in a comparison.
     A training that was killed goes on from its last checkpoint, in the same MLflow run, when the
     same is asked for again. Under torchrun the first process records and answers; others: None.
     """
@@ -102,7 +104,8 @@ def train(
         f"{len(rows.item):,} training events of {len(data.training.user):,} users, "
         f"{len(data.item_ids):,} items (before filters {left['before the cut']['events']:,} events)"
     )
-    key = json.dumps([config.as_dict(), facts, comparison, team.size], sort_keys=True)
+    called = tracking.display_name(config.method, variant)
+    key = json.dumps([config.as_dict(), facts, comparison, called, team.size], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     keep = Checkpoints(cache_folder(lake, source.name) / "training" / name, checkpoint_s)
     asked = targets(
@@ -127,13 +130,13 @@ def train(
             work(False)
             return None
         client, experiment = tracking.connect(source.name)
-        tags = {tracking.KIND: "train", "method": config.method, "seed": str(config.train.seed)}
+        tags = {tracking.KIND: "train", "method": called, "seed": str(config.train.seed)}
         if comparison:
             tags[tracking.COMPARISON] = comparison
         commit = code_version()
         if commit:
             tags["mlflow.source.git.commit"] = commit
-        title = f"{config.method} seed {config.train.seed}"
+        title = f"{called} seed {config.train.seed}"
         with keep.alone() as mine:
             if not mine:
                 say(f"the same training is running ({keep.folder}): this one keeps no checkpoints")
@@ -152,6 +155,7 @@ def train(
                 fitted, result, eval_s = work(mine, curves.log)
                 curves.finish(fitted.curves)
                 report = _report(config, data, fitted, result, eval_s, run_id, facts)
+                report["method"] = called
                 report["seconds"] = round(time.perf_counter() - began, 2)
                 report["processes"] = team.size
                 _keep(client, run_id, data, config, fitted, result, report, facts)

@@ -165,8 +165,11 @@ def _row(
 
 
 def _plainer(method: str, best: dict[str, Entry]) -> Entry | None:
-    """What a method is measured against: its backbone alone; a next-session model without
+    """What a method is measured against: its backbone alone; a variant, the method as it is; a next-session model without
     encodings against the next-item model of its encoder, with feedback if that is there."""
+    plain = tracking.method_of(method)
+    if plain != method:
+        return best.get(plain)
     base, *encodings = method.split("+")
     if encodings:
         return best.get(base)
@@ -215,7 +218,9 @@ def _record(client: MlflowClient, experiment: str, outcome: dict[str, Any]) -> s
         file.write_text(json.dumps(outcome, indent=1))
         client.log_artifact(run_id, str(file))
     client.set_tag(run_id, "winner", outcome["winner"])
-    scores = {f"{BY}.{row['method'].replace('+', '.')}": row[BY] for row in outcome["methods"]}
+    # MLflow takes neither of these in a metric's name.
+    names = str.maketrans({"+": ".", "(": None, ")": None})
+    scores = {f"{BY}.{row['method'].translate(names)}": row[BY] for row in outcome["methods"]}
     tracking.log_values(client, run_id, metrics=scores)
     client.set_terminated(run_id, "FINISHED")
     return run_id

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,66 @@ def methods_of(words: str) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One training of a grid."""
+
+    method: str
+    seed: int
+    variant: str | None = None
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return tracking.display_name(self.method, self.variant)
+
+    @property
+    def wanted(self) -> dict[str, str]:
+        """Its tags in MLflow."""
+        return {"kind": "train", "method": self.name, "seed": str(self.seed)}
+
+
+def cells_of(methods: str, variants: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Each seed's methods as they are, then with the options of each variant (`NAME:OPTIONS`).
+
+    Baselines have neither seeds nor variants.
+
+    Raises:
+        UserError: a variant without a name or options, or named twice.
+    """
+    told: dict[str, tuple[str, ...]] = {}
+    for words in variants:
+        name, _, options = (part.strip() for part in words.partition(":"))
+        if not name or not options.startswith("--") or name in told or "(" in name:
+            raise UserError(
+                f"--variant {words!r}: a name of its own, a colon, and options of `train`, such as "
+                "'alpha .1: --alpha 0.1'"
+            )
+        told[name] = tuple(shlex.split(options))
+    names = methods_of(methods)
+    trained = [name for name in names if name not in BASELINES]
+    cells = []
+    for seed in seeds:
+        cells += [Cell(name, seed) for name in (names if seed == seeds[0] else trained)]
+        cells += [
+            Cell(name, seed, variant, options)
+            for variant, options in told.items()
+            for name in trained
+        ]
+    return cells
+
+
 def grid(
     source: str,
     comparison: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
+    cells: Sequence[Cell],
     options: Sequence[str],
+    command: str,
     file: Path | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train what is missing, compare, write `file`. `options` go to every `train` as they are.
+    """Train what is missing, compare, write `file`. `options` go to every `train` as they are;
+    `command` makes the same again.
 
     Raises:
         UserError: no cell could be trained.
@@ -66,20 +118,15 @@ def grid(
 
     name = load_source(source).name
     client, experiment = tracking.connect(name)
-    cells = [(m, s) for s in seeds for m in methods if s == seeds[0] or m not in BASELINES]
     failed: list[str] = []
-    for number, (method, seed) in enumerate(cells, 1):
-        say(f"[{number}/{len(cells)}] {method}, seed {seed}")
-        if not train_cell(client, experiment, source, comparison, method, seed, options, say):
-            failed.append(f"{method}, seed {seed}")
-    outcome = compare(name, comparison, list(methods))
+    for number, one in enumerate(cells, 1):
+        say(f"[{number}/{len(cells)}] {one.name}, seed {one.seed}")
+        if not train_cell(client, experiment, source, comparison, one, options, say):
+            failed.append(f"{one.name}, seed {one.seed}")
+    outcome = compare(name, comparison, list(dict.fromkeys(one.name for one in cells)))
     outcome["failed"] = failed
     if file is not None:
-        rows = [cell(client, experiment, comparison, m, s) for m, s in cells]
-        command = command_line(
-            "grid", source, comparison, options, methods=",".join(methods),
-            seeds=",".join(map(str, seeds)),
-        )  # fmt: skip
+        rows = [report_of(client, experiment, comparison, one) for one in cells]
         written = {
             "kind": "grid", "command": command, "date": time.strftime("%Y-%m-%d"),
             "commit": code_version(), "machine": machine(), "comparison": outcome,
@@ -92,18 +139,18 @@ def grid(
 
 
 def train_cell(
-    client: Any, experiment: str, source: str, comparison: str, method: str, seed: int,
+    client: Any, experiment: str, source: str, comparison: str, cell: Cell,
     options: Sequence[str], say: Callable[[str], None],
 ) -> bool:  # fmt: skip
     """Train one cell in a process of its own, unless MLflow has it as finished: is it there now?"""
-    wanted = {"kind": "train", "comparison": comparison, "method": method, "seed": str(seed)}
-    if tracking.runs(client, experiment, **wanted):
+    if tracking.runs(client, experiment, comparison=comparison, **cell.wanted):
         say("  there already")
         return True
     began = time.monotonic()
     command = [
-        sys.executable, "-m", "models", "train", "--source", source, "--method", method,
-        "--seed", str(seed), "--comparison", comparison, *options,
+        sys.executable, "-m", "models", "train", "--source", source, "--method",
+        cell.method, "--seed", str(cell.seed), "--comparison", comparison, *options,
+        *(["--variant", cell.variant] if cell.variant else []), *cell.options,
     ]  # fmt: skip
     done = subprocess.run(command, check=False)
     say(f"  {time.monotonic() - began:.0f} s")
@@ -119,12 +166,9 @@ def keep(file: Path, written: dict[str, Any], say: Callable[[str], None]) -> Non
     say(f"wrote {file}")
 
 
-def cell(
-    client: Any, experiment: str, comparison: str, method: str, seed: int
-) -> dict[str, Any] | None:
+def report_of(client: Any, experiment: str, comparison: str, cell: Cell) -> dict[str, Any] | None:
     """What one finished training reported, cut down to what tables need."""
-    wanted = {"kind": "train", "comparison": comparison, "method": method, "seed": str(seed)}
-    found = tracking.runs(client, experiment, **wanted)
+    found = tracking.runs(client, experiment, comparison=comparison, **cell.wanted)
     if not found:
         return None
     run = found[0]
@@ -160,12 +204,20 @@ def machine() -> dict[str, Any]:
 
 
 def command_line(
-    command: str, source: str, comparison: str, options: Sequence[str], **given: str
+    command: str,
+    source: str,
+    comparison: str,
+    options: Sequence[str],
+    **given: str | Sequence[str],
 ) -> str:
     """The command that makes the file again."""
     words = [
         f"python -m models {command}", f"--source {source}", f"--comparison {comparison}",
-        *(f"--{name} {value}" for name, value in given.items()),
+        *(
+            f"--{name} {shlex.quote(one)}"
+            for name, value in given.items()
+            for one in ([value] if isinstance(value, str) else value)
+        ),
         *(["--", *options] if options else []),
     ]  # fmt: skip
     return " ".join(words)

@@ -15,6 +15,7 @@ from models import scaling
 from models.errors import UserError
 from models.methods import BASELINES, parse
 from models.splits import in_words
+from models.tracking import method_of
 
 BLOCK = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
@@ -137,9 +138,9 @@ def plot(written: dict[str, Any], file: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "sessionmill"  # the same picture from the same numbers
     rows = written["comparison"]["methods"]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    bases = list(dict.fromkeys(parse(row["method"])[0] for row in rows))
+    bases = list(dict.fromkeys(parse(method_of(row["method"]))[0] for row in rows))
     for base in bases:
-        own = [row for row in rows if parse(row["method"])[0] == base]
+        own = [row for row in rows if parse(method_of(row["method"]))[0] == base]
         if base in BASELINES:
             axis.axhline(own[0][BY], lw=0.8, ls=":", color="0.5")
             axis.annotate(base, (1.0, own[0][BY]), xycoords=("axes fraction", "data"), fontsize=7)
@@ -153,7 +154,8 @@ def plot(written: dict[str, Any], file: Path) -> None:
         ]
         axis.errorbar(x, y, yerr=error, marker="o", capsize=2, lw=1, ms=4, label=base)
         for row in own:
-            name = "+".join(parse(row["method"])[1])
+            method = method_of(row["method"])
+            name = "+".join(parse(method)[1]) + row["method"].removeprefix(method)
             axis.annotate(name, (row["params_added_pct"], row[BY]), fontsize=6,
                           xytext=(3, 3), textcoords="offset points")  # fmt: skip
     axis.set_xlabel("added parameters, % of the backbone's")

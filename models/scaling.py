@@ -21,7 +21,7 @@ import numpy as np
 
 from models import tracking
 from models.errors import UserError
-from models.grid import cell, command_line, keep, machine, train_cell
+from models.grid import Cell, command_line, keep, machine, report_of, train_cell
 from models.methods import parse
 from models.train import code_version
 
@@ -57,9 +57,9 @@ def scaling(
         part = f"{comparison}/D{width}-of-{share:g}"
         given = [*options, "--dim", str(width), "--data-share", f"{share:g}"]
         say(f"[{number}/{len(todo)}] D {width}, {share:.3g} of the users, seed {seed}")
-        if not train_cell(client, experiment, source, part, method, seed, given, say):
+        if not train_cell(client, experiment, source, part, Cell(method, seed), given, say):
             continue
-        row = cell(client, experiment, part, method, seed)
+        row = report_of(client, experiment, part, Cell(method, seed))
         if row is None:
             continue
         points.append(

@@ -27,6 +27,16 @@ DEFAULT_FOLDER = ".mlflow"
 KIND, COMPARISON = "kind", "comparison"  # tags of our runs
 
 
+def display_name(method: str, variant: str | None) -> str:
+    """How a training is called where others of its method differ in settings."""
+    return f"{method} ({variant})" if variant else method
+
+
+def method_of(name: str) -> str:
+    """The method of a `display_name`."""
+    return name.partition(" (")[0]
+
+
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Two processes must not both create the tables of a new database."""

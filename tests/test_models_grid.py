@@ -21,7 +21,8 @@ from tests.test_models_world import data_of, ring, write_gold
 def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
     world: World,
 ) -> None:
-    """Of five cells four are there; the fifth is trained in a process of its own."""
+    """Of six cells four are there; the others are trained in processes of their own, one of them
+    with other settings than its method's."""
     for method, seed in (("pop", 1), ("gru4rec", 1), ("gru4rec", 2), ("gru4rec+st", 1)):
         world.train(method, "--comparison", "c1", "--seed", str(seed))
     results = world.root / "results" / "toy.json"
@@ -52,6 +53,29 @@ def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
     assert (world.root / "results" / "toy.svg").read_text().startswith("<?xml")
     missing = world.run("results", "nothing.md")
     assert missing[0] == 1 and "nothing.md is not there" in missing[3]
+
+
+def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
+    world.train("gru4rec", "--comparison", "c9", "--seed", "1")
+    command = (
+        "grid", "--source", str(world.source), "--comparison", "c9", "--seeds", "1", "--methods",
+        "pop,gru4rec", "--results", str(world.root / "results" / "wide.json"), "--json",
+        "--variant", "wide: --dim 24",
+    )  # fmt: skip
+    status, outcome, _, err = world.run(*command)
+    assert status == 0 and outcome is not None, err
+    rows = {row["method"]: row for row in outcome["methods"]}
+    assert set(rows) == {"pop", "gru4rec", "gru4rec (wide)"} and not outcome["missing"]
+    wide, plain = rows["gru4rec (wide)"], rows["gru4rec"]
+    assert wide["num_params"] != plain["num_params"]
+    assert wide["vs_vanilla"]["method"] == "gru4rec" and plain["vs_vanilla"] is None
+    document = world.root / "WIDE.md"
+    document.write_text("<!-- results/wide.json -->\n<!-- end -->\n")
+    assert world.run("results", str(document))[0] == 0
+    assert "--variant 'wide: --dim 24'" in document.read_text()
+    for wrong in ("wide", "wide: dim 24", ": --dim 24"):
+        status, _, _, err = world.run(*command[:-1], wrong)
+        assert status == 1 and f"--variant '{wrong}': a name of its own" in err
 
 
 def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: World) -> None:

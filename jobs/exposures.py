@@ -1,0 +1,128 @@
+"""`[exposures]`: what was shown, from a second file, found by columns that the log has too.
+
+A promotion says that an item was on display in a store in a week, an impression that a page showed
+it; neither says with which event. Every line of the log whose columns match takes what matches as
+its `exposed_with`, the most prominent first and `most` at most. Files of this kind are large (one
+store's week of a grocer has thousands of rows), so what is kept is chosen, without chance:
+ * by `prominence`: the place of a row's values in the lists of the source file, column by column;
+   a value that no list has comes last;
+ * then by a hash of match and item, so that it is not always the same items that stay [ours].
+
+Lines are joined when they are read. An event's id says nothing of its exposures: a line that comes
+again after they have changed is a duplicate and keeps what it had.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from jobs import files
+from jobs.context import Candidate, Context
+from jobs.errors import SchemaError, SourceError
+from jobs.patterns import landing_patterns
+from jobs.sources import ExposuresPart
+from jobs.typing_rules import link_of
+
+TEXT = ("string", "int", "bigint", "smallint", "tinyint")
+
+
+def paths_of(context: Context, part: ExposuresPart) -> list[str]:
+    """The files that say what was shown.
+
+    Raises:
+        SourceError: there are none.
+    """
+    landing = part.landing if "://" in part.landing else os.path.abspath(part.landing)
+    days = landing_patterns(landing, context.day, context.source.sessions.lateness_days)
+    found = sorted({path for pattern in days for path, *_ in files.glob(pattern)})
+    if not found:
+        raise SourceError(
+            f"exposures.landing = {part.landing!r} matches no file (from {os.getcwd()}): correct "
+            "it, or put what was shown there before the log is read; a line is read once"
+        )
+    return found
+
+
+def read(spark: SparkSession, part: ExposuresPart, paths: list[str]) -> DataFrame:
+    """The named columns of the files, as texts.
+
+    Raises:
+        SchemaError: a column is not there, or is none of texts or whole numbers.
+    """
+    if part.format == "csv":
+        rows = spark.read.csv(paths, header=True, sep=part.delimiter, quote='"', escape='"')
+    elif part.format == "jsonl":
+        rows = spark.read.json(paths, primitivesAsString=True)
+    else:
+        rows = spark.read.parquet(*paths)
+    kinds = dict(rows.dtypes)
+    for name in (part.item_id, *part.match.values(), *part.prominence):
+        if name not in kinds:
+            raise SchemaError(
+                f"{paths[0]}: column {name!r} of [exposures] is not there: it has "
+                f"{', '.join(kinds)}. Correct the name or exposures.delimiter, or deliver it again"
+            )
+        if kinds[name] not in TEXT:
+            raise SchemaError(
+                f"{paths[0]}: column {name!r} of [exposures] is {kinds[name]}, and is compared as "
+                "text: write it as text or whole numbers"
+            )
+    return rows
+
+
+def chosen(rows: DataFrame, part: ExposuresPart, links: DataFrame | None = None) -> DataFrame:
+    """`link, shown`: of each match the `most` most prominent items, once each.
+
+    Args:
+        links: leave out what matches none of these.
+    """
+    places = []
+    for name, values in part.prominence.items():
+        listed = F.array(*(F.lit(value) for value in values)).cast("array<string>")
+        place = F.array_position(listed, F.col(f"`{name}`").cast("string"))
+        places.append(F.when(place > 0, place).otherwise(len(values) + 1))
+    theirs = [F.col(f"`{name}`").cast("string") for name in part.match.values()]
+    rows = rows.select(
+        link_of(theirs).alias("link"), F.col(f"`{part.item_id}`").cast("string").alias("item"),
+        F.struct(F.lit(0), *places).alias("place"),
+    ).where("link IS NOT NULL AND item IS NOT NULL AND item <> ''")  # fmt: skip
+    if links is not None:
+        rows = rows.join(links, "link", "left_semi")
+    rows = rows.groupBy("link", "item").agg(F.min("place").alias("place"))
+    order = Window.partitionBy("link").orderBy("place", F.xxhash64("link", "item"), "item")
+    kept = rows.withColumn("nth", F.row_number().over(order)).where(F.col("nth") <= part.most)
+    listed = F.array_sort(F.collect_list(F.struct("nth", "item")))
+    return kept.groupBy("link").agg(listed["item"].alias("shown"))
+
+
+def joined(context: Context, candidate: Candidate, lines: DataFrame) -> DataFrame:
+    """Typed lines with what was shown; as they are without `[exposures]`.
+
+    Raises:
+        SourceError, SchemaError: the files of exposures are not there, or not as described.
+    """
+    part = context.source.exposures
+    if part is None:
+        return lines
+    rows = read(context.spark, part, paths_of(context, part))
+    lines = candidate.write("unjoined", lines)
+    links = lines.select("link").distinct()
+    found = lines.join(chosen(rows, part, links), "link", "left")
+    return found.withColumn("exposed_with", F.col("shown")).drop("shown")
+
+
+def told(context: Context, candidate: Candidate) -> list[str]:
+    """How many of the lines read found something that was shown."""
+    if context.source.exposures is None:
+        return []
+    lines = candidate.part("lines").where("line > 0 AND reason IS NULL")
+    some = F.count_if(F.size("exposed_with") > 0)
+    counted = lines.agg(F.count("*").alias("lines"), some.alias("some")).first()
+    assert counted is not None
+    return [
+        f"exposures: {counted['some']:,} of {counted['lines']:,} lines match what "
+        f"{context.source.exposures.landing} shows"
+    ]
