@@ -26,18 +26,19 @@ from jobs.patterns import landing_patterns
 from jobs.sources import ExposuresPart
 from jobs.typing_rules import link_of
 
+ROW_BYTES = 8  # about, of Parquet: only to tell many rows from few
 TEXT = ("string", "int", "bigint", "smallint", "tinyint")
 
 
-def paths_of(context: Context, part: ExposuresPart) -> list[str]:
-    """The files that say what was shown.
+def files_of(context: Context, part: ExposuresPart) -> dict[str, int]:
+    """The files that say what was shown, and their bytes.
 
     Raises:
         SourceError: there are none.
     """
     landing = part.landing if "://" in part.landing else os.path.abspath(part.landing)
     days = landing_patterns(landing, context.day, context.source.sessions.lateness_days)
-    found = sorted({path for pattern in days for path, *_ in files.glob(pattern)})
+    found = {path: size for pattern in days for path, size, _ in files.glob(pattern)}
     if not found:
         raise SourceError(
             f"exposures.landing = {part.landing!r} matches no file (from {os.getcwd()}): correct "
@@ -79,20 +80,25 @@ def chosen(rows: DataFrame, part: ExposuresPart, links: DataFrame | None = None)
     Args:
         links: leave out what matches none of these.
     """
-    places = []
+    place, places = F.lit(0), 1
     for name, values in part.prominence.items():
         listed = F.array(*(F.lit(value) for value in values)).cast("array<string>")
-        place = F.array_position(listed, F.col(f"`{name}`").cast("string"))
-        places.append(F.when(place > 0, place).otherwise(len(values) + 1))
+        found = F.array_position(listed, F.col(f"`{name}`").cast("string"))
+        found = F.when(found > 0, found - 1).otherwise(len(values))
+        place, places = place * (len(values) + 1) + found, places * (len(values) + 1)
     theirs = [F.col(f"`{name}`").cast("string") for name in part.match.values()]
     rows = rows.select(
         link_of(theirs).alias("link"), F.col(f"`{part.item_id}`").cast("string").alias("item"),
-        F.struct(F.lit(0), *places).alias("place"),
+        place.alias("place"),
     ).where("link IS NOT NULL AND item IS NOT NULL AND item <> ''")  # fmt: skip
     if links is not None:
         rows = rows.join(links, "link", "left_semi")
-    rows = rows.groupBy("link", "item").agg(F.min("place").alias("place"))
     order = Window.partitionBy("link").orderBy("place", F.xxhash64("link", "item"), "item")
+    # An item stands in at most `places` places: the best items' best rows are among so many, and
+    # Spark drops the others before it sends any.
+    ranked = rows.withColumn("rank", F.dense_rank().over(order))
+    rows = ranked.where(F.col("rank") <= part.most * places)
+    rows = rows.groupBy("link", "item").agg(F.min("place").alias("place"))
     kept = rows.withColumn("nth", F.row_number().over(order)).where(F.col("nth") <= part.most)
     listed = F.array_sort(F.collect_list(F.struct("nth", "item")))
     return kept.groupBy("link").agg(listed["item"].alias("shown"))
@@ -107,7 +113,10 @@ def joined(context: Context, candidate: Candidate, lines: DataFrame) -> DataFram
     part = context.source.exposures
     if part is None:
         return lines
-    rows = read(context.spark, part, paths_of(context, part))
+    there = files_of(context, part)
+    if not context.many:
+        context.expect(sum(there.values()) // ROW_BYTES)
+    rows = read(context.spark, part, sorted(there))
     lines = candidate.write("unjoined", lines)
     links = lines.select("link").distinct()
     found = lines.join(chosen(rows, part, links), "link", "left")
