@@ -67,6 +67,10 @@ class Encoding(nn.Module):
         """float[B, L, feature_dim], or None."""
         return None
 
+    def of_another_scale(self) -> list[nn.Parameter]:
+        """Parameters whose gradients say nothing of the size of others': they are clipped apart."""
+        return []
+
 
 class SessionToken(Encoding):
     """+st: one learned token before the first item of every session. Costs D.
@@ -151,6 +155,11 @@ class TimeFeatures(Encoding):
         self.origin_us = config.time_origin_us
         self.frequency = nn.Parameter(10.0 ** -torch.linspace(0, 9, self.feature_dim))
         self.shift = nn.Parameter(torch.zeros(self.feature_dim))
+
+    def of_another_scale(self) -> list[nn.Parameter]:
+        # d cos(w*t) / dw grows with t, up to years in seconds: 10^5 times all other gradients
+        # together. Clipped with them it would leave them nothing.
+        return [self.frequency]
 
     def features(self, batch: Batch) -> torch.Tensor:
         if self.raw:

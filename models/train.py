@@ -224,6 +224,9 @@ class Run:
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
         )
+        apart = [one for e in model.all_encodings() for one in e.of_another_scale()]
+        rest = [p for p in model.parameters() if not any(p is one for one in apart)]
+        self.scales = [rest, *([one] for one in apart)]
         self.best = self._weights()
         # Equal weights everywhere, unequal dropout; the first process is as if alone.
         torch.manual_seed(train.seed + team.rank)
@@ -249,7 +252,8 @@ class Run:
             loss += its.detach().cpu().double()
         team.total_gradients(self.model.parameters())
         if train.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
+            for together in self.scales:
+                torch.nn.utils.clip_grad_norm_(together, train.clip_norm)
         self.optimiser.step()
         at.total += float(team.total(loss))
         at.count, at.step, at.seen = at.count + 1, at.step + 1, at.seen + int(sums[1])
