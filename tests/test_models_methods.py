@@ -11,12 +11,14 @@ from torch import nn
 
 from models import methods
 from models.encodings import Encoding
+from models.epoch import Epoch
 from models.errors import UserError
 from models.evaluate import evaluate
-from models.methods import config, count_parameters
+from models.methods import config, count_parameters, recommender
+from models.parallel import ALONE
 from models.presets import PRESET_ITEMS
 from models.splits import TEST, targets
-from models.train import Data, Fitted, fit
+from models.train import Data, Fitted, Run, fit
 from tests.test_models_world import data_of, favourites, ring, write_gold
 
 PAPER = [
@@ -121,6 +123,25 @@ def test_a_backbone_and_an_encoding_from_outside(
         fitted = fit(config(name, "tiny", epochs=2), data, lambda _: None)
         assert ndcg(fitted, data) >= 0
         assert len(fitted.curves["loss"]) == 2
+
+
+@pytest.mark.parametrize("base", ["sasrec", "hstu", "gru4rec"])
+def test_gradients_of_frequencies_do_not_clip_the_rest(tmp_path: Path, base: str) -> None:
+    """d cos(w*t)/dw grows with t: a norm over all parameters would be theirs alone."""
+    write_gold(tmp_path, "toy", ring(events=400))  # a hundred days
+    data = data_of(tmp_path)
+    chosen = config(f"{base}+tsa", "tiny")
+    model = recommender(len(data.item_ids), chosen)
+    model.fit(data.training.rows)
+    run = Run(model, chosen, data.training.rows, "cpu", ALONE)
+    epoch = Epoch(model, data.training.rows, chosen, 1)
+    for batch in range(4):  # (zero weights let no gradient through at first)
+        run.step(epoch[batch % len(epoch)], 0.5)
+    left = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    frequency = left.pop("encodings.tsa.frequency")
+    norm = float(torch.stack([one.norm() for one in left.values()]).norm())
+    assert float(frequency.norm()) == pytest.approx(1, rel=1e-3), "clipped: years in seconds"
+    assert 0.1 < norm <= 1.001
 
 
 def ndcg(fitted: Fitted, data: Data, target: str = "next_item") -> float:
