@@ -243,8 +243,13 @@ def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
 
     seeds = _numbers("--seeds", args.seeds, int)
     file = Path(args.results) if args.results else None
+    told, _ = parser().parse_known_args(
+        ["train", "--source", args.source, "--method", "pop", *args.options]
+    )
+    target = told.target or source.training.target
     outcome = grid(
-        args.source, args.comparison, cells_of(args.methods, args.variant, seeds), args.options,
+        args.source, args.comparison, cells_of(args.methods, args.variant, seeds, target),
+        args.options,
         command_line(
             "grid", args.source, args.comparison, args.options, methods=args.methods,
             seeds=args.seeds, variant=args.variant,

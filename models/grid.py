@@ -22,7 +22,7 @@ from typing import Any
 from models import tracking
 from models.compare import compare
 from models.errors import UserError
-from models.methods import BACKBONES, BASELINES, parse
+from models.methods import BACKBONES, BASELINES, SESSION_ENCODERS, parse
 from models.train import code_version
 
 ENCODED = ("", "+st", "+sse", "+tsa", "+st+sse+tsa")
@@ -36,10 +36,17 @@ METRICS = (
 )  # fmt: skip
 
 
-def methods_of(words: str) -> list[str]:
-    """`all`, or names by comma; a name may be a backbone with `*` for the usual encodings."""
+def methods_of(words: str, target: str = "next_item") -> list[str]:
+    """`all`, or names by comma; a name may be a backbone with `*` for the usual encodings.
+
+    Where whole sessions are asked for, `all` has the next-session models, too, and the next-item
+    models that see as much.
+    """
     if words == "all":
-        words = ",".join([*BASELINES, *(f"{name}*" for name in BACKBONES)])
+        names = [*BASELINES, *(f"{name}*" for name in BACKBONES)]
+        if target == "next_session":
+            names += [*(f"{name}+fb" for name in BACKBONES), *SESSION_ENCODERS]
+        words = ",".join(names)
     found: list[str] = []
     for word in (part.strip() for part in words.split(",")):
         wanted = [word[:-1] + end for end in ENCODED] if word.endswith("*") else [word]
@@ -69,7 +76,9 @@ class Cell:
         return {"kind": "train", "method": self.name, "seed": str(self.seed)}
 
 
-def cells_of(methods: str, variants: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+def cells_of(
+    methods: str, variants: Sequence[str], seeds: Sequence[int], target: str = "next_item"
+) -> list[Cell]:
     """Each seed's methods as they are, then with the options of each variant (`NAME:OPTIONS`).
 
     Baselines have neither seeds nor variants.
@@ -86,7 +95,7 @@ def cells_of(methods: str, variants: Sequence[str], seeds: Sequence[int]) -> lis
                 "'alpha .1: --alpha 0.1'"
             )
         told[name] = tuple(shlex.split(options))
-    names = methods_of(methods)
+    names = methods_of(methods, target)
     trained = [name for name in names if name not in BASELINES]
     cells = []
     for seed in seeds:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
+from models.grid import methods_of
+from models.methods import SESSION_ENCODERS
 from models.scaling import in_words, power_law
 from models.splits import users_share
 from tests.recorded import World
@@ -56,11 +58,11 @@ def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
 
 
 def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
-    world.train("gru4rec", "--comparison", "c9", "--seed", "1")
+    world.train("gru4rec", "--comparison", "c9", "--seed", "1", "--epochs", "3")
     command = (
         "grid", "--source", str(world.source), "--comparison", "c9", "--seeds", "1", "--methods",
         "pop,gru4rec", "--results", str(world.root / "results" / "wide.json"), "--json",
-        "--variant", "wide: --dim 24",
+        "--variant", "wide: --dim 24 --epochs 3",
     )  # fmt: skip
     status, outcome, _, err = world.run(*command)
     assert status == 0 and outcome is not None, err
@@ -72,7 +74,11 @@ def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
     document = world.root / "WIDE.md"
     document.write_text("<!-- results/wide.json -->\n<!-- end -->\n")
     assert world.run("results", str(document))[0] == 0
-    assert "--variant 'wide: --dim 24'" in document.read_text()
+    assert "--variant 'wide: --dim 24 --epochs 3'" in document.read_text()
+    asked = methods_of("all"), methods_of("all", "next_session")
+    assert len(asked[0]) == 30 and set(asked[1]) - set(asked[0]) == {
+        "gru4rec+fb", "narm+fb", "sasrec+fb", "bert4rec+fb", "hstu+fb", *SESSION_ENCODERS
+    }  # fmt: skip
     for wrong in ("wide", "wide: dim 24", ": --dim 24"):
         status, _, _, err = world.run(*command[:-1], wrong)
         assert status == 1 and f"--variant '{wrong}': a name of its own" in err
