@@ -73,7 +73,7 @@ def method_table(written: dict[str, Any]) -> str:
         speed = f"{row['events_per_second']:,.0f}"
         own = [cell for cell in cells if cell["method"] == row["method"]]
         epoch = sum(c["train_s"] / c["epochs"] for c in own if c["epochs"]) / max(1, len(own))
-        trained = row["method"] not in BASELINES
+        trained = row["method"] not in BASELINES and own
         added = f"{row['num_params_added']:,} ({row['params_added_pct']:.2f} %)"
         lines.append(
             f"| {row['method']} | {row['seeds']} | {row[BY]:.4f} "
