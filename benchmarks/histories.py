@@ -32,7 +32,7 @@ def histories(users: int, length: int, session: int, items: int) -> Any:
     """`Rows`: `users` histories of `length` events, Zipf items, a session a day."""
     import numpy as np
 
-    from models.batch import Rows
+    from models.rows import Rows
 
     rng = np.random.default_rng(7)
     share = 1 / np.arange(1, items + 1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.batch import Rows, ragged
+from models.rows import Rows, ragged
 
 DAY_US = 86_400_000_000
 

@@ -18,7 +18,6 @@ import torch
 
 from models import parallel, tracking
 from models.baselines import Popularity
-from models.batch import Target
 from models.checkpoints import Checkpoints
 from models.dataset import cache_folder
 from models.errors import UserError
@@ -26,6 +25,7 @@ from models.evaluate import Result, Sampled, evaluate
 from models.methods import SESSION_ENCODERS, count_parameters, parse
 from models.preprocess import PAPER_A_GAP_US
 from models.presets import Config
+from models.rows import Target
 from models.side import read_side
 from models.splits import TEST, Cut, Filters, describe, targets, users_share
 from models.store import Stored, load, save

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.batch import EXPOSED, NO_FEEDBACK, NO_LABEL, Batch, Ints, Rows, Tokens, ragged
+from models.batch import NO_FEEDBACK, Batch, Tokens
+from models.rows import EXPOSED, NO_LABEL, Ints, Rows, ragged
 
 
 class EncodingSizes(Protocol):

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.batch import Batch, Rows
+from models.batch import Batch
 from models.parallel import ALONE, Team
 from models.presets import Config
 from models.recommender import Recommender
+from models.rows import Rows
 
 PART_TOKENS = {"cpu": 2048, "cuda": 65_536}  # ours: padded tokens of a part, at most
 

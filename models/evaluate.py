@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from models import metrics
-from models.batch import Bools, Ints, Rows, ragged
 from models.parallel import ALONE, Team
+from models.rows import Bools, Ints, Rows, ragged
 from models.splits import Targets
 
 KS = (1, 5, 10, 20, 50)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.batch import Ints
+from models.rows import Ints
 
 Floats = NDArray[np.float64]
 KINDS = ("ndcg", "hr", "recall", "mrr")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from models.baselines import BaselineSizes, Popularity
-from models.batch import Ints, Rows, ragged
+from models.rows import Ints, Rows, ragged
 
 DAMPING = 20.0  # of similarities of rare items
 SAMPLE = 1000  # the most recent sessions that share an item are looked at

@@ -10,22 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.batch import (
-    Batch,
-    Ints,
-    Rows,
-    Target,
-    Tokens,
-    append_request,
-    label_cloze,
-    label_next,
-    pad,
-    take,
-    windows,
-)
+from models.batch import Batch, Tokens, append_request, label_cloze, label_next, pad, take, windows
 from models.encodings import Encoding
 from models.losses import FULL_ITEMS, full_cross_entropy, gbce, sampled_softmax
 from models.presets import Config, ModelConfig, TrainConfig
+from models.rows import Ints, Rows, Target
 
 SCORED_TOKENS = 8192  # ours
 

@@ -23,9 +23,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from models.batch import EXPOSED, NEGATIVE, NEUTRAL, Bools, Ints, Rows
 from models.dataset import POSITIVE
 from models.evaluate import exclude
+from models.rows import EXPOSED, NEGATIVE, NEUTRAL, Bools, Ints, Rows
 from models.store import Stored
 
 CHUNK_SCORES = 16_000_000

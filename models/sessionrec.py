@@ -27,23 +27,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.batch import (
-    EXPOSED,
-    Batch,
-    Ints,
-    Rows,
-    Tokens,
-    chosen,
-    label_next,
-    pad,
-    ragged,
-    take,
-)
+from models.batch import Batch, Tokens, label_next, pad, take
 from models.encodings import Encoding
 from models.losses import rank_loss, session_cross_entropy
 from models.pooling import POOLINGS
 from models.presets import Config, ModelConfig, TrainConfig
 from models.recommender import Recommender
+from models.rows import EXPOSED, Ints, Rows, chosen, ragged
 from models.side import SideInformation
 
 FEEDBACKS = 4  # jobs.tables.FEEDBACK

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.batch import Ints
 from models.dataset import open_table
 from models.metrics import Floats
 from models.presets import ModelConfig
+from models.rows import Ints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from models.batch import Bools, Ints, Rows, Target, chosen, ragged
 from models.dataset import POSITIVE, Sequences
 from models.errors import UserError
+from models.rows import Bools, Ints, Rows, Target, chosen, ragged
 
 SPLITS = ("temporal", "last_session", "last_item")
 VALIDATION, TEST = 1, 2

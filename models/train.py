@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from models.baselines import Popularity
-from models.batch import Batch, Rows, Target
+from models.batch import Batch
 from models.checkpoints import Checkpoints, Tensors
 from models.dataset import Sequences, cache_folder, open_sequences, read_items
 from models.epoch import Epoch
@@ -33,6 +33,7 @@ from models.parallel import ALONE, Team
 from models.preprocess import PREPROCESS, paper_a
 from models.presets import Config
 from models.recommender import Recommender
+from models.rows import Rows, Target
 from models.sessionrec import SessionRec
 from models.side import Side
 from models.splits import (

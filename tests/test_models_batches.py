@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import Batch, Rows, label_cloze, label_next, pad, take, windows
+from models.batch import Batch, label_cloze, label_next, pad, take, windows
 from models.methods import BACKBONES, config, recommender
 from models.recommender import Recommender
+from models.rows import Rows
 from tests.test_models_world import SECOND, evidence, rows_of
 
 V, MASK, ST = 5, 6, 7

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from models import epoch
-from models.batch import Rows
 from models.layers import attention, dropout
 from models.losses import full_cross_entropy
 from models.methods import BACKBONES, config, recommender
+from models.rows import Rows
 from tests.test_models_batches import HISTORY, USER, V, rows_of
 
 

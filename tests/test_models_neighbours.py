@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import Rows
 from models.methods import build, config
+from models.rows import Rows
 from models.store import Stored, load, save
 from tests.test_models_world import rows_of
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from models import epoch
-from models.batch import Rows
 from models.errors import UserError
 from models.evaluate import evaluate
 from models.methods import SESSION_ENCODERS, config, count_parameters, recommender
 from models.pooling import POOLINGS
+from models.rows import Rows
 from models.serving import recommend
 from models.sessionrec import SessionBatch, SessionRec
 from models.side import Side, read_side

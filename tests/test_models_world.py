@@ -14,9 +14,9 @@ import pytest
 import torch
 from deltalake import DeltaTable, write_deltalake
 
-from models.batch import Rows
 from models.dataset import open_sequences
 from models.errors import UserError
+from models.rows import Rows
 from models.splits import Filters
 from models.train import Data, load_data
 
