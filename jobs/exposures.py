@@ -27,7 +27,7 @@ from jobs.sources import ExposuresPart
 from jobs.typing_rules import link_of
 
 ROW_BYTES = 8  # about, of Parquet: only to tell many rows from few
-TEXT = ("string", "int", "bigint", "smallint", "tinyint")
+TEXT = ("string", "int", "bigint", "smallint", "tinyint", "date")
 
 
 def files_of(context: Context, part: ExposuresPart) -> dict[str, int]:
@@ -51,10 +51,13 @@ def read(spark: SparkSession, part: ExposuresPart, paths: list[str]) -> DataFram
     """The named columns of the files, as texts.
 
     Raises:
-        SchemaError: a column is not there, or is none of texts or whole numbers.
+        SchemaError: a column is not there, or is none of texts, whole numbers or dates.
     """
     if part.format == "csv":
-        rows = spark.read.csv(paths, header=True, sep=part.delimiter, quote='"', escape='"')
+        # (By default a second file whose columns lie in another order is read by the first's names.)
+        rows = spark.read.csv(
+            paths, header=True, sep=part.delimiter, quote='"', escape='"', enforceSchema=False
+        )
     elif part.format == "jsonl":
         rows = spark.read.json(paths, primitivesAsString=True)
     else:
@@ -69,7 +72,7 @@ def read(spark: SparkSession, part: ExposuresPart, paths: list[str]) -> DataFram
         if kinds[name] not in TEXT:
             raise SchemaError(
                 f"{paths[0]}: column {name!r} of [exposures] is {kinds[name]}, and is compared as "
-                "text: write it as text or whole numbers"
+                "text: write it as text, whole numbers or dates"
             )
     return rows
 
