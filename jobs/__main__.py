@@ -33,6 +33,7 @@ JOBS = {
     "sessionize": "bronze.events -> silver.sessions",
     "items": "bronze.events -> gold.items",
     "sequences": "silver.sessions -> gold.sequences",
+    "score": "gold.sequences and a registered model -> gold.recommendations",
     "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
     "validate": "run the suites on the published tables",
     "compare-rules": "how far native sessions and the gap rule agree, boundary by boundary",
@@ -89,6 +90,15 @@ def parser() -> argparse.ArgumentParser:
             continue
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
         if job == "replay-rejects":
+            continue
+        if job == "score":
+            which = command.add_mutually_exclusive_group()
+            which.add_argument("--alias", default="champion", help="default %(default)s")
+            which.add_argument(
+                "--model-version", type=int, metavar="N", help="in place of an alias"
+            )
+            command.add_argument("--k", type=int, default=100, help="items of a list, at most")
+            command.add_argument("--step", choices=STEPS, default="all")
             continue
         command.add_argument("--day", type=parse_day, help="the night's day, YYYY-MM-DD (UTC); "
                              "without one: whatever is new, nothing is late")  # fmt: skip
@@ -190,12 +200,14 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
                 f"SESSIONMILL_LAKE = {root!r} cannot be written: {error.strerror}"
             ) from None
     step = getattr(args, "step", "all")
-    if args.job != "items" and step in ("audit", "all"):
-        # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts.
+    if args.job not in ("items", "score") and step in ("audit", "all"):
+        # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts. (Scoring
+        # starts none, and MLflow must not import Spark at the same time.)
         threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
     from jobs.steps import run_job
 
-    options = {"rebuild": getattr(args, "rebuild", False), "table": getattr(args, "table", None)}
+    names = ("rebuild", "table", "alias", "model_version", "k")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     began = time.monotonic()
     result = run_job(context, args.job, step, options)
     seconds = time.monotonic() - began
@@ -227,6 +239,8 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     )
     if job == "validate":
         done = f"{len(result.tables_in)} tables, nothing is changed."
+    elif job == "score":
+        done = f"{tables or 'nothing published'}."
     head += f" [{step}]" if step != "all" else ""
     print(f"{head}: {done} {seconds:.1f} s.", flush=True)
     for note in result.notes:
@@ -235,9 +249,9 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     files.write_text(answer, json.dumps(outcome, default=str))
     if step == "publish":
         # Only now: a publish whose answer was lost must find either its candidate or its answer.
-        from jobs.steps import MODULES
+        from jobs.steps import MODULES, OTHERS
 
-        context.candidate(MODULES[job][1]).remove()
+        context.candidate((MODULES | OTHERS)[job][1]).remove()
     return outcome
 
 

@@ -20,10 +20,13 @@ POINTS = (
     "sequences.computed", "sequences.audited", "sequences.published",
 )  # fmt: skip
 
+SCORING = ("score.computed", "score.audited", "score.published")
+"""Those of `jobs score`, which is no part of `run`."""
+
 
 def point(name: str) -> None:
     """Die here if the environment says so."""
-    assert name in POINTS, name
+    assert name in POINTS + SCORING, name
     if settings().crash_at == name:
         print(f"crash point {name}: killing myself", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

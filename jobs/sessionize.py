@@ -40,6 +40,9 @@ def check_rule(context: Context) -> None:
         )
 
 
+OPTIONS = ("rebuild",)
+
+
 def compute(context: Context, rebuild: bool = False) -> Candidate:
     """Find what changed since the version consumed last and cut around it."""
     lake, rule = context.lake, context.source.sessions

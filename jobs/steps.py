@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from jobs import files, ingest, items, replay, sequences, sessionize, validate
+from jobs import files, ingest, items, replay, score, sequences, sessionize, validate
 from jobs.context import Candidate, Context, Result
 from jobs.errors import Conflict
-from jobs.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.tables import EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
 
 MODULES: dict[str, tuple[ModuleType, Table]] = {
     "ingest": (ingest, EVENTS),
@@ -20,7 +20,10 @@ MODULES: dict[str, tuple[ModuleType, Table]] = {
     "items": (items, ITEMS),
     "sequences": (sequences, SEQUENCES),
 }
-OTHERS: dict[str, tuple[ModuleType, Table]] = {"replay-rejects": (replay, EVENTS)}
+OTHERS: dict[str, tuple[ModuleType, Table]] = {
+    "replay-rejects": (replay, EVENTS),
+    "score": (score, RECOMMENDATIONS),
+}
 ATTEMPTS = 3
 
 
@@ -39,7 +42,7 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
                 print(f"  {name}: {time.monotonic() - began:.1f} s", flush=True)
                 result.add(part)
         elif job == "validate":
-            result.add(validate.validate_tables(context, options["table"]))
+            result.add(validate.validate_tables(context, options.get("table")))
         else:
             result.add(one_job(context, job, step, options))
     return result
@@ -65,9 +68,8 @@ def one_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
     candidate = context.candidate(table)
 
     def compute() -> Candidate:
-        if job == "sessionize":
-            return sessionize.compute(context, rebuild=options.get("rebuild", False))
-        made: Candidate = module.compute(context)
+        given = {name: options[name] for name in getattr(module, "OPTIONS", ()) if name in options}
+        made: Candidate = module.compute(context, **given)
         return made
 
     if step == "compute":

@@ -22,12 +22,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from expectations import events as events_suite
+from expectations import recommendations as recommendations_suite
 from expectations import sequences as sequences_suite
 from expectations import sessions as sessions_suite
 from expectations.check import Check
 from jobs import certify
 from jobs.errors import AuditErrored, AuditFailed
-from jobs.tables import EVENTS, SEQUENCES, SESSIONS, Table
+from jobs.tables import EVENTS, RECOMMENDATIONS, SEQUENCES, SESSIONS, Table
 
 if TYPE_CHECKING:
     from jobs.context import Context
@@ -52,6 +53,8 @@ def suite(context: Context, table: Table) -> tuple[Check, ...]:
         return events_suite.checks()
     if table is SEQUENCES:
         return sequences_suite.checks()
+    if table is RECOMMENDATIONS:
+        return recommendations_suite.checks()
     if table is SESSIONS:
         rule = context.source.sessions
         return sessions_suite.checks(
@@ -337,7 +340,7 @@ def validate_tables(context: Context, only: str | None) -> Any:
     from jobs.context import Result
     from jobs.errors import SettingsError
 
-    tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES)}
+    tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS)}
     if only is not None and only not in tables:
         raise SettingsError(f"--table {only}: tables with a suite are {', '.join(tables)}")
     result = Result()
@@ -345,6 +348,8 @@ def validate_tables(context: Context, only: str | None) -> Any:
         if only not in (None, name):
             continue
         version = context.lake.version(table)
+        if version is None and table is RECOMMENDATIONS and only is None:
+            continue  # nobody has scored yet
         if version is None:
             raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
         rows = context.lake.read(table, version)

@@ -78,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
     register = command("register", "make versions of the source's registered model")
     register.add_argument("--comparison", required=True, metavar="ID")
 
+    score = command("score", "write gold.recommendations; the same as python -m jobs score")
+    which = score.add_mutually_exclusive_group()
+    which.add_argument("--alias", default="champion", help="default %(default)s")
+    which.add_argument("--model-version", type=int, metavar="N", help="in place of an alias")
+    score.add_argument("--k", type=int, default=100, help="items of a list, at most")
+    score.add_argument("--threads", type=int, help="CPU threads")
+
     grid = command("grid", "train many methods and seeds, one after another; goes on where it was")
     grid.add_argument("--comparison", required=True, metavar="ID")
     grid.add_argument(
@@ -229,6 +236,18 @@ def _register(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
     return done
 
 
+def _score(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from jobs.__main__ import execute
+    from jobs.__main__ import parser as jobs_parser
+    from models.commands import use_threads
+
+    use_threads(args.threads)
+    words = ["score", "--source", args.source, "--k", str(args.k), "--alias", args.alias]
+    if args.model_version is not None:
+        words[-2:] = ["--model-version", str(args.model_version)]
+    return execute(jobs_parser().parse_args(words), source)
+
+
 def _numbers(option: str, text: str, kind: Any) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
@@ -290,6 +309,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "register": _register,
+    "score": _score,
     "grid": _grid,
     "scaling": _scaling,
 }

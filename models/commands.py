@@ -27,7 +27,7 @@ from models.preprocess import PAPER_A_GAP_US
 from models.presets import Config
 from models.rows import Target
 from models.side import read_side
-from models.splits import TEST, Cut, Filters, describe, targets, users_share
+from models.splits import TEST, Cut, Filters, describe, targets, users_share, vocabulary_of
 from models.store import Stored, load, save
 from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb, prepared
 
@@ -326,8 +326,7 @@ def score_again(
         facts.get("preprocess", "gold"),
     )
     index, names = read_items(ITEMS.path(lake, source.name), make)
-    by_name = dict(zip(names, index.tolist(), strict=True))
-    vocabulary = np.array([by_name.get(item, 0) for item in stored.item_ids], dtype=np.int64)
+    vocabulary = vocabulary_of(stored.item_ids, index, names)
     cut = facts["cut"]
     pinned = Cut(
         split=cut["split"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,52 @@ def _tags(outcome: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "request_time": outcome["request_time"],
         "vs_vanilla": json.dumps(row["vs_vanilla"]),
     }
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model."""
+
+    name: str
+    version: str
+    run_id: str
+    aliased: frozenset[str]
+    """All versions of the model that have an alias."""
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def find(client: MlflowClient, source: str, alias: str, number: int | None = None) -> Registered:
+    """The version that an alias names, or version `number`.
+
+    Raises:
+        UserError: there is none; says which there are.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        aliases = dict(client.get_registered_model(source).aliases)
+    except MlflowException:
+        raise UserError(
+            f"no model {source!r} is registered in {tracking.tracking_uri()}: run `python -m models "
+            f"register --source {source} --comparison …` first"
+        ) from None
+    wanted = str(number) if number is not None else aliases.get(alias)
+    if wanted is None:
+        there = ", ".join(f"{name} (version {v})" for name, v in sorted(aliases.items())) or "none"
+        raise UserError(
+            f"the registered model {source!r} has no alias {alias!r}; it has {there}. Name one of "
+            "them with --alias, or a version with --model-version"
+        )
+    try:
+        found = client.get_model_version(source, wanted)
+    except MlflowException:
+        raise UserError(f"the registered model {source!r} has no version {wanted}") from None
+    return Registered(
+        source, str(wanted), str(found.run_id), frozenset(str(v) for v in aliases.values())
+    )
 
 
 def trained_on(source: str) -> tuple[dict[int, list[str]], str]:

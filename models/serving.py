@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from models.dataset import POSITIVE
 from models.evaluate import exclude
+from models.lists import best
 from models.rows import EXPOSED, NEGATIVE, NEUTRAL, Bools, Ints, Rows
 from models.store import Stored
 
@@ -73,23 +74,14 @@ def recommend(
 
 def _top(scores_RV: torch.Tensor, k: int, item_ids: list[str]) -> list[list[dict[str, Any]]]:
     """The k best of each row; equal scores in order of the vocabulary."""
-    size = min(k, scores_RV.shape[1])
-    # topk promises no order among equals: take all that reach the k-th score, sort those stably.
-    least = scores_RV.topk(size, dim=1).values[:, -1:]
-    result = []
-    for row, floor in zip(scores_RV, least, strict=True):
-        place = torch.nonzero(row >= floor).squeeze(1)
-        value, order = torch.sort(row[place], descending=True, stable=True)
-        result.append(
-            [
-                {"item_id": item_ids[i], "score": score}
-                for i, score in zip(
-                    place[order][:size].tolist(), value[:size].tolist(), strict=True
-                )
-                if np.isfinite(score)
-            ]
-        )
-    return result
+    return [
+        [
+            {"item_id": item_ids[place], "score": score}
+            for place, score in zip(places, scores, strict=True)
+            if np.isfinite(score)
+        ]
+        for places, scores in zip(*(part.tolist() for part in best(scores_RV, k)), strict=True)
+    ]
 
 
 def times(column: pd.Series) -> pd.Series:

@@ -293,6 +293,12 @@ def _refuse_if_hopeless(counts: dict[str, Any], vocabulary: Ints, users: Ints, s
         )
 
 
+def vocabulary_of(item_ids: list[str], index: Ints, names: list[str]) -> Ints:
+    """int64[V]: gold's item_index of a model's items; 0 for one that gold does not know."""
+    by_name = dict(zip(names, index.tolist(), strict=True))
+    return np.array([by_name.get(item, 0) for item in item_ids], dtype=np.int64)
+
+
 def known_rows(events: Events, vocabulary: Ints) -> tuple[Rows, Ints, Ints]:
     """All events of known items, unfiltered: the histories that models are asked about.
 

@@ -1,0 +1,233 @@
+"""`gold.sequences` and a registered model -> `gold.recommendations`: a list for every user.
+
+compute   the version that the alias names (or the one that is asked for), loaded once, scores all
+          users of the newest `gold.sequences`; its lists are staged as data files
+audit     the suite of `expectations/recommendations.py`
+publish   one commit: the new lists, and those of other versions that have an alias still; lists of
+          versions that nobody names any more go
+
+A plain process: PyTorch needs no JVM. Scored again from the same versions nothing is written.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from jobs import arrow_checks, crash, files, validate
+from jobs.arrow import arrow_schema
+from jobs.context import Candidate, Context, Result
+from jobs.datafiles import staging
+from jobs.errors import SettingsError
+from jobs.files import rust_uri
+from jobs.tables import ITEMS, RECOMMENDATIONS, SEQUENCES
+from jobs.tasks import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from models.register import Registered
+    from models.store import Stored
+
+OPTIONS = ("alias", "model_version", "k")
+USERS_A_FILE = 131_072  # ours
+
+
+def compute(
+    context: Context, alias: str = "champion", model_version: int | None = None, k: int = 100
+) -> Candidate:
+    """Score all users.
+
+    Raises:
+        SettingsError: no such model, or one that cannot be asked about these sequences.
+    """
+    lake, name = context.lake, context.source.name
+    if k < 1:
+        raise SettingsError(f"--k {k}: a list has at least one item")
+    upto = lake.version(SEQUENCES)
+    if upto is None or not lake.rows(SEQUENCES):
+        raise SettingsError(
+            f"{lake.path(SEQUENCES)} has no rows: run python -m jobs run --source {name} first"
+        )
+    lake.create(RECOMMENDATIONS)
+    base = lake.version(RECOMMENDATIONS)
+    assert base is not None
+    model, stored = loaded(name, alias, model_version)
+    candidate = context.candidate(RECOMMENDATIONS)
+    size = min(k, len(stored.item_ids))
+    manifest: dict[str, Any] = {
+        "base": base, "upto": upto, "version": model.version, "uri": model.uri, "size": size,
+        "method": stored.facts["method"],
+        "excludes": stored.config.model.repeat_policy == "exclude_seen",
+        "empty": lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto
+        and _length(context, base, model.version) == size,
+    }  # fmt: skip
+    if not manifest["empty"]:
+        manifest |= fill(context, stored, model, upto, base, size)
+    candidate.save(manifest)
+    crash.point("score.computed")
+    return candidate
+
+
+def loaded(source: str, alias: str, number: int | None) -> tuple[Registered, Stored]:
+    """The model that is meant, from MLflow."""
+    from models import tracking
+    from models.errors import UserError
+    from models.register import find
+    from models.store import load
+
+    try:
+        client, _ = tracking.connect(source)
+        model = find(client, source, alias, number)
+        with tracking.downloaded(client, model.run_id, "trained") as folder:
+            stored = load(folder)
+    except UserError as error:
+        raise SettingsError(str(error)) from None
+    if stored.facts.get("preprocess", "gold") != "gold":
+        raise SettingsError(
+            f"{model.uri} was trained on what --preprocess {stored.facts['preprocess']} left of "
+            "gold.sequences, and knows nothing of its other users: register one trained on gold"
+        )
+    return model, stored
+
+
+def _length(context: Context, base: int, version: str) -> int | None:
+    """How long the lists of a model version are that are there already; None: there are none."""
+    table = context.lake.open(RECOMMENDATIONS)
+    assert table is not None
+    table.load_as_version(base)
+    one = table.to_pyarrow_dataset().head(
+        1, columns=["items"], filter=ds.field("model_version") == version
+    )
+    return len(one["items"][0]) if one.num_rows else None
+
+
+def fill(
+    context: Context, stored: Stored, model: Registered, upto: int, base: int, size: int
+) -> dict[str, Any]:
+    """Stage the lists of all users, and those that stay."""
+    from models.dataset import cache_folder, open_sequences, read_items
+    from models.lists import lists
+    from models.splits import Events, known_rows, vocabulary_of
+
+    lake, source = context.lake, context.source.name
+    make = f"python -m jobs run --source {source}"
+    sequences = open_sequences(
+        rust_uri(lake.path(SEQUENCES)), upto, cache_folder(lake.root, source), make
+    )
+    known = read_items(rust_uri(lake.path(ITEMS)), make)
+    rows, _, _ = known_rows(Events.of(sequences), vocabulary_of(stored.item_ids, *known))
+    began = time.monotonic()
+    folder, users = staging(context.run_id), pa.array(sequences.user_id, pa.string())
+
+    def parts() -> Iterator[pa.Table]:
+        for at, table in lists(stored, rows, size):
+            yield _rows(context, users.take(pa.array(at)), table["items"], model)
+
+    made = _write(context, folder, "lists", parts())
+    seconds = time.monotonic() - began
+    kept = 0
+    for version in sorted(model.aliased - {model.version}):
+        table = lake.open(RECOMMENDATIONS)
+        assert table is not None
+        table.load_as_version(base)
+        old = table.to_pyarrow_dataset().to_table(filter=ds.field("model_version") == version)
+        old = old.cast(arrow_schema(RECOMMENDATIONS.columns)).sort_by("user_id")
+        if old.num_rows:
+            made += _write(context, folder, f"kept-{version}", iter([old]))
+            kept += old.num_rows
+    return {
+        "users": len(users), "kept": kept, "scoring_s": round(seconds, 3), "made": made,
+        "staged": lake.entries(RECOMMENDATIONS, folder, made),
+    }  # fmt: skip
+
+
+def _rows(context: Context, users: pa.Array, items: Any, model: Registered) -> pa.Table:
+    count = len(users)
+    columns = [
+        users, pa.repeat(model.name, count), pa.repeat(model.version, count),
+        pa.repeat(pa.scalar(context.started, pa.timestamp("us", "UTC")), count),
+        items.combine_chunks(),
+    ]  # fmt: skip
+    schema = arrow_schema(RECOMMENDATIONS.columns)
+    return pa.table(columns, names=schema.names).cast(schema)
+
+
+def _write(context: Context, folder: str, name: str, parts: Iterator[pa.Table]) -> list[str]:
+    """Rows as files of at most so many users; their paths."""
+    place = f"{context.lake.path(RECOMMENDATIONS)}/{folder}"
+    made: list[str] = []
+    waiting: list[pa.Table] = []
+
+    def put() -> None:
+        made.append(f"{place}/{name}-{len(made):05d}.parquet")
+        files.write_parquet(made[-1], pa.concat_tables(waiting))
+        waiting.clear()
+
+    for part in parts:
+        waiting.append(part)
+        if sum(one.num_rows for one in waiting) >= USERS_A_FILE:
+            put()
+    if waiting:
+        put()
+    return made
+
+
+def audit(context: Context, candidate: Candidate) -> None:
+    """Raises: AuditFailed, AuditErrored."""
+    manifest = candidate.manifest()
+    if manifest["empty"]:
+        return
+    lake = context.lake
+    held = run(
+        None, arrow_checks.recommendations_hold, manifest["made"], arrow_checks.LISTS_DDL, "string"
+    )
+    new = [one for one in held if one["version"] == manifest["version"]]
+    known = lake.table_of(ITEMS, int(lake.version(ITEMS) or 0), ["item_id"])["item_id"]
+    facts = {
+        "items_are_known": all(
+            pc.all(pc.is_in(pa.array(one["items"]), known.combine_chunks())).as_py() for one in new
+        ),
+        "lists_are_whole": manifest["excludes"]
+        or all(one["least"] == one["most"] == manifest["size"] for one in new),
+        "users_balance": sum(one["rows"] for one in new) == lake.rows(SEQUENCES)
+        if lake.version(SEQUENCES) == manifest["upto"]
+        else sum(one["rows"] for one in new) == manifest["users"],
+    }
+    versions = {one["version"] for one in held}
+    apart = all(arrow_checks.apart([h for h in held if h["version"] == v]) for v in versions)
+    if apart and all(one["holds"] for one in held):
+        number = sum(one["rows"] for one in held)
+        validate.audit_certified(context, RECOMMENDATIONS, number, facts)
+    else:
+        staged = lake.staged(RECOMMENDATIONS, manifest["staged"])
+        validate.audit_candidate(context, RECOMMENDATIONS, staged, facts)
+    crash.point("score.audited")
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """Raises: Conflict: another run changed `gold.recommendations` since."""
+    lake, manifest = context.lake, candidate.manifest()
+    result = Result(files=[manifest["uri"]], tables_in={SEQUENCES.full_name: manifest["upto"]})
+    said = f"{manifest['uri']} ({manifest['method']}), gold.sequences version {manifest['upto']}"
+    if manifest["empty"]:
+        result.notes.append(f"{said}: these lists are there already")
+    else:
+        lake.commit(
+            RECOMMENDATIONS, manifest["staged"], manifest["base"],
+            lake.app_id(RECOMMENDATIONS, SEQUENCES), manifest["upto"], context.run_id,
+            overwrite=True,
+        )  # fmt: skip
+        crash.point("score.published")
+        rate = manifest["users"] / max(manifest["scoring_s"], 1e-3)
+        kept = f", {manifest['kept']:,} lists of other versions stay" if manifest["kept"] else ""
+        result.notes.append(
+            f"{said}: {manifest['users']:,} users, {manifest['size']} items each, {rate:,.0f} users "
+            f"a second{kept}"
+        )
+    result.tables[RECOMMENDATIONS.full_name] = lake.told(RECOMMENDATIONS)
+    return result

@@ -1,0 +1,182 @@
+"""`jobs score`: lists for every user, the same as a model gives when asked, in one commit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from deltalake import DeltaTable
+
+from jobs import crash, files, validate
+from jobs.arrow import arrow_schema
+from jobs.arrow_checks import recommendations_hold
+from jobs.tables import RECOMMENDATIONS, RUNS
+from models import tracking
+from models.lists import best
+from models.serving import recommend
+from models.store import load
+from tests.recorded import World
+
+
+@pytest.fixture(scope="module")
+def registered(world: World) -> dict[str, str]:
+    """Method -> version. The challenger is the winner of three."""
+    for method in ("personal_top", "gru4rec+st", "sessionrec-sasrec"):
+        world.train(method, "--comparison", "lists", "--target", "next_session")
+    for command in ("compare", "register"):
+        status, done, _, err = world.run(
+            command, "--source", str(world.source), "--comparison", "lists", "--json"
+        )
+        assert status == 0 and done is not None, err
+    return {one["method"]: str(one["version"]) for one in done["versions"]}
+
+
+def lists_of(world: World) -> pd.DataFrame:
+    table = DeltaTable(RECOMMENDATIONS.path(str(world.lake), "toy"))
+    return table.to_pyarrow_table().to_pandas()
+
+
+def score(world: World, *words: str) -> tuple[int, dict[str, Any] | None, str, str]:
+    return world.run("score", "--source", str(world.source), "--json", *words)
+
+
+def test_best_is_a_stable_sort() -> None:
+    dice = np.random.default_rng(3)
+    for _ in range(200):
+        scores = torch.tensor(dice.integers(-2, 3, (4, int(dice.integers(1, 12)))) / 2)
+        k = int(dice.integers(1, 14))
+        place, score = best(scores, k)
+        value, order = torch.sort(scores, dim=1, descending=True, stable=True)
+        assert torch.equal(place, order[:, :k]) and torch.equal(score, value[:, :k])
+
+
+@pytest.mark.parametrize("method", ["personal_top", "gru4rec+st", "sessionrec-sasrec"])
+def test_lists_are_those_of_the_model(
+    world: World, registered: dict[str, str], method: str
+) -> None:
+    status, done, said, err = score(world, "--model-version", registered[method], "--k", "7")
+    assert status == 0 and done is not None, said + err
+    found = lists_of(world)
+    mine = found[found.model_version == registered[method]].sort_values("user_id")
+    assert done["tables"]["gold.recommendations"]["rows"] == len(found)
+    sequences = DeltaTable(str(world.lake / "toy/gold/sequences")).to_pyarrow_table().to_pandas()
+    assert list(mine.user_id) == sorted(sequences.user_id)
+    items = DeltaTable(str(world.lake / "toy/gold/items")).to_pyarrow_table().to_pandas()
+    names = dict(zip(items.item_index, items.item_id, strict=True))
+    events = sequences.explode(["item_index", "event_ts", "session_ordinal", "feedback"])
+    frame = pd.DataFrame(
+        {"user_id": events.user_id, "item_id": events.item_index.map(names),
+         "event_ts": pd.to_datetime(events.event_ts, utc=True)}
+    )  # fmt: skip
+    client, _ = tracking.connect("toy")
+    run_id = client.get_model_version("toy", registered[method]).run_id
+    with tracking.downloaded(client, run_id, "trained") as folder:
+        asked = recommend(load(folder), frame, k=7).sort_values("user_id")
+    for ours, theirs in zip(mine["items"], asked["items"], strict=True):
+        assert [one["item_id"] for one in ours] == [one["item_id"] for one in theirs]
+        assert np.allclose([one["score"] for one in ours], [one["score"] for one in theirs])
+
+
+def test_one_commit_that_is_not_made_twice_and_old_versions_go(
+    world: World, registered: dict[str, str]
+) -> None:
+    versions = registered["personal_top"], registered["gru4rec+st"]
+    client, _ = tracking.connect("toy")
+    client.set_registered_model_alias("toy", "night", versions[0])
+    client.set_registered_model_alias("toy", "challenger", versions[1])
+    assert score(world, "--alias", "night", "--k", "5")[0] == 0
+    assert score(world, "--alias", "challenger", "--k", "5")[0] == 0
+    table = DeltaTable(RECOMMENDATIONS.path(str(world.lake), "toy"))
+    users = len(lists_of(world)) // 2
+    assert lists_of(world).groupby("model_version").size().to_dict() == dict.fromkeys(
+        versions, users
+    ), "both have an alias"
+    before = table.version()
+    status, done, said, _ = score(world, "--alias", "challenger", "--k", "5")
+    assert status == 0 and done is not None and "these lists are there already" in said
+    table.update_incremental()
+    assert table.version() == before
+    assert score(world, "--alias", "challenger", "--k", "6")[0] == 0, "longer lists are others"
+    client.delete_registered_model_alias("toy", "night")
+    assert score(world, "--alias", "challenger", "--k", "5")[0] == 0
+    left = lists_of(world)
+    assert left.groupby("model_version").size().to_dict() == {versions[1]: users}
+    runs = DeltaTable(RUNS.path(str(world.lake), "toy")).to_pyarrow_table().to_pylist()
+    last = max((run for run in runs if run["job"] == "score"), key=lambda run: run["started_ts"])
+    assert last["files"] == [f"models:/toy/{versions[1]}"] and last["outcome"] == "ok"
+    assert dict(last["tables_in"]) == {"gold.sequences": 0} or last["tables_in"]
+
+
+def test_what_cannot_be_scored_is_told(world: World, registered: dict[str, str]) -> None:
+    del registered
+    status, _, _, err = score(world, "--alias", "champion")
+    assert status == 1 and "has no alias 'champion'; it has challenger (version" in err
+    status, _, _, err = score(world, "--model-version", "99")
+    assert status == 1 and "has no version 99" in err
+    status, _, _, err = score(world, "--alias", "challenger", "--k", "0")
+    assert status == 1 and "--k 0" in err
+
+
+def test_killed_anywhere_and_run_again(world: World, registered: dict[str, str]) -> None:
+    words = [
+        sys.executable, "-m", "jobs", "score", "--source", str(world.source),
+        "--model-version", registered["personal_top"],
+    ]  # fmt: skip
+    for number, point in enumerate(crash.SCORING, 3):
+        env = dict(os.environ, SESSIONMILL_CRASH_AT=point)
+        k = ["--k", str(number)]
+        done = subprocess.run([*words, *k], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+        assert score(world, "--model-version", registered["personal_top"], *k)[0] == 0
+        found = lists_of(world)
+        mine = found[found.model_version == registered["personal_top"]]
+        assert mine.user_id.is_unique and set(mine["items"].map(len)) == {number}
+
+
+BROKEN: dict[str, Any] = {
+    "user_and_model_are_key": lambda rows: [*rows, rows[-1]],
+    "lists_are_not_empty": lambda rows: [rows[0], rows[1] | {"items": []}],
+    "items_are_distinct": lambda rows: [rows[0] | {"items": [rows[0]["items"][0]] * 2}, rows[1]],
+    "items_are_named": lambda rows: [
+        rows[0] | {"items": [{"item_id": None, "score": 1.0}]}, rows[1]
+    ],
+    "scores_are_finite": lambda rows: [
+        rows[0] | {"items": [{"item_id": "a", "score": float("inf")}]}, rows[1]
+    ],
+    "scores_fall": lambda rows: [rows[0] | {"items": rows[0]["items"][::-1]}, rows[1]],
+}  # fmt: skip
+
+
+def test_broken_lists_are_refused_and_named(spark: Any, tmp_path: Path) -> None:
+    schema = arrow_schema(RECOMMENDATIONS.columns)
+    now = pd.Timestamp("2024-01-01", tz="UTC")
+    items = [{"item_id": "a", "score": 2.0}, {"item_id": "b", "score": 1.0}]
+    good = [
+        {"user_id": user, "model_name": "m", "model_version": "1", "created_ts": now,
+         "items": items}
+        for user in ("u", "v")
+    ]  # fmt: skip
+    checks = [
+        one
+        for one in validate.suite(None, RECOMMENDATIONS)
+        if one.condition or one.unique  # type: ignore[arg-type]
+    ]
+    assert set(BROKEN) == {one.name for one in checks}
+    for name, spoil in {"nothing": list, **BROKEN}.items():
+        path = str(tmp_path / f"{name}.parquet")
+        files.write_parquet(path, pa.Table.from_pylist(spoil(good), schema=schema))
+        [held] = recommendations_hold(path)
+        assert held["holds"] == (name == "nothing"), name
+        rows = spark.read.schema(RECOMMENDATIONS.ddl).parquet(path)
+        frame = validate.broken(rows, RECOMMENDATIONS.key, checks)
+        told = {one.name for one in checks if frame.where(one.name).count()}
+        assert told == (set() if name == "nothing" else {name}), name
