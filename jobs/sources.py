@@ -247,6 +247,19 @@ def field_of(ours: str) -> str:
     return "exposures.match" if ours in LINKS else f"columns.{ours}"
 
 
+class GatePart(Part):
+    """`[gate]`: what a model must show before it becomes the champion."""
+
+    margin: float = Field(default=0.0, ge=0, lt=1)
+    """By how much NDCG@10 must be better at least, at the interval's lower end."""
+    min_users: int = Field(default=100, ge=2)
+    """Of fewer users in the test period an interval says little."""
+    min_coverage: float = Field(default=0.0, ge=0, le=1)
+    """The share of the vocabulary that stands in some list of ten, at least."""
+    max_latency_ms: float = Field(default=50.0, gt=0)
+    """One user asked in process: the 99th percentile, at most."""
+
+
 class TrainingPart(Part):
     """`[training]`: what the scheduled DAG trains after a night."""
 
@@ -285,6 +298,7 @@ class Source(Part):
     items: ItemsPart | None = None
     exposures: ExposuresPart | None = None
     training: TrainingPart = TrainingPart()
+    gate: GatePart = GatePart()
     schedule: SchedulePart = SchedulePart()
 
     @property

@@ -85,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--k", type=int, default=100, help="items of a list, at most")
     score.add_argument("--threads", type=int, help="CPU threads")
 
+    promote = command("promote", "make the challenger the champion, if it has shown itself better")
+    promote.add_argument("--model-version", type=int, metavar="N", help="default: the challenger")
+    promote.add_argument("--force", action="store_true", help="whatever the gate would say")
+    promote.add_argument("--reason", default="", help="why; recorded")
+    promote.add_argument("--threads", type=int, help="CPU threads")
+
+    rollback = command("rollback", "make the champion before this one the champion again")
+    rollback.add_argument("--reason", default="", help="why; recorded")
+
     grid = command("grid", "train many methods and seeds, one after another; goes on where it was")
     grid.add_argument("--comparison", required=True, metavar="ID")
     grid.add_argument(
@@ -248,6 +257,24 @@ def _score(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     return execute(jobs_parser().parse_args(words), source)
 
 
+def _promote(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.commands import use_threads
+    from models.gate import in_words, promote
+
+    use_threads(args.threads)
+    decision = promote(source, lake, args.model_version, args.force, args.reason)
+    print(in_words(decision))
+    return decision
+
+
+def _rollback(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.gate import in_words, rollback
+
+    decision = rollback(source, args.reason)
+    print(in_words(decision))
+    return decision
+
+
 def _numbers(option: str, text: str, kind: Any) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
@@ -310,6 +337,8 @@ COMMANDS: dict[str, Any] = {
     "compare": _compare,
     "register": _register,
     "score": _score,
+    "promote": _promote,
+    "rollback": _rollback,
     "grid": _grid,
     "scaling": _scaling,
 }

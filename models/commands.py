@@ -304,44 +304,55 @@ def _keep(
         client.log_artifacts(run_id, scratch)
 
 
-def score_again(
-    *, source: Source, lake: str, run_id: str, version: int | None, say: Say = print
-) -> dict[str, Any]:
-    """`evaluate`: a stored run's model on its own cut, at its own table version or another one."""
+def rescored(
+    stored: Stored, source: Source, lake: str, version: int | None, cut: Cut, target: str
+) -> tuple[int, list[str], Result]:
+    """A stored model's score on the test period of a cut of a table version (None: the newest):
+    the version, the users that it was asked about, and the result."""
     from jobs.tables import ITEMS, SEQUENCES
     from models.dataset import open_sequences, read_items
     from models.splits import Events, periods
 
+    make = f"python -m jobs run --source {source.name}"
+    path = SEQUENCES.path(lake, source.name)
+    sequences = open_sequences(path, version, cache_folder(lake, source.name), make)
+    events = prepared(Events.of(sequences), stored.facts.get("preprocess", "gold"))
+    index, names = read_items(ITEMS.path(lake, source.name), make)
+    vocabulary = vocabulary_of(stored.item_ids, index, names)
+    asked = targets(events, periods(events, cut), TEST, vocabulary, cast(Target, target))
+    result = evaluate(
+        stored.model, asked, repeat_policy=stored.facts["repeat_policy"],
+        popularity=stored.popularity.long().numpy(),
+    )  # fmt: skip
+    return sequences.version, [sequences.user_id[u] for u in result.users], result
+
+
+def stored_cut(stored: Stored) -> Cut:
+    """The cut that a model was trained on."""
+    cut = stored.facts["cut"]
+    return Cut(
+        split=cut["split"],
+        valid_from=parse_ts(cut["valid_from"]),
+        test_from=parse_ts(cut["test_from"]),
+    )
+
+
+def score_again(
+    *, source: Source, lake: str, run_id: str, version: int | None, say: Say = print
+) -> dict[str, Any]:
+    """`evaluate`: a stored run's model on its own cut, at its own table version or another one."""
     client, _ = tracking.connect(source.name)
     with tracking.downloaded(client, run_id, "trained") as folder:
         stored = load(folder)
     facts = stored.facts
     if facts["source"] != source.name:
         raise UserError(f"run {run_id} is of source {facts['source']!r}, not {source.name!r}")
-    make = f"python -m jobs run --source {source.name}"
-    at = facts["table_version"] if version is None else version
-    path = SEQUENCES.path(lake, source.name)
-    events = prepared(
-        Events.of(open_sequences(path, at, cache_folder(lake, source.name), make)),
-        facts.get("preprocess", "gold"),
-    )
-    index, names = read_items(ITEMS.path(lake, source.name), make)
-    vocabulary = vocabulary_of(stored.item_ids, index, names)
-    cut = facts["cut"]
-    pinned = Cut(
-        split=cut["split"],
-        valid_from=parse_ts(cut["valid_from"]),
-        test_from=parse_ts(cut["test_from"]),
-    )
-    asked = targets(events, periods(events, pinned), TEST, vocabulary, facts["target"])
     began = time.perf_counter()
-    result = evaluate(
-        stored.model, asked, repeat_policy=facts["repeat_policy"],
-        popularity=stored.popularity.long().numpy(),
-    )  # fmt: skip
+    at = facts["table_version"] if version is None else version
+    _, _, result = rescored(stored, source, lake, at, stored_cut(stored), facts["target"])
     report = {
         "method": facts["method"], "source": source.name, "mlflow_run_id": run_id,
-        "table_version": at, "cut": cut, "target": facts["target"],
+        "table_version": at, "cut": facts["cut"], "target": facts["target"],
         "metrics": result.summary() | result.plain(), "counts": result.counts,
         "seconds": round(time.perf_counter() - began, 2),
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 A version is a pyfunc from code: weights in safetensors, no pickle. It takes raw ids and times, and
 loads without this repository, Spark or Airflow. The winner gets the alias `challenger`; `champion`
-is not given here. Registering a comparison twice makes no second version of a run.
+is given by `models/gate.py`. Registering a comparison twice makes no second version of a run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
-CHALLENGER = "challenger"
+CHALLENGER, CHAMPION = "challenger", "champion"
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow")
 
 
