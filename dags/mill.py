@@ -92,6 +92,11 @@ class ScheduledSource:
         """Tells who trains that `gold.sequences` has a new version (in the event's `extra`)."""
         return Asset(name=f"{SEQUENCES.full_name}/{self.name}")
 
+    @property
+    def champion(self) -> Asset:
+        """Tells who scores that another model is the champion."""
+        return Asset(name=f"champion/{self.name}")
+
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -342,6 +347,40 @@ def register(source: ScheduledSource) -> ModelsOperator:
     )
 
 
+def promote(source: ScheduledSource) -> Any:
+    """The gate decides whether the challenger becomes the champion; a new one is announced."""
+    decided = ModelsOperator(task_id="promote", arguments=["promote", "--source", source.file])
+
+    @task(task_id="announce_champion", outlets=[source.champion], inlets=[source.champion])
+    def tell(decision: dict[str, Any], **context: Any) -> None:
+        if decision["action"] not in ("promoted", "champion already"):
+            raise AirflowSkipException(f"the gate said: {decision['action']}")
+        extra = {"version": decision["challenger"]}
+        earlier = context["inlet_events"][source.champion]
+        if len(earlier) and earlier[-1].extra == extra:
+            raise AirflowSkipException(f"version {extra['version']} was announced before")
+        context["outlet_events"][source.champion].extra = extra
+
+    tell(decided.output)
+    return decided
+
+
+def score(source: ScheduledSource) -> Any:
+    """The champion's lists for all users; nothing where there is no champion yet."""
+
+    @task.short_circuit(task_id="is_there_a_champion")
+    def there(name: str) -> bool:
+        from models import tracking
+        from models.register import CHAMPION, aliases_of
+
+        client, _ = tracking.connect(name)
+        return CHAMPION in (aliases_of(client, name) or {})
+
+    return there(source.name) >> JobsOperator(
+        task_id="score", arguments=["score", "--source", source.file, "--batch", RUN]
+    )
+
+
 __all__ = [
     "DAY_PARAM",
     "KEEP_DAYS_PARAM",
@@ -351,7 +390,9 @@ __all__ = [
     "announce",
     "compare",
     "maintain",
+    "promote",
     "register",
+    "score",
     "source_errors",
     "sources",
     "spark_job",

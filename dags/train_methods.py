@@ -1,4 +1,4 @@
-"""# New sequences -> every method trained -> compared -> registered
+"""# New sequences -> every method trained -> compared -> registered -> the gate
 
 Starts when a night announces a new version of `gold.sequences`; all methods train on exactly that
 version. One task per method and seed, as many at a time as the pool `gpu` has slots.
@@ -9,7 +9,10 @@ version. One task per method and seed, as many at a time as the pool `gpu` has s
 |---|---|---|
 | `train [method, seed]` | this method only: the others go on, and the comparison says who is missing | read its log; clear the task, then `compare` |
 | `compare` | no method finished, or MLflow is away | clear the task |
-| `register` | MLflow is away | clear the task |
+| `register`, `promote` | MLflow is away | clear the task |
+
+A gate that says no is not red: `promote` returns why (so do the version's tags in MLflow), and
+`announce_champion` is skipped.
 
 By hand: trigger it with other methods, seeds, preset, or an older `table_version`.
 """
@@ -34,4 +37,9 @@ for source in mill.sources():
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
-        mill.train_each(source) >> mill.compare(source) >> mill.register(source)
+        (
+            mill.train_each(source)
+            >> mill.compare(source)
+            >> mill.register(source)
+            >> mill.promote(source)
+        )

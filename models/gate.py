@@ -31,7 +31,7 @@ from models.commands import rescored, stored_cut
 from models.compare import BY
 from models.errors import UserError
 from models.metrics import Floats, bootstrap
-from models.register import CHALLENGER, CHAMPION, Registered, find
+from models.register import CHALLENGER, CHAMPION, Registered, aliases_of, find
 from models.serving import recommend
 from models.splits import describe
 from models.store import Stored, load
@@ -87,7 +87,9 @@ def promote(
     challenger = find(client, source.name, CHALLENGER, number)
     champion = _champion(client, source.name)
     if champion is not None and champion.version == challenger.version:
-        raise UserError(f"{challenger.uri} is the champion already")
+        # (As when a task that has decided is run again: it is no second decision.)
+        return {"action": "champion already", "source": source.name, "checks": {}, "reason": None,
+                "challenger": challenger.version, "champion": None}  # fmt: skip
     decision: dict[str, Any] = {
         "action": "forced" if force else "promoted", "source": source.name,
         "challenger": challenger.version, "champion": champion and champion.version,
@@ -244,8 +246,7 @@ def _latency(stored: Stored, most_ms: float) -> dict[str, Any]:
 
 
 def _champion(client: MlflowClient, name: str) -> Registered | None:
-    aliases = dict(client.get_registered_model(name).aliases)
-    return find(client, name, CHAMPION) if CHAMPION in aliases else None
+    return find(client, name, CHAMPION) if CHAMPION in (aliases_of(client, name) or {}) else None
 
 
 def _before(client: MlflowClient, name: str) -> list[str]:
@@ -286,7 +287,8 @@ def in_words(decision: dict[str, Any]) -> str:
     """A decision as a person reads it."""
     model = f"models:/{decision['source']}/{decision['challenger']}"
     of = f", champion was version {decision['champion']}" if decision["champion"] else ""
-    said = f"{model} {decision['action']}{of}"
+    verb = "is the" if decision["action"] == "champion already" else "was"
+    said = f"{model} {verb} {decision['action']}{of}"
     if decision["reason"]:
         said += f", because: {decision['reason']}"
     checks = decision["checks"]

@@ -138,6 +138,19 @@ class Registered:
         return f"models:/{self.name}/{self.version}"
 
 
+def aliases_of(client: MlflowClient, source: str) -> dict[str, str] | None:
+    """Alias -> version of the source's registered model; None: there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_registered_model(source).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return {name: str(version) for name, version in found.items()}
+
+
 def find(client: MlflowClient, source: str, alias: str, number: int | None = None) -> Registered:
     """The version that an alias names, or version `number`.
 
@@ -146,13 +159,12 @@ def find(client: MlflowClient, source: str, alias: str, number: int | None = Non
     """
     from mlflow.exceptions import MlflowException
 
-    try:
-        aliases = dict(client.get_registered_model(source).aliases)
-    except MlflowException:
+    aliases = aliases_of(client, source)
+    if aliases is None:
         raise UserError(
             f"no model {source!r} is registered in {tracking.tracking_uri()}: run `python -m models "
             f"register --source {source} --comparison …` first"
-        ) from None
+        )
     wanted = str(number) if number is not None else aliases.get(alias)
     if wanted is None:
         there = ", ".join(f"{name} (version {v})" for name, v in sorted(aliases.items())) or "none"
@@ -164,9 +176,7 @@ def find(client: MlflowClient, source: str, alias: str, number: int | None = Non
         found = client.get_model_version(source, wanted)
     except MlflowException:
         raise UserError(f"the registered model {source!r} has no version {wanted}") from None
-    return Registered(
-        source, str(wanted), str(found.run_id), frozenset(str(v) for v in aliases.values())
-    )
+    return Registered(source, wanted, str(found.run_id), frozenset(aliases.values()))
 
 
 def trained_on(source: str) -> tuple[dict[int, list[str]], str]:

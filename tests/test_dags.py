@@ -21,7 +21,7 @@ HEAVY = (
     "pyspark",
     "torch",
 )
-KINDS = ("load_history", "maintenance", "sessions_daily", "train_methods")
+KINDS = ("load_history", "maintenance", "score_daily", "sessions_daily", "train_methods")
 
 SOURCE = """
 [source]
@@ -185,7 +185,17 @@ def test_training_is_started_by_the_asset_and_survives_a_failed_method(
     assert training["tasks"]["train"]["downstream"] == ["compare"]
     assert training["tasks"]["compare"]["trigger_rule"] == "all_done_min_one_success"
     assert training["tasks"]["compare"]["downstream"] == ["register"]
+    assert training["tasks"]["register"]["downstream"] == ["promote"]
+    assert training["tasks"]["promote"]["downstream"] == ["announce_champion"]
+    assert training["tasks"]["announce_champion"]["outlets"] == ["champion/clicks"]
     assert training["params"]["methods"][:2] == ["pop", "personal_top"]
+
+
+def test_new_sequences_or_a_new_champion_are_scored(bag: Any) -> None:
+    scoring = bag["dags"]["score_daily.clicks"]
+    assert all(name in scoring["schedule"] for name in ("gold.sequences/clicks", "champion/clicks"))
+    assert scoring["tasks"]["is_there_a_champion"]["downstream"] == ["score"]
+    assert scoring["tasks"]["score"]["arguments"][:3] == ["score", "--source", "clicks"]
 
 
 def test_every_dag_tries_again_and_tells_the_operator_what_to_do(bag: Any) -> None:

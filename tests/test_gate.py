@@ -90,8 +90,9 @@ def test_the_gate(world: World) -> None:
     with tracking.downloaded(client, tags["gate_run"], "gate.json") as file:
         assert tracking.read_json(file)["checks"]["better"] == better
 
-    status, _, _, err = command(world, "promote")
-    assert status == 1 and "is the champion already" in err
+    status, done, said, _ = command(world, "promote")
+    assert status == 0 and done is not None and done["action"] == "champion already"
+    assert "is the champion already" in said
 
     worse = ("promote", "--model-version", version["personal_top"])
     status, done, said, _ = command(world, *worse)

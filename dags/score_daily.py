@@ -1,0 +1,30 @@
+"""# New sequences, or a new champion -> the champion's lists for all users
+
+Starts when a night announces a new version of `gold.sequences`, or the gate a new champion, and
+writes `gold.recommendations`. Without a champion it does nothing.
+
+**It went red?** `is_there_a_champion`: MLflow did not answer. `score`: its log says what; a list
+that breaks the suite is not published, and the table stays as it was. Clear the task: scoring again
+from the same versions writes nothing twice.
+"""
+
+import sys
+from pathlib import Path
+
+from airflow.sdk import DAG
+
+sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
+import mill
+
+for source in mill.sources():
+    with DAG(
+        f"score_daily.{source.name}",
+        schedule=source.sequences | source.champion,
+        start_date=mill.LONG_AGO,
+        catchup=False,
+        max_active_runs=1,
+        default_args=mill.PATIENCE,
+        doc_md=__doc__,
+        tags=["sessionmill", source.name],
+    ):
+        mill.score(source)
