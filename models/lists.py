@@ -27,12 +27,14 @@ def best(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     score [R, K]), K = min(k, V). What is not finite is among them: it is no answer.
     """
     size = min(k, scores_RV.shape[1])
-    score, place = scores_RV.topk(size, dim=1)
-    place, order = place.sort(dim=1)
-    score, falls = score.gather(1, order).sort(dim=1, descending=True, stable=True)
+    score, place = scores_RV.topk(min(size + 1, scores_RV.shape[1]), dim=1)
+    # Of equals at the end of the list, topk takes any: is there one more of them?
+    more = (
+        score[:, -1] == score[:, size - 1] if score.shape[1] > size else score[:, 0] != score[:, 0]
+    )
+    place, order = place[:, :size].sort(dim=1)
+    score, falls = score[:, :size].gather(1, order).sort(dim=1, descending=True, stable=True)
     place = place.gather(1, falls)
-    # Of equals at the end of the list, topk takes any.
-    more = (scores_RV >= score[:, -1:]).sum(dim=1) > size
     for row in torch.nonzero(more).squeeze(1).tolist():
         at = torch.nonzero(scores_RV[row] >= score[row, -1]).squeeze(1)
         value, falls = torch.sort(scores_RV[row][at], descending=True, stable=True)

@@ -1,0 +1,99 @@
+"""Lists for all users: how many a second, and how much of it is the model's forward pass.
+
+    python benchmarks/score.py [--users 100000] [--items 10000] [--k 100] [--dim 64] [--json]
+
+Made-up histories, models that have learnt nothing (their cost is the same). Apart: the forward
+pass with the scores of the catalogue, the choice of the best K, Arrow tables, and Parquet files
+written; then one user asked alone, in process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+METHODS = ("sasrec", "gru4rec", "hstu", "sessionrec-sasrec", "personal_top")
+
+
+def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    from jobs import files
+    from models.gate import _latency
+    from models.lists import best, lists
+    from models.methods import build, config
+    from models.rows import Rows
+    from models.store import Stored
+
+    dice = np.random.default_rng(5)
+    length = np.clip(dice.geometric(1 / args.events, args.users), 1, 500)
+    start = np.concatenate([[0], np.cumsum(length)])
+    place = np.arange(start[-1]) - np.repeat(start[:-1], length)
+    rows = Rows(
+        item=(dice.integers(args.items, size=start[-1]) + 1).astype(np.int32),
+        ts=place.astype(np.int64) * 600_000_000,
+        ordinal=(place // 5 + 1).astype(np.int32),
+        positive=np.ones(start[-1], dtype=bool),
+        start=start,
+    )
+    chosen = config(method, "small", dim=args.dim)
+    model = build(args.items, chosen)
+    model.fit(rows)
+    model.eval()
+    ids = [f"item-{n}" for n in range(args.items)]
+    stored = Stored(model, chosen, ids, torch.ones(args.items), {"gap_us": 1_800_000_000})
+    some = min(args.users, 8192)
+    chunk = [np.arange(low, min(low + 512, some)) for low in range(0, some, 512)]
+    spent = {"forward_s": 0.0, "best_s": 0.0}
+    for users in chunk:
+        began = time.perf_counter()
+        scores = model.score(rows, start[users], start[users + 1])
+        middle = time.perf_counter()
+        best(scores, args.k)
+        spent["forward_s"] += middle - began
+        spent["best_s"] += time.perf_counter() - middle
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        for number, (_, table) in enumerate(lists(stored, rows, args.k)):
+            files.write_parquet(f"{folder}/{number}.parquet", table)
+        seconds = time.perf_counter() - began
+    return {
+        "method": method, "users": args.users, "items": args.items, "k": args.k, "dim": args.dim,
+        "users_per_second": round(args.users / seconds),
+        **{name: round(value * args.users / some, 2) for name, value in spent.items()},
+        "seconds": round(seconds, 2), "one_user": _latency(stored, 50.0),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--events", type=int, default=20, help="of a user, in the mean")
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    found = []
+    for method in args.methods.split(","):
+        found.append(measure(method, args))
+        print(found[-1], file=sys.stderr if args.json else sys.stdout, flush=True)
+    if args.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
