@@ -29,9 +29,9 @@ def best(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     size = min(k, scores_RV.shape[1])
     score, place = scores_RV.topk(min(size + 1, scores_RV.shape[1]), dim=1)
     # Of equals at the end of the list, topk takes any: is there one more of them?
-    more = (
-        score[:, -1] == score[:, size - 1] if score.shape[1] > size else score[:, 0] != score[:, 0]
-    )
+    more = score[:, -1] == score[:, size - 1]
+    if score.shape[1] == size:
+        more = torch.zeros_like(more)  # the list is the whole vocabulary
     place, order = place[:, :size].sort(dim=1)
     score, falls = score[:, :size].gather(1, order).sort(dim=1, descending=True, stable=True)
     place = place.gather(1, falls)
