@@ -27,7 +27,7 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from jobs import files
-    from models.gate import _latency
+    from models.gate import latency
     from models.lists import best, lists
     from models.methods import build, config
     from models.rows import Rows
@@ -69,7 +69,7 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
         "method": method, "users": args.users, "items": args.items, "k": args.k, "dim": args.dim,
         "users_per_second": round(args.users / seconds),
         **{name: round(value * args.users / some, 2) for name, value in spent.items()},
-        "seconds": round(seconds, 2), "one_user": _latency(stored, 50.0),
+        "seconds": round(seconds, 2), "one_user": latency(stored, 50.0),
     }  # fmt: skip
 
 

@@ -47,6 +47,9 @@ KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be rea
 REMEDIES = {
     "No space left on device": "a disk is full: make room in the lake and in Spark's local folder",
     "Read-only file system": "a file system is read-only: mount it for writing",
+    # (What Spark says of files that it reads together, which only [exposures] asks of it.)
+    "CSV header does not conform": "a file of [exposures] has other columns than the first of them, "
+    "or in another order: deliver it again as the others are",
     "Permission denied": "a folder or file is closed to this user: grant the rights",
 }
 

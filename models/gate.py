@@ -169,7 +169,7 @@ def _weighed(
     checks["coverage"] = {
         "holds": coverage >= gate.min_coverage, "coverage@10": coverage, "at_least": gate.min_coverage
     }  # fmt: skip
-    checks["latency"] = _latency(one.stored, gate.max_latency_ms)
+    checks["latency"] = latency(one.stored, gate.max_latency_ms)
     return {
         "action": "promoted" if all(c["holds"] for c in checks.values()) else "refused",
         "checks": checks, "challenger_method": one.called, "against": other.called,
@@ -221,7 +221,7 @@ def _audited(lake: str, source: str, version: int) -> dict[str, Any]:
     return {"holds": bool(made), "gold.sequences": wanted, "published_by": sorted(made)[:1]}
 
 
-def _latency(stored: Stored, most_ms: float) -> dict[str, Any]:
+def latency(stored: Stored, most_ms: float) -> dict[str, Any]:
     """One user at a time, in process: half a hundred known items as raw events."""
     import pandas as pd
 
@@ -250,6 +250,8 @@ def _champion(client: MlflowClient, name: str) -> Registered | None:
 
 
 def _before(client: MlflowClient, name: str) -> list[str]:
+    if aliases_of(client, name) is None:
+        return []  # no such model
     found: list[str] = json.loads(client.get_registered_model(name).tags.get(BEFORE, "[]"))
     return found
 

@@ -161,6 +161,20 @@ def test_what_is_not_as_described_is_named(
     assert shop.rows(EVENTS) == []
 
 
+def test_files_that_disagree_about_their_columns_are_told(spark: Any, tmp_path: Path) -> None:
+    from jobs.__main__ import REMEDIES
+
+    shop = Workshop(spark, tmp_path, CLICKS + PART.replace("FORMAT", "csv"))
+    write(tmp_path / "shown", "csv", SHOWN)
+    (tmp_path / "shown" / "turned.csv").write_text("shop,product,week,place,mailer\n007,1,1,,\n")
+    shop.land("log.csv", LOG)
+    with pytest.raises(Exception, match="CSV header does not conform") as error:
+        shop.run("ingest")
+    [remedy] = [said for words, said in REMEDIES.items() if words in str(error.value)]
+    assert "[exposures] has other columns" in remedy
+    assert shop.rows(EVENTS) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

@@ -61,6 +61,11 @@ def a_run_published(world: World, version: int) -> None:
 
 def test_the_gate(world: World) -> None:
     world.source.write_text(world.source.read_text() + "[gate]\nmin_users = 20\n")
+    for words in (("promote",), ("rollback", "--reason", "none yet")):
+        status, _, _, err = command(world, *words)
+        assert status == 1 and (
+            "no model 'toy' is registered" in err or "nothing to go back" in err
+        )
     for method, seed in (("personal_top", 1), ("gru4rec", 1), ("gru4rec", 2)):
         world.train(method, "--comparison", "gate", "--seed", str(seed), "--epochs", "12")
     assert command(world, "compare", "--comparison", "gate")[0] == 0
