@@ -1,7 +1,9 @@
 """RESULTS.md's tables and plots, made from the small files that `grid` writes.
 
 The document is written by hand; what stands between `<!-- results/NAME.json -->` and `<!-- end -->`
-is made here, so that no number in it was typed.
+is made here, so that no number in it was typed. `results/NAME-*.json` makes one table of several
+grids that were asked the same questions, such as one for each backbone: a large grid is then work
+for several days or machines, because a method is held against its own backbone only.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from models import scaling
+from models.compare import SAME
 from models.errors import UserError
 from models.methods import BASELINES, parse
 from models.splits import in_words
 from models.tracking import method_of
 
-BLOCK = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (results/[\w.-]+?(-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
 
 
@@ -26,12 +29,12 @@ def render(document: Path) -> list[str]:
     folder, made = document.parent, []
 
     def block(match: re.Match[str]) -> str:
-        file = folder / match[1]
-        if not file.is_file():
+        files = sorted(folder.glob(match[1]))
+        if not files:
             raise UserError(f"{document} names {match[1]}, which is not there: run its grid first")
-        written = json.loads(file.read_text(encoding="utf-8"))
-        picture = file.with_suffix(".svg")
-        made.append(match[1])
+        written = together(files)
+        picture = folder / match[1].replace("-*", "").replace(".json", ".svg")
+        made.extend(str(file.relative_to(folder)) for file in files)
         if written.get("kind") == "scaling":
             scaling.plot(written, picture)
             caption = "test loss against parameters and data"
@@ -47,6 +50,39 @@ def render(document: Path) -> list[str]:
     text = document.read_text(encoding="utf-8")
     document.write_text(BLOCK.sub(block, text), encoding="utf-8")
     return made
+
+
+def together(files: list[Path]) -> dict[str, Any]:
+    """One grid of several, whose cells answered the same questions.
+
+    Raises:
+        UserError: their cells did not.
+    """
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    first = parts[0]
+    for file, other in zip(files[1:], parts[1:], strict=True):
+        # (A lake that was made again from the same files has tables of other ids.)
+        for name in (*(name for name in SAME if name != "table_id"), "users"):
+            ours, theirs = (one["comparison"][name] for one in (first, other))
+            if ours != theirs:
+                raise UserError(
+                    f"{files[0]} and {file} are no one table: {name} is {ours} and {theirs}"
+                )
+    if len(parts) == 1:
+        return dict(first)
+    outcomes = [one["comparison"] for one in parts]
+    methods = sorted((row for one in outcomes for row in one["methods"]), key=lambda row: -row[BY])
+    return {
+        **first,
+        "command": "\n".join(one["command"] for one in parts),
+        "date": " and ".join(sorted({one["date"] for one in parts})),
+        "cells": [cell for one in parts for cell in one["cells"]],
+        "comparison": {
+            **outcomes[0],
+            "methods": methods,
+            "missing": [name for one in outcomes for name in one["missing"]],
+        },
+    }
 
 
 def _interval(low: float, high: float, signed: bool = False) -> str:

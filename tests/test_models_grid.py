@@ -53,6 +53,32 @@ def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
     assert text.startswith("Before.\n") and text.endswith("<!-- end -->\nAfter.\n")
     assert text.count("| gru4rec+st | 2 |") == 1 and "first of a session" in text
     assert (world.root / "results" / "toy.svg").read_text().startswith("<?xml")
+
+    def part(name: str, keep: set[str], users: int) -> None:
+        outcome = {
+            **written["comparison"], "users": users, "table_id": name,
+            "methods": [r for r in written["comparison"]["methods"] if r["method"] in keep],
+        }  # fmt: skip
+        cells = [cell for cell in written["cells"] if cell["method"] in keep]
+        file = results.with_name(f"toy-{name}.json")
+        file.write_text(json.dumps({**written, "comparison": outcome, "cells": cells}))
+
+    # The same from two files, whose lakes had other ids: as one table, best first.
+    users = written["comparison"]["users"]
+    part("a", {"pop"}, users)
+    part("b", {"gru4rec", "gru4rec+st"}, users)
+    document.write_text("<!-- results/toy-*.json -->\n<!-- end -->\n")
+    status, done, _, err = world.run("results", str(document), "--json")
+    assert done is not None and done["files"] == ["results/toy-a.json", "results/toy-b.json"], err
+
+    def tables(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("|")]
+
+    assert tables(document.read_text()) == tables(text)
+    part("b", {"gru4rec", "gru4rec+st"}, users + 1)
+    status, _, _, err = world.run("results", str(document))
+    assert status == 1 and f"users is {users} and {users + 1}" in err
+
     missing = world.run("results", "nothing.md")
     assert missing[0] == 1 and "nothing.md is not there" in missing[3]
 
