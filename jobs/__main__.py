@@ -33,6 +33,7 @@ JOBS = {
     "sessionize": "bronze.events -> silver.sessions",
     "items": "bronze.events -> gold.items",
     "sequences": "silver.sessions -> gold.sequences",
+    "drift": "is the night's day like the days before it? ops.nights, a warning, or a stop",
     "score": "gold.sequences and a registered model -> gold.recommendations",
     "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
     "validate": "run the suites on the published tables",
@@ -104,7 +105,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--step", choices=STEPS, default="all")
             continue
         command.add_argument("--day", type=parse_day, help="the night's day, YYYY-MM-DD (UTC); "
-                             "without one: whatever is new, nothing is late")  # fmt: skip
+                             "without one: whatever is new, nothing is late",
+                             required=job == "drift")  # fmt: skip
         if job in ("ingest", "sessionize", "items", "sequences"):
             command.add_argument("--step", choices=STEPS, default="all")
         if job == "sessionize":
@@ -242,7 +244,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     )
     if job == "validate":
         done = f"{len(result.tables_in)} tables, nothing is changed."
-    elif job == "score":
+    elif job in ("score", "drift"):
         done = f"{tables or 'nothing published'}."
     head += f" [{step}]" if step != "all" else ""
     print(f"{head}: {done} {seconds:.1f} s.", flush=True)

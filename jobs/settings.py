@@ -9,6 +9,7 @@ import difflib
 import os
 from functools import lru_cache
 
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import SettingsError
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
     tiny log took 28 s instead of 52 (LAB_LOG.md), a load of 290,000 lines 207 instead of 134."""
     jars_cache: str | None = None
     """Where Delta's jars are kept (infra/spark/delta_jars.py)."""
+    notify_url: SecretStr | None = None
+    """A webhook that is told of failed tasks, late runs and drift (jobs/notify.py)."""
     crash_at: str | None = None
     """For tests: the name of a crash point at which the process kills itself with SIGKILL."""
 

@@ -35,6 +35,7 @@ COMBINED_LOG_COLUMNS = (
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 CONDITION = re.compile(r"^\s*value\s*(>=|<=|>|<|==|!=)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*$")
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
 
 
 class Part(BaseModel):
@@ -269,6 +270,21 @@ class TrainingPart(Part):
     seeds: list[int] = [1]
 
 
+class DriftPart(Part):
+    """`[drift]`: when a night is unlike the nights before it, and what then."""
+
+    policy: Literal["warn", "stop", "off"] = "warn"
+    """stop: the night's tables stand, but nobody trains on them or scores until a person looked."""
+    nights: int = Field(default=28, ge=MIN_NIGHTS, le=366)
+    """So many nights before it are looked at."""
+    factor: float = Field(default=2.0, gt=1)
+    """Events, users, sessions: so many times the usual, or that part of it, is unusual."""
+    new_items: float = Field(default=0.1, gt=0, le=1)
+    """By how much the share of items never seen before may differ from the usual."""
+    psi: float = Field(default=0.25, gt=0)
+    """Population stability index of the pauses between events, against the nights before."""
+
+
 def _cron(value: object) -> object:
     field = r"[\d*,/#LW?A-Za-z-]+"
     forms = rf"never|@[a-z]+|{field}(\s+{field}){{4}}"
@@ -283,6 +299,10 @@ class SchedulePart(Part):
     cron: Annotated[str, BeforeValidator(_cron)] = "0 2 * * *"
     start: date | None = None
     """The first day that the schedule catches up from; none: no catch-up."""
+    wait_hours: float = Field(default=4.0, ge=0, le=1000)
+    """Where `landing` has {day}: so long after its time a night waits for its day's first file."""
+    deadline_hours: float = Field(default=8.0, gt=0, le=1000)
+    """A night that has not ended so long after it was due is told to the webhook as late."""
 
 
 class Source(Part):
@@ -300,6 +320,7 @@ class Source(Part):
     training: TrainingPart = TrainingPart()
     gate: GatePart = GatePart()
     schedule: SchedulePart = SchedulePart()
+    drift: DriftPart = DriftPart()
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from jobs import files, ingest, items, replay, score, sequences, sessionize, validate
+from jobs import drift, files, ingest, items, replay, score, sequences, sessionize, validate
 from jobs.context import Candidate, Context, Result
 from jobs.errors import Conflict
 from jobs.tables import EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
@@ -41,6 +41,8 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
                 part = one_job(context, name, "all", options)
                 print(f"  {name}: {time.monotonic() - began:.1f} s", flush=True)
                 result.add(part)
+        elif job == "drift":
+            result.add(drift.look(context))
         elif job == "validate":
             result.add(validate.validate_tables(context, options.get("table")))
         else:

@@ -146,8 +146,21 @@ FILES = Table(
     },
 )  # fmt: skip
 
+NIGHTS = Table(
+    layer="ops", name="nights", key=("day",),
+    doc="What each day looked like when its night had read it: sessions that began on it, their "
+        "users, events and items, and how long the pauses between events were (`gaps[0]`: under a "
+        "second, `gaps[i]`: under 2^i seconds).",
+    columns={
+        "day": "date", "events": "bigint", "users": "bigint", "sessions": "bigint",
+        "items": "bigint", "new_items": "bigint", "gaps": "array<bigint>", "batch": "string",
+        "made_ts": "timestamp",
+    },
+)  # fmt: skip
+
 ALL = (
     EVENTS, REJECTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
+    NIGHTS,
 )  # fmt: skip
 
 REJECT_REASONS = (

@@ -158,7 +158,7 @@ def _settled(
     """The verdict on counts of broken rows, warned of or raised."""
     for check in checks:  # what is not counted row by row holds of all, or the job says whether
         counts.setdefault(check.name, int(not facts.get(check.name, True)))
-    verdict = _judge(context, table, counts, checks, severity or {})
+    verdict = judge(context, table, counts, checks, severity or {})
     for name, count in verdict.warned.items():
         said = (words or {}).get(name) or f"{_told(checks, name)}: {_rows(count)}"
         print(f"warning: {table.full_name}: {said}", flush=True)
@@ -245,13 +245,18 @@ def _quiet() -> Any:
         yield
 
 
-def _judge(
+def judge(
     context: Context,
     table: Table,
     counts: Mapping[str, int],
     checks: tuple[Check, ...],
     severity: Mapping[str, str],
 ) -> Verdict:
+    """What Great Expectations says of the counts of what breaks each check; keeps the page.
+
+    Raises:
+        AuditErrored: a check could not be evaluated.
+    """
     import great_expectations as gx
 
     folder = docs_folder(context)

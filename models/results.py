@@ -26,7 +26,8 @@ BY = "ndcg@10"
 
 def render(document: Path) -> list[str]:
     """Make every block of the document anew; the files that it was made from."""
-    folder, made = document.parent, []
+    folder = document.parent
+    made: list[str] = []
 
     def block(match: re.Match[str]) -> str:
         files = sorted(folder.glob(match[1]))
