@@ -9,26 +9,35 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import alarms
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import (
     Asset,
+    AssetOrTimeSchedule,
     BaseOperator,
     Context,
     CronDataIntervalTimetable,
+    CronTriggerTimetable,
     Param,
     TaskGroup,
     chain,
     task,
 )  # fmt: skip
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 
 from jobs.errors import SourceError
+from jobs.patterns import DAY_FIELD, landing_patterns
 from jobs.settings import settings
 from jobs.sources import Source, load_source
 from jobs.tables import SEQUENCES
@@ -58,6 +67,7 @@ PATIENCE = {
     "retry_delay": timedelta(seconds=30),
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=20),
+    "on_failure_callback": alarms.tell_failed,
 }
 
 
@@ -93,12 +103,23 @@ class ScheduledSource:
         return Asset(name=f"{SEQUENCES.full_name}/{self.name}")
 
     @property
+    def retrained(self) -> Any:
+        """When its methods are trained: on new sequences, and once a week in any case."""
+        training = self.spec.training
+        asset = [self.sequences] if training.nightly else None
+        if training.cron == "never":
+            return asset
+        weekly = CronTriggerTimetable(training.cron, timezone="UTC")
+        return AssetOrTimeSchedule(timetable=weekly, assets=asset) if asset else weekly
+
+    @property
     def champion(self) -> Asset:
         """Tells who scores that another model is the champion."""
         return Asset(name=f"champion/{self.name}")
 
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+LAST_LINES = 5  # of what a process said, in the words of its failure
 
 
 def source_files() -> list[Path]:
@@ -125,16 +146,15 @@ def _read_all() -> Iterator[ScheduledSource | SourceError]:
 
 
 def _schedule(spec: Source, file: Path) -> CronDataIntervalTimetable | None:
-    cron = spec.schedule.cron
-    if cron == "never":
-        return None
     from croniter import croniter
 
-    if not croniter.is_valid(cron):
-        raise SourceError(
-            f"{file}: schedule.cron = {cron!r}: use five fields such as '0 2 * * *', or 'never'"
-        )
-    return CronDataIntervalTimetable(cron, timezone="UTC")
+    cron = spec.schedule.cron
+    for name, words in (("schedule", cron), ("training", spec.training.cron)):
+        if words != "never" and not croniter.is_valid(words):
+            raise SourceError(
+                f"{file}: {name}.cron = {words!r}: use five fields such as '0 2 * * *', or 'never'"
+            )
+    return None if cron == "never" else CronDataIntervalTimetable(cron, timezone="UTC")
 
 
 def sources() -> list[ScheduledSource]:
@@ -147,7 +167,48 @@ def source_errors() -> list[str]:
     return [str(error) for error in _read_all() if isinstance(error, SourceError)]
 
 
-# -- tables ------------------------------------------------------------------------------------
+# -- nights ------------------------------------------------------------------------------------
+
+
+def arrived(source: ScheduledSource) -> Any:
+    """Wait for the first file of a scheduled night's day, where the landing has a place for it.
+
+    A night without files would end well and say nothing; the day would be missed for good once it
+    is older than `lateness_days`. Empty where there is nothing to wait for.
+    """
+    landing, hours = source.spec.source.landing, source.spec.schedule.wait_hours
+    if not DAY_FIELD.search(landing) or not hours:
+        return []
+
+    @task.sensor(task_id="arrived", mode="reschedule", poke_interval=60, timeout=10 * 366 * 86_400)
+    def arrived(day: str, **context: Any) -> bool:
+        from jobs import files
+
+        # (A person who starts a night knows what there is.)
+        if str(context["dag_run"].run_type) not in ("scheduled", "backfill"):
+            return True
+        [pattern] = landing_patterns(landing, date.fromisoformat(day), 0)
+        if files.glob(pattern):
+            return True
+        if datetime.now(UTC) < context["data_interval_end"] + timedelta(hours=hours):
+            return False
+        raise AirflowFailException(
+            f"no file matches {pattern}, {hours:g} hours (schedule.wait_hours) after the night of "
+            f"{day} was due. Have the day delivered and clear this task; if there is nothing to "
+            "come, mark it as a success, and the night goes on with what else there is. A night "
+            f"within {source.spec.sessions.lateness_days} days (sessions.lateness_days) reads the "
+            "files, too, if they come by then"
+        )
+
+    return arrived(day=DAY)
+
+
+def drift(source: ScheduledSource) -> JobsOperator:
+    """Is the night like those before it? Warns, or stops the line, as the source's policy says."""
+    return JobsOperator(
+        task_id="drift",
+        arguments=["drift", "--source", source.file, "--batch", RUN, "--day", DAY],
+    )
 
 
 def spark_job(
@@ -240,17 +301,21 @@ class ModuleOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         command = [sys.executable, "-m", self.module, *map(str, self.arguments), "--json"]
         self.log.info("running %s", command)
-        answer = ""
+        answer, last = "", deque[str](maxlen=LAST_LINES)
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         ) as self._process:  # fmt: skip
             assert self._process.stdout
             for line in self._process.stdout:
                 self.log.info(line.rstrip())
+                last.append(line)
                 if line.startswith("{"):
                     answer = line
         if self._process.returncode:
-            raise AirflowException(f"{command} ended with {self._process.returncode}: see above")
+            raise AirflowException(
+                f"{' '.join(command[1:])} ended with {self._process.returncode}; it said last:\n"
+                + "".join(last)
+            )
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -297,16 +362,20 @@ def training_params(source: ScheduledSource) -> dict[str, Param]:
 @task
 def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
     """The arguments of each training: methods x seeds, all on one version of the table."""
-    params = context["params"]
+    params, told = context["params"], context["triggering_asset_events"]
     version = params["table_version"]
-    if version is None:
-        events = [e for every in context["triggering_asset_events"].values() for e in every]
-        if events:
-            version = max(events, key=lambda event: event.timestamp).extra["version"]
+    events = [event for every in told.values() for event in every]
+    if version is None and events:
+        version = max(events, key=lambda event: event.timestamp).extra["version"]
     if version is None:
         from deltalake import DeltaTable
 
-        version = DeltaTable(SEQUENCES.path(settings().table_root(), source)).version()
+        place = SEQUENCES.path(settings().table_root(), source)
+        if not DeltaTable.is_deltatable(place):
+            raise AirflowSkipException(f"{place} is no table yet: no night has run")
+        version = DeltaTable(place).version()
+        if str(context["dag_run"].run_type) == "scheduled":
+            _skip_what_was_trained(source, int(version), params["methods"], params["seeds"])
     return [
         [
             "train", "--source", file, "--method", method, "--seed", str(seed),
@@ -316,6 +385,21 @@ def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
         for method in params["methods"]
         for seed in params["seeds"]
     ]  # fmt: skip
+
+
+def _skip_what_was_trained(
+    source: str, version: int, methods: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """A week in which nothing came: the same seeds on the same rows give the same models."""
+    from models import tracking
+
+    client, experiment = tracking.connect(source)
+    done = tracking.runs(client, experiment, kind="train", table_version=str(version))
+    there = {(run.data.tags["method"], run.data.tags["seed"]) for run in done}
+    if there >= {(method, str(seed)) for method in methods for seed in seeds}:
+        raise AirflowSkipException(
+            f"gold.sequences version {version} is the newest, and all methods were trained on it"
+        )
 
 
 def train_each(source: ScheduledSource) -> Any:

@@ -7,9 +7,11 @@ that failed their audit**, and a red task leaves every table at its last good ve
 
 | task | means | do |
 |---|---|---|
+| `arrived` | the day's files have not come (only where `landing` has `{day}`) | have them delivered and clear the task; if nothing is to come, mark it as a success |
 | `events.compute` | files could not be read, or a column vanished or changed its type | the log's last lines name column, file and remedy; fix the file or the source file, clear the task |
 | `*.audit` | rows break an invariant (*failed*), or the suite could not run (*errored*): the log says which, and names rows and the candidate's folder | fix the cause, clear the group from `compute` |
 | `*.publish` | another run changed the table meanwhile (it tries again by itself), or storage is full | clear the group from `compute` |
+| `drift` | the night is unlike those before it, and the source's policy is `stop`; its tables stand | the log has the numbers: right after all? mark it as a success; else have the files delivered again and clear from `events.compute` |
 | `announce` | the tables are right; only training was not told | clear the task |
 
 Clearing and running again is always safe: every job is idempotent, in any order of days. A night
@@ -23,6 +25,7 @@ from pathlib import Path
 from airflow.sdk import DAG
 
 sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
+import alarms
 import mill
 
 for source in mill.sources():
@@ -34,6 +37,7 @@ for source in mill.sources():
         max_active_runs=1,
         params=mill.DAY_PARAM,
         default_args=mill.PATIENCE,
+        deadline=alarms.deadline(source.spec.schedule.deadline_hours, "a night"),
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
@@ -41,6 +45,9 @@ for source in mill.sources():
         sessions = mill.write_audit_publish(source, "sessions", "sessionize")
         items = mill.spark_job(source, "items")
         sequences = mill.write_audit_publish(source, "sequences", "sequences")
+        drifted = mill.drift(source)
         announced = mill.announce(source, "sequences.publish.json")
 
-        events >> [sessions, items] >> sequences >> announced
+        if awaited := mill.arrived(source):
+            awaited >> events
+        events >> [sessions, items] >> sequences >> drifted >> announced

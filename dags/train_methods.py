@@ -1,7 +1,8 @@
 """# New sequences -> every method trained -> compared -> registered -> the gate
 
-Starts when a night announces a new version of `gold.sequences`; all methods train on exactly that
-version. One task per method and seed, as many at a time as the pool `gpu` has slots.
+Starts when a night announces a new version of `gold.sequences` (all methods train on exactly that
+version), and once a week on the newest one, unless all were trained on it before. One task per
+method and seed, as many at a time as the pool `gpu` has slots.
 
 **What went red?**
 
@@ -23,17 +24,18 @@ from pathlib import Path
 from airflow.sdk import DAG
 
 sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
+import alarms
 import mill
 
 for source in mill.sources():
     with DAG(
         f"train_methods.{source.name}",
-        schedule=[source.sequences],
-        start_date=mill.LONG_AGO,
+        schedule=source.retrained,
         catchup=False,
         max_active_runs=1,
         params=mill.training_params(source),
         default_args=mill.PATIENCE,
+        deadline=alarms.deadline(source.spec.training.deadline_hours, "a training"),
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):

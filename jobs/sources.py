@@ -261,6 +261,14 @@ class GatePart(Part):
     """One user asked in process: the 99th percentile, at most."""
 
 
+def _cron(value: object) -> object:
+    field = r"[\d*,/#LW?A-Za-z-]+"
+    forms = rf"never|@[a-z]+|{field}(\s+{field}){{4}}"
+    if isinstance(value, str) and not re.fullmatch(forms, value):
+        raise ValueError("use five fields such as '0 2 * * *', or 'never'")
+    return value
+
+
 class TrainingPart(Part):
     """`[training]`: what the scheduled DAG trains after a night."""
 
@@ -268,6 +276,13 @@ class TrainingPart(Part):
     target: Literal["next_item", "next_session"] = "next_item"
     preset: str = "small"
     seeds: list[int] = [1]
+    nightly: bool = True
+    """Whether every night with new sequences trains; if not, only `cron` does."""
+    cron: Annotated[str, BeforeValidator(_cron)] = "0 6 * * 0"
+    """When they are trained in any case, UTC (where the newest sequences were not yet); never: only
+    by nights and by hand."""
+    deadline_hours: float = Field(default=24.0, gt=0, le=1000)
+    """A training that has not ended so long after it was due is told to the webhook as late."""
 
 
 class DriftPart(Part):
@@ -283,14 +298,6 @@ class DriftPart(Part):
     """By how much the share of items never seen before may differ from the usual."""
     psi: float = Field(default=0.25, gt=0)
     """Population stability index of the pauses between events, against the nights before."""
-
-
-def _cron(value: object) -> object:
-    field = r"[\d*,/#LW?A-Za-z-]+"
-    forms = rf"never|@[a-z]+|{field}(\s+{field}){{4}}"
-    if isinstance(value, str) and not re.fullmatch(forms, value):
-        raise ValueError("use five fields such as '0 2 * * *', or 'never'")
-    return value
 
 
 class SchedulePart(Part):

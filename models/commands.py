@@ -130,7 +130,10 @@ def train(
             work(False)
             return None
         client, experiment = tracking.connect(source.name)
-        tags = {tracking.KIND: "train", "method": called, "seed": str(config.train.seed)}
+        tags = {
+            tracking.KIND: "train", "method": called, "seed": str(config.train.seed),
+            "table_version": str(data.sequences.version),
+        }  # fmt: skip
         if comparison:
             tags[tracking.COMPARISON] = comparison
         commit = code_version()

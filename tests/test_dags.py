@@ -64,6 +64,10 @@ print(json.dumps({
             "catchup": dag.catchup, "start": str(dag.start_date)[:10], "doc": dag.doc_md,
             "max_active_runs": dag.max_active_runs, "schedule": repr(dag.schedule),
             "params": dag.params.dump(),
+            "deadlines": [
+                [one.interval.total_seconds(), one.callback.path] for one in dag.deadline or []
+            ],
+            "tells": all(task.on_failure_callback for task in dag.tasks),
         }
         for name, dag in bag.dags.items()
     },
@@ -96,6 +100,8 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Any:
     broken = write_source(folder, "broken")
     broken.write_text(broken.read_text().replace("user_id =", "user ="))
     write_source(folder, "midnight", 'cron = "at midnight"')
+    often = write_source(folder, "often")
+    often.write_text(often.read_text() + '[training]\ncron = "61 * * * *"\n')
     (folder / "copy.toml").write_text((folder / "clicks.toml").read_text())
     return read_dags(folder, tmp_path_factory.mktemp("airflow"))
 
@@ -120,6 +126,7 @@ def test_a_mistake_in_a_source_file_is_an_import_error_beside_the_other_dags(
     assert file.endswith("source_errors.py")
     assert "broken.toml: columns.user is not a field: did you mean 'user_id'?" in message
     assert "midnight.toml: schedule.cron = 'at midnight': use five fields" in message
+    assert "often.toml: training.cron = '61 * * * *': use five fields" in message
     assert "copy.toml" in message or "clicks.toml" in message
     assert "'clicks' is the name of" in message
 
@@ -142,7 +149,8 @@ def test_a_night_computes_audits_and_publishes_each_table_in_order(bag: Any) -> 
         "items": ["sequences.compute"],
         "sequences.compute": ["sequences.audit"],
         "sequences.audit": ["sequences.publish"],
-        "sequences.publish": ["announce"],
+        "sequences.publish": ["drift"],
+        "drift": ["announce"],
         "announce": [],
     }
     assert tasks["announce"]["outlets"] == ["gold.sequences/clicks"]
@@ -155,7 +163,7 @@ def test_every_step_of_a_night_gets_its_day_and_the_same_batch(bag: Any) -> None
             assert told["--source"] == "clicks"
             assert "data_interval_start" in task["arguments"][task["arguments"].index("--day") + 1]
             assert "run_id" in task["arguments"][task["arguments"].index("--batch") + 1]
-            assert task["pool"] == "spark"
+            assert task["pool"] == ("default_pool" if name == "drift" else "spark")
 
 
 def test_nights_catch_up_from_the_day_the_source_names_one_at_a_time(bag: Any) -> None:
@@ -174,6 +182,42 @@ def test_sunday_cleans_without_spark(bag: Any) -> None:
     arguments = cleaning["tasks"]["maintain"]["arguments"]
     assert arguments[:3] == ["maintain", "--source", "clicks"] and "keep_days" in arguments[-1]
     assert cleaning["params"]["keep_days"] == 30
+
+
+def test_where_a_night_has_files_of_its_own_it_waits_for_them(tmp_path: Path) -> None:
+    for name, wait in (("waits", ""), ("goes", "wait_hours = 0")):
+        file = write_source(tmp_path, name, wait)
+        file.write_text(file.read_text().replace(f"{name}/*.csv", f"{name}/{{day}}/*.csv"))
+    dags = read_dags(tmp_path, tmp_path)["dags"]
+    assert dags["sessions_daily.waits"]["tasks"]["arrived"]["downstream"] == ["events.compute"]
+    assert "arrived" not in dags["sessions_daily.goes"]["tasks"]
+
+
+def test_every_failure_and_every_late_run_has_someone_to_tell(bag: Any) -> None:
+    assert all(dag["tells"] for dag in bag["dags"].values())
+    deadlines = {name: dag["deadlines"] for name, dag in bag["dags"].items() if dag["deadlines"]}
+    assert deadlines == {
+        f"{kind}.{source}": [[hours * 3600, "alarms.tell_late"]]
+        for kind, hours in (("sessions_daily", 8), ("train_methods", 24))
+        for source in ("baskets", "clicks")
+    }
+
+
+def test_training_runs_by_the_week_too_or_only_so(bag: Any, tmp_path: Path) -> None:
+    assert "0 6 * * 0" in bag["dags"]["train_methods.clicks"]["schedule"]
+    for name, words in (
+        ("weekly", "nightly = false"), ("nightly", 'cron = "never"'),
+        ("hand", 'nightly = false\ncron = "never"'),
+    ):  # fmt: skip
+        file = write_source(tmp_path, name)
+        file.write_text(file.read_text() + f"[training]\n{words}\n")
+    dags = read_dags(tmp_path, tmp_path)["dags"]
+    when = {
+        name: dags[f"train_methods.{name}"]["schedule"] for name in ("weekly", "nightly", "hand")
+    }
+    assert "0 6 * * 0" in when["weekly"] and "gold.sequences" not in when["weekly"]
+    assert "gold.sequences" in when["nightly"] and "* * 0" not in when["nightly"]
+    assert when["hand"] == "None"
 
 
 def test_training_is_started_by_the_asset_and_survives_a_failed_method(

@@ -1,0 +1,77 @@
+"""Who is told when a task has failed for good, or a run is late: one webhook (jobs/notify.py).
+
+A task is told after its last try, with what the job itself said (`ops.runs` keeps it), because
+"spark-submit ended with 1" helps nobody. A late run is told once, when its time is over, and goes
+on. Neither can make anything fail.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DeadlineAlert, DeadlineReference, SyncCallback
+
+from jobs.notify import send
+from jobs.settings import settings
+
+
+def tell_failed(context: Any) -> None:
+    """Airflow's callback of a task that failed and is not tried again."""
+    task = context["ti"]
+    dag_id, run_id = task.dag_id, task.run_id
+    source = dag_id.partition(".")[2]
+    place = task.task_id + (f" [{task.map_index}]" if task.map_index >= 0 else "")
+    why = _said(source, run_id) or str(context.get("exception") or "it was killed, or lost").strip()
+    log = getattr(task, "log_url", None)
+    send(
+        "task failed",
+        f"{dag_id}: {place} failed for good, in {run_id}\n{why}\n"
+        + (f"Log: {log}\n" if log else "")
+        + f"What to do: the page of {dag_id} says it, task by task. Clearing the task is always safe.",
+        source=source, dag_id=dag_id, run_id=run_id, task_id=task.task_id,
+        map_index=task.map_index, try_number=task.try_number, why=why, log_url=log,
+    )  # fmt: skip
+
+
+def _said(source: str, run_id: str) -> str | None:
+    """What the run's newest job said as it stopped; None where none did, or nobody can tell."""
+    try:
+        from deltalake import DeltaTable
+
+        from jobs.files import rust_uri
+        from jobs.tables import RUNS
+
+        batch = run_id.replace("~", "-").replace(":", "_")
+        rows = DeltaTable(rust_uri(RUNS.path(settings().table_root(), source))).to_pyarrow_table(
+            filters=[("batch", "=", batch)], columns=["job", "outcome", "message", "started_ts"]
+        )
+        newest = max(rows.to_pylist(), key=lambda row: row["started_ts"], default=None)
+        if newest is None or newest["message"] is None:
+            return None
+        return f"{newest['job']} stopped: {newest['outcome']}: {newest['message']}"
+    except Exception:  # a callback must not fail; the task's own words are sent instead
+        return None
+
+
+def deadline(hours: float, doing: str) -> DeadlineAlert:
+    """An alarm when a run has not ended so many hours after it was queued."""
+    return DeadlineAlert(
+        name=f"{doing}, within {hours:g} h",
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(hours=hours),
+        callback=SyncCallback(tell_late, kwargs={"hours": hours, "doing": doing}),
+    )
+
+
+def tell_late(context: Any, hours: float, doing: str) -> None:
+    """Airflow's callback of a run whose deadline has passed; the run goes on."""
+    run = context["dag_run"]
+    dag_id, run_id = run["dag_id"], run["dag_run_id"]
+    send(
+        "run late",
+        f"{dag_id} is late: {run_id} was to have ended {hours:g} hours after it was queued "
+        f"({doing}), and has not. Nothing was stopped: look at its running task's log; if it hangs, "
+        "clear that task.",
+        source=dag_id.partition(".")[2], dag_id=dag_id, run_id=run_id, hours=hours,
+    )  # fmt: skip
