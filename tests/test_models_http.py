@@ -1,0 +1,124 @@
+"""A registered model behind `mlflow models serve`, asked over HTTP with raw ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.airflow_tools import local
+from tests.recorded import World
+
+
+@pytest.fixture(scope="module")
+def url(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    world.train("gru4rec+st", "--comparison", "http", "--seed", "1")
+    for command in ("compare", "register"):
+        status, _, _, err = world.run(
+            command, "--source", str(world.source), "--comparison", "http", "--json"
+        )
+        assert status == 0, err
+    port, folder = local().free_port(), tmp_path_factory.mktemp("served")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{world.root}/.mlflow/mlflow.db",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/toy@challenger",
+             "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            cwd=folder, env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+            process.terminate()
+        server.wait(20)
+
+
+def ask(url: str, events: list[dict[str, Any]] | Any, **params: Any) -> Any:
+    """The answer's predictions; of a refusal, its status and its words."""
+    body = json.dumps({"dataframe_records": events, "params": params}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())["predictions"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def event(user: str, item: str | None, at: str | None) -> dict[str, Any]:
+    return {"user_id": user, "item_id": item, "event_ts": at}
+
+
+def ids(answer: list[dict[str, Any]], place: int = 0) -> list[str]:
+    return [item["item_id"] for item in answer[place]["items"]]
+
+
+def test_a_json_request_with_raw_ids_is_answered(url: str) -> None:
+    ann = [event("ann", "i07", "2024-01-01T10:00:00Z"), event("ann", "i08", "2024-01-01T10:01:00Z")]
+    answer = ask(url, ann, k=3)
+    assert [row["user_id"] for row in answer] == ["ann"] and len(ids(answer)) == 3
+    scores = [item["score"] for item in answer[0]["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(ids(ask(url, ann))) == 10
+
+    assert ids(ask(url, ann[::-1], k=3)) == ids(answer)  # in any order
+    texts = [ann[0] | {"event_ts": "2024-01-01T19:00:00+09:00"}, ann[1]]
+    assert ids(ask(url, texts, k=3)) == ids(answer)
+
+    # Nobody has heard of these: what is popular.
+    nothing = ask(url, [event("new", None, None)], k=3)
+    odd = ask(url, [event("odd", "never seen", "2024-01-01T10:00:00Z")], k=3)
+    assert ids(nothing) == ids(odd) and ids(nothing) != ids(answer)
+    both = ask(url, [*ann, event("new", None, None)], k=3)
+    assert [ids(both, 0), ids(both, 1)] == [ids(answer), ids(nothing)]
+    some = [*ann, event("ann", "never seen", "2024-01-01T10:02:00Z")]
+    assert ids(ask(url, some, k=3)) == ids(answer)
+
+    assert len(ids(ask(url, ann[:1], k=3))) == 3
+    thousand = [
+        event("ann", f"i{n % 15:02d}", f"2024-01-{1 + n // 60:02d}T10:{n % 60:02d}:00Z")
+        for n in range(1000)
+    ]
+    assert len(ids(ask(url, thousand, k=3))) == 3
+    everything = ids(ask(url, ann, k=1000))
+    assert sorted(everything) == [f"i{n:02d}" for n in range(15)]
+
+
+@pytest.mark.parametrize(
+    ("events", "params", "says"),
+    [
+        ([{"item_id": "i07", "event_ts": "2024-01-01T10:00:00Z"}], {}, "user_id"),
+        ([event("ann", "i07", "noonish")], {}, "event_ts"),
+        ([event("ann", "i07", "2024-01-01T10:00:00Z")], {"k": 0}, "at least one item"),
+        ([event("ann", "i07", "2024-01-01T10:00:00Z")], {"k": "many"}, "k"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_told_why(
+    url: str, events: Any, params: dict[str, Any], says: str
+) -> None:
+    status, words = ask(url, events, **params)
+    assert status in (400, 500) and says in words
