@@ -311,6 +311,13 @@ def show_methods(found: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def show_gate(decision: dict[str, Any]) -> None:
+    """What the gate said of the winner, with its numbers."""
+    from models.gate import in_words
+
+    console.print("The gate to `champion`: " + in_words(decision), markup=False, highlight=False)
+
+
 def show_night(entry: dict[str, Any]) -> None:
     rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(entry["rejects"].items()))
     console.print(
@@ -397,6 +404,7 @@ def run(clock: Clock) -> dict[str, Any]:
             returned(api, train, run_id, "compare"),
             returned(api, train, run_id, "register"),
         ),
+        "gate": returned(api, train, run_id, "promote"),
     }
 
 
@@ -432,6 +440,8 @@ def main() -> int:
 
     console.print()
     show_methods(story["methods"])
+    console.print()
+    show_gate(story["gate"])
     console.print()
     for entry in story["nights"]:
         show_night(entry)
