@@ -170,6 +170,12 @@ def source_errors() -> list[str]:
 # -- nights ------------------------------------------------------------------------------------
 
 
+def _asked_by(context: Any) -> str:
+    """What started the run: scheduled, backfill, manual, asset_triggered."""
+    kind = context["dag_run"].run_type
+    return str(getattr(kind, "value", kind))
+
+
 def arrived(source: ScheduledSource) -> Any:
     """Wait for the first file of a scheduled night's day, where the landing has a place for it.
 
@@ -185,7 +191,7 @@ def arrived(source: ScheduledSource) -> Any:
         from jobs import files
 
         # (A person who starts a night knows what there is.)
-        if str(context["dag_run"].run_type) not in ("scheduled", "backfill"):
+        if _asked_by(context) not in ("scheduled", "backfill"):
             return True
         [pattern] = landing_patterns(landing, date.fromisoformat(day), 0)
         if files.glob(pattern):
@@ -374,7 +380,7 @@ def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
         if not DeltaTable.is_deltatable(place):
             raise AirflowSkipException(f"{place} is no table yet: no night has run")
         version = DeltaTable(place).version()
-        if str(context["dag_run"].run_type) == "scheduled":
+        if _asked_by(context) == "scheduled":
             _skip_what_was_trained(source, int(version), params["methods"], params["seeds"])
     return [
         [
