@@ -67,8 +67,8 @@ clean-demo:  ## forget the demo: stop its servers, remove .demo
 	@test ! -d .demo || test ! -x $(BIN)/python || $(BIN)/python infra/airflow/local.py stop --state .demo
 	@rm -rf .demo
 
-up: setup  ## Airflow and MLflow in the background, on this machine only (the demo's, if there was one)
-	@$(BIN)/python infra/airflow/local.py start
+up: setup  ## Airflow and MLflow in the background, on this machine only (the demo's, if there was one); DB=postgres, or a URL
+	@$(BIN)/python infra/airflow/local.py start --database '$(DB)'
 
 down:  ## stop what `make up` started
 	@test ! -x $(BIN)/python || $(BIN)/python infra/airflow/local.py stop

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +19,9 @@ from urllib.parse import quote
 
 import psutil
 import pytest
+from deltalake import DeltaTable
+
+from jobs.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS, Table
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -142,17 +147,19 @@ class Airflow:
         pytest.fail(f"run {number} of {dag_id} did not end in {patience_s} s")
 
     def server(self, name: str) -> psutil.Process:
-        [*_, pid] = [one["pid"] for one in local()._record(self.state) if one["name"] == name]
+        [*_, pid] = [one["pid"] for one in local().record(self.state) if one["name"] == name]
         return psutil.Process(pid)
 
     def launch(self, name: str) -> None:
         """Start one server again that was killed."""
         env = local().environment(self.servers) | self.env
-        local()._launch(name, local().commands(self.servers)[name], self.servers, env)
+        local().launch(self.state, name, local().commands(self.servers)[name], env)
 
 
 @contextmanager
-def airflow(folder: Path, sources: dict[str, str], env: dict[str, str]) -> Iterator[Airflow]:
+def airflow(
+    folder: Path, sources: dict[str, str], env: dict[str, str], database: str | None = None
+) -> Iterator[Airflow]:
     """Airflow and MLflow with these source files, stopped at the end."""
     (folder / "sources").mkdir()
     for name, text in sources.items():
@@ -165,9 +172,41 @@ def airflow(folder: Path, sources: dict[str, str], env: dict[str, str]) -> Itera
     try:
         servers = local().start(
             state, lake=folder / "lake", airflow_port=local().free_port(),
-            mlflow_port=local().free_port(), extra_env=env,
+            mlflow_port=local().free_port(), extra_env=env, database=database,
         )  # fmt: skip
         yield Airflow(servers, state, folder, env)
     finally:
         local().stop(state)
         assert local().processes(state) == []
+
+
+def rows(lake: Path, source: str, table: Table) -> list[dict[str, Any]]:
+    found = DeltaTable(table.path(str(lake), source)).to_pyarrow_table().to_pylist()
+    return sorted(found, key=lambda row: json.dumps(row, default=str))
+
+
+def said(lake: Path, source: str) -> dict[str, Any]:
+    """What the tables say, without what a different order of nights may change: which run and
+    file an event came by, and the numbers of items."""
+    number = {row["item_index"]: row["item_id"] for row in rows(lake, source, ITEMS)}
+    told = {"ingest_file", "ingest_ts"}
+    return {
+        "events": [
+            {k: v for k, v in row.items() if k not in told} for row in rows(lake, source, EVENTS)
+        ],
+        "sessions": rows(lake, source, SESSIONS),
+        "sequences": [
+            row | {"item_index": [number[at] for at in row["item_index"]]}
+            for row in rows(lake, source, SEQUENCES)
+        ],
+    }
+
+
+def at_once(there: Airflow, source: str) -> dict[str, Any]:
+    """The tables as one calm run makes them from the same files."""
+    lake = there.folder / "calm"
+    subprocess.run(
+        [sys.executable, "-m", "jobs", "run", "--source", f"{there.folder}/sources/{source}.toml"],
+        cwd=REPO, env=os.environ | there.env | {"SESSIONMILL_LAKE": str(lake)}, check=True,
+    )  # fmt: skip
+    return said(lake, source)

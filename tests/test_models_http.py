@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,28 +18,49 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.airflow_tools import local
+from tests.airflow_tools import REPO, local
 from tests.recorded import World
 
 
-@pytest.fixture(scope="module")
-def url(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def only_serving(folder: Path) -> Path:
+    """The Python of an environment that has the extra `serving` of this project and nothing else."""
+    uv = shutil.which("uv") or str(REPO / "build" / "uv" / "bin" / "uv")
+    extra = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    needs = extra["optional-dependencies"]["serving"]
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+    python = folder / "bin" / "python"
+    # (The base of a virtual environment is its own: none of ours can be seen from there.)
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *needs], check=True)
+    found = subprocess.run(
+        [str(python), "-c", "import jobs, pyspark, airflow"], cwd=folder, capture_output=True
+    )
+    assert found.returncode == 1
+    return python
+
+
+@pytest.fixture(
+    scope="module", params=["here", pytest.param("with the serving extra", marks=pytest.mark.long)]
+)
+def url(
+    request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     world.train("gru4rec+st", "--comparison", "http", "--seed", "1")
     for command in ("compare", "register"):
-        status, _, _, err = world.run(
-            command, "--source", str(world.source), "--comparison", "http", "--json"
-        )
+        asked = ("--source", str(world.source), "--comparison", "http", "--json")
+        status, _, _, err = world.run(command, *asked)
         assert status == 0, err
     port, folder = local().free_port(), tmp_path_factory.mktemp("served")
+    here = request.param == "here"
+    python = Path(sys.executable) if here else only_serving(folder / "environment")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {
         "MLFLOW_TRACKING_URI": f"sqlite:///{world.root}/.mlflow/mlflow.db",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
     }
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/toy@challenger",
+            [str(python), "-m", "mlflow", "models", "serve", "-m", "models:/toy@challenger",
              "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
             cwd=folder, env=environment, stdout=log, stderr=log,
         )  # fmt: skip

@@ -4,9 +4,6 @@ training killed in the middle, a week in which everything is delivered wrong."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,10 +14,18 @@ from urllib.parse import quote
 import mlflow
 import psutil
 import pytest
-from deltalake import DeltaTable
 
-from jobs.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS, Table
-from tests.airflow_tools import REPO, SOURCE, Airflow, airflow, last_night, write_log
+from jobs.tables import REJECTS
+from tests.airflow_tools import (
+    SOURCE,
+    Airflow,
+    airflow,
+    at_once,
+    last_night,
+    rows,
+    said,
+    write_log,
+)  # fmt: skip
 from tests.webhook import webhook
 
 pytestmark = pytest.mark.long
@@ -43,38 +48,6 @@ def until(what: Callable[[], Any], patience_s: float, pause_s: float = 0.2) -> A
             return answer
         time.sleep(pause_s)
     pytest.fail(f"nothing came in {patience_s} s")
-
-
-def rows(lake: Path, source: str, table: Table) -> list[dict[str, Any]]:
-    found = DeltaTable(table.path(str(lake), source)).to_pyarrow_table().to_pylist()
-    return sorted(found, key=lambda row: json.dumps(row, default=str))
-
-
-def said(lake: Path, source: str) -> dict[str, Any]:
-    """What the tables say, without what a different order of nights may change: which run and
-    file an event came by, and the numbers of items."""
-    number = {row["item_index"]: row["item_id"] for row in rows(lake, source, ITEMS)}
-    told = {"ingest_file", "ingest_ts"}
-    return {
-        "events": [
-            {k: v for k, v in row.items() if k not in told} for row in rows(lake, source, EVENTS)
-        ],
-        "sessions": rows(lake, source, SESSIONS),
-        "sequences": [
-            row | {"item_index": [number[at] for at in row["item_index"]]}
-            for row in rows(lake, source, SEQUENCES)
-        ],
-    }
-
-
-def at_once(there: Airflow, source: str) -> dict[str, Any]:
-    """The tables as one calm run makes them from the same files."""
-    lake = there.folder / "calm"
-    subprocess.run(
-        [sys.executable, "-m", "jobs", "run", "--source", f"{there.folder}/sources/{source}.toml"],
-        cwd=REPO, env=os.environ | there.env | {"SESSIONMILL_LAKE": str(lake)}, check=True,
-    )  # fmt: skip
-    return said(lake, source)
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:

@@ -1,10 +1,12 @@
 """Airflow and MLflow on this machine, for the demo, the tests and for clicking around.
 
-    python infra/airflow/local.py start|stop|status [--state FOLDER] [--airflow-port N] [--mlflow-port N]
+    python infra/airflow/local.py start|stop|status [--state FOLDER] [--database sqlite|postgres|URL]
+        [--airflow-port N] [--mlflow-port N]
 
-The real components: scheduler, dag-processor and api-server on SQLite with the LocalExecutor, and an
-MLflow server on SQLite and a folder. Everything listens on 127.0.0.1 only and keeps its files,
-its secrets and its process ids in one state folder, so that a killed run is found and cleaned up
+The real components: scheduler, dag-processor and api-server with the LocalExecutor, and an MLflow
+server; their databases are SQLite files, or in a PostgreSQL of this machine's own, or in a given one.
+Everything listens on 127.0.0.1 only and keeps its files, its secrets and its process ids in one
+state folder, so that a killed run is found and cleaned up
 by the next one. Who can reach this machine's loopback is an administrator: not for production.
 """
 
@@ -14,22 +16,31 @@ import argparse
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
+sys.path.insert(0, str(Path(__file__).parent))  # imported by its file's path, too
+import postgres
+from processes import (
+    REPO,
+    dead,
+    launch,
+    log_tail,
+    processes,
+    record,
+    stop,
+    write,
+)
 
-REPO = Path(__file__).resolve().parents[2]
+__all__ = ["Api", "NotHealthy", "Servers", "free_port", "launch", "processes", "record", "stop"]
 
 
 def training_slots() -> int:
@@ -68,6 +79,9 @@ class Servers:
     lake: str
     airflow_port: int
     mlflow_port: int
+    database: str = "sqlite"
+    """sqlite, postgres (our own), or given (its URL is a secret)."""
+    database_port: int | None = None
 
     @property
     def airflow(self) -> str:
@@ -87,14 +101,7 @@ class Servers:
         return cls(**json.loads(file.read_text())) if file.exists() else None
 
     def save(self) -> None:
-        _write(Path(self.state) / "servers.json", json.dumps(asdict(self), indent=1))
-
-
-def _write(file: Path, text: str, mode: int = 0o644) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
-        out.write(text)
-    partial.rename(file)
+        write(Path(self.state) / "servers.json", json.dumps(asdict(self), indent=1))
 
 
 def default_state() -> Path:
@@ -122,13 +129,31 @@ def _secret(state: Path, name: str) -> str:
     file = state / "secrets" / name
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(file, secrets.token_hex(48), mode=0o600)
+        write(file, secrets.token_hex(48), mode=0o600)
     return file.read_text()
+
+
+def database_urls(servers: Servers) -> dict[str, str]:
+    """Airflow's and MLflow's databases. For PostgreSQL, made where they are missing.
+
+    Raises:
+        postgres.NoPostgres: it cannot be reached.
+    """
+    state = Path(servers.state)
+    if servers.database == "sqlite":
+        return {
+            "airflow": f"sqlite:///{servers.home / 'airflow.db'}",
+            "mlflow": f"sqlite:///{state / 'mlflow' / 'mlflow.db'}",
+        }
+    if servers.database == "postgres":
+        assert servers.database_port is not None
+        return postgres.create_databases(postgres.own_url(state, servers.database_port))
+    return postgres.create_databases((state / "secrets" / "database").read_text())
 
 
 def environment(servers: Servers) -> dict[str, str]:
     """What the servers and the tasks that they start see; the caller's own settings win."""
-    state = Path(servers.state)
+    state, urls = Path(servers.state), database_urls(servers)
     bin_folder = Path(sys.prefix) / "bin"
     ours = {
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPO / "dags"),
@@ -165,7 +190,8 @@ def environment(servers: Servers) -> dict[str, str]:
         "AIRFLOW__API__SECRET_KEY": _secret(state, "api"),
         "AIRFLOW__API_AUTH__JWT_SECRET": _secret(state, "jwt"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{servers.airflow}/execution/",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{servers.home / 'airflow.db'}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": urls["airflow"],
+        "MLFLOW_BACKEND_STORE_URI": urls["mlflow"],  # (a command line is for all to see)
         "MLFLOW_TRACKING_URI": servers.mlflow,
         # the operator finds `spark-submit` there, and tasks this environment's Python
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -184,83 +210,13 @@ def commands(servers: Servers) -> dict[str, list[str]]:
     return {
         "mlflow": [
             mlflow, "server", "--host", "127.0.0.1", "--port", str(servers.mlflow_port),
-            "--workers", "1", "--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}",
-            "--artifacts-destination", str(store / "artifacts"),
+            "--workers", "1", "--artifacts-destination", str(store / "artifacts"),
         ],
         "api-server": [airflow, "api-server"],
         # logs are read from the folder: the log server would listen on every interface
         "scheduler": [airflow, "scheduler", "--skip-serve-logs"],
         "dag-processor": [airflow, "dag-processor"],
     }  # fmt: skip
-
-
-# -- processes ---------------------------------------------------------------------------------
-
-
-def _record(state: Path) -> list[dict[str, Any]]:
-    file = state / "pids.json"
-    return json.loads(file.read_text()) if file.exists() else []
-
-
-def _remember(state: Path, name: str, pid: int) -> None:
-    entry = {"name": name, "pid": pid, "created": psutil.Process(pid).create_time()}
-    _write(state / "pids.json", json.dumps([*_record(state), entry], indent=1))
-
-
-def _launch(name: str, command: list[str], servers: Servers, env: dict[str, str]) -> None:
-    state = Path(servers.state)
-    (state / "logs").mkdir(parents=True, exist_ok=True)
-    with open(state / "logs" / f"{name}.log", "ab") as log:
-        process = subprocess.Popen(
-            command, env=env, cwd=REPO, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    _remember(state, name, process.pid)
-
-
-def processes(state: Path) -> list[psutil.Process]:
-    """Every process that belongs to a state folder: those we started, their descendants, and
-    orphans, known by the AIRFLOW_HOME that they were started with."""
-    found: dict[int, psutil.Process] = {}
-    for entry in _record(state):
-        try:
-            process = psutil.Process(entry["pid"])
-            if abs(process.create_time() - entry["created"]) < 1:
-                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
-        except psutil.Error:
-            continue
-    home = str(state.resolve() / "airflow")
-    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    for process in psutil.process_iter():
-        try:
-            if process.pid not in spared and process.environ().get("AIRFLOW_HOME") == home:
-                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
-        except psutil.Error:
-            continue
-    return [process for pid, process in found.items() if pid not in spared]
-
-
-def stop(state: Path, patience_s: float = 15) -> int:
-    """End every process of a state folder; returns how many there were."""
-    doomed = processes(state)
-    for process in doomed:
-        with _ignore_gone():
-            process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(doomed, timeout=patience_s)
-    for process in {*alive, *processes(state)}:
-        with _ignore_gone():
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
-    (state / "pids.json").unlink(missing_ok=True)
-    return len(doomed)
-
-
-@contextmanager
-def _ignore_gone() -> Iterator[None]:
-    try:
-        yield
-    except psutil.Error:
-        return
 
 
 # -- health ------------------------------------------------------------------------------------
@@ -297,30 +253,13 @@ def unhealthy(servers: Servers) -> list[str]:
     return missing
 
 
-def log_tail(state: Path, name: str, lines: int = 25) -> str:
-    file = state / "logs" / f"{name}.log"
-    text = file.read_text(errors="replace").splitlines() if file.exists() else []
-    return "\n".join(text[-lines:])
-
-
-def _dead(state: Path) -> str | None:
-    for entry in _record(state):
-        try:
-            if psutil.Process(entry["pid"]).status() != psutil.STATUS_ZOMBIE:
-                continue
-        except psutil.NoSuchProcess:
-            pass
-        return str(entry["name"])
-    return None
-
-
 def wait_until_healthy(servers: Servers, say: Callable[[str], None]) -> None:
     state, began, before = Path(servers.state), time.monotonic(), None
     while missing := unhealthy(servers):
         if missing != before:
             say(f"waiting for {', '.join(missing)} ({time.monotonic() - began:.0f} s)")
             before = missing
-        if name := _dead(state):
+        if name := dead(state):
             raise NotHealthy(f"{name} ended:\n{log_tail(state, name)}\n({state}/logs/{name}.log)")
         if time.monotonic() - began > HEALTHY_WITHIN_S:
             name = missing[0]
@@ -340,16 +279,21 @@ def start(
     lake: Path | str | None = None,
     airflow_port: int | None = None,
     mlflow_port: int | None = None,
+    database: str | None = None,
     extra_env: dict[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> Servers:
     """Start the servers of a state folder, wait until they are healthy, create the pools.
 
-    What a killed run left behind is ended first. Ports and lake are those of the last time unless
-    they are given; a port that another program took is replaced by a free one.
+    What a killed run left behind is ended first. Ports, lake and database are those of the last
+    time unless they are given; a port that another program took is replaced by a free one.
+
+    Args:
+        database: `sqlite`, `postgres`, or the URL of a PostgreSQL without a database's name.
 
     Raises:
         NotHealthy: with the end of the log of the server that did not come up.
+        postgres.NoPostgres: there is no PostgreSQL here, or it cannot be reached.
     """
     state = state.resolve()
     if left := stop(state):
@@ -361,19 +305,27 @@ def start(
         lake=str(lake) if "://" in str(lake) else os.path.abspath(lake),
         airflow_port=airflow_port or free_port(before.airflow_port if before else 8080),
         mlflow_port=mlflow_port or free_port(before.mlflow_port if before else 5000),
+        database=before.database if before else "sqlite",
     )
+    if database is not None:
+        servers = replace(servers, database=_named(state, database))
+    if servers.database == "postgres":
+        port = free_port(before.database_port if before and before.database_port else None)
+        servers = replace(servers, database_port=port)
     for folder in (servers.home, state / "mlflow" / "artifacts", state / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
     for log in (state / "logs").glob("*.log"):
         log.rename(log.with_suffix(".log.1"))
     servers.save()
-    env = environment(servers) | (extra_env or {})
     todo = commands(servers)
     try:
-        _launch("mlflow", todo.pop("mlflow"), servers, env)
+        if servers.database == "postgres":
+            _start_postgres(servers, say)
+        env = environment(servers) | (extra_env or {})
+        launch(state, "mlflow", todo.pop("mlflow"), env)
         _migrate(servers, env, say)
         for name, command in todo.items():
-            _launch(name, command, servers, env)
+            launch(state, name, command, env)
         wait_until_healthy(servers, say)
         _create_pools(servers)
     except BaseException:
@@ -382,12 +334,42 @@ def start(
     return servers
 
 
+def _named(state: Path, database: str) -> str:
+    """What kind of database is meant; a URL is kept as a secret."""
+    if database in ("sqlite", "postgres"):
+        return database
+    if not database.startswith("postgresql://"):
+        raise postgres.NoPostgres(
+            f"database {database!r}: write sqlite, postgres, or postgresql://user:password@host:5432"
+        )
+    (state / "secrets").mkdir(mode=0o700, parents=True, exist_ok=True)
+    write(state / "secrets" / "database", database.rstrip("/"), mode=0o600)
+    return "given"
+
+
+def _start_postgres(servers: Servers, say: Callable[[str], None]) -> None:
+    state, port = Path(servers.state), servers.database_port
+    assert port is not None
+    postgres.create(state)
+    how = postgres.command(state, port)
+    launch(state, "postgres", how.pop("args"), dict(os.environ), **how)
+    say(f"PostgreSQL on 127.0.0.1:{port}")
+    deadline = time.monotonic() + 60
+    while not postgres.is_up(postgres.own_url(state, port)):
+        if dead(state) or time.monotonic() > deadline:
+            raise NotHealthy(f"PostgreSQL did not come up:\n{log_tail(state, 'postgres')}")
+        time.sleep(0.2)
+
+
 def _migrate(servers: Servers, env: dict[str, str], say: Callable[[str], None]) -> None:
     """Create or upgrade Airflow's database; skipped where this version did it before."""
     from importlib.metadata import version
 
     done, wanted = servers.home / "migrated", version("apache-airflow-core")
-    if done.exists() and done.read_text() == wanted and (servers.home / "airflow.db").exists():
+    if servers.database != "sqlite":
+        wanted += f" {servers.database}"
+    there = servers.database != "sqlite" or (servers.home / "airflow.db").exists()
+    if servers.database != "given" and there and done.exists() and done.read_text() == wanted:
         return
     say("making Airflow's database")
     log = Path(servers.state) / "logs" / "migrate.log"
@@ -468,6 +450,10 @@ def main() -> int:
     parser.add_argument(
         "--mlflow-port", type=int, help="default: the last one, 5000, or a free one"
     )
+    parser.add_argument(
+        "--database", help="sqlite, postgres, or postgresql://user:password@host:5432; default: the "
+        "last one, or sqlite",
+    )  # fmt: skip
     args = parser.parse_args()
     state = (args.state or default_state()).resolve()
 
@@ -476,14 +462,17 @@ def main() -> int:
         print(f"stopped {count} processes of {state}" if count else "nothing was running")
         return 0
     running = Servers.load(state) if processes(state) else None
-    same = args.airflow_port is None and args.mlflow_port is None
+    same = not (args.airflow_port or args.mlflow_port or args.database)
     if args.action == "start" and same and running and not unhealthy(running):
         print("they are running already: `make down` first starts them anew")
     elif args.action == "start":
         print(f"starting Airflow and MLflow (state and logs in {state}) ...", flush=True)
         try:
-            start(state, airflow_port=args.airflow_port, mlflow_port=args.mlflow_port)
-        except NotHealthy as error:
+            start(
+                state, airflow_port=args.airflow_port, mlflow_port=args.mlflow_port,
+                database=args.database or None,
+            )  # fmt: skip
+        except (NotHealthy, postgres.NoPostgres) as error:
             print(error, file=sys.stderr)
             return 1
     servers = Servers.load(state)
