@@ -9,7 +9,7 @@ import difflib
 import os
 from functools import lru_cache
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import SettingsError
@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     tiny log took 28 s instead of 52 (LAB_LOG.md), a load of 290,000 lines 207 instead of 134."""
     jars_cache: str | None = None
     """Where Delta's jars are kept (infra/spark/delta_jars.py)."""
+    checkpoint_s: float = Field(default=60.0, ge=0)
+    """Seconds between a training's checkpoints; fewer where machines are taken away."""
     notify_url: SecretStr | None = None
     """A webhook that is told of failed tasks, late runs and drift (jobs/notify.py)."""
     crash_at: str | None = None

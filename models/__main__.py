@@ -1,4 +1,5 @@
-"""`python -m models train|grid|scaling|evaluate|compare|register|params|results`: gold tables in, a registry out.
+"""`python -m models train|grid|scaling|evaluate|compare|register|score|promote|rollback|report|params|
+results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -42,9 +43,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--checkpoint-s",
         type=float,
-        default=60.0,
         metavar="SECONDS",
-        help="between checkpoints; 0: after every step",
+        help="between checkpoints (default SESSIONMILL_CHECKPOINT_S, or 60); 0: after every step",
     )
     train.add_argument("--target", help="next_item or next_session; default: the source file's")
     train.add_argument("--split", help="temporal (default), last_session or last_item")
@@ -93,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
 
     rollback = command("rollback", "make the champion before this one the champion again")
     rollback.add_argument("--reason", default="", help="why; recorded")
+
+    page = command("report", "one HTML page: nights, log, methods, gate, lists, lineage")
+    page.add_argument("--comparison", metavar="ID", help="default: the newest")
+    page.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the lake")
 
     grid = command("grid", "train many methods and seeds, one after another; goes on where it was")
     grid.add_argument("--comparison", required=True, metavar="ID")
@@ -183,6 +187,7 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] | None:
+    from jobs.settings import settings
     from models import commands
     from models.methods import config
 
@@ -205,7 +210,7 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         comparison=args.comparison,
         variant=args.variant,
         device=commands.pick_device(args.device),
-        checkpoint_s=args.checkpoint_s,
+        checkpoint_s=settings().checkpoint_s if args.checkpoint_s is None else args.checkpoint_s,
         sampled=args.sampled,
         say=commands.note,
     )
@@ -275,6 +280,17 @@ def _rollback(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
     return decision
 
 
+def _report(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.report import report
+
+    done = report(source, lake, args.comparison, args.out)
+    print(
+        f"{done['page']}: comparison {done['comparison']}"
+        + (f"; {done['url']}" if done["url"] else "")
+    )
+    return done
+
+
 def _numbers(option: str, text: str, kind: Any) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
@@ -339,6 +355,7 @@ COMMANDS: dict[str, Any] = {
     "score": _score,
     "promote": _promote,
     "rollback": _rollback,
+    "report": _report,
     "grid": _grid,
     "scaling": _scaling,
 }

@@ -76,12 +76,16 @@ def test_a_scheduler_and_a_training_are_killed_in_the_middle_and_nothing_is_lost
     tmp_path: Path,
 ) -> None:
     night = last_night()
-    write_log(tmp_path / "landing" / "killed", night, users=1200, days=12)
+    write_log(tmp_path / "landing" / "killed", night, users=1500, days=12)
     text = SOURCE.format(name="killed", landing=tmp_path / "landing")
     text += TRAINED.format(night=f"{night:%Y-%m-%d}")
     with (
         webhook() as (url, heard),
-        airflow(tmp_path, {"killed": text}, IMPATIENT | {"SESSIONMILL_NOTIFY_URL": url}) as there,
+        airflow(
+            tmp_path,
+            {"killed": text},
+            IMPATIENT | {"SESSIONMILL_NOTIFY_URL": url, "SESSIONMILL_CHECKPOINT_S": "2"},
+        ) as there,
     ):
         there.unpause("train_methods.killed", "sessions_daily.killed")
         dag = "sessions_daily.killed"
