@@ -22,6 +22,7 @@ from airflow.sdk import (
     Asset,
     AssetOrTimeSchedule,
     BaseOperator,
+    BaseOperatorLink,
     Context,
     CronDataIntervalTimetable,
     CronTriggerTimetable,
@@ -336,6 +337,27 @@ class ModelsOperator(ModuleOperator):
     module = "models"
 
 
+class PageLink(BaseOperatorLink):
+    """A button on the task's page that leads to the report in MLflow."""
+
+    name = "The report"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        return str(getattr(operator, "url", None) or "")
+
+
+class PageOperator(ModelsOperator):
+    """`python -m models report`; the page is a click away from the run."""
+
+    operator_extra_links = (PageLink(),)
+    url: str | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        done = super().execute(context)
+        self.url = done["url"]
+        return done
+
+
 class JobsOperator(ModuleOperator):
     """`python -m jobs …`, for jobs that need no Spark."""
 
@@ -455,6 +477,15 @@ def promote(source: ScheduledSource) -> Any:
     return decided
 
 
+def report(source: ScheduledSource) -> PageOperator:
+    """The page of this comparison, in MLflow and in the lake, whatever the gate said."""
+    return PageOperator(
+        task_id="report",
+        arguments=["report", "--source", source.file, "--comparison", RUN],
+        trigger_rule="all_done_min_one_success",
+    )
+
+
 def score(source: ScheduledSource) -> Any:
     """The champion's lists for all users; nothing where there is no champion yet."""
 
@@ -482,6 +513,7 @@ __all__ = [
     "maintain",
     "promote",
     "register",
+    "report",
     "score",
     "source_errors",
     "sources",

@@ -10,10 +10,10 @@ method and seed, as many at a time as the pool `gpu` has slots.
 |---|---|---|
 | `train [method, seed]` | this method only: the others go on, and the comparison says who is missing | read its log; clear the task, then `compare` |
 | `compare` | no method finished, or MLflow is away | clear the task |
-| `register`, `promote` | MLflow is away | clear the task |
+| `register`, `promote`, `report` | MLflow is away | clear the task |
 
 A gate that says no is not red: `promote` returns why (so do the version's tags in MLflow), and
-`announce_champion` is skipped.
+`announce_champion` is skipped. The task `report` has a button that leads to the page with all of it.
 
 By hand: trigger it with other methods, seeds, preset, or an older `table_version`.
 """
@@ -39,9 +39,7 @@ for source in mill.sources():
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
-        (
-            mill.train_each(source)
-            >> mill.compare(source)
-            >> mill.register(source)
-            >> mill.promote(source)
-        )
+        compared = mill.compare(source)
+        gate = mill.promote(source)
+        mill.train_each(source) >> compared >> mill.register(source) >> gate
+        [compared, gate] >> mill.report(source)

@@ -228,9 +228,9 @@ def test_training_is_started_by_the_asset_and_survives_a_failed_method(
     assert training["tasks"]["train"]["pool"] == "gpu"
     assert training["tasks"]["train"]["downstream"] == ["compare"]
     assert training["tasks"]["compare"]["trigger_rule"] == "all_done_min_one_success"
-    assert training["tasks"]["compare"]["downstream"] == ["register"]
+    assert training["tasks"]["compare"]["downstream"] == ["register", "report"]
     assert training["tasks"]["register"]["downstream"] == ["promote"]
-    assert training["tasks"]["promote"]["downstream"] == ["announce_champion"]
+    assert training["tasks"]["promote"]["downstream"] == ["announce_champion", "report"]
     assert training["tasks"]["announce_champion"]["outlets"] == ["champion/clicks"]
     assert training["params"]["methods"][:2] == ["pop", "personal_top"]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -83,6 +84,14 @@ def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
     registered = there.xcom("train_methods.tiny", run["dag_run_id"], "register")
     versions = {entry["method"]: entry["version"] for entry in registered["versions"]}
     assert set(versions) == {"pop", "gru4rec"} and all(versions.values())
+
+    # The page is a click away from the run.
+    links = there.api.get(
+        f"/dags/train_methods.tiny/dagRuns/{quote(run['dag_run_id'])}/taskInstances/report/links"
+    )["extra_links"]
+    page = there.xcom("train_methods.tiny", run["dag_run_id"], "report")
+    assert links == {"The report": page["url"]} and page["mlflow_run_id"] in page["url"]
+    assert (there.lake / "tiny" / "report.html").read_text().startswith("<!doctype html>")
 
     # Always the same way round: who knows the last item knows the next, so the gate opens, and
     # the champion's lists are there. The night had asked for lists, too, when nobody was champion.
