@@ -132,7 +132,12 @@ class Airflow:
         """
         until = time.monotonic() + patience_s
         while time.monotonic() < until:
-            runs = self.runs(dag_id)
+            try:
+                runs = self.runs(dag_id)
+            except (OSError, RuntimeError):
+                if not trouble:
+                    raise
+                runs = []  # a server is away
             if len(runs) > number:
                 run = runs[number]
                 tasks = self.tasks(dag_id, run["dag_run_id"])
@@ -147,6 +152,11 @@ class Airflow:
         pytest.fail(f"run {number} of {dag_id} did not end in {patience_s} s")
 
     def server(self, name: str) -> psutil.Process:
+        """One of them, as it was started last.
+
+        Raises:
+            psutil.NoSuchProcess: it has ended.
+        """
         [*_, pid] = [one["pid"] for one in local().record(self.state) if one["name"] == name]
         return psutil.Process(pid)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -124,6 +125,22 @@ def test_two_sources_nights_side_by_side_and_a_job_by_hand_between_them(
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert by_hand.returncode == 0, by_hand.stderr[-3000:]
+            # The database goes away in the middle and comes back, as at an upgrade; a server that
+            # ends for it is started again, as a supervisor would.
+            base = there.server("postgres")
+            base.send_signal(signal.SIGINT)
+            base.wait(30)
+            time.sleep(10)
+            start(server, there.state, there.servers.database_port)
+            time.sleep(20)
+            for name in ("mlflow", "api-server", "scheduler", "dag-processor"):
+                try:
+                    ended = there.server(name).status() == psutil.STATUS_ZOMBIE
+                except psutil.NoSuchProcess:
+                    ended = True
+                if ended:
+                    print(f"{name} ended with its database, and is started again")
+                    there.launch(name)
             when = []
             for name in sources:
                 run, _ = there.ended(f"sessions_daily.{name}", 1200, trouble=True)
