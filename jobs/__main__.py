@@ -39,6 +39,7 @@ JOBS = {
     "validate": "run the suites on the published tables",
     "compare-rules": "how far native sessions and the gap rule agree, boundary by boundary",
     "maintain": "pack small files, remove what no version needs, say what it freed",
+    "forget": "a person, out of every table, older version, candidate, cache and landing file",
     "explain": "one session: its events with their files, and the nights that changed it",
 }
 
@@ -84,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="the result as JSON, last line")
         if job == "explain":
             command.add_argument("--session", required=True, metavar="ID", help="a session_id")
+            continue
+        if job == "forget":
+            command.add_argument("--user", required=True, metavar="ID", help="as the log has it")
             continue
         if job == "maintain":
             command.add_argument(
@@ -176,7 +180,21 @@ def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return done
 
 
-WITHOUT_CANDIDATE = {"explain": explain, "compare-rules": compare_rules, "maintain": maintain}
+def forget(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs import forget as forgetting
+    from jobs.context import Result
+    from jobs.steps import recorded
+
+    context = opened(args, source)
+    with recorded(context, "forget", "all", Result()):
+        done = forgetting.forget(context, args.user)
+    print(forgetting.in_words(done), flush=True)
+    return done
+
+
+WITHOUT_CANDIDATE = {
+    "explain": explain, "compare-rules": compare_rules, "maintain": maintain, "forget": forget,
+}  # fmt: skip
 
 
 def opened(args: argparse.Namespace, source: Source) -> Context:

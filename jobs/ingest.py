@@ -155,6 +155,8 @@ def compute(context: Context) -> Candidate:
     }  # fmt: skip
     if facts:
         notes += landing.strange_times(context, candidate)
+        if passed := sum(one.get("forgotten", 0) for one in facts):
+            notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
         fill(context, candidate, manifest)
     candidate.save(manifest)

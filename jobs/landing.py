@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from jobs import crash, exposures, files, slices
 from jobs.context import Candidate, Context
 from jobs.errors import SchemaError
 from jobs.patterns import landing_patterns
+from jobs.privacy import privacy_of
 from jobs.reading import reader
 from jobs.records import RECORD_DDL, Format
 from jobs.sources import Source, field_of
@@ -94,7 +96,8 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
     frame = spark.createDataFrame(rows, "path string, bin int")
     paths = frame.repartitionById(len(groups), "bin").select("path")
-    records = paths.mapInArrow(reader(file_format(context.source)), RECORD_DDL)
+    fmt = replace(file_format(context.source), privacy=privacy_of(context))
+    records = paths.mapInArrow(reader(fmt), RECORD_DDL)
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
     hashed = context.lake.rows(REJECTS) > 0
     lines = typed_events(records, context.source, oldest_date(context), hashed).withColumn(

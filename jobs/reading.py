@@ -212,7 +212,11 @@ def record_of(
         columns: the file's columns, in order, with their kinds, as the ledger has them.
     """
     values: dict[str, Any] | None = None
-    if fmt.format == "csv":
+    if fmt.privacy is not None and fmt.privacy.hashes:
+        stored = json.loads(raw or "{}")  # (what was no record is not kept)
+        values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()} or None
+        values = values if stored else None
+    elif fmt.format == "csv":
         records = CsvRecords(fmt.delimiter, len(columns))
         found = list(records.feed(raw.splitlines(keepends=True), last=True))
         if len(found) == 1 and found[0][2]:
@@ -280,6 +284,7 @@ def reader(fmt: Format) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.Reco
     def read(paths: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in paths:
             for path in batch.column(0).to_pylist():
-                yield from read_file(fmt, path)
+                records = read_file(fmt, path)
+                yield from records if fmt.privacy is None else fmt.privacy.guarded(records)
 
     return read

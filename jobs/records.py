@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ import pyarrow.compute as pc
 from jobs import streams
 from jobs.sources import LINKS, field_of
 from jobs.streams import Block
+
+if TYPE_CHECKING:
+    from jobs.privacy import Privacy
 
 SCALARS = (
     "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
@@ -52,6 +55,8 @@ class Format:
     encoding: str = "utf-8"
     list_separator: str = "|"
     max_field_chars: int = 16 * 1024 * 1024
+    privacy: Privacy | None = None
+    """Whose lines are passed over, and whether ids are hashed."""
 
 
 @dataclass

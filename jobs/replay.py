@@ -13,6 +13,7 @@ next ingest reads those anyway).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from pyspark.sql import functions as F
 from jobs import exposures, ingest, landing
 from jobs.context import Candidate, Context, Result
 from jobs.errors import SchemaError
+from jobs.privacy import privacy_of
 from jobs.reading import record_of
 from jobs.records import RECORD_DDL, RECORD_SCHEMA, Format, missing_column
 from jobs.tables import EVENTS, FILES, REJECTS
@@ -68,7 +70,7 @@ def rejected_lines(context: Context, base: int) -> DataFrame:
     ledger = lake.small(FILES).select(["file", "columns"]).to_pylist()
     columns = {row["file"]: dict(row["columns"] or ()) for row in ledger}
     rejects = lake.read(REJECTS, base).where(F.col("file").isin(list(columns)))
-    fmt = landing.file_format(source)
+    fmt = replace(landing.file_format(source), privacy=privacy_of(context))
     if fmt.format in ("csv", "parquet"):
         for row in rejects.select("file").distinct().collect():
             for ours, theirs in fmt.mapped.items():

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Seconds between a training's checkpoints; fewer where machines are taken away."""
     notify_url: SecretStr | None = None
     """A webhook that is told of failed tasks, late runs and drift (jobs/notify.py)."""
+    id_key: SecretStr | None = None
+    """The key by which user ids are hashed ([privacy]) and forgotten people are recognised."""
     crash_at: str | None = None
     """For tests: the name of a crash point at which the process kills itself with SIGKILL."""
 

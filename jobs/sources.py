@@ -285,6 +285,14 @@ class TrainingPart(Part):
     """A training that has not ended so long after it was due is told to the webhook as late."""
 
 
+class PrivacyPart(Part):
+    """`[privacy]`: what of a person reaches the tables."""
+
+    hash_user_id: StrictBool = False
+    """User ids are hashed with a key (SESSIONMILL_ID_KEY) as they are read, and rejected lines are
+    kept as their mapped columns only."""
+
+
 class DriftPart(Part):
     """`[drift]`: when a night is unlike the nights before it, and what then."""
 
@@ -328,6 +336,7 @@ class Source(Part):
     gate: GatePart = GatePart()
     schedule: SchedulePart = SchedulePart()
     drift: DriftPart = DriftPart()
+    privacy: PrivacyPart = PrivacyPart()
 
     @property
     def name(self) -> str:

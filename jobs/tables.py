@@ -158,9 +158,16 @@ NIGHTS = Table(
     },
 )  # fmt: skip
 
+FORGOTTEN = Table(
+    layer="ops", name="forgotten", key=("user_hash",),
+    doc="People who were forgotten, as keyed hashes: ingestion passes over their lines. "
+        "`key_check` tells whether a key is the one; the row without a hash is there for it alone.",
+    columns={"user_hash": "string", "key_check": "string", "forgotten_ts": "timestamp"},
+)  # fmt: skip
+
 ALL = (
     EVENTS, REJECTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
-    NIGHTS,
+    NIGHTS, FORGOTTEN,
 )  # fmt: skip
 
 REJECT_REASONS = (

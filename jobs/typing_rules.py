@@ -167,7 +167,7 @@ def typed_events(
         .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
         .when(native, "missing_event_id")
     )
-    if source.source.format == "parquet":
+    if source.source.format == "parquet" or source.privacy.hash_user_id:
         log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
         raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
     else:

@@ -1,0 +1,485 @@
+"""Removes a person: from the tables and all that is left of their older versions, from candidates,
+caches, answers and pages, and from the landing files; and sees to it that they do not come back.
+
+The order makes it safe to be killed and run again: first the keyed hash that ingestion obeys, then
+the landing, then the events, whose going the other tables follow as they follow every change, then
+what older versions kept. Files of older versions that have the person are deleted, whoever pinned
+them: those versions cannot be read any more, and registered models that need them are marked
+(`rebuildable = false`), as are those that have seen the person (`saw_forgotten = true`).
+
+What it does not reach: copies outside the lake, and MLflow's per-user scores of past evaluations,
+which name users; it says so.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from pyarrow import fs
+
+from jobs import files, landing, privacy, streams
+from jobs.context import Context
+from jobs.delta import Lake
+from jobs.errors import SettingsError
+from jobs.maintain import registry_pins
+from jobs.reading import read_file
+from jobs.records import Format
+from jobs.steps import one_job
+from jobs.tables import (
+    ALL,
+    EVENTS,
+    FILES,
+    FORGOTTEN,
+    RECOMMENDATIONS,
+    REJECTS,
+    RUNS,
+    SEQUENCES,
+    SESSIONS,
+    Table,
+)  # fmt: skip
+
+NAMING = ("user_id", "raw", "message")  # columns in which a person may stand
+OWNED = (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS)  # tables with a user_id
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is meant: as the log has it, and as the tables do."""
+
+    said: str
+    stored: str
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text has one of the ids, not as a part of a longer word."""
+        return bool(self.pattern.search(text))
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        names = "|".join(re.escape(one) for one in sorted({self.said, self.stored}))
+        return re.compile(rf"(?<![\w-])(?:{names})(?![\w-])")
+
+
+def forget(context: Context, user: str) -> dict[str, Any]:
+    """Remove a person from everything that this source has of them.
+
+    Args:
+        user: the id as the log has it.
+
+    Raises:
+        SettingsError: no key, or the model registry does not answer: nothing was removed.
+    """
+    lake, source = context.lake, context.source
+    if not user:
+        raise SettingsError("--user is empty: name the person by the log's id")
+    if lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"there are no tables of {source.name} in SESSIONMILL_LAKE = {lake.root!r}: name the "
+            "folder or URI that the jobs write to"
+        )
+    secret = privacy.keyed(context, source.privacy.hash_user_id)
+    hashed = secret.pseudonym(user)
+    person = Person(user, hashed if source.privacy.hash_user_id else user)
+    pins, registry = registry_pins(source.name)
+    seen = sorted(name for version, names in pins.items() if _has(lake, version, person)
+                  for name in names)  # fmt: skip
+    _mark(seen, "saw_forgotten", "true")
+
+    lake.create(FORGOTTEN)
+    lake.put_small(FORGOTTEN, [(hashed, secret.key_check, context.started)])
+    lines = _from_landing(context, person)
+    events = _delete(context, EVENTS, person)
+    for job in ("sessionize", "items", "sequences"):
+        one_job(context, job, "all", {})
+    lists = _delete(context, RECOMMENDATIONS, person)
+    rejects = _delete(context, REJECTS, person)
+    _from_messages(context, person)
+    removed = sum(_purge(lake, table, person) for table in ALL) + _from_folders(context, person)
+    lost = sorted(name for version, names in pins.items() if not _readable(lake, version)
+                  for name in names)  # fmt: skip
+    _mark(lost, "rebuildable", "false")
+    return {
+        "source": source.name, "user_hash": hashed, "events": events, "rejects": rejects,
+        "lists": lists, "landing_lines": lines, "files_removed": removed,
+        "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
+    }  # fmt: skip
+
+
+def in_words(done: dict[str, Any]) -> str:
+    """What was done, for a person; without the id."""
+    marked = (
+        f"Models that have seen them, to be trained anew: {', '.join(done['models_that_saw'])}. "
+        if done["models_that_saw"]
+        else "No registered model has seen them. "
+    )
+    lost = (
+        f"Their data can no longer be rebuilt: {', '.join(done['models_not_rebuildable'])}. "
+        if done["models_not_rebuildable"]
+        else ""
+    )
+    return (
+        f"forget {done['source']}: {done['events']:,} events, {done['rejects']:,} rejects, "
+        f"{done['lists']:,} lists and {done['landing_lines']:,} lines of landing files removed, and "
+        f"{done['files_removed']:,} files of older versions, candidates and caches. {marked}{lost}"
+        f"Ingestion passes over {done['user_hash']} from now on ({done['registry']}). Not reached: "
+        "copies outside the lake, and MLflow's per-user scores of past evaluations."
+    )
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+def _has(lake: Lake, version: int, person: Person) -> bool:
+    """Whether a version of gold.sequences has the person; one that cannot be read may have."""
+    try:
+        table = DeltaTable(files.rust_uri(lake.path(SEQUENCES)), version=version)
+        wanted = ds.field("user_id") == person.stored
+        return bool(table.to_pyarrow_dataset().count_rows(filter=wanted) > 0)
+    except Exception:
+        return True
+
+
+def _readable(lake: Lake, version: int) -> bool:
+    try:
+        there = DeltaTable(files.rust_uri(lake.path(SEQUENCES)), version=version).file_uris()
+    except Exception:
+        return False
+    return all(files.exists(path) for path in there)
+
+
+def _mark(models: list[str], tag: str, value: str) -> None:
+    if not models:
+        return
+    from models import tracking
+
+    client, _ = tracking.connect(models[0].rpartition("/")[0])
+    for one in models:
+        name, _, version = one.rpartition("/")
+        client.set_model_version_tag(name, version, tag, value)
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def _condition(table: Table, person: Person) -> Any:
+    from pyspark.sql import functions as F
+
+    if table is REJECTS:
+        names = "|".join(f"\\Q{one}\\E" for one in sorted({person.said, person.stored}))
+        return F.col("raw").rlike(rf"(?<![\w-])(?:{names})(?![\w-])")
+    return F.col("user_id") == F.lit(person.stored)
+
+
+def _delete(context: Context, table: Table, person: Person) -> int:
+    """Delete the person's rows in one commit; how many there were."""
+    lake = context.lake
+    base = lake.version(table)
+    if base is None:
+        return 0
+    spark = context.spark
+    condition = _condition(table, person)
+    count = int(lake.read(table, base).where(condition).count())
+    if count:
+        from delta.tables import DeltaTable as SparkDeltaTable
+
+        context.expect(count, lake.rows(table))
+        target = SparkDeltaTable.forPath(spark, lake.path(table))
+        with lake.transaction(table, lake.guard(table), base + 1, context.run_id):
+            target.delete(condition)
+    return count
+
+
+def _from_messages(context: Context, person: Person) -> None:
+    """What runs said may quote a line."""
+    lake = context.lake
+    rows = [
+        tuple({**row, "message": person.pattern.sub("(forgotten)", row["message"])}.values())
+        for row in lake.small(RUNS).to_pylist()
+        if row["message"] and person.stands_in(row["message"])
+    ]
+    if rows:
+        lake.put_small(RUNS, rows)
+
+
+# -- what is left of older versions ---------------------------------------------------------------
+
+
+def _purge(lake: Lake, table: Table, person: Person) -> int:
+    """Delete the files of older versions that have the person, and forget them in the log."""
+    if lake.version(table) is None:
+        return 0
+    root = lake.path(table)
+    found = DeltaTable(files.rust_uri(root))
+    current = {os.path.basename(uri) for uri in found.file_uris()}
+    columns = [name for name in NAMING if name in table.columns]
+    removed = 0
+    for path in _below(root):
+        if "/_delta_log/" in path or not path.endswith(".parquet"):
+            continue
+        if os.path.basename(path) not in current and columns and _file_has(path, columns, person):
+            _drop(path)
+            removed += 1
+    if columns:
+        found.create_checkpoint()  # from here on the table is read without what is taken out below
+        for path in _below(f"{root}/_delta_log"):
+            removed += _clean_log(path, person, found.version())
+    return removed
+
+
+def _below(folder: str) -> list[str]:
+    """All files below a folder, hidden ones too."""
+    system, inner = files.located(folder)
+    selector = fs.FileSelector(inner, recursive=True, allow_not_found=True)
+    infos = system.get_file_info(selector)
+    base = folder.rstrip("/")
+    return [
+        base + one.path.removeprefix(inner.rstrip("/"))
+        for one in infos
+        if one.type == fs.FileType.File
+    ]
+
+
+def _drop(path: str) -> None:
+    """Delete a file, and the checksum that Hadoop keeps beside files of a local disk."""
+    system, inner = files.located(path)
+    system.delete_file(inner)
+    beside = f"{os.path.dirname(inner)}/.{os.path.basename(inner)}.crc"
+    if system.get_file_info(beside).type == fs.FileType.File:
+        system.delete_file(beside)
+
+
+def _file_has(path: str, columns: list[str], person: Person) -> bool:
+    """Whether a Parquet file has the person in one of these columns."""
+    with files.open_seekable(path) as stream:
+        file = pq.ParquetFile(stream)
+        names = [name for name in columns if name in file.schema_arrow.names]
+        for group in range(file.metadata.num_row_groups):
+            rows = file.read_row_group(group, columns=names)
+            for name in names:
+                column = rows[name].cast(pa.string())  # (delta-rs writes string views)
+                if name == "user_id":
+                    if pc.any(pc.equal(column, person.stored)).as_py():
+                        return True
+                elif any(person.stands_in(text or "") for text in column.to_pylist()):
+                    return True
+    return False
+
+
+def _clean_log(path: str, person: Person, newest: int) -> int:
+    """Take the person out of one file of a table's log: statistics, predicates, old checkpoints."""
+    name = os.path.basename(path)
+    number = name.partition(".")[0]
+    if (
+        ".checkpoint" in name
+        and name.endswith(".parquet")
+        and number.isdigit()
+        and int(number) < newest
+    ):
+        told = files.read_parquet(path).to_pylist()
+        if person.stands_in(json.dumps(told, default=str, ensure_ascii=False)):
+            _drop(path)
+            return 1
+    elif name.endswith(".json") and number.isdigit():
+        text = files.read_text(path)
+        lines = [_clean_action(line, person) for line in text.splitlines()]
+        if (cleaned := "\n".join(lines) + "\n") != text:
+            system, inner = files.located(path)
+            beside = f"{os.path.dirname(inner)}/.{name}.crc"
+            if system.get_file_info(beside).type == fs.FileType.File:
+                system.delete_file(beside)
+            files.write_text(path, cleaned)
+    elif name.endswith(".crc") and not name.startswith("."):  # Delta's checksum of a version
+        told_of = person.stands_in(files.read_text(path))
+        if told_of:
+            _drop(path)
+    return 0
+
+
+def _clean_action(line: str, person: Person) -> str:
+    """One action of a commit without statistics or conditions that name the person."""
+    if not person.stands_in(json.dumps(json.loads(line or "null"), ensure_ascii=False)):
+        return line
+    action = json.loads(line)
+    for kind in ("add", "remove"):
+        if kind in action and person.stands_in(str(action[kind].get("stats") or "")):
+            action[kind].pop("stats")
+    if "commitInfo" in action:
+        action["commitInfo"].pop("operationParameters", None)
+    return json.dumps(action, ensure_ascii=False)
+
+
+def _from_folders(context: Context, person: Person) -> int:
+    """Candidates, caches, answers and pages that name the person; how many there were."""
+    lake, removed = context.lake, 0
+    base = lake.folder()
+    for folder in ("_candidates", "_cache", "_runs", "_quality"):
+        named = sorted(
+            path for path in _below(f"{base}/{folder}") if _mentions(path, person)
+        )  # fmt: skip
+        for path in named:
+            inside = path.removeprefix(f"{base}/{folder}/")
+            top = f"{base}/{folder}/{inside.partition('/')[0]}"
+            if folder in ("_candidates", "_cache") and "/" in inside:
+                removed += files.exists(top) or _is_folder(top)
+                files.remove(top)  # a candidate or a cache is of use as a whole only
+            else:
+                removed += 1
+                _drop(path)
+    for path in _below(base):
+        if os.path.dirname(path) == base and _mentions(path, person):
+            removed += 1
+            _drop(path)
+    return removed
+
+
+def _is_folder(path: str) -> bool:
+    system, inner = files.located(path)
+    return bool(system.get_file_info(inner).type == fs.FileType.Directory)
+
+
+def _mentions(path: str, person: Person) -> bool:
+    system, inner = files.located(path)
+    if system.get_file_info(inner).type != fs.FileType.File:
+        return False  # gone with its folder
+    if path.endswith((".parquet", ".arrow")):
+        rows = _read_any(path)
+        return any(
+            person.stands_in(str(text))
+            for column, kind in zip(rows.columns, rows.schema.types, strict=True)
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            for text in column.to_pylist()
+            if text
+        )
+    with files.open_binary(path) as stream:
+        return person.stands_in(stream.read().decode("utf-8", "replace"))
+
+
+def _read_any(path: str) -> pa.Table:
+    if path.endswith(".parquet"):
+        return files.read_parquet(path)
+    with files.open_seekable(path) as stream:
+        return pa.ipc.open_file(stream).read_all()
+
+
+# -- the landing ----------------------------------------------------------------------------------
+
+
+def _from_landing(context: Context, person: Person) -> int:
+    """Take the person's lines out of the landing files; how many there were.
+
+    The ledger learns what the files are now, so that no line is read again for it.
+    """
+    lake, removed, rows = context.lake, 0, []
+    fmt = replace(landing.file_format(context.source), privacy=None)
+    ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
+    for path, size, modified in landing.landing_files(replace(context, day=None)):
+        bad, starts = _lines_of(fmt, path, person)
+        if not bad:
+            continue
+        known = ledger.get(path)
+        told = known is not None and (known["size"], known["modified_ms"]) == (size, modified)
+        data = (
+            _without_rows(path, bad)
+            if fmt.format == "parquet"
+            else _without(fmt, path, bad, starts)
+        )
+        _put(path, data)
+        removed += len(bad)
+        if known is not None and told:
+            [(_, size, modified)] = files.glob(_literal(path))
+            known |= {
+                "size": size, "modified_ms": modified, "sha256": hashlib.sha256(data).hexdigest(),
+                "lines": known["lines"] - len(bad),
+            }  # fmt: skip
+            known["columns"] = list(dict(known["columns"] or ()).items())
+            rows.append(tuple(known[name] for name in FILES.columns))
+    if rows:
+        lake.put_small(FILES, rows)
+    return removed
+
+
+def _literal(path: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def _lines_of(fmt: Format, path: str, person: Person) -> tuple[list[int], list[int]]:
+    """The lines at which the person's records begin, and those at which any record does."""
+    bad, starts = [], []
+    for batch in read_file(fmt, path):
+        for kind, user, raw, line in zip(
+            *(batch.column(name).to_pylist() for name in ("kind", "user_id", "raw", "line")),
+            strict=True,
+        ):
+            if kind == "file":
+                continue
+            starts.append(line)
+            if user == person.said or (kind == "unparsable" and person.stands_in(raw or "")):
+                bad.append(line)
+    return bad, starts
+
+
+def _without(fmt: Format, path: str, bad: list[int], starts: list[int]) -> bytes:
+    """A text file without records; what is compressed stays compressed."""
+    gone: set[int] = set()
+    after = dict(zip(starts, [*starts[1:], 1 << 62], strict=True))
+    spans = [(line, after[line]) for line in bad]
+    with files.open_binary(path) as raw:
+        plain = streams.decompressed(path, raw).read()
+    bom = streams.BOM if plain.startswith(streams.BOM) else b""
+    lines = [line for part in _text(plain, fmt.encoding) for line in part]
+    for first, end in spans:
+        gone.update(range(first, min(end, len(lines) + 1)))
+    kept = "".join(line for number, line in enumerate(lines, 1) if number not in gone)
+    data = bom + kept.encode(fmt.encoding, "surrogateescape")
+    if path.endswith(".gz"):
+        return gzip.compress(data)
+    if path.endswith(".bz2"):
+        return bz2.compress(data)
+    if path.endswith((".zst", ".zstd")):
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as out:
+            out.write(data)
+        return bytes(sink.getvalue())
+    return data
+
+
+def _text(data: bytes, encoding: str) -> Iterator[list[str]]:
+    import io
+
+    yield from streams.text_lines(io.BytesIO(data), encoding)
+
+
+def _without_rows(path: str, bad: list[int]) -> bytes:
+    with files.open_seekable(path) as stream:
+        rows = pq.ParquetFile(stream).read()
+    gone = set(bad)
+    kept = [number for number in range(rows.num_rows) if number + 1 not in gone]
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.take(pa.array(kept, pa.int64())), sink)
+    return bytes(sink.getvalue())
+
+
+def _put(path: str, data: bytes) -> None:
+    """A file in place of the old one, complete or not at all."""
+    if "://" in path:
+        system, inner = files.located(path)
+        with system.open_output_stream(inner, compression=None) as out:
+            out.write(data)
+        return
+    aside = Path(path).with_name(f".{Path(path).name}.forgetting")
+    aside.write_bytes(data)
+    aside.chmod(Path(path).stat().st_mode)
+    aside.rename(path)
