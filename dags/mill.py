@@ -7,6 +7,7 @@ is the import error of `source_errors.py`, and the other sources go on.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import deque
@@ -311,6 +312,7 @@ class ModuleOperator(BaseOperator):
         answer, last = "", deque[str](maxlen=LAST_LINES)
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env={"SESSIONMILL_MLFLOW_WAIT_S": "900", **os.environ},
         ) as self._process:  # fmt: skip
             assert self._process.stdout
             for line in self._process.stdout:

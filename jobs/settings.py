@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """Where Delta's jars are kept (infra/spark/delta_jars.py)."""
     checkpoint_s: float = Field(default=60.0, ge=0)
     """Seconds between a training's checkpoints; fewer where machines are taken away."""
+    mlflow_wait_s: float = Field(default=0.0, ge=0)
+    """How long a command waits for an MLflow server that does not answer; Airflow's tasks: 900."""
     notify_url: SecretStr | None = None
     """A webhook that is told of failed tasks, late runs and drift (jobs/notify.py)."""
     id_key: SecretStr | None = None

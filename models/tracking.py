@@ -54,17 +54,28 @@ def tracking_uri() -> str:
 
 
 def _answers(uri: str) -> None:
-    """Ask a server before work begins, rather than after MLflow's minutes of retries."""
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
-            pass
-    except urllib.error.HTTPError:
-        pass  # it answers; what it thinks of us is said by the first real call
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"MLflow does not answer at MLFLOW_TRACKING_URI={uri} ({error}): start it with "
-            "`make up`, or unset the variable to record under .mlflow/ in this folder"
-        ) from None
+    """Ask a server before work begins, rather than after MLflow's minutes of retries; wait for one
+    that is away as long as the settings say."""
+    from jobs.settings import settings
+
+    until = time.monotonic() + settings().mlflow_wait_s
+    while True:
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+                return
+        except urllib.error.HTTPError:
+            return  # it answers; what it thinks of us is said by the first real call
+        except (OSError, ValueError) as error:
+            left = until - time.monotonic()
+            if left <= 0 or isinstance(error, ValueError):
+                raise UserError(
+                    f"MLflow does not answer at MLFLOW_TRACKING_URI={uri} ({error}): start it with "
+                    "`make up`, or unset the variable to record under .mlflow/ in this folder"
+                ) from None
+            print(
+                f"MLflow does not answer at {uri}: waiting, at most {left:.0f} s more", flush=True
+            )
+            time.sleep(min(10.0, left))
 
 
 def connect(source: str) -> tuple[MlflowClient, str]:

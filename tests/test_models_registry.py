@@ -5,10 +5,12 @@ One MLflow (SQLite and a folder) for the whole file; methods are tiny.
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jobs.settings import settings
 from models import tracking
+from models.errors import UserError
 from models.store import load
+from tests.airflow_tools import local
 from tests.recorded import SOURCE, World
 from tests.test_models_world import DAY, SECOND, data_of
 
+real_sleep = time.sleep
 METHODS = ("pop", "personal_top", "gru4rec", "gru4rec+st", "bert4rec+st")
 
 
@@ -374,6 +380,33 @@ def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert status == 1
     assert "does not answer" in err
     assert "make up" in err
+
+
+def test_a_command_waits_for_an_mlflow_that_is_away_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = local().free_port()
+    uri = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(tracking.time, "sleep", lambda _: real_sleep(0.2))
+    with pytest.raises(UserError, match="MLflow does not answer"):
+        tracking._answers(uri)
+    monkeypatch.setenv("SESSIONMILL_MLFLOW_WAIT_S", "60")
+    settings.cache_clear()
+    handler = http.server.SimpleHTTPRequestHandler
+    came: list[http.server.HTTPServer] = []
+
+    def come() -> None:
+        came.append(http.server.HTTPServer(("127.0.0.1", port), handler))
+        came[0].handle_request()
+
+    timer = threading.Timer(1.0, come)
+    timer.start()
+    tracking._answers(uri)  # (it has no such page, but it answers)
+    timer.join()
+    came[0].server_close()
+    assert "waiting, at most" in capsys.readouterr().out
+    monkeypatch.delenv("SESSIONMILL_MLFLOW_WAIT_S")
+    settings.cache_clear()
 
 
 def test_two_tasks_may_be_the_first_to_record(tmp_path: Path) -> None:
