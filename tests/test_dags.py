@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.recorded import World
+
 REPO = Path(__file__).resolve().parents[1]
 HEAVY = (
     "great_expectations",
@@ -218,6 +220,34 @@ def test_training_runs_by_the_week_too_or_only_so(bag: Any, tmp_path: Path) -> N
     assert "0 6 * * 0" in when["weekly"] and "gold.sequences" not in when["weekly"]
     assert "gold.sequences" in when["nightly"] and "* * 0" not in when["nightly"]
     assert when["hand"] == "None"
+
+
+SKIPS = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import mill
+from airflow.sdk.exceptions import AirflowSkipException
+
+for methods, seeds, version in ((["pop"], [1], 0), (["pop", "sasrec"], [1], 0), (["pop"], [1], 1)):
+    try:
+        mill._skip_what_was_trained("toy", version, methods, seeds)
+        print("trains")
+    except AirflowSkipException as skipped:
+        print("skips", skipped)
+"""
+
+
+def test_a_week_in_which_nothing_came_trains_nothing_again(world: World, tmp_path: Path) -> None:
+    world.train("pop", "--seed", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", SKIPS, str(REPO / "dags")],
+        env=os.environ | {"AIRFLOW_HOME": str(tmp_path), "PYTHONPATH": str(REPO)},
+        check=False, cwd=world.root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    said = [line for line in done.stdout.splitlines() if line.startswith(("trains", "skips"))]
+    assert [line.split()[0] for line in said] == ["skips", "trains", "trains"], done.stderr
+    assert "gold.sequences version 0 is the newest, and all methods were trained on it" in said[0]
 
 
 def test_training_is_started_by_the_asset_and_survives_a_failed_method(
