@@ -192,7 +192,7 @@ def test_without_the_key_nobody_is_forgotten_and_nobody_comes_back(
     assert len(shop.rows(EVENTS)) == 4
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("form", ["csv", pytest.param("parquet", marks=pytest.mark.long)])
 def test_ids_are_hashed_as_they_are_read(spark: Any, tmp_path: Path, key: None, form: str) -> None:
     toml = LOOSE.replace('"csv"', f'"{form}"').replace("*.csv*", f"*.{form}*")
     shop = Workshop(spark, tmp_path, toml + "\n[privacy]\nhash_user_id = true\n")
