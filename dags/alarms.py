@@ -10,8 +10,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DeadlineAlert, DeadlineReference, SyncCallback
+from airflow.sdk import DeadlineAlert, SyncCallback
 
+from jobs.deadlines import RunQueued
 from jobs.notify import send
 from jobs.settings import settings
 
@@ -58,7 +59,7 @@ def deadline(hours: float, doing: str) -> DeadlineAlert:
     """An alarm when a run has not ended so many hours after it was queued."""
     return DeadlineAlert(
         name=f"{doing}, within {hours:g} h",
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        reference=RunQueued(),
         interval=timedelta(hours=hours),
         callback=SyncCallback(tell_late, kwargs={"hours": hours, "doing": doing}),
     )

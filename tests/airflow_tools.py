@@ -151,6 +151,13 @@ class Airflow:
             time.sleep(1)
         pytest.fail(f"run {number} of {dag_id} did not end in {patience_s} s")
 
+    def clear(self, dag_id: str, run_id: str) -> None:
+        """Clear what failed in a run, as a person would."""
+        self.api.post(
+            f"/dags/{dag_id}/clearTaskInstances",
+            {"dry_run": False, "dag_run_id": run_id, "only_failed": True},
+        )
+
     def server(self, name: str) -> psutil.Process:
         """One of them, as it was started last.
 

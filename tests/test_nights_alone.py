@@ -229,10 +229,7 @@ def test_a_week_in_which_everything_is_delivered_wrong(tmp_path: Path) -> None:
         assert str(renamed) in message["text"] and "'item'" in message["text"], message["text"]
         # As the message says: deliver it again, clear what is red.
         deliver(days[3], a_day(days[3]))
-        there.api.post(
-            f"/dags/{dag}/clearTaskInstances",
-            {"dry_run": False, "dag_run_id": run["dag_run_id"], "only_failed": True},
-        )  # fmt: skip
+        there.clear(dag, run["dag_run_id"])
         time.sleep(2)
         run, _ = there.ended(dag, 900, number=3, trouble=True)
         assert run["state"] == "success"
