@@ -131,6 +131,14 @@ def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
     assert "/dags/sessions_daily.absent/" in failed["log_url"]
     assert late["dag_id"] == "sessions_daily.tiny" and "0.004 hours" in late["text"]
 
+    listening = {
+        connection.laddr.ip
+        for process in local().processes(there.state)
+        for connection in process.net_connections("tcp")
+        if connection.status == "LISTEN"
+    }
+    assert listening == {"127.0.0.1"}
+
     # What every message advises: clear it. (With Airflow's own reference for deadlines: 500.)
     place = there.folder / "landing" / "absent" / f"{night:%Y-%m-%d}"
     place.mkdir(parents=True)
@@ -142,14 +150,6 @@ def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
     ):
         assert time.monotonic() < deadline
         time.sleep(1)
-
-    listening = {
-        connection.laddr.ip
-        for process in local().processes(there.state)
-        for connection in process.net_connections("tcp")
-        if connection.status == "LISTEN"
-    }
-    assert listening == {"127.0.0.1"}
 
 
 def _command(process: psutil.Process) -> str:
