@@ -69,7 +69,8 @@ def test_a_server_of_our_own_comes_and_goes_and_keeps_what_it_has(server: Any, s
         connection.cursor().execute("CREATE TABLE kept (a int)")
     connection.close()
 
-    [process] = [one for one in local().processes(state) if "-D" in one.cmdline()]
+    [entry] = local().record(state)
+    process = psutil.Process(entry["pid"])
     assert {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
     assert server.password(state) not in " ".join(process.cmdline())
     assert (state / "secrets" / "postgres").stat().st_mode & 0o777 == 0o600
