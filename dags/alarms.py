@@ -7,7 +7,7 @@ on. Neither can make anything fail.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import DeadlineAlert, SyncCallback
@@ -23,7 +23,10 @@ def tell_failed(context: Any) -> None:
     dag_id, run_id = task.dag_id, task.run_id
     source = dag_id.partition(".")[2]
     place = task.task_id + (f" [{task.map_index}]" if task.map_index >= 0 else "")
-    why = _said(source, run_id) or str(context.get("exception") or "it was killed, or lost").strip()
+    why = (
+        _said(source, run_id, getattr(task, "start_date", None))
+        or str(context.get("exception") or "it was killed, or lost").strip()
+    )
     log = getattr(task, "log_url", None)
     send(
         "task failed",
@@ -35,8 +38,9 @@ def tell_failed(context: Any) -> None:
     )  # fmt: skip
 
 
-def _said(source: str, run_id: str) -> str | None:
-    """What the run's newest job said as it stopped; None where none did, or nobody can tell."""
+def _said(source: str, run_id: str, since: datetime | None) -> str | None:
+    """What a job of the run said as it stopped, since the task's last try began; None where none
+    did, or nobody can tell. (Other jobs of the run may have begun later, and be well.)"""
     try:
         from deltalake import DeltaTable
 
@@ -47,10 +51,14 @@ def _said(source: str, run_id: str) -> str | None:
         rows = DeltaTable(rust_uri(RUNS.path(settings().table_root(), source))).to_pyarrow_table(
             filters=[("batch", "=", batch)], columns=["job", "outcome", "message", "started_ts"]
         )
-        newest = max(rows.to_pylist(), key=lambda row: row["started_ts"], default=None)
-        if newest is None or newest["message"] is None:
+        said = [
+            row for row in rows.to_pylist()
+            if row["message"] is not None and (since is None or row["started_ts"] >= since)
+        ]  # fmt: skip
+        if not said:
             return None
-        return f"{newest['job']} stopped: {newest['outcome']}: {newest['message']}"
+        last = max(said, key=lambda row: row["started_ts"])
+        return f"{last['job']} stopped: {last['outcome']}: {last['message']}"
     except Exception:  # a callback must not fail; the task's own words are sent instead
         return None
 

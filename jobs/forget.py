@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from jobs import files, landing, privacy, streams
@@ -36,7 +37,7 @@ from jobs.context import Context
 from jobs.delta import Lake
 from jobs.errors import SettingsError
 from jobs.maintain import registry_pins
-from jobs.reading import read_file
+from jobs.reading import read_file, record_of
 from jobs.records import Format
 from jobs.steps import one_job
 from jobs.tables import (
@@ -48,12 +49,12 @@ from jobs.tables import (
     REJECTS,
     RUNS,
     SEQUENCES,
-    SESSIONS,
     Table,
 )  # fmt: skip
 
 NAMING = ("user_id", "raw", "message")  # columns in which a person may stand
-OWNED = (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS)  # tables with a user_id
+NUMBERS = (".bin", ".npy", ".safetensors")  # files of caches that hold no text, and may be large
+UNREADABLE = (DeltaError, OSError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -143,19 +144,19 @@ def in_words(done: dict[str, Any]) -> str:
 
 
 def _has(lake: Lake, version: int, person: Person) -> bool:
-    """Whether a version of gold.sequences has the person; one that cannot be read may have."""
+    """Whether a version of gold.sequences has the person; one that cannot be read may have had."""
     try:
         table = DeltaTable(files.rust_uri(lake.path(SEQUENCES)), version=version)
         wanted = ds.field("user_id") == person.stored
         return bool(table.to_pyarrow_dataset().count_rows(filter=wanted) > 0)
-    except Exception:
+    except UNREADABLE:
         return True
 
 
 def _readable(lake: Lake, version: int) -> bool:
     try:
         there = DeltaTable(files.rust_uri(lake.path(SEQUENCES)), version=version).file_uris()
-    except Exception:
+    except UNREADABLE:
         return False
     return all(files.exists(path) for path in there)
 
@@ -174,13 +175,36 @@ def _mark(models: list[str], tag: str, value: str) -> None:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def _condition(table: Table, person: Person) -> Any:
+def _condition(context: Context, table: Table, base: int, person: Person) -> Any:
     from pyspark.sql import functions as F
 
     if table is REJECTS:
-        names = "|".join(f"\\Q{one}\\E" for one in sorted({person.said, person.stored}))
-        return F.col("raw").rlike(rf"(?<![\w-])(?:{names})(?![\w-])")
+        place = F.concat_ws("\n", "file", F.col("line").cast("string"), "raw_hash")
+        return place.isin(_rejects_of(context, base, person))
     return F.col("user_id") == F.lit(person.stored)
+
+
+def _rejects_of(context: Context, base: int, person: Person) -> list[str]:
+    """Keys of the rejected lines that are the person's: read as records where they are ones, since
+    an id that is a number stands in many lines; else by the id as a word."""
+    from pyspark.sql import functions as F
+
+    lake, source = context.lake, context.source
+    names = "|".join(f"\\Q{one}\\E" for one in sorted({person.said, person.stored}))
+    named = F.col("raw").rlike(rf"(?<![\w-])(?:{names})(?![\w-])")
+    secret = privacy.keyed(context, True) if source.privacy.hash_user_id else None
+    fmt = replace(landing.file_format(source), privacy=secret)
+    columns = {row["file"]: dict(row["columns"] or ()) for row in lake.small(FILES).to_pylist()}
+    found = []
+    for row in lake.read(REJECTS, base).where(named).toLocalIterator():
+        try:
+            line = record_of(fmt, row["raw"], row["file"], row["line"], columns[row["file"]])
+            user = line["user_id"] if line["kind"] == "record" else None
+        except (KeyError, ValueError):  # a file or a column that nobody knows any more
+            user = None
+        if user in (None, person.said, person.stored):
+            found.append(f"{row['file']}\n{row['line']}\n{row['raw_hash']}")
+    return found
 
 
 def _delete(context: Context, table: Table, person: Person) -> int:
@@ -190,7 +214,7 @@ def _delete(context: Context, table: Table, person: Person) -> int:
     if base is None:
         return 0
     spark = context.spark
-    condition = _condition(table, person)
+    condition = _condition(context, table, base, person)
     count = int(lake.read(table, base).where(condition).count())
     if count:
         from delta.tables import DeltaTable as SparkDeltaTable
@@ -354,6 +378,8 @@ def _mentions(path: str, person: Person) -> bool:
     system, inner = files.located(path)
     if system.get_file_info(inner).type != fs.FileType.File:
         return False  # gone with its folder
+    if path.endswith(NUMBERS):
+        return False
     if path.endswith((".parquet", ".arrow")):
         rows = _read_any(path)
         return any(

@@ -229,15 +229,18 @@ def test_ids_are_hashed_as_they_are_read(spark: Any, tmp_path: Path, key: None, 
 def test_lists_and_models_that_saw_them(spark: Any, tmp_path: Path, key: None) -> None:
     from mlflow import MlflowClient
 
-    shop = Workshop(spark, tmp_path, CLICKS)
-    shop.land("one.csv", "\n".join(["user,item,ts", *lines(["bob", ANN], 1_714_521_600)]) + "\n")
+    # An id that is a number stands in many lines; those of others stay.
+    shop = Workshop(spark, tmp_path, LOOSE)
+    seven = ["7,i1,1714521600", "7,i2,1714521660", "7,i1,soon"]
+    others = [*lines(["bob"], 1_714_521_600), "bob,7,1714521900", "bob,7,soon"]
+    shop.land("one.csv", "\n".join(["user,item,ts", *seven, *others]) + "\n")
     shop.run()
     first = shop.version(SEQUENCES)
     lake = shop.lake
     lake.create(RECOMMENDATIONS)
     lake.put_small(RECOMMENDATIONS, [
         (user, "clicks", "1", shop.context().started, [{"item_id": "i1", "score": 1.0}])
-        for user in ("bob", ANN)
+        for user in ("bob", "7")
     ])  # fmt: skip
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
@@ -246,11 +249,14 @@ def test_lists_and_models_that_saw_them(spark: Any, tmp_path: Path, key: None) -
         client.create_registered_model("clicks")
         for version in (first, 0):
             client.create_model_version("clicks", "somewhere", tags={"table_version": str(version)})
-        done = forget(shop.context(), ANN)
+        done = forget(shop.context(), "7")
+        assert done["events"] == 2 and done["rejects"] == 1 and done["landing_lines"] == 3
         assert done["lists"] == 1 and done["models_that_saw"] == ["clicks/1"]
         assert done["models_not_rebuildable"] == ["clicks/1"]
         tags = [dict(client.get_model_version("clicks", number).tags) for number in ("1", "2")]
     assert tags[0]["saw_forgotten"] == "true" and tags[0]["rebuildable"] == "false"
     assert tags[1] == {"table_version": "0"}
     assert [row["user_id"] for row in shop.rows(RECOMMENDATIONS)] == ["bob"]
-    assert where(ANN, shop.lake_root, shop.landing) == []
+    assert [row["raw"] for row in shop.rows(REJECTS)] == ["bob,7,soon"]
+    assert (shop.landing / "one.csv").read_text().splitlines() == ["user,item,ts", *others]
+    assert {row["user_id"] for row in shop.rows(EVENTS)} == {"bob"}
