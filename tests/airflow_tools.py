@@ -151,6 +151,15 @@ class Airflow:
             time.sleep(1)
         pytest.fail(f"run {number} of {dag_id} did not end in {patience_s} s")
 
+    def log(
+        self, dag_id: str, run_id: str, task_id: str, attempt: int = 1, map_index: int = -1
+    ) -> str:
+        """What a task wrote, as the API's JSON."""
+        return json.dumps(self.api.get(
+            f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/logs/{attempt}"
+            f"?map_index={map_index}&full_content=true"
+        ))  # fmt: skip
+
     def clear(self, dag_id: str, run_id: str) -> None:
         """Clear what failed in a run, as a person would."""
         self.api.post(

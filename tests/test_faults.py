@@ -37,6 +37,15 @@ def mounted(place: Path, options: str, what: str = "tmpfs") -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def fill(place: Path) -> Path:
+    """The file that takes up all the room that its disk has."""
+    ballast = place / "ballast"
+    with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:
+        while file.write(b"x" * 65_536):
+            pass
+    return ballast
+
+
 def test_a_full_disk_is_told_and_repaired_by_running_again(spark: Any, tmp_path: Path) -> None:
     (tmp_path / "calm").mkdir()
     calm, shop = Workshop(spark, tmp_path / "calm"), Workshop(spark, tmp_path)
@@ -46,10 +55,7 @@ def test_a_full_disk_is_told_and_repaired_by_running_again(spark: Any, tmp_path:
         assert run_command(shop, None).returncode == 0
         calm.run()
         before = tables(shop)
-        ballast = shop.lake_root / "ballast"
-        with pytest.raises(OSError, match="No space left"), ballast.open("wb") as file:
-            while True:
-                file.write(b"x" * 65_536)
+        ballast = fill(shop.lake_root)
         for each in (calm, shop):
             each.land("night.csv", lines(range(20, 50), T + 1000))
         done = run_command(shop, None)
