@@ -10,7 +10,7 @@ import pytest
 
 from jobs.delta import Lake
 from jobs.tables import RUNS
-from models import tracking
+from models import gate, tracking
 from models.gate import judge
 from tests.recorded import World
 
@@ -46,6 +46,23 @@ def test_a_margin_must_be_excluded() -> None:
     assert not judge(ours, ours, 1, 0.0)["better"], "an equal one is not better"
 
 
+def test_a_busy_machine_is_given_three_rounds_and_a_slow_model_stays_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measured(*rounds: float) -> dict[str, Any]:
+        left = iter(rounds)
+        monkeypatch.setattr(gate, "_asked", lambda _: [next(left)] * 200)
+        answer: dict[str, Any] = gate.latency(None, 50.0)  # type: ignore[arg-type]
+        return answer
+
+    assert measured(20.0) == {
+        "holds": True, "p50_ms": 20.0, "p99_ms": 20.0, "at_most_ms": 50.0, "rounds": 1
+    }  # fmt: skip
+    assert measured(80.0, 30.0)["holds"] and measured(80.0, 30.0)["p99_ms"] == 30.0
+    slow = measured(80.0, 60.0, 70.0)
+    assert not slow["holds"] and (slow["p99_ms"], slow["rounds"]) == (60.0, 3)
+
+
 def command(world: World, *words: str) -> tuple[int, dict[str, Any] | None, str, str]:
     return world.run(words[0], "--source", str(world.source), "--json", *words[1:])
 
@@ -60,7 +77,9 @@ def a_run_published(world: World, version: int) -> None:
 
 
 def test_the_gate(world: World) -> None:
-    world.source.write_text(world.source.read_text() + "[gate]\nmin_users = 20\n")
+    world.source.write_text(
+        world.source.read_text() + "[gate]\nmin_users = 20\nmax_latency_ms = 2000\n"
+    )
     for words in (("promote",), ("rollback", "--reason", "none yet")):
         status, _, _, err = command(world, *words)
         assert status == 1 and (
