@@ -1,4 +1,4 @@
-"""What the DAG files are made of: sources, operators, defaults. Imports nothing heavy.
+"""What the DAG files are made of: sources, tasks, defaults. Imports nothing heavy.
 
 One DAG of each kind per file in `infra/sources/`. A file with a mistake has no DAGs: its message
 is the import error of `source_errors.py`, and the other sources go on.
@@ -7,10 +7,6 @@ is the import error of `source_errors.py`, and the other sources go on.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -18,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import alarms
+import pods
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import (
     Asset,
     AssetOrTimeSchedule,
-    BaseOperator,
-    BaseOperatorLink,
-    Context,
     CronDataIntervalTimetable,
     CronTriggerTimetable,
     Param,
@@ -32,11 +26,8 @@ from airflow.sdk import (
     chain,
     task,
 )  # fmt: skip
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-)
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from operators import JobsOperator, ModelsOperator, PageOperator, TrainingOperator
 
 from jobs.errors import SourceError
 from jobs.patterns import DAY_FIELD, landing_patterns
@@ -121,7 +112,6 @@ class ScheduledSource:
 
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-LAST_LINES = 5  # of what a process said, in the words of its failure
 
 
 def source_files() -> list[Path]:
@@ -228,9 +218,13 @@ def spark_job(
         arguments += ["--step", step]
     if by_day:
         arguments += ["--day", DAY]
+    application = str(REPO / "jobs" / "__main__.py")
+    as_pods = settings().spark_pod_template
     return SparkSubmitOperator(
         task_id=job if step == "all" else step,
-        application=str(REPO / "jobs" / "__main__.py"),
+        # (In pods, the repository lies where it lies here: both are our images.)
+        application=f"local://{application}" if as_pods else application,
+        conf=pods.spark_conf(as_pods) if as_pods else None,
         application_args=arguments,
         name=f"{source.name}.{job}.{step}",
         driver_memory=settings().driver_memory,
@@ -288,82 +282,6 @@ def _read_text(source: str, run: str, result: str) -> str:
 
 
 # -- models ------------------------------------------------------------------------------------
-
-
-class ModuleOperator(BaseOperator):
-    """`python -m <module> <arguments> --json` in a process of its own; returns what it printed
-    last.
-
-    Arguments are a list and never see a shell.
-    """
-
-    module = ""
-    template_fields: Sequence[str] = ("arguments",)
-    ui_color = "#d5e8d4"
-
-    def __init__(self, *, arguments: Sequence[str], **others: Any) -> None:
-        super().__init__(**others)
-        self.arguments = arguments
-        self._process: subprocess.Popen[str] | None = None
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        command = [sys.executable, "-m", self.module, *map(str, self.arguments), "--json"]
-        self.log.info("running %s", command)
-        answer, last = "", deque[str](maxlen=LAST_LINES)
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env={"SESSIONMILL_MLFLOW_WAIT_S": "900", **os.environ},
-        ) as self._process:  # fmt: skip
-            assert self._process.stdout
-            for line in self._process.stdout:
-                self.log.info(line.rstrip())
-                last.append(line)
-                if line.startswith("{"):
-                    answer = line
-        if self._process.returncode:
-            raise AirflowException(
-                f"{' '.join(command[1:])} ended with {self._process.returncode}; it said last:\n"
-                + "".join(last)
-            )
-        found: dict[str, Any] = json.loads(answer)
-        return found
-
-    def on_kill(self) -> None:
-        if self._process and self._process.poll() is None:
-            self._process.terminate()
-
-
-class ModelsOperator(ModuleOperator):
-    """`python -m models …`."""
-
-    module = "models"
-
-
-class PageLink(BaseOperatorLink):
-    """A button on the task's page that leads to the report in MLflow."""
-
-    name = "The report"
-
-    def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        return str(getattr(operator, "url", None) or "")
-
-
-class PageOperator(ModelsOperator):
-    """`python -m models report`; the page is a click away from the run."""
-
-    operator_extra_links = (PageLink(),)
-    url: str | None = None
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        done = super().execute(context)
-        self.url = done["url"]
-        return done
-
-
-class JobsOperator(ModuleOperator):
-    """`python -m jobs …`, for jobs that need no Spark."""
-
-    module = "jobs"
 
 
 def training_params(source: ScheduledSource) -> dict[str, Param]:
@@ -434,7 +352,7 @@ def _skip_what_was_trained(
 
 def train_each(source: ScheduledSource) -> Any:
     """One task per method and seed, as many at a time as the pool has slots."""
-    return ModelsOperator.partial(
+    return TrainingOperator.partial(
         task_id="train",
         pool="gpu",
         map_index_template="{{ task.arguments[4] }}, seed {{ task.arguments[6] }}",

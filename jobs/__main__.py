@@ -19,6 +19,7 @@ if __package__ in (None, ""):
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
     sys.path.insert(0, str(Path(here).parent))
 
+from jobs.answers import answer
 from jobs.errors import SessionmillError, SettingsError
 from jobs.settings import settings
 from jobs.sources import Source, load_source
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
         return 1
     if args.json:
-        print(json.dumps(outcome, default=str), flush=True)
+        answer(outcome)
     return 0
 
 

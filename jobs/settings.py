@@ -42,6 +42,16 @@ class Settings(BaseSettings):
     """Seconds between a training's checkpoints; fewer where machines are taken away."""
     mlflow_wait_s: float = Field(default=0.0, ge=0)
     """How long a command waits for an MLflow server that does not answer; Airflow's tasks: 900."""
+    pod_template: str | None = None
+    """File with the pod in which Airflow runs each command that is no Spark job, trainings among
+    them (infra/kubernetes/pod.yaml is one); unset: a process beside the scheduler."""
+    spark_pod_template: str | None = None
+    """File with the pod of Spark's drivers and executors (infra/kubernetes/spark-pod.yaml is one),
+    where the connection `spark_default` is a Kubernetes."""
+    training_gpus: int = Field(default=1, ge=0)
+    """GPUs of a training's pod."""
+    answer_file: str | None = None
+    """File into which a command's JSON goes, too; in pods, what Airflow reads its answer from."""
     notify_url: SecretStr | None = None
     """A webhook that is told of failed tasks, late runs and drift (jobs/notify.py)."""
     id_key: SecretStr | None = None

@@ -8,12 +8,12 @@ heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from jobs.answers import answer
 from models.errors import UserError
 
 
@@ -381,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.json and done is not None:
-        print(json.dumps(done), flush=True)
+        answer(done)
     return 0
 
 
