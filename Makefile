@@ -54,8 +54,8 @@ $(VENV)/.java: infra/java/java.py infra/java/requirements.lock $(VENV)/.packages
 	@$(BIN)/python infra/java/java.py --uv "$(UV)"
 	@touch $@
 
-$(VENV)/.jars: infra/spark/delta_jars.py infra/spark/delta-jars.sha256 infra/spark/ivysettings.xml $(VENV)/.java
-	@$(BIN)/python infra/spark/delta_jars.py
+$(VENV)/.jars: infra/spark/jars.py infra/spark/delta-jars.sha256 infra/spark/ivysettings.xml $(VENV)/.java
+	@$(BIN)/python infra/spark/jars.py
 	@touch $@
 
 # -- the story ---------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def staging(run_id: str) -> str:
 
 def statistics(path: str) -> dict[str, Any]:
     """`rows` of a Parquet file, and Delta's statistics of it as JSON, from its footer."""
-    with files.open_binary(path) as stream:
+    with files.open_seekable(path) as stream:
         meta = pq.ParquetFile(stream).metadata
     low: dict[str, Any] = {}
     high: dict[str, Any] = {}

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from jobs import streams
 from jobs.csv_records import CsvRecords, read_csv
-from jobs.files import open_binary
+from jobs.files import open_binary, open_seekable
 from jobs.records import (
     RECORD_SCHEMA,
     Batches,
@@ -167,7 +167,7 @@ def clock_of(kind: pa.DataType) -> str | None:
 def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    with open_binary(path) as stream:
+    with open_seekable(path) as stream:
         parquet = pq.ParquetFile(stream)
         schema = parquet.schema_arrow
         facts.columns = {one.name: str(one.type) for one in schema}

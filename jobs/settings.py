@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     than in Spark's; unset: where few rows move. By plans alone, a warm night on a
     tiny log took 28 s instead of 52 (LAB_LOG.md), a load of 290,000 lines 207 instead of 134."""
     jars_cache: str | None = None
-    """Where Delta's jars are kept (infra/spark/delta_jars.py)."""
+    """Where Delta's jars are kept (infra/spark/jars.py)."""
     checkpoint_s: float = Field(default=60.0, ge=0)
     """Seconds between a training's checkpoints; fewer where machines are taken away."""
     mlflow_wait_s: float = Field(default=0.0, ge=0)

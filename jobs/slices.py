@@ -205,7 +205,7 @@ def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
     """
 
     def of(path: str) -> list[tuple[str, int, int, int]]:
-        with files.open_binary(path) as stream:
+        with files.open_seekable(path) as stream:
             meta = pq.ParquetFile(stream).metadata
         place = meta.schema.names.index("event_ts")
         found = []

@@ -53,6 +53,13 @@ def get_spark(app_name: str) -> SparkSession:
         "spark.databricks.delta.merge.materializeSource": "none",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(min(partitions, 50)),
     }
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        # An S3 of one's own: as Arrow and delta-rs read it, and without a host name a bucket.
+        values |= {
+            "spark.hadoop.fs.s3a.endpoint": endpoint,
+            "spark.hadoop.fs.s3a.endpoint.region": os.environ.get("AWS_REGION", "us-east-1"),
+            "spark.hadoop.fs.s3a.path.style.access": "true",
+        }
     if local:
         values |= {
             "spark.ui.enabled": "false",

@@ -28,7 +28,8 @@ from airflow.dag_processing.dagbag import DagBag
 from kubernetes.client import ApiClient
 
 bag = DagBag(dag_folder=sys.argv[1])
-assert not bag.import_errors, bag.import_errors
+if bag.import_errors:
+    sys.exit("\n".join(bag.import_errors.values()))
 training, scoring = bag.dags["train_methods.clicks"], bag.dags["score_daily.clicks"]
 tasks = {
     "train": training.get_task("train").unmap({"arguments": ["train", "--method", "a;b"]}),
