@@ -242,7 +242,7 @@ def test_a_week_in_which_everything_is_delivered_wrong(tmp_path: Path) -> None:
         assert run["state"] == "success"
         # The disk is full when the last night comes: tried again, and there is room by then.
         ballast = fill(there.lake)
-        night = there.runs(dag)[5]["dag_run_id"]
+        night = until(lambda: there.runs(dag)[5:], 60)[0]["dag_run_id"]
         failed = until(
             lambda: [
                 (name, there.log(dag, night, name))
