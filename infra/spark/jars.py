@@ -5,7 +5,7 @@
 Spark's own resolver fetches them from Maven Central (so no host is named here), with what Spark
 ships itself left out: of Delta the seven jars of `delta-jars.sha256` are enough (13 MB instead of
 87). `--s3` adds those of `s3-jars.sha256`, once and for all runs after it (S3's Java SDK is 640 MB,
-so who has no object store does not fetch it). They are kept in `$SESSIONMILL_JARS_CACHE` (default:
+so who has no object store does not fetch it), and our log store for it, compiled here. They are kept in `$SESSIONMILL_JARS_CACHE` (default:
 the user's cache folder) and named in the `spark-defaults.conf` of this environment's pyspark, so
 `python -m jobs`, `spark-submit` and Airflow's SparkSubmitOperator all find them; `--inside` copies
 them to pyspark's own jars instead, which is for images, and `--conf` writes the configuration
@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +29,10 @@ CONF = """\
 spark.sql.extensions io.delta.sql.DeltaSparkSessionExtension
 spark.sql.catalog.spark_catalog org.apache.spark.sql.delta.catalog.DeltaCatalog
 """
-# S3 creates an object only if it is not there (If-None-Match), and Hadoop's client asks for it.
-# This log store of Delta's writes each version in that way and takes a refusal for "somebody was
-# faster", so two writers are safe; Delta's own default for S3 trusts in being alone
-# (tests/test_s3.py).
 S3_CONF = """\
-spark.delta.logStore.s3a.impl io.delta.storage.GCSLogStore
-spark.hadoop.fs.s3a.create.conditional.enabled true
+spark.delta.logStore.s3a.impl sessionmill.ConditionalPutLogStore
 """
+LOG_STORE = HERE / "ConditionalPutLogStore.java"
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,8 @@ DELTA = Jars(
     ),
     CONF,
 )  # fmt: skip
-S3 = Jars("s3", "org.apache.hadoop:hadoop-aws:3.4.2", (), S3_CONF)
+COMPILER = "ecj-3.43.0.jar"  # Eclipse's: a runtime has none
+S3 = Jars("s3", "org.apache.hadoop:hadoop-aws:3.4.2,org.eclipse.jdt:ecj:3.43.0", (), S3_CONF)
 
 
 def sha256(path: Path) -> str:
@@ -124,6 +122,35 @@ def have(jars: Jars, into: Path) -> None:
             )
 
 
+def compiled(into: Path) -> str:
+    """Our log store for S3 as a jar among the others; its name."""
+    import pyspark
+
+    name = f"sessionmill-logstore-{sha256(LOG_STORE)[:12]}.jar"
+    if (into / name).exists():
+        return name
+    home = os.environ.get("JAVA_HOME")
+    own = Path(sys.prefix) / "bin" / "java"
+    java = Path(home) / "bin" / "java" if home else own if own.exists() else "java"
+    spark = Path(pyspark.__file__).parent / "jars"
+    known = [*spark.glob("hadoop-client-api-*.jar"), *(into / jar for jar in DELTA.wanted),
+             *(into / jar for jar in S3.wanted if jar.startswith("hadoop-aws"))]  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(
+            [str(java), "-jar", str(into / COMPILER), "--release", "17", "-d", scratch,
+             "-classpath", os.pathsep.join(map(str, known)), str(LOG_STORE)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{LOG_STORE} does not compile:\n{done.stdout}{done.stderr}")
+        partial = into / f".{name}.{os.getpid()}"
+        with zipfile.ZipFile(partial, "w") as jar:
+            for file in Path(scratch).rglob("*.class"):
+                jar.write(file, file.relative_to(scratch))
+        partial.rename(into / name)
+    return name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Delta's jars, and those for S3")
     parser.add_argument("--s3", action="store_true", help="those for S3, too")
@@ -140,7 +167,9 @@ def main() -> None:
     sets = [DELTA, S3] if args.s3 or S3.conf in there else [DELTA]
     for jars in sets:
         have(jars, into)
-    names = [name for jars in sets for name in jars.wanted]
+    names = [name for jars in sets for name in jars.wanted if name != COMPILER]
+    if S3 in sets:
+        names.append(compiled(into))
     if args.inside:
         for name in names:
             shutil.copyfile(into / name, home / "jars" / name)
