@@ -15,6 +15,7 @@ endif
 UV            := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),build/uv/bin/uv)
 WORKERS       ?= 2
 KILLS         ?= 200
+MARK          ?= long
 LONG          ?= $(shell grep -l 'mark\.long' tests/test_*.py)
 
 # The tools run from the environment: no activation is assumed, and none is disturbed.
@@ -22,7 +23,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONHOME PYTHONPATH
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: help setup demo clean-demo up down test test-long check lock wheel
+.PHONY: help setup demo clean-demo up down test test-long test-s3 check lock wheel
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -76,15 +77,20 @@ down:  ## stop what `make up` started
 # -- proof -------------------------------------------------------------------------------------
 
 test: setup  ## all tests but the long ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" --durations=12
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long and not s3" --durations=12
 
 test-long: setup  ## the long ones, or LONG=tests/test_kill.py; KILLS=200 at random; kept in tests/long_runs
 	@mkdir -p tests/long_runs; all=0; for file in $(LONG); do \
 	  kept=tests/long_runs/$$(basename $$file .py).txt; \
 	  { echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/long_runs' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores, $(KILLS) random kills"; \
-	    $(BIN)/python -m pytest -v -n $(WORKERS) -m long --kills $(KILLS) --durations=0 --tb=short $$file; echo "exit status $$?"; } 2>&1 \
+	    $(BIN)/python -m pytest -v -n $(WORKERS) -m $(MARK) --kills $(KILLS) --durations=0 --tb=short $$file; echo "exit status $$?"; } 2>&1 \
 	    | grep --line-buffered -vE '^(rootdir|configfile|plugins|cachedir|hypothesis|created:|platform|scheduling|tests/|bringing)' | tee $$kept; \
 	  tail -1 $$kept | grep -q 'exit status 0' || all=1; done; exit $$all
+
+test-s3: setup  ## the lake on an S3-compatible server, made here (needs Go; 640 MB of Java); kept in tests/long_runs
+	@GOBIN=$(abspath build/bin) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+	@$(BIN)/python infra/spark/jars.py --s3 --conf build/spark-s3
+	@$(MAKE) --no-print-directory test-long LONG=tests/test_s3.py MARK=s3 WORKERS=0
 
 check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/ruff format --check .
