@@ -23,7 +23,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONHOME PYTHONPATH
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: help setup demo clean-demo up down test test-long test-s3 check lock wheel
+.PHONY: help setup demo clean-demo up down test test-long test-s3 check lock audit wheel
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -104,6 +104,9 @@ lock: | $(UV)  ## resolve the dependencies anew
 	  --custom-compile-command "make lock" -o requirements.lock
 	@cd infra/java && $(if $(filter build/%,$(UV)),../../$(UV),$(UV)) pip compile requirements.in --quiet --universal --generate-hashes -p 3.11 \
 	  --custom-compile-command "make lock" -o requirements.lock
+
+audit: | $(UV)  ## known faults of the packages, where the index has them
+	@$(UV) tool run pip-audit --no-deps --disable-pip --require-hashes -r requirements.lock
 
 wheel: setup  ## the wheel that `spark-submit --py-files` takes to a cluster, in dist/
 	@$(UV) build --quiet --wheel --python $(BIN)/python --out-dir dist . && ls dist/*.whl
