@@ -36,7 +36,7 @@ from jobs import files, landing, privacy, streams
 from jobs.context import Context
 from jobs.delta import Lake
 from jobs.errors import SettingsError
-from jobs.maintain import registry_pins
+from jobs.maintain import knows_registry, registry_pins
 from jobs.reading import read_file, record_of
 from jobs.records import Format
 from jobs.steps import one_job
@@ -112,10 +112,12 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     lost = sorted(name for version, names in pins.items() if not _readable(lake, version)
                   for name in names)  # fmt: skip
     _mark(lost, "rebuildable", "false")
+    artifacts = _from_tracking(source.name, person, hashed)
     return {
         "source": source.name, "user_hash": hashed, "events": events, "rejects": rejects,
         "lists": lists, "landing_lines": lines, "files_removed": removed,
         "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
+        "artifacts": artifacts,
     }  # fmt: skip
 
 
@@ -135,8 +137,9 @@ def in_words(done: dict[str, Any]) -> str:
         f"forget {done['source']}: {done['events']:,} events, {done['rejects']:,} rejects, "
         f"{done['lists']:,} lists and {done['landing_lines']:,} lines of landing files removed, and "
         f"{done['files_removed']:,} files of older versions, candidates and caches. {marked}{lost}"
-        f"Ingestion passes over {done['user_hash']} from now on ({done['registry']}). Not reached: "
-        "copies outside the lake, and MLflow's per-user scores of past evaluations."
+        f"Ingestion passes over {done['user_hash']} from now on ({done['registry']}); "
+        f"{done['artifacts']:,} of MLflow's files, scores and pages, name them no more. Not reached: "
+        "copies outside the lake and MLflow."
     )
 
 
@@ -170,6 +173,15 @@ def _mark(models: list[str], tag: str, value: str) -> None:
     for one in models:
         name, _, version = one.rpartition("/")
         client.set_model_version_tag(name, version, tag, value)
+
+
+def _from_tracking(source: str, person: Person, hashed: str) -> int:
+    """MLflow's files that named the person; the id there is the tables'."""
+    if not knows_registry():
+        return 0
+    from models import forgotten
+
+    return forgotten.forget(source, person.pattern, person.stored, hashed)
 
 
 # -- tables ---------------------------------------------------------------------------------------

@@ -143,9 +143,14 @@ def _abandoned(context: Context, keep_days: float) -> list[dict[str, Any]]:
     return removed
 
 
+def knows_registry() -> bool:
+    """Whether there is an MLflow to ask."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(".mlflow/mlflow.db").exists()
+
+
 def registry_pins(source: str) -> tuple[dict[int, list[str]], str]:
     """Versions of `gold.sequences` that registered models name, and in words where was asked."""
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not Path(".mlflow/mlflow.db").exists():
+    if not knows_registry():
         return {}, (
             "no model registry was asked: MLFLOW_TRACKING_URI is not set, and there is no .mlflow "
             "folder here"

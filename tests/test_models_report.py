@@ -18,6 +18,7 @@ from deltalake import write_deltalake
 
 from jobs.arrow import arrow_schema
 from jobs.tables import NIGHTS, RECOMMENDATIONS, RUNS, Table
+from models import forgotten, tracking
 from models.dataset import Sequences
 from models.report import statistics
 from tests.recorded import World
@@ -213,3 +214,27 @@ def test_a_browser_shows_and_sorts_it_without_an_error(page: Path, tmp_path: Pat
 def test_it_prints(page: Path, tmp_path: Path) -> None:
     opened(page, tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}", "--no-pdf-header-footer")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_who_is_forgotten_leaves_scores_and_pages(page: Path, world: World) -> None:
+    """(The last test: the page in MLflow is gone afterwards.)"""
+    client, experiment = tracking.connect("toy")
+    runs = client.search_runs([experiment])
+    folder = Path(".mlflow") / "artifacts"
+    named = [file for file in folder.rglob("report.html") if "u000" in file.read_text()]
+    assert len(named) == 1 and "u000" in page.read_text()
+    before = world.run("compare", "--source", str(world.source), "--comparison", "r1", "--json")[1]
+    whom = re.compile(r"(?<![\w-])u000(?![\w-])")
+    assert forgotten.forget("toy", whom, "u000", "u-5f") == 3 + 1
+    assert forgotten.forget("toy", whom, "u000", "u-5f") == 0
+    for run in runs:
+        for file in folder.rglob(f"{run.info.run_id}/**/per_user.npz"):
+            with np.load(file) as arrays:
+                for name in [name for name in arrays if name.endswith("user_id")]:
+                    assert "u000" not in arrays[name]
+                assert "u-5f" in arrays["user_id"] and len(set(arrays["user_id"])) == 60
+    told = named[0].read_text()
+    assert "u000" not in told and "models report --source toy --comparison r1" in told
+    # What was compared on these users stands.
+    after = world.run("compare", "--source", str(world.source), "--comparison", "r1", "--json")[1]
+    assert before and after and after["methods"] == before["methods"]
