@@ -189,7 +189,7 @@ def check(
 
 @pytest.mark.parametrize(
     ("name", "orders"),
-    [("gap", (True, False)), ("native sessions and ids, local times", (True,))],
+    [("gap", (True,)), ("native sessions and ids, local times", (False,))],
 )
 def test_any_arrival_gives_the_oracles_tables(
     spark: Any, tmp_path: Path, name: str, orders: tuple[bool, ...]

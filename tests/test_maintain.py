@@ -110,7 +110,7 @@ def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
     assert {row["user_id"]: len(row["item_index"]) for row in shop.rows(SEQUENCES)}["u1"] == 2
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_where_the_feed_is_gone_tables_are_made_anew(
     spark: Any, tmp_path: Path, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
