@@ -39,6 +39,7 @@ from jobs.errors import SettingsError
 from jobs.maintain import knows_registry, registry_pins
 from jobs.reading import read_file, record_of
 from jobs.records import Format
+from jobs.settings import settings
 from jobs.steps import one_job
 from jobs.tables import (
     ALL,
@@ -361,16 +362,18 @@ def _from_folders(context: Context, person: Person) -> int:
     """Candidates, caches, answers and pages that name the person; how many there were."""
     lake, removed = context.lake, 0
     base = lake.folder()
-    for folder in ("_candidates", "_cache", "_runs", "_quality"):
-        named = sorted(
-            path for path in _below(f"{base}/{folder}") if _mentions(path, person)
-        )  # fmt: skip
-        for path in named:
-            inside = path.removeprefix(f"{base}/{folder}/")
-            top = f"{base}/{folder}/{inside.partition('/')[0]}"
-            if folder in ("_candidates", "_cache") and "/" in inside:
+    folders = [f"{base}/{name}" for name in ("_candidates", "_cache", "_runs", "_quality")]
+    whole = folders[:2]  # a candidate or a cache is of use as a whole only
+    if "://" in base:
+        whole.append(f"{settings().cache_root()}/{context.source.name}")
+        folders.append(whole[-1])
+    for folder in folders:
+        for path in sorted(path for path in _below(folder) if _mentions(path, person)):
+            inside = path.removeprefix(f"{folder}/")
+            top = f"{folder}/{inside.partition('/')[0]}"
+            if folder in whole and "/" in inside:
                 removed += files.exists(top) or _is_folder(top)
-                files.remove(top)  # a candidate or a cache is of use as a whole only
+                files.remove(top)
             else:
                 removed += 1
                 _drop(path)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
+import tempfile
 from functools import lru_cache
 
 from pydantic import Field, SecretStr
@@ -24,6 +26,9 @@ class Settings(BaseSettings):
 
     lake: str = "lake"
     """Folder or URI under which each source has its tables."""
+    cache: str | None = None
+    """Folder of caches, checkpoints and audits' pages where the lake is a URI; unset: this
+    machine's temporary folder. A shared one lets a training go on in another pod."""
     sources: str = "infra/sources"
     """Folder of the source files that a bare `--source name` means."""
     spark_master: str | None = None
@@ -58,6 +63,11 @@ class Settings(BaseSettings):
     """The key by which user ids are hashed ([privacy]) and forgotten people are recognised."""
     crash_at: str | None = None
     """For tests: the name of a crash point at which the process kills itself with SIGKILL."""
+
+    def cache_root(self) -> str:
+        """Where files lie that belong to a lake behind a URI and cannot lie in it."""
+        folder = self.cache or f"{tempfile.gettempdir()}/sessionmill-{os.getuid()}"
+        return os.path.join(folder, hashlib.sha256(self.lake.encode()).hexdigest()[:12])
 
     def table_root(self) -> str:
         """The lake as an absolute path, or the URI as it is."""

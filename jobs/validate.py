@@ -28,6 +28,7 @@ from expectations import sessions as sessions_suite
 from expectations.check import Check
 from jobs import certify
 from jobs.errors import AuditErrored, AuditFailed
+from jobs.settings import settings
 from jobs.tables import EVENTS, RECOMMENDATIONS, SEQUENCES, SESSIONS, Table
 
 if TYPE_CHECKING:
@@ -195,9 +196,9 @@ def _examples(frame: DataFrame | None, name: str) -> str:
 
 
 def docs_folder(context: Context) -> str:
-    """Where results and Data Docs are kept: beside the lake, or here if the lake is a URI."""
+    """Where results and Data Docs are kept: beside the tables, or in `SESSIONMILL_CACHE`."""
     root = context.lake.root
-    base = root if "://" not in root else os.path.abspath("quality")
+    base = root if "://" not in root else settings().cache_root()
     return os.path.join(base, context.source.name, "_quality")
 
 

@@ -7,11 +7,9 @@ into place: two processes at once are safe, a reader never sees half of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.settings import settings
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,10 +82,9 @@ def open_table(path: str, version: int | None, make_with: str) -> DeltaTable:
 
 
 def cache_folder(lake: str, source: str) -> Path:
-    """Beside the source's tables; for a lake behind a URI, in this machine's temporary folder."""
+    """Beside the source's tables; for a lake behind a URI, in `SESSIONMILL_CACHE`."""
     if "://" in lake:
-        name = hashlib.sha256(lake.encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"sessionmill-{os.getuid()}" / name / source
+        return Path(settings().cache_root()) / source
     return Path(lake) / source / "_cache"
 
 

@@ -62,6 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true", "PYTHONPATH": str(REPO),
         "SPARK_CONF_DIR": str(REPO / "build" / "spark-s3"), "SESSIONMILL_SPARK_MASTER": "local[2]",
         "SESSIONMILL_DRIVER_MEMORY": "1g", "SESSIONMILL_LAKE": "s3a://company/lake",
+        "SESSIONMILL_CACHE": str(folder / "cache"), "SESSIONMILL_ID_KEY": "k" * 32,
     }  # fmt: skip
     log = folder / "server.log"
     with log.open("w") as out:
@@ -149,13 +150,20 @@ def test_nights_on_s3_are_those_of_a_folder_and_two_at_once_lose_nothing(
         ("jobs", "validate"),
         ("jobs", "maintain", "--keep-days", "1"),
         ("models", "train", "--method", "pop", "--epochs", "1"),
+        ("jobs", "forget", "--user", "u25"),
     ):
         done = store.python(
             "-m", *words, "--source", str(sources["s3"]),
             MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
         )  # fmt: skip
         assert done.returncode == 0, (words, done.stderr[-3000:])
-    assert not list(store.folder.glob("s3*:")), "nothing of the lake is on this machine"
+    for table in (EVENTS, SESSIONS, SEQUENCES):
+        found = DeltaTable(table.path("s3://company/lake", "clicks"), storage_options=store.env)
+        users = set(found.to_pyarrow_table(columns=["user_id"])["user_id"].to_pylist())
+        assert "u25" not in users and "u26" in users
+    for place in (store.folder / "buckets", store.folder / "cache"):
+        texts = [file.read_bytes() for file in place.rglob("*") if file.is_file()]
+        assert texts and not any(re.search(rb"\bu25\b", text) for text in texts)
 
 
 STORE = """
