@@ -93,7 +93,8 @@ def fetch(jars: Jars, into: Path) -> None:
             "--conf", f"spark.jars.ivySettings={HERE / 'ivysettings.xml'}",
             str(nothing),
         ]  # fmt: skip
-        env = dict(os.environ, PYSPARK_PYTHON=sys.executable, PYSPARK_DRIVER_PYTHON=sys.executable)
+        env = dict(os.environ, PYSPARK_PYTHON=sys.executable, PYSPARK_DRIVER_PYTHON=sys.executable,
+                   SPARK_LOCAL_HOSTNAME="localhost")  # fmt: skip
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         for name in jars.wanted:
             found = list(Path(scratch).glob(f"ivy/jars/*_{name}"))
