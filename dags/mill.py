@@ -228,6 +228,9 @@ def spark_job(
         application_args=arguments,
         name=f"{source.name}.{job}.{step}",
         driver_memory=settings().driver_memory,
+        executor_memory=settings().executor_memory,
+        executor_cores=settings().executor_cores,
+        num_executors=settings().executors,
         pool="spark",
     )
 
@@ -273,12 +276,10 @@ def announce(source: ScheduledSource, result: str) -> Any:
 
 
 def _read_text(source: str, run: str, result: str) -> str:
-    from airflow.sdk import ObjectStoragePath
+    from jobs import files
 
     batch = run.replace(":", "_")
-    return ObjectStoragePath(
-        f"{settings().table_root()}/{source}/_runs/{batch}/{result}"
-    ).read_text()
+    return files.read_text(f"{settings().table_root()}/{source}/_runs/{batch}/{result}")
 
 
 # -- models ------------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ class PodOperator(KubernetesPodOperator):
                 "SESSIONMILL_MLFLOW_WAIT_S": "900",
             },
             do_xcom_push=True,
+            # An image of gigabytes is pulled, a GPU is waited for.
+            startup_timeout_seconds=1800,
+            schedule_timeout_seconds=3600,
             xcom_sidecar_container_security_context=base.get("securityContext"),
             on_finish_action="delete_succeeded_pod",  # a failed one is there to be looked at
             **others,

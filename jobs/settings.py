@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     """Spark's master; unset: spark-submit's own choice, or `local[*]`."""
     driver_memory: str = "4g"
     """Memory of the Spark driver when this process starts it (spark-submit has its own flag)."""
+    executor_memory: str | None = None
+    """Memory of each executor that Airflow's Spark jobs ask for; unset: Spark's own, 1 GiB."""
+    executor_cores: int | None = Field(default=None, ge=1)
+    """Cores of each of them."""
+    executors: int | None = Field(default=None, ge=1)
+    """How many of them (Kubernetes, YARN)."""
     shuffle_partitions: int | None = None
     """Shuffle partitions; unset: the number of local cores, or Spark's default on a cluster."""
     short_jobs: bool | None = None
@@ -57,6 +63,8 @@ class Settings(BaseSettings):
     """GPUs of a training's pod."""
     answer_file: str | None = None
     """File into which a command's JSON goes, too; in pods, what Airflow reads its answer from."""
+    mlflow_page: str | None = None
+    """Where a person's browser finds MLflow, if not at MLFLOW_TRACKING_URI."""
     notify_url: SecretStr | None = None
     """A webhook that is told of failed tasks, late runs and drift (jobs/notify.py)."""
     id_key: SecretStr | None = None

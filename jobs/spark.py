@@ -11,37 +11,38 @@ from jobs.errors import SettingsError
 from jobs.settings import settings
 
 if TYPE_CHECKING:
+    from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
+S3_STORE = "spark.delta.logStore.s3a.impl"
 
-def get_spark(app_name: str) -> SparkSession:
-    """The session every job runs in, whoever started it: python, spark-submit, a test.
+
+def configured(app_name: str) -> SparkConf:
+    """What the session is made from: ours where nobody else has said it.
 
     UTC, ANSI, microsecond timestamps (the Parquet default, INT96, cannot be read back beyond the
     year 2262 by other engines), and Delta's snapshot in as many partitions as there are cores
     (its default of 50 makes every commit on a laptop pay for 50 tasks).
-
-    Raises:
-        SettingsError: Delta's jars are not there, naming the command that fetches them.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     if "JAVA_HOME" not in os.environ and (Path(sys.prefix) / "bin" / "java").exists():
         os.environ["JAVA_HOME"] = sys.prefix  # the runtime that `make setup` brought
     where = settings()
-    submitted = "SPARK_ENV_LOADED" in os.environ
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # by spark-submit, whatever its master
     master = where.spark_master or (None if submitted else "local[*]")
-    if master is None or master.startswith("local"):
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 
-    from pyspark import SparkConf
-    from pyspark.sql import SparkSession
+    from pyspark import SparkConf, SparkContext
 
+    if submitted:
+        SparkContext._ensure_initialized()  # else nothing is known of what spark-submit was told
     conf = SparkConf()
     conf.setAppName(app_name)
     if master:
         conf.setMaster(master)
     local = (master or conf.get("spark.master", "local") or "local").startswith("local")
+    if local:
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     partitions = where.shuffle_partitions or (os.cpu_count() or 2 if local else 200)
     values = {
         "spark.sql.session.timeZone": "UTC",
@@ -72,6 +73,19 @@ def get_spark(app_name: str) -> SparkSession:
     for name, value in values.items():
         if not conf.contains(name) or name.startswith("spark.sql.") or not submitted:
             conf.set(name, value)
+    return conf
+
+
+def get_spark(app_name: str) -> SparkSession:
+    """The session every job runs in, whoever started it: python, spark-submit, a test.
+
+    Raises:
+        SettingsError: Delta's jars are not there, naming the command that fetches them; or the lake
+            is on S3, and Spark's commits there would not be safe for two writers.
+    """
+    from pyspark.sql import SparkSession
+
+    conf = configured(app_name)
     spark = SparkSession.builder.config(conf=conf).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     jvm: Any = spark._jvm
@@ -82,7 +96,15 @@ def get_spark(app_name: str) -> SparkSession:
             "in pyspark's spark-defaults.conf), or give spark-submit --packages "
             "io.delta:delta-spark_4.1_2.13:4.4.0 and Delta's two spark.sql settings"
         )
-    compile_plans(spark, not where.short_jobs)
+    lake = settings().lake
+    if lake.startswith("s3") and not spark.sparkContext.getConf().contains(S3_STORE):
+        spark.stop()
+        raise SettingsError(
+            f"SESSIONMILL_LAKE = {lake}, and Spark knows no {S3_STORE}: run `python "
+            "infra/spark/jars.py --s3` (Spark's client for S3, and commits that are safe for two "
+            "writers), or give spark-submit what it writes to spark-defaults.conf"
+        )
+    compile_plans(spark, not settings().short_jobs)
     return spark
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.settings import settings
 from models import results, tracking
 from models.dataset import Sequences, cache_folder, open_sequences, read_items
 from models.errors import UserError
@@ -88,7 +89,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
 
 def _url(experiment: str, run_id: str) -> str | None:
     """Where a browser finds the page in MLflow; None without a server."""
-    uri = tracking.tracking_uri()
+    uri = settings().mlflow_page or tracking.tracking_uri()
     if not uri.startswith("http"):
         return None
     return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/report.html"
@@ -361,9 +362,9 @@ def figure(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    settings = {"svg.hashsalt": "sessionmill", "font.size": 8, "axes.spines.top": False,
+    style = {"svg.hashsalt": "sessionmill", "font.size": 8, "axes.spines.top": False,
                 "axes.spines.right": False, "axes.edgecolor": GREY}  # fmt: skip
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(style):
         made, axis = pyplot.subplots(figsize=size, layout="constrained")
         draw(axis)
         text = io.StringIO()

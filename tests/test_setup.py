@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -113,3 +114,37 @@ def test_a_job_runs_on_the_java_that_make_brings(brought_java: Path, tmp_path: P
     assert f"Spark Command: {brought_java}/bin/java" in done.stderr
     assert "2 new events" in done.stdout and "1 bad_event_ts" in done.stdout
     assert (tmp_path / "lake" / "beans" / "bronze" / "events" / "_delta_log").is_dir()
+
+
+CONFIGURED = """
+import json
+from jobs.spark import configured
+
+conf = configured("asked")
+names = ("spark.master", "spark.driver.host", "spark.ui.enabled", "spark.sql.shuffle.partitions")
+print("SAYS " + json.dumps([conf.get(name) for name in names]))
+"""
+
+
+def test_what_spark_submit_was_told_stands(tmp_path: Path) -> None:
+    """A driver that is told to executors elsewhere as 127.0.0.1 is never found."""
+    script = tmp_path / "asked.py"
+    script.write_text(CONFIGURED)
+
+    def asked(*options: str) -> list[str | None]:
+        done = subprocess.run(
+            [str(Path(sys.prefix) / "bin" / "spark-submit"), *options, str(script)],
+            env=os.environ | {"PYTHONPATH": str(REPO), "PYSPARK_PYTHON": sys.executable,
+                              "PYSPARK_DRIVER_PYTHON": sys.executable},
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        [said] = [line[5:] for line in done.stdout.splitlines() if line.startswith("SAYS ")]
+        found: list[str | None] = json.loads(said)
+        return found
+
+    elsewhere = "spark://master.example:7077"
+    assert asked("--master", elsewhere) == [elsewhere, None, None, "200"]
+    named = asked("--master", elsewhere, "--conf", "spark.driver.host=driver.example")
+    assert named[1] == "driver.example"
+    here = asked("--master", "local[1]")
+    assert here == ["local[1]", "127.0.0.1", "false", str(os.cpu_count())]
