@@ -100,18 +100,16 @@ def evaluate(
     drawn_place = np.zeros((len(sampled), len(targets.item)), dtype=np.int64)
     shown = np.zeros((len(LIST_KS), V if popularity is not None else 0), dtype=np.int64)
     surprise = torch.zeros(2, dtype=torch.float64)  # sum over targets, targets
-    most = getattr(model, "rows_at_once", CHUNK_ROWS)
-    step = max(1, min(most, CHUNK_SCORES // max(1, V)))
     # Histories of one length together: less padding, the same scores.
-    order = np.argsort(targets.end - targets.begin, kind="stable")
-    for low in range(team.rank * step, number, team.size * step):
-        part = targets.select(order[low : low + step])
+    length = targets.end - targets.begin
+    order = np.argsort(length, kind="stable")
+    for index in parts(model, order, length[order])[team.rank :: team.size]:
+        part = targets.select(index)
         scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.new_session)
         if popularity is not None and getattr(model, "gives_logits", False):
             surprise += _surprise(scores, part)
         if repeat_policy == "exclude_seen":
             scores = exclude(scores, part.rows, part.begin, part.end)
-        index = order[low : low + step]
         where, _ = ragged(targets.item_start[:-1][index], np.diff(targets.item_start)[index])
         place[where] = metrics.ranks(scores, part.item_start, part.item)
         if targets.sets:
@@ -144,6 +142,23 @@ def evaluate(
     if surprise[1]:
         result.catalogue["test_loss"] = float(surprise[0] / surprise[1])
     return result
+
+
+def parts(model: Any, order: Ints, length: Ints) -> list[Ints]:
+    """`order` in parts that are scored together: `length` (of the histories, rising) says how many
+    fit, at most 512 and as many as have 16 million scores."""
+    most = max(1, min(CHUNK_ROWS, CHUNK_SCORES // max(1, model.num_items)))
+    tokens = getattr(model, "tokens_at_once", None)
+    longest = np.minimum(length, model.config.max_len) if tokens else length
+    found, low = [], 0
+    while low < len(order):
+        size = most
+        if tokens:
+            padded = np.arange(1, most + 1)[: len(order) - low] * longest[low : low + most]
+            size = max(1, int(np.searchsorted(padded, tokens, side="right")))
+        found.append(order[low : low + size])
+        low += size
+    return found
 
 
 def _surprise(scores_RV: torch.Tensor, part: Targets) -> torch.Tensor:

@@ -122,10 +122,10 @@ class Recommender(nn.Module):
         return weight, weight.new_zeros(len(weight)) if self.bias is None else self.bias
 
     @property
-    def rows_at_once(self) -> int:
-        """So many histories are best scored together: memory stays small, speed is the same."""
+    def tokens_at_once(self) -> int:
+        """So many tokens, with their padding, are best scored together; a history has at most L."""
         on_cpu = self.item.weight.device.type == "cpu"
-        return max(1, (SCORED_TOKENS if on_cpu else 16 * SCORED_TOKENS) // self.config.max_len)
+        return SCORED_TOKENS if on_cpu else 16 * SCORED_TOKENS
 
     def windows(self, rows: Rows, shift: Ints | None) -> tuple[Ints, Ints]:
         """Users' events in windows that fit: (begin, end); see `batch.windows`."""

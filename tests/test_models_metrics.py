@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.evaluate import Sampled, evaluate
+from models.evaluate import Sampled, evaluate, parts
+from models.lists import best
 from models.metrics import bootstrap, bootstrap_seeds, catalogue, per_target, per_user, ranks
 from models.splits import Targets
 from tests.test_models_world import rows_of
@@ -194,3 +195,35 @@ def test_the_loss_is_the_cross_entropy_of_known_items() -> None:
     assert "test_loss" not in evaluate(Model(), asked, (1,)).catalogue, "not at every validation"
     counts = evaluate(Fixed(), asked, (1,), popularity=np.ones(4, dtype=np.int64))
     assert "test_loss" not in counts.catalogue and "coverage@10" in counts.catalogue
+
+
+@pytest.mark.parametrize("size", [3, 90, 1600, 1999])
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_the_best_are_those_of_a_full_sort(size: int, k: int) -> None:
+    """Equal scores in order of the vocabulary, whatever shortcut finds them."""
+    torch.manual_seed(size + k)
+    tied = torch.randint(0, 40, (7, size)).float()
+    tied[0] = 1.0
+    tied[1, ::3] = -torch.inf
+    for scores in (torch.randn(7, size), tied):
+        place, score = best(scores, k)
+        want, order = scores.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(score, want[:, :k]) and torch.equal(place, order[:, :k])
+
+
+def test_parts_have_every_history_once_and_fit() -> None:
+    class Model:
+        num_items, tokens_at_once = 100, 8192
+
+        class config:
+            max_len = 50
+
+    length = np.sort(np.random.default_rng(3).geometric(0.02, 5000))
+    found = parts(Model(), np.arange(5000), length)
+    assert np.array_equal(np.concatenate(found), np.arange(5000))
+    for part in found:
+        longest = min(int(length[part[-1]]), 50)
+        assert 1 <= len(part) <= 512 and len(part) * longest <= 8192
+    fewest = 8192 // 50
+    assert all(len(part) >= fewest for part in found[:-1])
+    assert parts(Model(), np.arange(0), length[:0]) == []
