@@ -29,7 +29,8 @@ from kubernetes.client import ApiClient
 
 bag = DagBag(dag_folder=sys.argv[1])
 if bag.import_errors:
-    sys.exit("\n".join(bag.import_errors.values()))
+    print(*bag.import_errors.values(), file=sys.stderr)
+    sys.exit(1)
 training, scoring = bag.dags["train_methods.clicks"], bag.dags["score_daily.clicks"]
 tasks = {
     "train": training.get_task("train").unmap({"arguments": ["train", "--method", "a;b"]}),
