@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.settings import settings
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def open_table(path: str, version: int | None, make_with: str) -> DeltaTable:
 def cache_folder(lake: str, source: str) -> Path:
     """Beside the source's tables; for a lake behind a URI, in `SESSIONMILL_CACHE`."""
     if "://" in lake:
+        from jobs.settings import settings  # (a serving machine has no jobs)
+
         return Path(settings().cache_root()) / source
     return Path(lake) / source / "_cache"
 
