@@ -287,7 +287,11 @@ def methods(compared: dict[str, Any], registered: dict[str, Any]) -> list[dict[s
 
 
 def show_methods(found: list[dict[str, Any]]) -> None:
-    table = Table(title="The next basket, all its items", title_justify="left", pad_edge=False)
+    # (Narrow enough for a window of 80 columns: a number cut off is none.)
+    table = Table(
+        title="The next basket, all its items", title_justify="left", box=None,
+        padding=(0, 2, 0, 0), pad_edge=False,
+    )  # fmt: skip
     for column in (
         "method",
         "NDCG@10",
