@@ -27,6 +27,7 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from jobs import files
+    from models.evaluate import parts
     from models.gate import latency
     from models.lists import best, lists
     from models.methods import build, config
@@ -50,8 +51,10 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
     model.eval()
     ids = [f"item-{n}" for n in range(args.items)]
     stored = Stored(model, chosen, ids, torch.ones(args.items), {"gap_us": 1_800_000_000})
-    some = min(args.users, 8192)
-    chunk = [np.arange(low, min(low + 512, some)) for low in range(0, some, 512)]
+    some = min(args.users, 16_384)
+    size = np.diff(start)[:some]
+    order = np.argsort(size, kind="stable")
+    chunk = parts(model, order, size[order])
     spent = {"forward_s": 0.0, "best_s": 0.0}
     for users in chunk:
         began = time.perf_counter()
