@@ -53,6 +53,8 @@ REMEDIES = {
     # (What Spark says of files that it reads together, which only [exposures] asks of it.)
     "CSV header does not conform": "a file of [exposures] has other columns than the first of them, "
     "or in another order: deliver it again as the others are",
+    "Generic S3 error": "the object store does not answer, or not to us: look at AWS_ENDPOINT_URL, "
+    "AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "Permission denied": "a folder or file is closed to this user: grant the rights",
 }
 

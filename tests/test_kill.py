@@ -118,3 +118,16 @@ def test_a_mistake_is_told_without_a_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     done = subprocess.run([*words, "--day", "tomorrow; rm -rf /"], capture_output=True, text=True)
     assert done.returncode == 2 and "write YYYY-MM-DD" in done.stderr
+
+
+def test_an_object_store_that_is_away_is_told(tmp_path: Path) -> None:
+    (tmp_path / "clicks.toml").write_text(CLICKS.replace("{landing}", str(tmp_path)))
+    env = os.environ | {
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ALLOW_HTTP": "true",
+        "SESSIONMILL_LAKE": "s3a://company/lake",
+    }  # fmt: skip
+    words = [sys.executable, "-m", "jobs", "run", "--source", str(tmp_path / "clicks.toml")]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "look at AWS_ENDPOINT_URL" in done.stderr
+    assert "s3a://company/lake" in done.stderr and "Traceback" not in done.stderr
