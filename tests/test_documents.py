@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deltalake import DeltaTable
 
 from jobs.sources import load_source
 from models import methods
 from tests import test_models_batches as batches
 from tests.airflow_tools import REPO
+from tests.test_cluster import cluster
 from tests.test_models_methods import data_of, fit, ring, write_gold
 
 PARTS = ("dags", "expectations", "infra", "jobs", "models", "pyproject.toml", "README.md", "LICENSE",
@@ -125,6 +128,97 @@ def test_the_readme_as_it_is_typed(place: Path) -> None:
         ),
     )
     typed(place, "\n".join(lines[2:]))
+
+
+# -- the runbook: commands in its sentences -------------------------------------------------------
+
+COMMAND = re.compile(r"`((?:SESSIONMILL_ID_KEY=\S+ )?python -m [^`]+)`")
+TWICE = """
+.venv/bin/python -m jobs run --source clicks
+for method in pop item_knn; do
+    .venv/bin/python -m models train --source clicks --method $method --comparison $method
+    .venv/bin/python -m models compare --source clicks --comparison $method
+    .venv/bin/python -m models register --source clicks --comparison $method
+    .venv/bin/python -m models promote --source clicks --force --reason first
+done
+"""
+
+
+@pytest.mark.long
+def test_the_runbook_as_it_is_typed(place: Path) -> None:
+    document = "docs/runbook.md"
+    asked = set(COMMAND.findall((REPO / document).read_text()))
+    typed(place, CLICKS.replace("%s", boxes("README.md", "toml")[0]))
+    log = place / "landing" / "clicks" / "log.csv"
+    log.write_text(log.read_text() + "v7,,1717200000000\n")
+    typed(place, TWICE)
+    sessions = DeltaTable(str(place / "lake" / "clicks" / "silver" / "sessions"))
+    session = sessions.to_pyarrow_table(columns=["session_id"])["session_id"][0].as_py()
+
+    def command(beginning: str, **words: str) -> str:
+        """A command of the document, its SOURCE and the like filled in."""
+        [found] = [each for each in asked if each.startswith(beginning)]
+        asked.remove(found)
+        for word, meant in {"SOURCE": "clicks", **words}.items():
+            found = found.replace(word, meant)
+        return typed(place, found.replace("python -m", ".venv/bin/python -m"))
+
+    [box] = boxes(document, "bash")
+    assert "missing_item_id" in typed(place, box.replace("SOURCE", "clicks"))
+    assert "report.html" in command("python -m models report")
+    assert session in command("python -m jobs explain", ID=session)
+    assert "0 new events" in command("python -m jobs replay-rejects")
+    command("python -m jobs validate")
+    assert "version 1" in command("python -m models rollback", **{"…": "complaints"})
+    assert "gold.recommendations version 0" in command("python -m jobs score")
+    assert "version 2" in command("python -m models promote")
+    source = place / "infra" / "sources" / "clicks.toml"
+    source.write_text(source.read_text() + "\n[sessions]\ngap_s = 9000\n")
+    assert "60 sessions" in command("python -m jobs sessionize")
+    assert "v7," in log.read_text()
+    key = "0123456789abcdef0123456789abcdef"
+    command("SESSIONMILL_ID_KEY=", **{"…": key, "user ID": "user v7"})
+    assert "v7," not in log.read_text()
+    assert not asked, f"the runbook has commands that no test types: {asked}"
+
+
+# -- from laptop to cluster -----------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_cluster_as_it_is_typed(place: Path) -> None:
+    submit, containers = boxes("docs/cluster.md", "bash")
+    typed(place, CLICKS.replace("%s", boxes("README.md", "toml")[0]))
+    with cluster(place / "cluster") as standalone:
+        for word, meant in {
+            "make wheel": "make -o .venv/.jars wheel", "s3a://company/lake": f"{place}/lake",
+            "spark://host:7077": standalone.url,
+        }.items():  # fmt: skip
+            assert word in submit
+            submit = submit.replace(word, meant)
+        said = json.loads(typed(place, submit, SPARK_LOCAL_IP="127.0.0.1").splitlines()[-1])
+        [finished] = standalone.state()["completedapps"]
+    assert said["events_new"] == 2400 and finished["state"] == "FINISHED"
+    secrets, compose = containers.strip().splitlines()
+    typed(place, secrets)
+    if subprocess.run(
+        ["docker", "compose", "version"], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("typed all but `docker compose`: there is none here")
+    up = "up --detach --scale spark-worker=2"
+    assert up in compose
+    typed(place, compose.replace(up, "config --quiet"))
+
+
+def test_what_needs_a_cluster_names_files_that_are_there() -> None:
+    plain = "".join(boxes("docs/cluster.md", ""))
+    named = set(re.findall(r"infra/[\w./-]+", plain))
+    assert {"infra/kubernetes/settings.yaml", "infra/docker/Dockerfile"} <= named
+    assert [name for name in named if not (REPO / name).exists()] == ["infra/sources/clicks.toml"]
+    manifests = "".join(each.read_text() for each in (REPO / "infra" / "kubernetes").glob("*.yaml"))
+    for kind, name in re.findall(r"create (configmap|secret generic) ([\w-]+)", plain):
+        assert name in manifests, f"no manifest asks for the {kind} {name}"
+    assert set(re.findall(r"--target \$role", plain)) and "orchestrator spark train" in plain
 
 
 # -- classes that a person writes -----------------------------------------------------------------
