@@ -164,17 +164,17 @@ def test_the_runbook_as_it_is_typed(place: Path) -> None:
         return typed(place, found.replace("python -m", ".venv/bin/python -m"))
 
     [box] = boxes(document, "bash")
-    assert "missing_item_id" in typed(place, box.replace("SOURCE", "clicks"))
+    assert "v7,,1717200000000" in typed(place, box.replace("SOURCE", "clicks"))
     assert "report.html" in command("python -m models report")
     assert session in command("python -m jobs explain", ID=session)
     assert "0 new events" in command("python -m jobs replay-rejects")
     command("python -m jobs validate")
-    assert "version 1" in command("python -m models rollback", **{"…": "complaints"})
-    assert "gold.recommendations version 0" in command("python -m jobs score")
-    assert "version 2" in command("python -m models promote")
+    assert "clicks/1" in command("python -m models rollback", **{"…": "complaints"})
+    assert "gold.recommendations version" in command("python -m jobs score")
+    assert "only 60 users to compare on" in command("python -m models promote")
     source = place / "infra" / "sources" / "clicks.toml"
     source.write_text(source.read_text() + "\n[sessions]\ngap_s = 9000\n")
-    assert "60 sessions" in command("python -m jobs sessionize")
+    assert "(60 rows)" in command("python -m jobs sessionize")
     assert "v7," in log.read_text()
     key = "0123456789abcdef0123456789abcdef"
     command("SESSIONMILL_ID_KEY=", **{"…": key, "user ID": "user v7"})
