@@ -132,3 +132,20 @@ def privacy_of(context: Context) -> Privacy | None:
         lake.create(FORGOTTEN)  # the key's check, before anything is hashed by it
         lake.put_small(FORGOTTEN, [("", made.key_check, context.started)])
     return made
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is meant: as the log has it, and as the tables do."""
+
+    said: str
+    stored: str
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text has one of the ids, not as a part of a longer word."""
+        return bool(self.pattern.search(text))
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        names = "|".join(re.escape(one) for one in sorted({self.said, self.stored}))
+        return re.compile(rf"(?<![\w-])(?:{names})(?![\w-])")
