@@ -42,14 +42,16 @@ def _said(source: str, run_id: str, since: datetime | None) -> str | None:
     """What a job of the run said as it stopped, since the task's last try began; None where none
     did, or nobody can tell. (Other jobs of the run may have begun later, and be well.)"""
     try:
+        import pyarrow.dataset as ds
         from deltalake import DeltaTable
 
-        from jobs.files import rust_uri
+        from jobs.files import rows_of, rust_uri
         from jobs.tables import RUNS
 
         batch = run_id.replace("~", "-").replace(":", "_")
-        rows = DeltaTable(rust_uri(RUNS.path(settings().table_root(), source))).to_pyarrow_table(
-            filters=[("batch", "=", batch)], columns=["job", "outcome", "message", "started_ts"]
+        table = DeltaTable(rust_uri(RUNS.path(settings().table_root(), source)))
+        rows = rows_of(table).to_table(
+            filter=ds.field("batch") == batch, columns=["job", "outcome", "message", "started_ts"]
         )
         said = [
             row for row in rows.to_pylist()

@@ -220,7 +220,7 @@ class Lake:
     def table_of(self, table: Table, version: int, columns: list[str]) -> pa.Table:
         """Some columns of a version, read without Spark."""
         found = DeltaTable(rust_uri(self.path(table)), version=version)
-        return found.to_pyarrow_dataset().to_table(columns=columns)
+        return files.rows_of(found).to_table(columns=columns)
 
     def changes_few(self, table: Table, after: int, upto: int, columns: list[str]) -> pa.Table:
         """Columns of the change feed of the versions in (after, upto], read without Spark.
@@ -393,7 +393,7 @@ class Lake:
         found = self.open(table)
         assert found is not None
         found.load_as_version(base)
-        old = found.to_pyarrow_table()
+        old = files.rows_of(found).to_table()
         places = old.select(key).append_column("_at", pa.array(range(old.num_rows), pa.int64()))
         kept = places.join(rows.select(key), key, join_type="left anti")["_at"]
         if "gone" in rows.column_names:
@@ -413,7 +413,9 @@ class Lake:
     def small(self, table: Table) -> pa.Table:
         """A small table whole, as Arrow."""
         found = self.open(table)
-        return found.to_pyarrow_table() if found else arrow_schema(table.columns).empty_table()
+        return (
+            files.rows_of(found).to_table() if found else arrow_schema(table.columns).empty_table()
+        )
 
     def put_small(self, table: Table, rows: list[tuple[Any, ...]]) -> None:
         """Put rows into an operations table, in place of those of the same key."""

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from jobs.errors import SettingsError
-from jobs.files import rust_uri
+from jobs.files import rows_of, rust_uri
 from jobs.sources import Source
 from jobs.tables import EVENTS, RUNS, SESSIONS, Table
 
@@ -35,7 +35,7 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
     """
     sessions = opened(root, source, SESSIONS)
     changes = changes_of(sessions, session_id)
-    rows = sessions.to_pyarrow_dataset().to_table(filter=ds.field("session_id") == session_id)
+    rows = rows_of(sessions).to_table(filter=ds.field("session_id") == session_id)
     if not rows.num_rows and not changes:
         raise SettingsError(
             f"--session {session_id!r} is neither in {sessions.table_uri} nor in what its change "
@@ -45,7 +45,7 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
     events = row.pop("events")
     files = files_of(opened(root, source, EVENTS), row, [event["event_id"] for event in events])
     gone = {"ingest_file": None, "ingest_ts": None}  # no longer in bronze.events
-    runs = {run["run_id"]: run for run in opened(root, source, RUNS).to_pyarrow_table(
+    runs = {run["run_id"]: run for run in rows_of(opened(root, source, RUNS)).to_table(
         columns=["run_id", "batch", "day"]).to_pylist()}  # fmt: skip
     return {
         "session": {**row, "retired": not rows.num_rows},
@@ -112,7 +112,7 @@ def files_of(
 ) -> dict[str, dict[str, Any]]:
     """From which file, and when, each event came; read from the files of that time only."""
     when = ds.field("event_ts")
-    found = events.to_pyarrow_dataset().to_table(
+    found = rows_of(events).to_table(
         columns=["event_id", "ingest_file", "ingest_ts"],
         filter=(when >= session["start_ts"]) & (when <= session["end_ts"])
         & (ds.field("user_id") == session["user_id"]) & ds.field("event_id").isin(ids),

@@ -23,7 +23,7 @@ from jobs.arrow import arrow_schema
 from jobs.context import Candidate, Context, Result
 from jobs.datafiles import staging
 from jobs.errors import SettingsError
-from jobs.files import rust_uri
+from jobs.files import rows_of, rust_uri
 from jobs.tables import ITEMS, RECOMMENDATIONS, SEQUENCES
 from jobs.tasks import run
 
@@ -100,9 +100,7 @@ def _length(context: Context, base: int, version: str) -> int | None:
     table = context.lake.open(RECOMMENDATIONS)
     assert table is not None
     table.load_as_version(base)
-    one = table.to_pyarrow_dataset().head(
-        1, columns=["items"], filter=ds.field("model_version") == version
-    )
+    one = rows_of(table).head(1, columns=["items"], filter=ds.field("model_version") == version)
     return len(one["items"][0]) if one.num_rows else None
 
 
@@ -135,7 +133,7 @@ def fill(
         table = lake.open(RECOMMENDATIONS)
         assert table is not None
         table.load_as_version(base)
-        old = table.to_pyarrow_dataset().to_table(filter=ds.field("model_version") == version)
+        old = rows_of(table).to_table(filter=ds.field("model_version") == version)
         old = old.cast(arrow_schema(RECOMMENDATIONS.columns)).sort_by("user_id")
         if old.num_rows:
             made += _write(context, folder, f"kept-{version}", iter([old]))

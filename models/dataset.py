@@ -114,14 +114,18 @@ def read_items(path: str, make_with: str) -> tuple[NDArray[np.int64], list[str]]
     """gold.items, newest version (an `item_index` never moves): (item_index, item_id)."""
     import pyarrow as pa
 
+    from jobs.files import rows_of
+
     table = open_table(path, None, make_with)
-    batches = table.to_pyarrow_dataset().to_table(columns=["item_index", "item_id"])
+    batches = rows_of(table).to_table(columns=["item_index", "item_id"])
     index = batches["item_index"].cast(pa.int64()).to_numpy()
     return index, [str(item) for item in batches["item_id"].to_pylist()]
 
 
 def _batches(table: DeltaTable) -> Iterator[pa.RecordBatch]:
-    yield from table.to_pyarrow_dataset().to_batches(columns=list(COLUMNS), batch_size=4096)
+    from jobs.files import rows_of
+
+    yield from rows_of(table).to_batches(columns=list(COLUMNS), batch_size=4096)
 
 
 def _flat(array: Any) -> Any:

@@ -202,14 +202,14 @@ def _audited(lake: str, source: str, version: int) -> dict[str, Any]:
     from deltalake.exceptions import TableNotFoundError
 
     from jobs.delta import QUIET
-    from jobs.files import rust_uri
+    from jobs.files import rows_of, rust_uri
     from jobs.tables import RUNS, SEQUENCES
 
     table = DeltaTable(rust_uri(SEQUENCES.path(lake, source)), version=version)
     moved = [c["version"] for c in table.history() if c.get("operation") not in QUIET]
     wanted = max((v for v in moved if v is not None and v <= version), default=version)
     try:
-        runs = DeltaTable(rust_uri(RUNS.path(lake, source))).to_pyarrow_table().to_pylist()
+        runs = rows_of(DeltaTable(rust_uri(RUNS.path(lake, source)))).to_table().to_pylist()
     except TableNotFoundError:
         runs = []
     named = SEQUENCES.full_name

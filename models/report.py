@@ -126,11 +126,11 @@ def _rows(lake: str, source: str, table: Any) -> list[dict[str, Any]]:
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
-    from jobs.files import rust_uri
+    from jobs.files import rows_of, rust_uri
 
     try:
         rows: list[dict[str, Any]] = (
-            DeltaTable(rust_uri(table.path(lake, source))).to_pyarrow_table().to_pylist()
+            rows_of(DeltaTable(rust_uri(table.path(lake, source)))).to_table().to_pylist()
         )
     except TableNotFoundError:
         return []

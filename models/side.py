@@ -42,8 +42,10 @@ def read_side(
     """What was known of the items at `until_us`; what became known later is not looked at."""
     import pyarrow.compute as pc
 
+    from jobs.files import rows_of
+
     table = open_table(path, None, make_with)
-    rows = table.to_pyarrow_dataset().to_table(columns=["item_id", "known_from", "attributes"])
+    rows = rows_of(table).to_table(columns=["item_id", "known_from", "attributes"])
     until = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=until_us)
     rows = rows.filter(pc.less_equal(rows["known_from"], until)).sort_by("known_from")
     wanted = {item: place for place, item in enumerate(item_ids)}
