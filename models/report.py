@@ -301,11 +301,11 @@ def _shape(sequences: Sequences) -> dict[str, str] | None:
 
         def draw(axis: Any) -> None:
             axis.bar(range(len(count)), count, width=0.9, color=BLUE)
-            step = max(1, len(count) // 8)
+            step = max(1, -(-len(count) // 6))
             axis.set_xticks(
                 range(0, len(count), step), [f"{edge:,.0f}" for edge in edges[:-1:step]]
             )
-            axis.set_xlabel(f"{unit} (each bar: up to twice as many)")
+            axis.set_xlabel(f"{unit}\n(each bar: up to twice as many)")
 
         return figure(draw, (3.6, 2.3))
 
