@@ -8,6 +8,7 @@ heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from pathlib import Path
@@ -117,6 +118,10 @@ def parser() -> argparse.ArgumentParser:
     scaling.add_argument("--widths", default="8,16,32,64,128", help="D, by comma")
     scaling.add_argument("--shares", default="0.125,0.25,0.5", help="of the users, by comma")
     scaling.add_argument("--seeds", default="1,2,3", help="by comma")
+    scaling.add_argument(
+        "--one-seed-from", type=float, default=math.inf, metavar="D",
+        help="only the first seed where width times share is this or more",
+    )  # fmt: skip
     scaling.add_argument("--results", metavar="FILE", required=True, help="a small JSON file")
     scaling.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`")
 
@@ -329,7 +334,7 @@ def _scaling(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]
     written = scaling(
         args.source, args.comparison, args.method, _numbers("--widths", args.widths, int),
         _numbers("--shares", args.shares, float), _numbers("--seeds", args.seeds, int),
-        args.options, Path(args.results), note,
+        args.options, Path(args.results), note, args.one_seed_from,
     )  # fmt: skip
     print(in_words(written))
     return written

@@ -1,7 +1,7 @@
 """How the test loss falls with parameters and with data: many trainings, two power laws.
 
-Widths D at all the data, and shares of the users at the largest width, each with every seed of
-its turn; a cell that MLflow has as finished is not trained again. A power law L(x) = a x^-b is a
+Widths D at all the data, and shares of the users at the largest width, each with every seed (the
+dearest may be given the first alone); a cell that MLflow has as finished is not trained again. A power law L(x) = a x^-b is a
 straight line in logarithms: b comes by least squares over all trainings, with its 95 % t interval.
 Whether the line bends is asked too: a square term whose interval excludes 0 says that one exponent
 does not hold over the range (towards larger x it flattens where the term is positive).
@@ -12,6 +12,7 @@ the same vocabulary and the same targets.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,8 +39,11 @@ def scaling(
     options: Sequence[str],
     file: Path,
     say: Callable[[str], None],
+    one_seed_from: float = math.inf,
 ) -> dict[str, Any]:
     """Train what is missing, fit, write `file`. `options` go to every `train` as they are.
+
+    Where width times share is `one_seed_from` or more, only the first of the seeds is trained.
 
     Raises:
         UserError: fewer than three widths or shares finished, so there is no line to fit.
@@ -52,7 +56,11 @@ def scaling(
     points: list[dict[str, Any]] = []
     cells = [("parameters", width, 1.0) for width in sorted(widths)]
     cells += [("data", max(widths), share) for share in sorted(shares) if share < 1]
-    todo = [(axis, width, share, seed) for axis, width, share in cells for seed in seeds]
+    todo = [
+        (axis, width, share, seed)
+        for axis, width, share in cells
+        for seed in (seeds[:1] if width * share >= one_seed_from else seeds)
+    ]
     for number, (axis, width, share, seed) in enumerate(todo, 1):
         part = f"{comparison}/D{width}-of-{share:g}"
         given = [*options, "--dim", str(width), "--data-share", f"{share:g}"]
@@ -80,6 +88,7 @@ def scaling(
         "command": command_line(
             "scaling", source, comparison, options, method=method, seeds=_words(seeds),
             widths=_words(widths), shares=_words(shares),
+            **({"one-seed-from": f"{one_seed_from:g}"} if one_seed_from < math.inf else {}),
         ),
         "date": time.strftime("%Y-%m-%d"), "commit": code_version(), "machine": machine(),
         "points": points, "missing": len(todo) - len(points),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,6 +181,30 @@ class Airflow:
         """Start one server again that was killed."""
         env = local().environment(self.servers) | self.env
         local().launch(self.state, name, local().commands(self.servers)[name], env)
+
+    @contextmanager
+    def supervised(self, *names: str) -> Iterator[None]:
+        """Whichever of these servers ends meanwhile is started again, as a supervisor would."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(2):
+                for name in names:
+                    try:
+                        ended = self.server(name).status() == psutil.STATUS_ZOMBIE
+                    except psutil.NoSuchProcess:
+                        ended = True
+                    if ended:
+                        print(f"{name} ended, and is started again")
+                        self.launch(name)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
 
 
 @contextmanager

@@ -165,25 +165,26 @@ def test_scaling_trains_what_is_missing_and_is_told_in_the_document(world: World
     results = world.root / "results" / "law.json"
     command = (
         "scaling", "--source", str(world.source), "--comparison", "law", "--method", "gru4rec",
-        "--widths", "4,8,16", "--shares", "0.3,0.6", "--seeds", "1", "--results", str(results),
-        "--json", "--", "--epochs", "2", "--threads", "1",
+        "--widths", "4,8,16", "--shares", "0.3,0.6", "--seeds", "1,2", "--one-seed-from", "5",
+        "--results", str(results), "--json", "--", "--epochs", "2", "--threads", "1",
     )  # fmt: skip
     status, done, said, err = world.run(*command)
     assert status == 0 and done is not None, err
     assert said.count("there already") == 0
     points = done["points"]
-    assert [p["dim"] for p in points] == [4, 8, 16, 16, 16]
-    assert [p["share"] for p in points] == [1, 1, 1, 0.3, 0.6]
+    assert [p["dim"] for p in points] == [4, 4, 8, 16, 16, 16, 16]
+    assert [p["share"] for p in points] == [1, 1, 1, 1, 0.3, 0.3, 0.6]
+    assert [p["seed"] for p in points] == [1, 2, 1, 1, 1, 2, 1], "4 < 5 and 16 x .3 < 5"
     events = [p["events"] for p in points]
-    assert events[3] < events[4] < events[0] == events[1] == events[2]
+    assert events[4] == events[5] < events[6] < events[0] and len(set(events[:4])) == 1
     assert all(0 < p["loss"] < 5 for p in points) and done["missing"] == 0
-    assert done["fits"]["data"]["points"] == 3
+    assert done["fits"]["data"]["points"] == 4
     status, again, said, _ = world.run(*command)
-    assert status == 0 and again is not None and said.count("there already") == 5
+    assert status == 0 and again is not None and said.count("there already") == 7
     assert again["fits"] == done["fits"] and again["points"] == points
     document = world.root / "LAW.md"
     document.write_text("<!-- results/law.json -->\n<!-- end -->\n")
     assert world.run("results", str(document))[0] == 0
     text = document.read_text()
     assert "loss ~ parameters^-" in text and "python -m models scaling --source" in text
-    assert text.count("| 16 |") == 3
+    assert text.count("| 16 |") == 3 and "--one-seed-from 5" in text

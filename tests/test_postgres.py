@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,24 @@ def test_a_server_of_our_own_comes_and_goes_and_keeps_what_it_has(server: Any, s
         assert not server.is_up(url)
 
 
+def test_a_state_folder_made_anew_has_a_database_of_its_own(server: Any, state: Path) -> None:
+    for _ in range(2):  # the second has another password, and must not meet the first's data
+        url = start(server, state, local().free_port())
+        assert server.create_databases(url)
+        local().stop(state)
+        data = server.data_folder(state)
+        shutil.rmtree(state)
+    assert server.data_folder(state) != data, "the first state's folder was taken"
+    shutil.rmtree(data, ignore_errors=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the data are in the state folder itself")
+def test_data_that_are_gone_are_not_made_anew_in_silence(server: Any, state: Path) -> None:
+    shutil.rmtree(server.data_folder(state))
+    with pytest.raises(server.NoPostgres, match=r"are gone from /var/lib/.*put them"):
+        server.create(state)
+
+
 def test_a_database_that_is_no_postgresql_is_refused(server: Any, state: Path) -> None:
     with pytest.raises(server.NoPostgres, match="write sqlite, postgres, or postgresql://"):
         local().start(state, database="mysql://somewhere")
@@ -126,28 +145,20 @@ def test_two_sources_nights_side_by_side_and_a_job_by_hand_between_them(
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert by_hand.returncode == 0, by_hand.stderr[-3000:]
-            # The database goes away in the middle and comes back, as at an upgrade; a server that
-            # ends for it is started again, as a supervisor would.
+            # The database goes away in the middle and comes back, as at an upgrade; some of the
+            # servers end for it, at once or later.
             base = there.server("postgres")
             base.send_signal(signal.SIGINT)
             base.wait(30)
             time.sleep(10)
             start(server, there.state, there.servers.database_port)
-            time.sleep(20)
-            for name in ("mlflow", "api-server", "scheduler", "dag-processor"):
-                try:
-                    ended = there.server(name).status() == psutil.STATUS_ZOMBIE
-                except psutil.NoSuchProcess:
-                    ended = True
-                if ended:
-                    print(f"{name} ended with its database, and is started again")
-                    there.launch(name)
-            when = []
-            for name in sources:
-                run, _ = there.ended(f"sessions_daily.{name}", 1200, trouble=True)
-                assert run["state"] == "success"
-                when.append((run["start_date"], run["end_date"]))
-                assert said(there.lake, name) == at_once(there, name)
+            with there.supervised("mlflow", "api-server", "scheduler", "dag-processor"):
+                when = []
+                for name in sources:
+                    run, _ = there.ended(f"sessions_daily.{name}", 1200, trouble=True)
+                    assert run["state"] == "success"
+                    when.append((run["start_date"], run["end_date"]))
+                    assert said(there.lake, name) == at_once(there, name)
             (began, ended), (other_began, other_ended) = when
             assert began < other_ended and other_began < ended  # side by side
             # It is PostgreSQL that knows all that.

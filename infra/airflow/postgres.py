@@ -2,13 +2,13 @@
 
 The server is the one that Debian's package `postgresql` brings (or whatever `initdb` is found);
 its data, its password and its log belong to one state folder. PostgreSQL does not run as root, so
-there root's server runs as the package's user, with its data under /var/tmp.
+there root's server runs as the package's user, and the state folder has a link to its data, which
+are where that user can reach them.
 """
 
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
 import pwd
 import secrets
@@ -20,6 +20,7 @@ from typing import Any
 
 USER = "sessionmill"
 DATABASES = ("sessionmill_airflow", "sessionmill_mlflow")
+FOR_ROOT = Path("/var/lib/sessionmill")
 
 
 class NoPostgres(RuntimeError):
@@ -59,10 +60,22 @@ def account() -> str | None:
 
 
 def data_folder(state: Path) -> Path:
-    """Where the server's files are."""
-    if account() is None:
-        return state / "postgres"
-    return Path("/var/tmp") / f"sessionmill-{hashlib.sha256(str(state).encode()).hexdigest()[:12]}"
+    """Where the server's files are; a state folder made anew never meets an older one's.
+
+    Raises:
+        NoPostgres: they have been removed, and the state folder has not.
+    """
+    link = state / "postgres"
+    if account() and not link.is_symlink():
+        FOR_ROOT.mkdir(mode=0o755, parents=True, exist_ok=True)
+        state.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(tempfile.mkdtemp(prefix="postgres-", dir=FOR_ROOT))
+    if link.is_symlink() and not link.exists():
+        raise NoPostgres(
+            f"PostgreSQL's data are gone from {link.readlink()}: put them back, or remove {link} "
+            "to begin with an empty database"
+        )
+    return link.resolve()
 
 
 def password(state: Path) -> str:
@@ -159,4 +172,7 @@ def create_databases(url: str) -> dict[str, str]:
 
 def remove(state: Path) -> None:
     """Forget the server's files."""
-    shutil.rmtree(data_folder(state), ignore_errors=True)
+    link = state / "postgres"
+    shutil.rmtree(link.resolve(), ignore_errors=True)
+    if link.is_symlink():
+        link.unlink()
