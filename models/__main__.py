@@ -8,6 +8,7 @@ heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import signal
 import sys
@@ -159,17 +160,30 @@ def _method(command: argparse.ArgumentParser) -> None:
     command.add_argument("--request-time", help="last_event or known")
     command.add_argument("--repeat-policy", help="allow or exclude_seen")
     command.add_argument("--sse-index", help="from_oldest or from_newest")
+    command.add_argument("--positions", help="of transformers: from_newest or from_oldest")
     command.add_argument("--tsa-time", help="float64 or raw_float32")
 
 
 MODEL_OPTIONS = (
     "max_len", "segments", "time_features", "layers", "dim", "heads", "dropout", "request_time",
-    "repeat_policy", "sse_index", "tsa_time", "pooling", "exposures", "feedback", "side",
+    "repeat_policy", "sse_index", "positions", "tsa_time", "pooling", "exposures", "feedback", "side",
 )  # fmt: skip
 TRAIN_OPTIONS = (
     "seed", "epochs", "patience", "batch_size", "learning_rate", "loss", "negatives",
     "precision", "alpha", "data_share",
 )  # fmt: skip
+
+
+HOW = (  # and not what: a training's names, and what leaves its outcome as it is
+    "source", "method", "seed", "comparison", "variant", "threads", "device", "checkpoint_s", "json",
+)  # fmt: skip
+
+
+def asked_for(args: argparse.Namespace) -> str:
+    """By what options a training is asked for, in one line that equal options have in common."""
+    bare = parser().parse_args(["train", "--source", "", "--method", ""])
+    given = {k: v for k, v in vars(args).items() if k not in HOW and v != getattr(bare, k)}
+    return json.dumps(given, sort_keys=True)
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:
@@ -217,6 +231,7 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         device=commands.pick_device(args.device),
         checkpoint_s=settings().checkpoint_s if args.checkpoint_s is None else args.checkpoint_s,
         sampled=args.sampled,
+        asked_for=asked_for(args),
         say=commands.note,
     )
 
@@ -387,7 +402,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.json and done is not None:
         answer(done)
-    return 0
+    failed = done.get("failed") if done and args.command in ("grid", "scaling") else None
+    if failed:
+        print(
+            f"error: {len(failed)} of the trainings failed, {', '.join(failed)}: see above why. The "
+            "same command tries them again",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -169,8 +169,9 @@ def take(rows: Rows, begin: Ints, end: Ints, num_items: int, target: Target | No
 def label_next(tokens: Tokens, rows: Rows, target: Target) -> Tokens:
     """Causal labels: the next event; for `next_session` the next session's set, at session ends.
 
-    The next event may lie beyond the window: windows of one user share no label and lose none.
-    Of an event's tokens the last has its label.
+    The next event may lie beyond the window: windows of one user share no label, and lose those
+    only whose token `pad` cuts off a window's first event. Of an event's tokens the last has its
+    label.
     """
     last = rows.last[tokens.event]
     following = np.where(last, tokens.event, tokens.event + 1)
@@ -206,7 +207,8 @@ def label_cloze(
         first[1:] = tokens.opens[1:] | (tokens.row[1:] != tokens.row[:-1])
         unit_first, unit = np.flatnonzero(first), np.cumsum(first) - 1
     drawn = rng.random(len(unit_first))
-    hidden = (drawn < share) & (tokens.own[unit_first] != NO_LABEL)
+    can_be = tokens.own[unit_first] != NO_LABEL
+    hidden = (drawn < share) & can_be
     at = unit_first[hidden]
     label[at] = tokens.own[at]
     if target == "next_item":
@@ -224,6 +226,13 @@ def label_cloze(
         ts[newest], ordinal[newest] = tokens.ts[newest - 1], tokens.ordinal[newest - 1]
         opens[newest] = False
         hidden[unit[newest]] = True
+    if can_be.any() and (label == NO_LABEL).all():  # few users: something must be asked
+        one = np.argmin(np.where(can_be, drawn, np.inf))
+        token[unit_first[one]], label[unit_first[one]] = (
+            tokens.mask_token,
+            tokens.own[unit_first[one]],
+        )
+        hidden[one] = True
     feedback = np.where(label == NO_LABEL, tokens.feedback, NO_FEEDBACK)
     result = replace(
         tokens, token=token, ts=ts, ordinal=ordinal, opens=opens, feedback=feedback, label=label
@@ -320,7 +329,9 @@ def windows(rows: Rows, max_len: int, size: Ints, shift: Ints | None) -> tuple[I
     begin, end = rows.start[users], rows.start[users + 1]
     total = np.concatenate([[0], np.cumsum(size)])
     if shift is None:
-        return np.maximum(begin, np.searchsorted(total, total[end] - max_len)), end
+        # The event that the cut goes through is in: `pad` takes the newest of its tokens.
+        oldest = np.searchsorted(total, total[end] - max_len, side="right") - 1
+        return np.maximum(begin, oldest), end
     length = end - begin
     user = np.repeat(users, length)
     newer = total[rows.start[user + 1]] - total[1:]  # tokens that come after this event

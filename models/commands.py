@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -71,17 +72,23 @@ def train(
     device: str = "cpu",
     checkpoint_s: float = 60.0,
     sampled: int = 0,
+    asked_for: str | None = None,
     say: Say = print,
 ) -> dict[str, Any] | None:
     """Train one method, score it on the test period, record everything in MLflow.
 
-    `variant` names it among trainings of the same method in a comparison.
+    `variant` names it among trainings of the same method in a comparison; `asked_for` (tag
+    `asked_for`) says by what options it was asked for, so that a grid knows its own.
     A training that was killed goes on from its last checkpoint, in the same MLflow run, when the
     same is asked for again. Under torchrun the first process records and answers; others: None.
     """
     began = time.perf_counter()
     if sampled < 0:
         raise UserError(f"--sampled {sampled}: how many items to draw, 0 for none")
+    if not 0 <= checkpoint_s < math.inf:
+        raise UserError(f"--checkpoint-s {checkpoint_s}: seconds, 0 or more")
+    for named in (comparison, variant):
+        tracking.check_name(named or "")
     team, device = parallel.start(device)
     if not team.leads:
         say = _silent
@@ -136,6 +143,8 @@ def train(
         }  # fmt: skip
         if comparison:
             tags[tracking.COMPARISON] = comparison
+        if asked_for:
+            tags[tracking.ASKED_FOR] = asked_for
         commit = code_version()
         if commit:
             tags["mlflow.source.git.commit"] = commit

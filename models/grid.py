@@ -121,7 +121,7 @@ def grid(
     `command` makes the same again.
 
     Raises:
-        UserError: no cell could be trained.
+        UserError: no cell could be trained; one is there that was trained with other options.
     """
     from jobs.sources import load_source
 
@@ -151,26 +151,44 @@ def train_cell(
     client: Any, experiment: str, source: str, comparison: str, cell: Cell,
     options: Sequence[str], say: Callable[[str], None],
 ) -> bool:  # fmt: skip
-    """Train one cell in a process of its own, unless MLflow has it as finished: is it there now?"""
-    if tracking.runs(client, experiment, comparison=comparison, **cell.wanted):
+    """Train one cell in a process of its own, unless MLflow has it as finished: is it there now?
+
+    Raises:
+        UserError: it is there, and was trained with other options.
+    """
+    from models.__main__ import asked_for, parser
+
+    words = [
+        "train", "--source", source, "--method", cell.method, "--seed", str(cell.seed),
+        "--comparison", comparison, *options,
+        *(["--variant", cell.variant] if cell.variant else []), *cell.options,
+    ]  # fmt: skip
+    asked = asked_for(parser().parse_args(words))
+    there = tracking.runs(client, experiment, comparison=comparison, **cell.wanted)
+    if there:
+        trained_by = there[0].data.tags.get(tracking.ASKED_FOR, asked)
+        if trained_by != asked:
+            raise UserError(
+                f"{cell.name}, seed {cell.seed}, is in comparison {comparison} already, trained with "
+                f"{trained_by}, and {asked} is asked for: name another --comparison"
+            )
         say("  there already")
         return True
     began = time.monotonic()
-    command = [
-        sys.executable, "-m", "models", "train", "--source", source, "--method",
-        cell.method, "--seed", str(cell.seed), "--comparison", comparison, *options,
-        *(["--variant", cell.variant] if cell.variant else []), *cell.options,
-    ]  # fmt: skip
-    done = subprocess.run(command, check=False)
+    done = subprocess.run([sys.executable, "-m", "models", *words], check=False)
     say(f"  {time.monotonic() - began:.0f} s")
     return done.returncode == 0
 
 
 def keep(file: Path, written: dict[str, Any], say: Callable[[str], None]) -> None:
     """The results file, complete or not at all."""
+    from jobs.answers import finite
+
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".writing")
-    aside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    aside.write_text(
+        json.dumps(finite(written), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     aside.rename(file)
     say(f"wrote {file}")
 

@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.batch import Batch
-from models.errors import UserError
-from models.layers import Dropout, Wanted, by_head, with_features
+from models.layers import Dropout, Wanted, by_head, check_heads, with_features
 from models.transformer import TransformerSizes
 
 TIME_BUCKETS = 129
@@ -113,8 +112,7 @@ class HSTU(nn.Module):
 
     def __init__(self, config: TransformerSizes, feature_dim: int = 0) -> None:
         super().__init__()
-        if config.dim % config.heads:
-            raise UserError(f"dim {config.dim} must be a multiple of heads {config.heads}")
+        check_heads(config.dim, config.heads)
         self.layers = nn.ModuleList(Layer(config, feature_dim) for _ in range(config.layers))
         self.dropout = Dropout(config.dropout)
 

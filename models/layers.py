@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.errors import UserError
+
 # oneDNN keeps code and buffers for each shape it has met, 1,024 of them: ragged batches meet new
 # ones all the time, and memory grows by 100 MB an epoch. It reads this when it is first used.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "24")
@@ -60,6 +62,16 @@ class Dropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return dropout(x, self.p, self.training)
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Raises:
+    UserError: heads do not share the width evenly.
+    """
+    if dim % heads:
+        raise UserError(
+            f"dim {dim} must be a multiple of heads {heads}: choose another --dim or --heads"
+        )
 
 
 def by_head(x_BLD: torch.Tensor, heads: int) -> torch.Tensor:

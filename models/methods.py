@@ -19,7 +19,7 @@ from models.hstu import HSTU
 from models.narm import NARM
 from models.neighbours import VSKNN, ItemKNN
 from models.pooling import POOLINGS
-from models.presets import PRESETS, Config, ModelConfig, TrainConfig
+from models.presets import PRESETS, Config, ModelConfig, TrainConfig, check_sizes
 from models.recommender import Recommender
 from models.sessionrec import SessionRec
 from models.transformer import BERT4Rec, SASRec
@@ -90,7 +90,8 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
     train = replace(train, **{k: v for k, v in given.items() if k in names[1]})
     choices = {
         "request_time": ("last_event", "known"), "repeat_policy": ("allow", "exclude_seen"),
-        "sse_index": ("from_oldest", "from_newest"), "tsa_time": ("float64", "raw_float32"),
+        "sse_index": ("from_oldest", "from_newest"),
+        "positions": ("from_newest", "from_oldest"), "tsa_time": ("float64", "raw_float32"),
         "target": ("next_item", "next_session"), "schedule": ("cosine", "constant"),
         "loss": ("auto", "full", "sampled", "gbce"), "pooling": tuple(POOLINGS), "precision": ("auto", "float32", "bfloat16"),
     }  # fmt: skip
@@ -98,15 +99,8 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
         value = getattr(model if name in names[0] else train, name)
         if value not in allowed:
             raise UserError(f"{name} = {value!r}: one of {', '.join(allowed)}")
-    if train.alpha < 0 or model.exposures < 0:
-        raise UserError(
-            f"alpha = {train.alpha}, exposures = {model.exposures}: neither can be below 0; 0 "
-            "leaves the rank loss, or what was shown, out"
-        )
-    if not 0 < train.data_share <= 1:
-        raise UserError(f"data_share = {train.data_share}: a share of the users, above 0 up to 1")
-    if train.negatives < 1:
-        raise UserError(f"negatives = {train.negatives}: sampled losses draw at least one item")
+    check_sizes(model)
+    check_sizes(train)
     return Config(method=method, preset=preset, model=model, train=train)
 
 
@@ -127,7 +121,8 @@ def build(num_items: int, config: Config) -> Recommender | Popularity:
 
 
 def count_parameters(num_items: int, config: Config) -> dict[str, Any]:
-    """num_params, num_params_added and its share against the backbone alone, by_module."""
+    """num_params, num_params_added and its share against the backbone alone (of sessionrec-x: x,
+    the next-item model of the same sizes), by_module."""
 
     def count(name: str) -> dict[str, int]:
         with torch.device("meta"):
@@ -140,7 +135,8 @@ def count_parameters(num_items: int, config: Config) -> dict[str, Any]:
         return parts
 
     mine = count(config.method)
-    alone = sum(count(parse(config.method)[0]).values())
+    base = parse(config.method)[0].removeprefix("sessionrec-")
+    alone = sum(count(base).values())
     total = sum(mine.values())
     return {
         "num_params": total,

@@ -26,7 +26,8 @@ def ranks(scores_RV: torch.Tensor, item_start: Ints, item: Ints) -> Ints:
     """int64[M]: the place (from 1) of each wanted item among all V; UNRANKED if item is 0.
 
     Within a set, the m-th best of the known items stands at m plus the number of other items that
-    score as high or higher. Never -inf items: what cannot be returned has no place.
+    score as high or higher. Never -inf items: what cannot be returned has no place; nor has what
+    has no score (NaN), which stands before every other item: no number is as good as none.
     """
     place = np.full(len(item), UNRANKED, dtype=np.int64)
     length = np.diff(item_start)
@@ -46,7 +47,7 @@ def ranks(scores_RV: torch.Tensor, item_start: Ints, item: Ints) -> Ints:
     for low in range(0, len(rows), step):
         part = slice(low, low + step)
         block = scores_RV[torch.from_numpy(rows[part])]
-        as_high[part] = (block >= value[part, None]).sum(1).numpy()
+        as_high[part] = block.shape[1] - (block < value[part, None]).sum(1).numpy()
     # Wanted items with a score as high: up to the end of the run of equal scores in the row.
     scores = value.numpy()
     new_run = np.ones(len(rows), dtype=bool)
@@ -55,7 +56,7 @@ def ranks(scores_RV: torch.Tensor, item_start: Ints, item: Ints) -> Ints:
     run_end = run_start[np.cumsum(new_run)]
     wanted_as_high = run_end - first
     result = nth + as_high - wanted_as_high
-    place[known] = np.where(np.isneginf(scores), UNRANKED, result)
+    place[known] = np.where(np.isneginf(scores) | np.isnan(scores), UNRANKED, result)
     return place
 
 

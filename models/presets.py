@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from models.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,9 @@ class ModelConfig:
     max_len: int = 128  # L, in tokens
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    positions: str = (
+        "from_newest"  # of transformers; from_oldest: later tokens move none before them
+    )
     tied: bool = True  # score by the item table itself, else an output layer D -> V+1
     reference: bool = False  # the reference's net to the last parameter (presets paper_a_*)
     segments: int = 5  # S_max of +sse
@@ -66,6 +72,41 @@ class TrainConfig:
     data_share: float = 1.0  # of the training users, by a hash of their id; the vocabulary stays
     validation_targets: int = 4000  # at most so many, drawn once, decide about stopping
     seed: int = 0
+
+
+COUNTS = {  # at least
+    "dim": 1, "heads": 1, "layers": 1, "max_len": 1, "segments": 1, "time_features": 1,
+    "neighbours": 1, "side_dim": 1, "epochs": 1, "patience": 1, "batch_size": 1, "negatives": 1,
+    "validation_targets": 1, "exposures": 0, "seed": 0,
+}  # fmt: skip
+RANGES = {  # from, to, and whether the two belong to it
+    "dropout": (0, 1, True, False), "attention_dropout": (0, 1, True, False),
+    "item_noise": (0, 1, True, False), "mask_share": (0, 1, False, True),
+    "data_share": (0, 1, False, True), "gbce_t": (0, 1, True, True),
+    "learning_rate": (0, math.inf, False, False), "recent_days": (0, math.inf, False, False),
+    "weight_decay": (0, math.inf, True, False), "clip_norm": (0, math.inf, True, False),
+    "alpha": (0, math.inf, True, False),
+}  # fmt: skip
+OPTION_OF = {"max_len": "--length"}
+
+
+def check_sizes(config: ModelConfig | TrainConfig) -> None:
+    """Raises:
+    UserError: a number is out of its range; named as the option that sets it.
+    """
+    for name, value in vars(config).items():
+        option = OPTION_OF.get(name, "--" + name.replace("_", "-"))
+        if name in COUNTS and not COUNTS[name] <= value < 2**63:
+            raise UserError(f"{option} {value}: a whole number, {COUNTS[name]} or more")
+        if name in RANGES:
+            low, high, from_low, to_high = RANGES[name]
+            if not (
+                low < value < high or (from_low and value == low) or (to_high and value == high)
+            ):
+                ends = f"{'from' if from_low else 'above'} {low}"
+                if high < math.inf:
+                    ends += f" {'to' if to_high else 'to below'} {high}"
+                raise UserError(f"{option} {value}: a number {ends}")
 
 
 @dataclass(frozen=True, kw_only=True)

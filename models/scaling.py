@@ -23,7 +23,7 @@ import numpy as np
 from models import tracking
 from models.errors import UserError
 from models.grid import Cell, command_line, keep, machine, report_of, train_cell
-from models.methods import parse
+from models.methods import BASELINES, config, parse
 from models.train import code_version
 
 AXES = ("parameters", "data")
@@ -50,10 +50,14 @@ def scaling(
     """
     from jobs.sources import load_source
 
-    parse(method)
+    if parse(method)[0] in BASELINES:
+        raise UserError(f"--method {method}: a baseline has no width and is not trained")
+    for width in widths:
+        config(method, dim=width)
     name = load_source(source).name
     client, experiment = tracking.connect(name)
     points: list[dict[str, Any]] = []
+    failed: list[str] = []
     cells = [("parameters", width, 1.0) for width in sorted(widths)]
     cells += [("data", max(widths), share) for share in sorted(shares) if share < 1]
     todo = [
@@ -66,10 +70,10 @@ def scaling(
         given = [*options, "--dim", str(width), "--data-share", f"{share:g}"]
         say(f"[{number}/{len(todo)}] D {width}, {share:.3g} of the users, seed {seed}")
         if not train_cell(client, experiment, source, part, Cell(method, seed), given, say):
+            failed.append(f"D {width}, {share:g} of the users, seed {seed}")
             continue
         row = report_of(client, experiment, part, Cell(method, seed))
-        if row is None:
-            continue
+        assert row is not None  # it is there now
         points.append(
             {"axis": axis, "dim": width, "share": share, "seed": seed}
             | {k: row[k] for k in ("num_params", "train_s", "commit", "table_version", "cut")}
@@ -91,11 +95,11 @@ def scaling(
             **({"one-seed-from": f"{one_seed_from:g}"} if one_seed_from < math.inf else {}),
         ),
         "date": time.strftime("%Y-%m-%d"), "commit": code_version(), "machine": machine(),
-        "points": points, "missing": len(todo) - len(points),
+        "points": points, "missing": len(failed),
         "fits": {axis: power_law(by_axis[axis], measures[axis]) for axis in AXES},
     }  # fmt: skip
     keep(file, written, say)
-    return written
+    return written | {"failed": failed}
 
 
 def _words(values: Sequence[float]) -> str:

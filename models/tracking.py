@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DEFAULT_FOLDER = ".mlflow"
-KIND, COMPARISON = "kind", "comparison"  # tags of our runs
+KIND, COMPARISON, ASKED_FOR = "kind", "comparison", "asked_for"  # tags of our runs
 
 
 def display_name(method: str, variant: str | None) -> str:
@@ -227,11 +227,18 @@ def reopened(client: MlflowClient, run_id: str) -> bool:
     return True
 
 
+def check_name(name: str) -> None:
+    """Raises:
+    UserError: MLflow could not be asked for it.
+    """
+    if "'" in name:
+        raise UserError(f"{name!r}: names of comparisons, methods and variants have no quote")
+
+
 def runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
     """Finished runs with these tags, the newest first."""
     for value in tags.values():
-        if "'" in value:
-            raise UserError(f"{value!r}: names of comparisons and methods have no quote")
+        check_name(value)
     wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     result: list[Run] = []
     token: str | None = None

@@ -177,6 +177,11 @@ def fit(
         data.events, data.period, VALIDATION, data.training.vocabulary, cast(Target, train.target)
     )
     validation = _sample(asked, train.validation_targets)
+    if not len(validation.user):
+        say(
+            "the validation period has no target of a user with a history: nothing says which epoch "
+            "is best, and the last is taken. Move the cut with --valid-from and --test-from"
+        )
     model = build(num_items, config)
     model.fit(data.training.rows)
     if isinstance(model, SessionRec) and model.side is not None and data.side is not None:
@@ -253,14 +258,31 @@ class Run:
             loss += its.detach().cpu().double()
         team.total_gradients(self.model.parameters())
         if train.clip_norm:
-            for together in self.scales:
-                torch.nn.utils.clip_grad_norm_(together, train.clip_norm)
+            for scale in self.scales:
+                torch.nn.utils.clip_grad_norm_(scale, train.clip_norm)
         self.optimiser.step()
-        at.total += float(team.total(loss))
+        together = float(team.total(loss))
+        if not math.isfinite(together):
+            raise self._diverged(f"the loss of batch {at.batch + 1} is {together}")
+        at.total += together
         at.count, at.step, at.seen = at.count + 1, at.step + 1, at.seen + int(sums[1])
 
+    def _diverged(self, how: str) -> UserError:
+        train = self.config.train
+        return UserError(
+            f"{self.config.method} cannot be trained so: epoch {self.at.epoch}, {how}. Take a lower "
+            f"--learning-rate than {train.learning_rate:g}, or --precision float32"
+        )
+
     def validate(self, validation: Targets) -> float:
-        """Score the validation period; remember the weights if they are the best so far."""
+        """Score the validation period; remember the weights if they are the best so far.
+
+        Raises:
+            UserError: some weight is no number any more.
+        """
+        for name, weight in self.model.named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise self._diverged(f"{name} has values that are no numbers")
         policy = self.config.model.repeat_policy
         value = evaluate(self.model, validation, (10,), policy, self.team).mean(SELECT_BY)
         if value > self.at.best or math.isnan(value):

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from models.batch import Batch
-from models.errors import UserError
 from models.layers import (
     Dropout,
     Wanted,
     attention,
     by_head,
+    check_heads,
     dropout,
     with_features,
     working,
@@ -41,6 +41,8 @@ class TransformerSizes(Protocol):
     def reference(self) -> bool: ...
     @property
     def table_std(self) -> float: ...
+    @property
+    def positions(self) -> str: ...
 
 
 class Block(nn.Module):
@@ -53,6 +55,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerSizes, feature_dim: int) -> None:
         super().__init__()
         dim = config.dim
+        check_heads(dim, config.heads)
         self.heads = config.heads
         self.attention_dropout = config.attention_dropout
         # The reference drops inside the feed-forward net and after each block too.
@@ -106,6 +109,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """L*D positions and the blocks; a final norm (2D) unless it is the reference's net.
 
+    Positions count from the newest token, which is always L-1 [code]: how many tokens follow is told
+    by a token's position, in training as in no request. `from_oldest` the first token of a row is 0,
+    and nothing that follows, were it one session token more, changes an output [ours].
+
     `reference` also keeps the padding row (D) of the segment table that the reference carries
     unused in every variant, so that parameter counts agree to the last one.
     """
@@ -115,8 +122,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerSizes, feature_dim: int = 0) -> None:
         super().__init__()
-        if config.dim % config.heads:
-            raise UserError(f"dim {config.dim} must be a multiple of heads {config.heads}")
+        self.from_oldest = config.positions == "from_oldest"
         self.position = nn.Parameter(torch.randn(config.max_len, config.dim) * config.table_std)
         self.blocks = nn.ModuleList(Block(config, feature_dim) for _ in range(config.layers))
         self.dropout = Dropout(config.dropout)
@@ -131,7 +137,11 @@ class Transformer(nn.Module):
         at_N: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, length, _ = x_BLD.shape
-        x = self.dropout(x_BLD + self.position[batch.max_len - length :])
+        if self.from_oldest:
+            position = self.position[((~batch.padding).cumsum(1) - 1).clamp(min=0)]
+        else:
+            position = self.position[batch.max_len - length :]
+        x = self.dropout(x_BLD + position)
         mask = working(x.new_zeros(()).masked_fill(~self._mask(batch.padding), -torch.inf))
         wanted = Wanted.if_few(at_N, rows, length)
         for number, block in enumerate(self.blocks, 1):

@@ -221,6 +221,35 @@ def test_causality(base: str, encodings: str, policy: str) -> None:
             assert torch.allclose(model(first)[0, :until], model(second)[0, :until], atol=1e-6)
 
 
+@pytest.mark.parametrize("policy", ["known", "last_event"])
+@pytest.mark.parametrize("encodings", ["", "+st", "+fb", "+st+sse+tsa+fb"])
+@pytest.mark.parametrize("base", CAUSAL)
+def test_later_boundaries_and_exposures_change_no_output(
+    base: str, encodings: str, policy: str
+) -> None:
+    """However many tokens the encodings put in later. Transformers: with positions from the oldest
+    (from the newest, a token's position tells how many follow)."""
+    method = base + encodings
+    chosen: dict[str, Any] = {"request_time": policy, "max_len": 30, "positions": "from_oldest"}
+    model = model_of(method, **chosen)
+    one = [(1, 10, 1), (2, 20, 1), (3, 100, 2), (4, 110, 2), (5, 500, 3)]
+    apart = one[:3] + [(item, second, 3 + n) for n, (item, second, _) in enumerate(one[3:])]
+    shown = {0: [5, 4], 3: [1, 2, 3], 4: [2]}
+    first = trained_on(method, evidence(rows_of(one), [0] * 5, {0: shown[0]}), **chosen)
+    second = trained_on(method, evidence(rows_of(apart), [0, 0, 0, 1, 0], shown), **chosen)
+    until = 3 + ("+fb" in encodings) * 2 + ("+st" in encodings) * 2
+    assert torch.equal(first.token[0, :until], second.token[0, :until])
+    if encodings:
+        assert first.token.shape != second.token.shape
+    with torch.no_grad():
+        outputs = [model(batch)[0, :until] for batch in (first, second)]
+        assert torch.allclose(*outputs, atol=1e-6)
+        if base == "sasrec" and encodings:
+            model.backbone.from_oldest = False  # type: ignore[assignment]
+            outputs = [model(batch)[0, :until] for batch in (first, second)]
+            assert not torch.allclose(*outputs, atol=1e-3)
+
+
 def test_cloze_is_not_causal() -> None:
     model = model_of("bert4rec")
     one, other = rows_of(USER), rows_of([*USER[:3], (5, 110, 2)])
@@ -267,7 +296,48 @@ def test_windows_share_no_event_and_lose_none() -> None:
         assert np.array_equal(owner, np.searchsorted(rows.start, end - 1, side="right"))
     begin, end = windows(rows, 16, cost, None)
     assert np.array_equal(end, rows.start[1:])
-    assert all(cost[b:e].sum() <= 16 for b, e in zip(begin, end, strict=True))
+    # The newest 16 tokens, the event through which the cut goes included.
+    for first, b, e in zip(rows.start, begin, end, strict=False):
+        assert b == first or cost[b:e].sum() >= 16 > cost[b + 1 : e].sum()
+
+
+@pytest.mark.parametrize("shift", [None, np.zeros(1, dtype=np.int64)])
+def test_an_event_of_more_tokens_than_a_row_is_not_lost(shift: Any) -> None:
+    rows = evidence(rows_of(USER), [0] * 4, {e: [5, 1, 4, 3] for e in range(4)})
+    model = model_of("sasrec+fb", max_len=2, exposures=9)
+    begin, end = model.windows(rows, shift)
+    assert (end > begin).all() and end[-1] == 4
+    train = config("sasrec+fb", "tiny").train
+    tokens = model.lesson(rows, begin, end, train, np.random.default_rng(0))
+    padded = model.padded(tokens, rows, train)
+    assert padded.token.shape[1] == 2 and (padded.token[:, -1] > 0).all()
+    asked = model.request(rows, np.array([0]), np.array([4]))
+    assert torch.equal(asked.token[0], padded.token[-1])
+    with torch.no_grad():
+        assert torch.isfinite(model(padded)).all()
+
+
+def test_a_training_row_has_as_many_tokens_as_a_request() -> None:
+    rows = rows_of([(1 + n % V, 100 * n, n + 1) for n in range(20)])  # 20 sessions of one item
+    model = model_of("sasrec+st", max_len=15)
+    begin, end = model.windows(rows, None)
+    tokens = model.lesson(
+        rows, begin, end, config("sasrec", "tiny").train, np.random.default_rng(0)
+    )
+    assert model.padded(tokens, rows, config("sasrec", "tiny").train).tokens == 15
+    assert model.request(rows, np.array([0]), np.array([20])).tokens == 15
+
+
+def test_of_few_events_one_at_least_is_asked() -> None:
+    rows = rows_of(USER[:2])
+    for seed in range(20):
+        tokens = take(rows, rows.start[:-1], rows.start[1:], V, "next_item")
+        hidden = label_cloze(tokens, "next_item", np.random.default_rng(seed), 0.01, False)
+        assert (hidden.label >= 0).sum() == 1
+    nothing = label_cloze(
+        replace(tokens, own=tokens.label), "next_item", np.random.default_rng(0), 0.5, False
+    )
+    assert not (nothing.label >= 0).any()
 
 
 def test_a_window_knows_the_label_that_lies_behind_its_end() -> None:

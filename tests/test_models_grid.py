@@ -84,9 +84,11 @@ def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
 
 
 def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
-    world.train("gru4rec", "--comparison", "c9", "--seed", "1", "--epochs", "3")
+    source = str(world.source)
+    plain_one = ("train", "--source", source, "--method", "gru4rec", "--comparison", "c9")
+    assert world.run(*plain_one, "--seed", "1")[0] == 0
     command = (
-        "grid", "--source", str(world.source), "--comparison", "c9", "--seeds", "1", "--methods",
+        "grid", "--source", source, "--comparison", "c9", "--seeds", "1", "--methods",
         "pop,gru4rec", "--results", str(world.root / "results" / "wide.json"), "--json",
         "--variant", "wide: --dim 24 --epochs 3",
     )  # fmt: skip
@@ -116,6 +118,35 @@ def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: W
     assert status == 1 and "unknown method 'lstm'" in err
     status, _, _, err = world.run(*command, "pop", "--seeds", "one")
     assert status == 1 and "--seeds one" in err
+
+
+def test_a_cell_trained_otherwise_is_not_taken_for_another(world: World) -> None:
+    results = world.root / "results" / "otherwise.json"
+    command = (
+        "grid", "--source", str(world.source), "--comparison", "otherwise", "--methods",
+        "pop,gru4rec", "--seeds", "1", "--results", str(results), "--json", "--",
+    )  # fmt: skip
+    assert world.run(*command, "--epochs", "1", "--threads", "1")[0] == 0
+    status, _, said, _ = world.run(*command, "--threads", "2", "--epochs", "1")  # the same
+    assert status == 0 and said.count("there already") == 2
+    before = results.read_text()
+    status, _, _, err = world.run(*command, "--epochs", "2")
+    assert status == 1 and results.read_text() == before
+    assert 'trained with {"epochs": 1}, and {"epochs": 2} is asked for' in err
+
+
+def test_a_grid_with_a_cell_that_failed_has_failed(world: World) -> None:
+    status, done, _, err = world.run(
+        "grid", "--source", str(world.source), "--comparison", "half", "--methods", "pop,sasrec",
+        "--seeds", "1", "--json", "--", "--heads", "3",
+    )  # fmt: skip
+    assert status == 1 and done is not None and done["failed"] == ["sasrec, seed 1"]
+    assert "1 of the trainings failed, sasrec, seed 1" in err
+    status, _, _, err = world.run(
+        "scaling", "--source", str(world.source), "--comparison", "none", "--method", "pop",
+        "--results", "none.json",
+    )  # fmt: skip
+    assert status == 1 and "--method pop: a baseline has no width" in err
 
 
 def lines(exponent: float, bend: float = 0.0, noise: float = 0.002) -> list[dict[str, float]]:

@@ -10,7 +10,15 @@ import torch
 
 from models.evaluate import Sampled, evaluate, parts
 from models.lists import best
-from models.metrics import bootstrap, bootstrap_seeds, catalogue, per_target, per_user, ranks
+from models.metrics import (
+    UNRANKED,
+    bootstrap,
+    bootstrap_seeds,
+    catalogue,
+    per_target,
+    per_user,
+    ranks,
+)
 from models.splits import Targets
 from tests.test_models_world import rows_of
 
@@ -57,6 +65,16 @@ def test_metrics_are_what_the_sorted_list_says(seed: int) -> None:
 def test_a_constant_model_gets_nothing_for_its_ties() -> None:
     start, item = np.array([0, 1]), np.array([1])
     assert ranks(torch.zeros(1, 50), start, item).tolist() == [50]
+
+
+def test_what_has_no_score_has_no_place() -> None:
+    start, item = np.array([0, 1]), np.array([2])
+    nothing = torch.full((1, 4), torch.nan)
+    assert ranks(nothing, start, item).tolist() == [UNRANKED]
+    some = torch.tensor([[torch.nan, 0.5, 0.1, 0.9]])
+    assert ranks(some, start, item).tolist() == [3], "an item without a score stands before it"
+    values = per_target(ranks(nothing, start, item), start, (1, 10))
+    assert all(value[0] == 0 for value in values.values())
 
 
 class Fixed:

@@ -287,8 +287,10 @@ def test_counts() -> None:
         assert count_parameters(71, sized)["num_params"] == plain + cost
     without = config("sessionrec-sasrec", "tiny", feedback=False)
     assert count_parameters(71, without)["num_params"] == plain - 8 * D
+    # Against the next-item model of the same sizes: feedback and the items' net are what is more.
+    assert count_parameters(71, chosen)["num_params_added"] == 8 * D + (4 * D * D + 5 * D)
     more = count_parameters(71, config("sessionrec-sasrec+sse", "tiny", segments=3))
-    assert more["num_params_added"] == 3 * D
+    assert more["num_params_added"] == 3 * D + 8 * D + (4 * D * D + 5 * D)
 
 
 def test_a_session_token_says_nothing_here() -> None:
