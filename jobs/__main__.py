@@ -61,9 +61,12 @@ REMEDIES = {
 
 def parse_day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+    if day.year < 1900:
+        raise argparse.ArgumentTypeError(f"{text!r} is no night's day: it is before 1900")
+    return day
 
 
 def parse_days(text: str) -> float:

@@ -97,14 +97,34 @@ def remembered(table: DeltaTable, predicate: str) -> list[dict[str, Any]]:
         ),
         default=0,
     )
-    whole = [one["version"] for one in history if one["timestamp"] > cleaned]
-    if not whole:
-        return []
-    reader = table.load_cdf(
-        starting_version=min(whole), allow_out_of_range=True, predicate=predicate
-    )
-    rows: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
-    return rows
+    whole = sorted(one["version"] for one in history if one["timestamp"] > cleaned)
+    # `jobs forget` deletes files of older versions, too. Where the feed can be read from some version
+    # on, it can be from every later one.
+    found: list[dict[str, Any]] = []
+    low, high = 0, len(whole)
+    at = 0  # mostly all can be read
+    while low < high:
+        rows = _read(table, whole[at], predicate)
+        if rows is None:
+            low = at + 1
+        else:
+            found, high = rows, at
+        at = (low + high) // 2
+    return found
+
+
+def _read(table: DeltaTable, first: int, predicate: str) -> list[dict[str, Any]] | None:
+    """The change feed from a version on; None: files of it are gone."""
+    try:
+        reader = table.load_cdf(
+            starting_version=first, allow_out_of_range=True, predicate=predicate
+        )
+        rows: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
+        return rows
+    except Exception as error:  # (the reader is Rust's, and has no class for it)
+        if "not found" not in str(error).lower():
+            raise
+        return None
 
 
 def files_of(

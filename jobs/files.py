@@ -75,6 +75,13 @@ def size(path: str) -> int:
     return int(system.get_file_info(inner).size)
 
 
+def facts(path: str) -> tuple[int, int]:
+    """Bytes and modified ms of a file that is there, as `glob` tells them."""
+    system, inner = located(path)
+    info = system.get_file_info(inner)
+    return int(info.size), (info.mtime_ns or 0) // 1_000_000
+
+
 def read_text(path: str) -> str:
     with open_binary(path) as stream:
         return stream.read().decode("utf-8")

@@ -159,7 +159,7 @@ def _from_tracking(source: str, person: Person, hashed: str) -> int:
         return 0
     from models import forgotten
 
-    return forgotten.forget(source, person.pattern, person.stored, hashed)
+    return forgotten.forget(source, person.stands_in, person.stored, hashed)
 
 
 # -- tables ---------------------------------------------------------------------------------------
@@ -180,8 +180,10 @@ def _rejects_of(context: Context, base: int, person: Person) -> list[str]:
     from pyspark.sql import functions as F
 
     lake, source = context.lake, context.source
-    names = "|".join(f"\\Q{one}\\E" for one in sorted({person.said, person.stored}))
-    named = F.col("raw").rlike(rf"(?<![\w-])(?:{names})(?![\w-])")
+    raw = F.col("raw")
+    named = F.lit(False)  # may be: as it is, or in one of the writings of which `Person` knows
+    for sign in (person.said, person.stored, "\\", '""', "&"):
+        named = named | raw.contains(sign)
     secret = privacy.keyed(context, True) if source.privacy.hash_user_id else None
     fmt = replace(landing.file_format(source), privacy=secret)
     columns = {row["file"]: dict(row["columns"] or ()) for row in lake.small(FILES).to_pylist()}
@@ -192,7 +194,9 @@ def _rejects_of(context: Context, base: int, person: Person) -> list[str]:
             user = line["user_id"] if line["kind"] == "record" else None
         except (KeyError, ValueError):  # a file or a column that nobody knows any more
             user = None
-        if user in (None, person.said, person.stored):
+        if user in (person.said, person.stored) or (
+            user is None and person.stands_in(row["raw"] or "")
+        ):
             found.append(f"{row['file']}\n{row['line']}\n{row['raw_hash']}")
     return found
 
@@ -220,7 +224,7 @@ def _from_messages(context: Context, person: Person) -> None:
     """What runs said may quote a line."""
     lake = context.lake
     rows = [
-        tuple({**row, "message": person.pattern.sub("(forgotten)", row["message"])}.values())
+        tuple({**row, "message": person.taken_out(row["message"])}.values())
         for row in lake.small(RUNS).to_pylist()
         if row["message"] and person.stands_in(row["message"])
     ]

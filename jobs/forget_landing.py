@@ -6,7 +6,6 @@ import bz2
 import gzip
 import hashlib
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +43,7 @@ def from_landing(context: Context, person: Person) -> int:
         _put(path, data)
         removed += len(bad)
         if known is not None and told:
-            [(_, size, modified)] = files.glob(_literal(path))
+            size, modified = files.facts(path)
             known |= {
                 "size": size, "modified_ms": modified, "sha256": hashlib.sha256(data).hexdigest(),
                 "lines": known["lines"] - len(bad),
@@ -54,10 +53,6 @@ def from_landing(context: Context, person: Person) -> int:
     if rows:
         lake.put_small(FILES, rows)
     return removed
-
-
-def _literal(path: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def _lines_of(fmt: Format, path: str, person: Person) -> tuple[list[int], list[int]]:
@@ -122,7 +117,8 @@ def _put(path: str, data: bytes) -> None:
         with system.open_output_stream(inner, compression=None) as out:
             out.write(data)
         return
-    aside = Path(path).with_name(f".{Path(path).name}.forgetting")
+    file = Path(path).resolve()  # (a link stays one)
+    aside = file.with_name(f".{file.name}.forgetting")
     aside.write_bytes(data)
-    aside.chmod(Path(path).stat().st_mode)
-    aside.rename(path)
+    aside.chmod(file.stat().st_mode)
+    aside.rename(file)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import html
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PREFIX = "u-"
 WORD = re.compile(r"[^\s,;|\"'{}\[\]()<>:=&\t]+")
+WORDS = 8  # ours: so many words of an id are tried, where only its hash is known
 HOW = (
     "set SESSIONMILL_ID_KEY to a secret of at least 32 characters (python -c 'import secrets; "
     "print(secrets.token_hex(32))'), and keep it: without it nobody can say who was meant"
@@ -87,8 +89,19 @@ class Privacy:
             yield left
 
     def names_forgotten(self, text: str) -> bool:
-        """Whether a text that is no record has the id of a forgotten person as a word."""
-        return any(self.pseudonym(word) in self.forgotten for word in WORD.findall(text))
+        """Whether a text that is no record has the id of a forgotten person: as a word, or as up to
+        `WORDS` words in a row with what stands between them."""
+        return any(self._named(one) for one in writings(text))
+
+    def _named(self, text: str) -> bool:
+        spans = [found.span() for found in WORD.finditer(text)]
+        for at, (begin, _) in enumerate(spans):
+            for _, end in spans[at : at + WORDS]:
+                word = text[begin:end]
+                for one in {word, word.rstrip(".!?")}:
+                    if self.pseudonym(one) in self.forgotten:
+                        return True
+        return False
 
 
 def _told(batch: pa.RecordBatch, passed: int) -> pa.RecordBatch:
@@ -134,6 +147,32 @@ def privacy_of(context: Context) -> Privacy | None:
     return made
 
 
+ESCAPED = re.compile(r"""\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))""")
+MEANT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def writings(text: str) -> Iterator[str]:
+    """A text, and what it may mean: read as JSON's strings (twice: answers quote lines), as HTML, and
+    with the doubled quotes of CSV and SQL."""
+    yield text
+    inner = text
+    for _ in range(2):
+        if "\\" in inner:
+            inner = ESCAPED.sub(_meant, inner)
+            inner = inner.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            yield inner
+    if "&" in text:
+        yield html.unescape(text)
+    for quote in ('"', "'"):
+        if quote * 2 in text:
+            yield text.replace(quote * 2, quote)
+
+
+def _meant(found: re.Match[str]) -> str:
+    code, sign = found.groups()
+    return chr(int(code, 16)) if code else MEANT.get(sign, sign)
+
+
 @dataclass(frozen=True)
 class Person:
     """Who is meant: as the log has it, and as the tables do."""
@@ -142,8 +181,14 @@ class Person:
     stored: str
 
     def stands_in(self, text: str) -> bool:
-        """Whether a text has one of the ids, not as a part of a longer word."""
-        return bool(self.pattern.search(text))
+        """Whether a text has one of the ids, not as a part of a longer word; as it is, or as JSON,
+        HTML, CSV or SQL write it."""
+        return any(self.pattern.search(one) for one in writings(text))
+
+    def taken_out(self, text: str) -> str:
+        """A text that has one of the ids, without it."""
+        left = self.pattern.sub("(forgotten)", text)
+        return "(forgotten)" if self.stands_in(left) else left
 
     @property
     def pattern(self) -> re.Pattern[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from models.register import Registered
+    from models.rows import Rows
     from models.store import Stored
 
 OPTIONS = ("alias", "model_version", "k")
@@ -58,13 +60,14 @@ def compute(
     assert base is not None
     model, stored = loaded(name, alias, model_version)
     candidate = context.candidate(RECOMMENDATIONS)
-    size = min(k, len(stored.item_ids))
+    size, excludes = min(k, len(stored.item_ids)), _excludes(stored)
+    there = False
+    if lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
+        longest = _longest(context, base, model.version, excludes)
+        there = longest == (_possible(context, stored, upto, size) if excludes else size)
     manifest: dict[str, Any] = {
         "base": base, "upto": upto, "version": model.version, "uri": model.uri, "size": size,
-        "method": stored.facts["method"],
-        "excludes": stored.config.model.repeat_policy == "exclude_seen",
-        "empty": lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto
-        and _length(context, base, model.version) == size,
+        "method": stored.facts["method"], "excludes": excludes, "empty": there,
     }  # fmt: skip
     if not manifest["empty"]:
         manifest |= fill(context, stored, model, upto, base, size)
@@ -95,21 +98,38 @@ def loaded(source: str, alias: str, number: int | None) -> tuple[Registered, Sto
     return model, stored
 
 
-def _length(context: Context, base: int, version: str) -> int | None:
-    """How long the lists of a model version are that are there already; None: there are none."""
+def _excludes(stored: Stored) -> bool:
+    return stored.config.model.repeat_policy == "exclude_seen"
+
+
+def _longest(context: Context, base: int, version: str, each: bool) -> int | None:
+    """The length of the longest list of a model version that is there already (one tells, unless
+    `each` has its own); None: there are none."""
     table = context.lake.open(RECOMMENDATIONS)
     assert table is not None
     table.load_as_version(base)
-    one = rows_of(table).head(1, columns=["items"], filter=ds.field("model_version") == version)
-    return len(one["items"][0]) if one.num_rows else None
+    rows, own = rows_of(table), ds.field("model_version") == version
+    found = (
+        rows.to_table(columns=["items"], filter=own)
+        if each
+        else rows.head(1, columns=["items"], filter=own)
+    )
+    longest: int | None = pc.max(pc.list_value_length(found["items"])).as_py()
+    return longest
 
 
-def fill(
-    context: Context, stored: Stored, model: Registered, upto: int, base: int, size: int
-) -> dict[str, Any]:
-    """Stage the lists of all users, and those that stay."""
+def _possible(context: Context, stored: Stored, upto: int, size: int) -> int:
+    """The longest list where what a user has seen is left out."""
+    _, rows = _asked(context, stored, upto)
+    user = np.repeat(np.arange(len(rows.start) - 1), np.diff(rows.start))
+    pairs = np.unique(user * (len(stored.item_ids) + 1) + rows.item)
+    seen = np.bincount(pairs // (len(stored.item_ids) + 1), minlength=len(rows.start) - 1)
+    return min(size, len(stored.item_ids) - int(seen.min()))
+
+
+def _asked(context: Context, stored: Stored, upto: int) -> tuple[list[str], Rows]:
+    """The users of a version of gold.sequences, and what the model knows of their events."""
     from models.dataset import cache_folder, open_sequences, read_items
-    from models.lists import lists
     from models.splits import Events, known_rows, vocabulary_of
 
     lake, source = context.lake, context.source.name
@@ -119,8 +139,19 @@ def fill(
     )
     known = read_items(rust_uri(lake.path(ITEMS)), make)
     rows, _, _ = known_rows(Events.of(sequences), vocabulary_of(stored.item_ids, *known))
+    return sequences.user_id, rows
+
+
+def fill(
+    context: Context, stored: Stored, model: Registered, upto: int, base: int, size: int
+) -> dict[str, Any]:
+    """Stage the lists of all users, and those that stay."""
+    from models.lists import lists
+
+    lake = context.lake
+    names, rows = _asked(context, stored, upto)
     began = time.monotonic()
-    folder, users = staging(context.run_id), pa.array(sequences.user_id, pa.string())
+    folder, users = staging(context.run_id), pa.array(names, pa.string())
 
     def parts() -> Iterator[pa.Table]:
         for at, table in lists(stored, rows, size):
@@ -188,7 +219,10 @@ def audit(context: Context, candidate: Candidate) -> None:
     known = lake.table_of(ITEMS, int(lake.version(ITEMS) or 0), ["item_id"])["item_id"]
     facts = {
         "items_are_known": all(
-            pc.all(pc.is_in(pa.array(one["items"]), known.combine_chunks())).as_py() for one in new
+            pc.all(
+                pc.is_in(pa.array(one["items"], pa.string()), known.combine_chunks()), min_count=0
+            ).as_py()
+            for one in new
         ),
         "lists_are_whole": manifest["excludes"]
         or all(one["least"] == one["most"] == manifest["size"] for one in new),
@@ -223,7 +257,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         rate = manifest["users"] / max(manifest["scoring_s"], 1e-3)
         kept = f", {manifest['kept']:,} lists of other versions stay" if manifest["kept"] else ""
         result.notes.append(
-            f"{said}: {manifest['users']:,} users, {manifest['size']} items each, {rate:,.0f} users "
+            f"{said}: {manifest['users']:,} users, {'at most ' if manifest['excludes'] else ''}{manifest['size']} items each, {rate:,.0f} users "
             f"a second{kept}"
         )
     result.tables[RECOMMENDATIONS.full_name] = lake.told(RECOMMENDATIONS)

@@ -99,7 +99,14 @@ def open_sequences(path: str, version: int | None, cache: Path, make_with: str) 
         scratch = cache / f".making-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         scratch.mkdir()
         try:
-            _write(table, scratch)
+            try:
+                _write(table, scratch)
+            except FileNotFoundError as error:
+                raise UserError(
+                    f"{path} version {table.version()} cannot be read any more ({error}): `jobs "
+                    "forget` or `jobs maintain` removed its files. Train and compare anew on a "
+                    "version that is there"
+                ) from None
             try:
                 scratch.rename(folder)
             except OSError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +18,25 @@ SCORES = "evaluation/per_user.npz"
 PAGE = "report.html"
 GONE = (
     "<!doctype html><meta charset=utf-8><title>removed</title><p>This page showed a person who has "
-    "been forgotten. Make it anew: python -m models report --source {source} --comparison {comparison}\n"
+    "been forgotten. Their data are gone from the tables that {comparison} was made of: train and "
+    "compare anew, then python -m models report --source {source}\n"
 )
 
 
-def forget(source: str, stands_in: re.Pattern[str], stored: str, pseudonym: str) -> int:
+def forget(source: str, stands_in: Callable[[str], bool], stored: str, pseudonym: str) -> int:
     """Take a person out of the artifacts of a source's runs; how many files were written anew.
 
     In `per_user.npz` the id becomes the pseudonym: the scores stay, so what was compared on these
     users stays true, and runs still agree about who was asked.
     """
+    from mlflow.entities import ViewType
+
     client, experiment = tracking.connect(source)
     written, token = 0, None
     while True:
-        page = client.search_runs([experiment], max_results=500, page_token=token)
+        page = client.search_runs(
+            [experiment], run_view_type=ViewType.ALL, max_results=500, page_token=token
+        )
         for run in page:
             written += _from_run(client, run, source, stands_in, stored, pseudonym)
         token = page.token
@@ -43,7 +48,7 @@ def _from_run(
     client: MlflowClient,
     run: Any,
     source: str,
-    stands_in: re.Pattern[str],
+    stands_in: Callable[[str], bool],
     stored: str,
     pseudonym: str,
 ) -> int:
@@ -67,7 +72,7 @@ def _from_run(
                 written += 1
         if PAGE in there:
             file = Path(client.download_artifacts(run_id, PAGE, scratch))
-            if stands_in.search(file.read_text(encoding="utf-8")):
+            if stands_in(file.read_text(encoding="utf-8")):
                 comparison = run.data.tags.get(tracking.COMPARISON, "…")
                 file.write_text(GONE.format(source=source, comparison=comparison))
                 client.log_artifact(run_id, str(file))

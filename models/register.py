@@ -209,14 +209,15 @@ def signature() -> ModelSignature:
     text, optional = DataType.string, {"required": False}
     inputs = Schema(
         [
-            ColSpec(text, "user_id"),
-            ColSpec(text, "item_id"),
-            # MLflow's own datetime refuses times that have a zone: `serving.times` reads both.
+            # MLflow's own types refuse what `serving` reads or refuses with words: times that have
+            # a zone, whole numbers with nulls, columns of an empty frame.
+            ColSpec(AnyType(), "user_id"),
+            ColSpec(AnyType(), "item_id"),
             ColSpec(AnyType(), "event_ts"),
             ColSpec(text, "source_session_id", **optional),
             ColSpec(text, "event_type", **optional),
-            ColSpec(DataType.double, "value", **optional),
-            ColSpec(DataType.long, "tie_break", **optional),
+            ColSpec(AnyType(), "value", **optional),
+            ColSpec(AnyType(), "tie_break", **optional),
             ColSpec(Array(text), "exposed_with", **optional),
         ]
     )

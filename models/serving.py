@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import operator
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ def recommend(
         raise ValueError(f"k = {k}: ask for at least one item")
     if frame["user_id"].isna().any():
         raise ValueError("user_id is null in some rows: every row needs its user")
+    for name in ("user_id", "item_id"):
+        texts(frame[name])
     names = frame["user_id"].astype(str)
     user, users = pd.factorize(names)
     rows = _rows(stored, frame, user, len(users))
@@ -92,13 +95,54 @@ def times(column: pd.Series) -> pd.Series:
     """
     if pd.api.types.is_numeric_dtype(column) and column.notna().any():
         raise ValueError(
-            f"event_ts = {column.dropna().iloc[0]!r}: a number says no unit. Give timestamps, or "
+            f"event_ts = {column.dropna().iloc[0]}: a number says no unit. Give timestamps, or "
             "texts such as '2024-06-01T10:00:00Z'"
         )
+    if pd.api.types.is_datetime64_any_dtype(column):
+        zoned = column.dt.tz is not None
+        return column.dt.tz_convert("UTC") if zoned else column.dt.tz_localize("UTC")
     try:
         return pd.to_datetime(column, utc=True, format="ISO8601")
+    except pd.errors.OutOfBoundsDatetime:
+        return _far(column)
     except (ValueError, TypeError) as error:
         raise ValueError(f"event_ts: {error}. Give timestamps, or ISO 8601 texts") from None
+
+
+def _far(column: pd.Series) -> pd.Series:
+    """Times of the years 1 to 9999, some of which nanoseconds cannot say."""
+    found = []
+    for value in column:
+        moment = None if pd.isna(value) else datetime.fromisoformat(str(value))
+        if moment is not None and moment.tzinfo is not None:
+            moment = moment.astimezone(UTC).replace(tzinfo=None)
+        found.append(np.datetime64("NaT") if moment is None else np.datetime64(moment, "us"))
+    series = pd.Series(np.array(found, dtype="datetime64[us]"), index=column.index)
+    return series.dt.tz_localize("UTC")
+
+
+def texts(column: pd.Series) -> None:
+    """Raises:
+    ValueError: an id is no text.
+    """
+    for value in column:
+        if not isinstance(value, str) and not pd.isna(value):
+            raise ValueError(
+                f"{column.name} = {value!r}: ids are texts, as the log has them; give {str(value)!r} "
+                "if that is what it has"
+            )
+
+
+def whole_numbers(column: pd.Series) -> pd.Series:
+    """Int64 with nulls.
+
+    Raises:
+        ValueError: something is no whole number.
+    """
+    try:
+        return column.astype("Int64")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{column.name}: {error}. Give whole numbers, or null") from None
 
 
 def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Rows:
@@ -112,7 +156,7 @@ def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Ro
             "user": user,
             "ts": ts.dt.as_unit("us").astype("int64"),
             "native": native.astype("string"),
-            "tie_break": frame["tie_break"] if "tie_break" in frame.columns else 0,
+            "tie_break": whole_numbers(frame["tie_break"]) if "tie_break" in frame.columns else 0,
             "item": frame["item_id"].astype("string"),
             "feedback": _feedback(stored.facts.get("feedback", {}), frame),
             "shown": frame["exposed_with"] if "exposed_with" in frame.columns else None,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import SettingsError
+from jobs.explain import explain
 from jobs.forget import forget, in_words
-from jobs.privacy import Privacy
+from jobs.privacy import Person, Privacy
 from jobs.settings import settings
 from jobs.tables import (
     EVENTS,
@@ -29,6 +32,7 @@ from jobs.tables import (
     SESSIONS,
 )  # fmt: skip
 from models.dataset import open_sequences
+from models.errors import UserError
 from tests.spark_tools import CLICKS, Workshop
 
 KEY = "k" * 40
@@ -157,6 +161,91 @@ def test_a_person_is_gone_from_everything_and_stays_gone(
     assert where(ANN, shop.lake_root, shop.landing) == []
     [row] = [row for row in shop.rows(FORGOTTEN)]
     assert row["user_hash"] == done["user_hash"] and row["key_check"]
+
+
+ODD = """anné O'Brien "&co\\ 😀"""  # what JSON, HTML, CSV and SQL each write otherwise
+JSON = (
+    LOOSE.replace("*.csv*", "*.jsonl*").replace('"csv"', '"jsonl"')
+)  # fmt: skip
+
+
+def written(name: str) -> list[str]:
+    """A name as others write it."""
+    return [
+        name, json.dumps(name), json.dumps(name, ensure_ascii=False), json.dumps(json.dumps(name)),
+        html.escape(name), name.replace('"', '""'), name.replace("'", "''"),
+        json.dumps(name).replace("e9", "E9"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [ODD, "ann lee", "U=9", "a,b;c", "!a&b", "x"])
+def test_an_id_is_found_however_it_is_written(name: str) -> None:
+    person = Person(name, name)
+    secret = Privacy(KEY.encode(), "s", False, frozenset())
+    obeyed = replace(secret, forgotten=frozenset([secret.pseudonym(name)]))
+    for text in written(name):
+        for told in (text, f"what of {text} is this", f"[{text}]", f"{text}."):
+            assert person.stands_in(told), told
+            assert name not in person.taken_out(told) and not person.stands_in(
+                person.taken_out(told)
+            )
+            assert obeyed.names_forgotten(told) and not secret.names_forgotten(told), told
+        assert not person.stands_in(f"y{name[1:]}") and not obeyed.names_forgotten(f"y{name[1:]}")
+
+
+def test_an_id_that_every_format_escapes_is_gone_too(spark: Any, tmp_path: Path, key: None) -> None:
+    shop = Workshop(spark, tmp_path, JSON)
+
+    def records(user: str, start: int, **how: Any) -> list[str]:
+        return [
+            json.dumps({"user": user, "item": f"i{step}", "ts": str(start + 60 * step)}, **how)
+            for step in range(3)
+        ]
+
+    spelt = json.dumps(ODD)[1:-1]
+    lines = [
+        *records(ODD, 1_714_521_600), *records("bob", 1_714_521_630),
+        *records(ODD, 1_714_700_000, ensure_ascii=False),
+        json.dumps({"user": ODD, "item": "i1", "ts": "soon"}),
+        json.dumps({"user": "bob", "item": "i1", "ts": "soon"}),
+        f'{{"user": "{spelt}", "item": "i1", "ts": trunc', f"lost {ODD} here", "lost bob here",
+    ]  # fmt: skip
+    text = "\n".join(lines) + "\n"
+    shop.land("x{1}.jsonl", text)
+    (tmp_path / "elsewhere.jsonl").write_text(text.replace("i1", "i7"))
+    (shop.landing / "link.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    shop.run()
+    path, first = SEQUENCES.path(str(shop.lake_root), "clicks"), shop.version(SEQUENCES)
+    cache = shop.lake_root / "clicks" / "_cache"
+    open_sequences(path, first, cache, "")
+    session = next(row for row in shop.rows(SESSIONS) if row["user_id"] == "bob")["session_id"]
+
+    done = forget(shop.context(), ODD)
+    assert done["rejects"] == 6 and done["landing_lines"] == 2 * 9
+    person = Person(ODD, ODD)
+    left = [
+        str(file)
+        for folder in (shop.lake_root, shop.landing, tmp_path / "elsewhere.jsonl")
+        for file in ([folder] if folder.is_file() else sorted(folder.rglob("*")))
+        if file.is_file() and person.stands_in(texts(file))
+    ]
+    assert left == [] and (shop.landing / "link.jsonl").is_symlink()
+    assert {row["user_id"] for row in shop.rows(EVENTS)} == {"bob"}
+    rejects = sorted(row["raw"] for row in shop.rows(REJECTS))
+    assert rejects == sorted(2 * ["lost bob here"] + [
+        lines[10], lines[10].replace("i1", "i7")
+    ]), "others keep their own"  # fmt: skip
+
+    # What older versions said of others is gone with them, and that is told, not traced.
+    assert explain(str(shop.lake_root), shop.source, session)["session"]["user_id"] == "bob"
+    with pytest.raises(UserError, match=r"cannot be read any more .* Train and compare anew"):
+        open_sequences(path, first, cache, "")
+
+    shop.land("again.jsonl", text)
+    result = shop.run()
+    assert "9 lines of people who were forgotten were passed over" in result.notes
+    assert not [row for row in shop.rows(REJECTS) if person.stands_in(row["raw"])]
+    assert {row["user_id"] for row in shop.rows(EVENTS)} == {"bob"}
 
 
 def test_without_the_key_nobody_is_forgotten_and_nobody_comes_back(

@@ -176,6 +176,11 @@ told = {}
 for version in json.loads(sys.argv[2]):
     model = mlflow.pyfunc.load_model(f"models:/toy/{version}")
     ask = lambda frame, **params: model.predict(frame, params=params)
+    def refused(frame):
+        try:
+            return ask(frame)["items"].tolist()
+        except ValueError as error:
+            return str(error)
     story = pd.DataFrame({
         "user_id": ["bob", "ann", "bob", "ann", "new", "odd"],
         "item_id": ["i03", "i08", "i04", "i07", None, "never seen"],
@@ -209,6 +214,17 @@ for version in json.loads(sys.argv[2]):
             .to_dict("records"),
         "texts": ask(one.assign(event_ts=["2024-01-01T10:01:00", "2024-01-01T19:00+09:00"]), k=3)
             .to_dict("records"),
+        "ties": ask(one.assign(tie_break=[2, None], value=[1, 2]), k=3).to_dict("records"),
+        "far": ask(one.assign(event_ts=["9999-12-31T10:01", "0001-01-01T00:00Z"]), k=3)
+            .to_dict("records"),
+        "bare": len(ask(pd.DataFrame({"user_id": [], "item_id": [], "event_ts": []}))),
+        "nothing": ask(pd.DataFrame(
+            {"user_id": ["x"], "item_id": [float("nan")], "event_ts": [float("nan")]}
+        ), k=3).to_dict("records"),
+        "wrong": [refused(one.assign(**wrong)) for wrong in (
+            {"item_id": [1.0, 2.0]}, {"user_id": 7}, {"tie_break": ["a", "b"]}, {"event_ts": 5},
+            {"event_ts": "soon"},
+        )],
         "late": ask(one, k=2, request_ts="2030-01-01T00:00:00Z").to_dict("records"),
         "default": len(ask(one)["items"][0]),
         "ms": (time.perf_counter() - began) * 50,
@@ -261,11 +277,18 @@ def test_a_version_answers_raw_ids_in_a_fresh_process(method: str, asked: dict[s
     assert told["empty"] == [["user_id", "items"], 0]
     assert len(told["thousand"][0]["items"]) == 2
     assert len(told["native"][0]["items"]) == 2
-    for zone in ("zoned", "elsewhere", "texts"):
+    for zone in ("zoned", "elsewhere", "texts", "ties"):
         assert same(told[zone][0]["items"], answer[1]["items"]), zone
     late, usual = told["late"][0]["items"], told["all"][0]["items"][:2]
     assert same(late, usual), "last_event knows no request"
-    assert told["default"] == 10
+    assert len(told["far"][0]["items"]) == 3, "the tables' years, 1 to 9999"
+    assert told["default"] == 10 and told["bare"] == 0
+    assert told["nothing"][0]["items"] == answer[2]["items"]
+    for says, wrong in zip(
+        ("item_id = 1.0: ids are texts", "user_id = 7: ids are texts", "tie_break: ",
+         "event_ts = 5: a number says no unit", "event_ts: "), told["wrong"], strict=True,
+    ):  # fmt: skip
+        assert says in wrong
     assert told["ms"] < 200, "one user takes milliseconds"
 
 

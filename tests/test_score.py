@@ -17,14 +17,18 @@ import torch
 from deltalake import DeltaTable
 
 from jobs import crash, files, validate
+from jobs import score as score_job
 from jobs.arrow import arrow_schema
 from jobs.arrow_checks import recommendations_hold
 from jobs.tables import RECOMMENDATIONS, RUNS
 from models import tracking
+from models.baselines import Popularity
 from models.lists import best
+from models.methods import config
 from models.serving import recommend
-from models.store import load
+from models.store import Stored, load
 from tests.recorded import World
+from tests.test_models_world import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +184,27 @@ def test_broken_lists_are_refused_and_named(spark: Any, tmp_path: Path) -> None:
         frame = validate.broken(rows, RECOMMENDATIONS.key, checks)
         told = {one.name for one in checks if frame.where(one.name).count()}
         assert told == (set() if name == "nothing" else {name}), name
+
+
+def test_who_has_seen_all_is_told_and_not_traced(world: World, registered: dict[str, str]) -> None:
+    """(The last test of these: it registers another challenger.)"""
+    world.train("pop", "--comparison", "unseen", "--repeat-policy", "exclude_seen")
+    for command in ("compare", "register"):
+        status, done, _, err = world.run(
+            command, "--source", str(world.source), "--comparison", "unseen", "--json"
+        )
+        assert status == 0 and done is not None, err
+    status, _, _, err = score(world, "--model-version", str(done["versions"][0]["version"]))
+    assert status == 1 and "every list has at least one item" in err
+
+
+@pytest.mark.parametrize(("size", "longest"), [(5, 3), (3, 3), (2, 2)])
+def test_how_long_a_list_without_what_was_seen_can_be(
+    monkeypatch: pytest.MonkeyPatch, size: int, longest: int
+) -> None:
+    """By it lists are known that are there already."""
+    rows = rows_of([(1, 1, 1), (2, 2, 1), (1, 3, 1)], [(n, n, 1) for n in (1, 2, 3, 3)])
+    monkeypatch.setattr(score_job, "_asked", lambda *_: (["a", "b"], rows))
+    pop = Popularity(5, config("pop").model)
+    stored = Stored(pop, config("pop"), list("vwxyz"), pop.count, {})
+    assert score_job._possible(None, stored, 0, size) == longest  # type: ignore[arg-type]
