@@ -31,7 +31,7 @@ from models.commands import rescored, stored_cut
 from models.compare import BY
 from models.errors import UserError
 from models.metrics import Floats, bootstrap
-from models.register import CHALLENGER, CHAMPION, Registered, aliases_of, find
+from models.register import CHALLENGER, CHAMPION, Registered, aliases_of, find, versions_of
 from models.serving import recommend
 from models.splits import describe
 from models.store import Stored, load
@@ -118,6 +118,14 @@ def rollback(source: Source, reason: str) -> dict[str, Any]:
         raise UserError(
             f"the registered model {source.name!r} has had no champion before "
             f"{'this one' if champion else 'and has none now'}: there is nothing to go back to"
+        )
+    there = {str(number) for number in versions_of(client, source.name)}
+    gone = [version for version in before if str(version) not in there]
+    before = [version for version in before if str(version) in there]
+    if not before:
+        raise UserError(
+            f"the champions of {source.name!r} before this one, version {', '.join(map(str, gone))}, "
+            "have been deleted: promote another with --force"
         )
     earlier = find(client, source.name, CHAMPION, int(before[-1]))
     # The alias first: killed in between, another rollback changes nothing and says so.

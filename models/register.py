@@ -151,6 +151,11 @@ def aliases_of(client: MlflowClient, source: str) -> dict[str, str] | None:
     return {name: str(version) for name, version in found.items()}
 
 
+def versions_of(client: MlflowClient, source: str) -> list[int]:
+    """The numbers of the registered model's versions, rising."""
+    return sorted(int(one.version) for one in client.search_model_versions(f"name = '{source}'"))
+
+
 def find(client: MlflowClient, source: str, alias: str, number: int | None = None) -> Registered:
     """The version that an alias names, or version `number`.
 
@@ -175,7 +180,10 @@ def find(client: MlflowClient, source: str, alias: str, number: int | None = Non
     try:
         found = client.get_model_version(source, wanted)
     except MlflowException:
-        raise UserError(f"the registered model {source!r} has no version {wanted}") from None
+        raise UserError(
+            f"the registered model {source!r} has no version {wanted}; it has "
+            f"{', '.join(map(str, versions_of(client, source))) or 'none'}"
+        ) from None
     return Registered(source, wanted, str(found.run_id), frozenset(aliases.values()))
 
 

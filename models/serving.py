@@ -219,7 +219,12 @@ def _request(
     when = rows.ts[last]
     if not request_ts:
         return when, np.zeros(len(when), dtype=bool)
-    now = pd.Timestamp(request_ts)
+    try:
+        now = pd.Timestamp(request_ts)
+    except ValueError as error:
+        raise ValueError(
+            f"request_ts = {request_ts!r}: {error}. Give an ISO 8601 text, or none"
+        ) from None
     now = now.tz_localize("UTC") if now.tzinfo is None else now.tz_convert("UTC")
     request = np.full(len(when), now.as_unit("us").value, dtype=np.int64)
     return request, request - when > int(stored.facts["gap_us"])

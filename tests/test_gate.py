@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -136,5 +137,13 @@ def test_the_gate(world: World) -> None:
     assert champion() == version["gru4rec"]
     status, _, _, err = command(world, "rollback", "--reason", "again")
     assert status == 1 and "has had no champion before this one" in err
+    # Versions that somebody has deleted in MLflow meanwhile.
+    client.set_registered_model_tag("toy", gate.BEFORE, '["99"]')
+    status, _, _, err = command(world, "rollback", "--reason", "again")
+    assert status == 1 and "version 99, have been deleted: promote another" in err
+    before = json.dumps([version["personal_top"], "99"])
+    client.set_registered_model_tag("toy", gate.BEFORE, before)
+    assert command(world, "rollback", "--reason", "again")[0] == 0
+    assert champion() == version["personal_top"]
     told = [run.data.tags["action"] for run in tracking.runs(client, experiment, kind="gate")]
-    assert told[::-1] == ["refused", "promoted", "refused", "forced", "rolled back"]
+    assert told[::-1] == ["refused", "promoted", "refused", "forced", "rolled back", "rolled back"]

@@ -125,7 +125,7 @@ def test_what_cannot_be_scored_is_told(world: World, registered: dict[str, str])
     status, _, _, err = score(world, "--alias", "champion")
     assert status == 1 and "has no alias 'champion'; it has challenger (version" in err
     status, _, _, err = score(world, "--model-version", "99")
-    assert status == 1 and "has no version 99" in err
+    assert status == 1 and "has no version 99; it has 1, 2, 3" in err
     status, _, _, err = score(world, "--alias", "challenger", "--k", "0")
     assert status == 1 and "--k 0" in err
 
