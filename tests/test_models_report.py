@@ -235,7 +235,7 @@ def test_who_is_forgotten_leaves_scores_and_pages(page: Path, world: World) -> N
                     assert "u000" not in arrays[name]
                 assert "u-5f" in arrays["user_id"] and len(set(arrays["user_id"])) == 60
     told = named[0].read_text()
-    assert "u000" not in told and "models report --source toy --comparison r1" in told
+    assert "u000" not in told and "then python -m models report --source toy" in told
     # What was compared on these users stands.
     after = world.run("compare", "--source", str(world.source), "--comparison", "r1", "--json")[1]
     assert before and after and after["methods"] == before["methods"]
