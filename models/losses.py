@@ -153,18 +153,19 @@ def gbce(
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     drawn_K: torch.Tensor,
+    num_items: int,
     t: float,
 ) -> torch.Tensor:
     """Generalised binary cross-entropy with items drawn uniformly (gSASRec, RecSys 2023).
 
     -(beta log sig(s+) + sum log(1 - sig(s-))) / (K + 1), a = K / (V - 1),
-    beta = a (t (1 - 1/a) + 1/a). Here V is the number of classes.
+    beta = a (t (1 - 1/a) + 1/a). V is `num_items`: classes that are no item (padding) are not drawn.
     """
     row, share, picked, drawn = _meet(
         h_ND, weight_CD, bias_C, label_start, label_class, drawn_K
     )  # fmt: skip
     size = len(drawn_K)
-    rate = size / max(1, weight_CD.shape[0] - 1)
+    rate = size / max(1, num_items - 1)
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
     against = torch.nn.functional.softplus(drawn).sum(1)
     loss = beta * torch.nn.functional.softplus(-picked) + against[row]

@@ -70,14 +70,15 @@ class TrainConfig:
     all_windows: bool = True  # learn from a user's whole history, not only the newest L tokens
     precision: str = "auto"  # of training: float32, bfloat16; auto: train.precision
     data_share: float = 1.0  # of the training users, by a hash of their id; the vocabulary stays
-    validation_targets: int = 4000  # at most so many, drawn once, decide about stopping
+    # At most so many, drawn once, decide about stopping; 0: the last epoch's weights are kept.
+    validation_targets: int = 4000
     seed: int = 0
 
 
 COUNTS = {  # at least
     "dim": 1, "heads": 1, "layers": 1, "max_len": 1, "segments": 1, "time_features": 1,
     "neighbours": 1, "side_dim": 1, "epochs": 1, "patience": 1, "batch_size": 1, "negatives": 1,
-    "validation_targets": 1, "exposures": 0, "seed": 0,
+    "validation_targets": 0, "exposures": 0, "seed": 0,
 }  # fmt: skip
 RANGES = {  # from, to, and whether the two belong to it
     "dropout": (0, 1, True, False), "attention_dropout": (0, 1, True, False),

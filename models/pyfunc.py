@@ -27,9 +27,10 @@ class SessionRecommender(PythonModel):  # type: ignore[misc, unused-ignore]
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        given = params or {}
+        # A null in a request is a parameter left out.
+        given = {name: value for name, value in (params or {}).items() if value is not None}
         return recommend(
-            self.stored, model_input, int(given.get("k", 10)), str(given.get("request_ts") or "")
+            self.stored, model_input, int(given.get("k", 10)), str(given.get("request_ts", ""))
         )
 
 

@@ -176,7 +176,7 @@ class Recommender(nn.Module):
             item = torch.multinomial(self.share, train.negatives, replacement=True)
             return sampled_softmax(*given, item + 1 - self.first_class, self.share[item])
         item = torch.randint(self.num_items, (train.negatives,), device=h_ND.device)
-        return gbce(*given, item + 1 - self.first_class, train.gbce_t)
+        return gbce(*given, item + 1 - self.first_class, self.num_items, train.gbce_t)
 
     def request(
         self,

@@ -177,7 +177,7 @@ def fit(
         data.events, data.period, VALIDATION, data.training.vocabulary, cast(Target, train.target)
     )
     validation = _sample(asked, train.validation_targets)
-    if not len(validation.user):
+    if train.validation_targets and not len(validation.user):
         say(
             "the validation period has no target of a user with a history: nothing says which epoch "
             "is best, and the last is taken. Move the cut with --valid-from and --test-from"

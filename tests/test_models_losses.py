@@ -134,8 +134,8 @@ def test_the_estimate_of_log_q_has_no_bias_where_items_are_drawn_unevenly() -> N
 def test_gbce_is_its_formula(t: float) -> None:
     h, w, b = given()
     drawn = torch.tensor([2, 7, 8, 1])
-    got = gbce(h, w, b, START, CLASSES, drawn, t)
-    a = 4 / 10
+    got = gbce(h, w, b, START, CLASSES, drawn, 9, t)  # of eleven classes, two are no item
+    a = 4 / 8
     beta = a * (t * (1 - 1 / a) + 1 / a)
     s = h @ w.T + b
     terms = []
