@@ -168,10 +168,15 @@ def _days(lake: str, source: str) -> str | None:
         return None
 
     def draw(axis: Any) -> None:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
         axis.bar([row["day"] for row in rows], [row["events"] for row in rows], color=BLUE)
+        places = AutoDateLocator(maxticks=6)
+        axis.xaxis.set_major_locator(places)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(places))
         axis.set_ylabel("events")
 
-    return figure(draw, (7.2, 2.4))
+    return figure(draw, (5, 2.2))
 
 
 def _lineage(lake: str, source: str, outcome: dict[str, Any]) -> list[dict[str, Any]]:
@@ -329,7 +334,7 @@ def _shape(sequences: Sequences) -> dict[str, str] | None:
 def _score_plot(outcome: dict[str, Any]) -> str:
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
         file = Path(folder) / "score.svg"
-        results.plot({"comparison": outcome}, file)
+        results.plot({"comparison": outcome}, file, (5, 3.4))  # readable on a phone
         return _inline(file.read_text(encoding="utf-8"))
 
 
@@ -352,7 +357,7 @@ def _curves(client: Any, outcome: dict[str, Any]) -> str | None:
         axis.set_ylabel("NDCG@10, validation")
         axis.legend(fontsize=7, ncols=2)
 
-    return figure(draw, (7.2, 3.4))
+    return figure(draw, (5, 3))
 
 
 def figure(draw: Callable[[Any], None], size: tuple[float, float]) -> str:

@@ -167,7 +167,7 @@ def where(written: dict[str, Any]) -> str:
     )
 
 
-def plot(written: dict[str, Any], file: Path) -> None:
+def plot(written: dict[str, Any], file: Path, size: tuple[float, float] = (8, 4.5)) -> None:
     """Mean score of the seeds against added parameters, one line a backbone; bars are as long as the
     chosen seed's interval. As SVG."""
     import matplotlib
@@ -177,7 +177,7 @@ def plot(written: dict[str, Any], file: Path) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "sessionmill"  # the same picture from the same numbers
     rows = written["comparison"]["methods"]
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=size, layout="constrained")
     bases = list(dict.fromkeys(parse(method_of(row["method"]))[0] for row in rows))
     for base in bases:
         own = [row for row in rows if parse(method_of(row["method"]))[0] == base]
@@ -199,7 +199,7 @@ def plot(written: dict[str, Any], file: Path) -> None:
             axis.annotate(name, (row["params_added_pct"], row[f"{BY}_mean"]), fontsize=6,
                           xytext=(3, 3), textcoords="offset points")  # fmt: skip
     axis.set_xlabel("added parameters, % of the backbone's")
-    axis.set_ylabel("NDCG@10, mean of seeds; 95 % over users of one seed")
+    axis.set_ylabel("NDCG@10, mean of seeds;\n95 % over users of one seed")
     axis.legend(fontsize=7)
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
