@@ -28,13 +28,14 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
 
     Returns:
         `session` (its row without events; `retired` says whether it is gone), `events` (each with
-        `ingest_file` and `ingest_ts`), `changes` (oldest first: version, time, what, run, day).
+        `ingest_file` and `ingest_ts`), `changes` (oldest first: version, time, what, run, day),
+        `changes_from_version` (what changed before is not known: those files are gone; 0: all is).
 
     Raises:
         SettingsError: there is no such table, or no such session in it or its change feed.
     """
     sessions = opened(root, source, SESSIONS)
-    changes = changes_of(sessions, session_id)
+    since, changes = changes_of(sessions, session_id)
     rows = rows_of(sessions).to_table(filter=ds.field("session_id") == session_id)
     if not rows.num_rows and not changes:
         raise SettingsError(
@@ -58,6 +59,7 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
             }
             for change in changes
         ],
+        "changes_from_version": since,
     }  # fmt: skip
 
 
@@ -70,12 +72,13 @@ def opened(root: str, source: Source, table: Table) -> DeltaTable:
     return DeltaTable(path)
 
 
-def changes_of(sessions: DeltaTable, session_id: str) -> list[dict[str, Any]]:
-    """What the change feed remembers of a session, oldest first."""
-    feed = remembered(sessions, f"session_id = '{session_id.replace(chr(39), chr(39) * 2)}'")
+def changes_of(sessions: DeltaTable, session_id: str) -> tuple[int, list[dict[str, Any]]]:
+    """The version from which on the change feed is there, and what it remembers of a session,
+    oldest first."""
+    since, feed = remembered(sessions, f"session_id = '{session_id.replace(chr(39), chr(39) * 2)}'")
     run_of = {one["version"]: one.get("userMetadata") for one in sessions.history()}
     feed.sort(key=lambda row: row["_commit_version"])
-    return [
+    return since, [
         {
             "version": row["_commit_version"], "time": row["_commit_timestamp"],
             "what": CHANGES[row["_change_type"]], "run_id": run_of.get(row["_commit_version"]),
@@ -86,7 +89,7 @@ def changes_of(sessions: DeltaTable, session_id: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def remembered(table: DeltaTable, predicate: str) -> list[dict[str, Any]]:
+def remembered(table: DeltaTable, predicate: str) -> tuple[int, list[dict[str, Any]]]:
     """The change feed from as far back as no VACUUM has reached (`jobs maintain` runs it)."""
     history = table.history()
     cleaned = max(
@@ -101,6 +104,7 @@ def remembered(table: DeltaTable, predicate: str) -> list[dict[str, Any]]:
     # `jobs forget` deletes files of older versions, too. Where the feed can be read from some version
     # on, it can be from every later one.
     found: list[dict[str, Any]] = []
+    since = table.version() + 1
     low, high = 0, len(whole)
     at = 0  # mostly all can be read
     while low < high:
@@ -108,9 +112,9 @@ def remembered(table: DeltaTable, predicate: str) -> list[dict[str, Any]]:
         if rows is None:
             low = at + 1
         else:
-            found, high = rows, at
+            since, found, high = whole[at], rows, at
         at = (low + high) // 2
-    return found
+    return since, found
 
 
 def _read(table: DeltaTable, first: int, predicate: str) -> list[dict[str, Any]] | None:
@@ -160,7 +164,10 @@ def in_words(found: dict[str, Any]) -> str:
         + (f", read {clock(event['ingest_ts'])}" if event["ingest_ts"] else "")
         for event in found["events"]
     ]
-    lines.append("changes:")
+    since = found["changes_from_version"]
+    lines.append(
+        f"changes (since version {since}: files of earlier ones are gone):" if since else "changes:"
+    )
     lines += [
         f"  version {change['version']}, {clock(change['time'])}: {change['what']} "
         f"({change['event_count']} events) by run {change['run_id'] or '?'}"

@@ -18,6 +18,7 @@ import pytest
 
 from jobs.errors import SettingsError
 from jobs.explain import explain
+from jobs.explain import in_words as explained
 from jobs.forget import forget, in_words
 from jobs.privacy import Person, Privacy
 from jobs.settings import settings
@@ -237,7 +238,9 @@ def test_an_id_that_every_format_escapes_is_gone_too(spark: Any, tmp_path: Path,
     ]), "others keep their own"  # fmt: skip
 
     # What older versions said of others is gone with them, and that is told, not traced.
-    assert explain(str(shop.lake_root), shop.source, session)["session"]["user_id"] == "bob"
+    told = explain(str(shop.lake_root), shop.source, session)
+    assert told["session"]["user_id"] == "bob" and told["changes_from_version"] > 0
+    assert "files of earlier ones are gone" in explained(told)
     with pytest.raises(UserError, match=r"cannot be read any more .* Train and compare anew"):
         open_sequences(path, first, cache, "")
 

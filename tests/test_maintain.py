@@ -68,6 +68,7 @@ def test_smaller_and_nothing_else(spark: Any, tmp_path: Path) -> None:
     (session,) = [row for row in contents[SESSIONS] if row["user_id"] == "u3"]
     told = explain(str(shop.lake_root), shop.source, session["session_id"])
     assert len(told["events"]) == 2 and not told["session"]["retired"]
+    assert told["changes_from_version"] > 1
 
     # Nothing downstream runs again, and the next night goes on as if nothing had been.
     versions = [shop.version(table) for table in contents]
