@@ -37,6 +37,6 @@ def checks() -> tuple[Check, ...]:
             says="the new lists have as many items as were asked for, or all that may be returned",
         ),
         Check(
-            name="users_balance", says="users of the new lists = users of gold.sequences",
+            name="users_balance", says="users of the new lists + users who have seen every item = users of gold.sequences",
         ),
     )  # fmt: skip

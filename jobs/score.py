@@ -1,7 +1,8 @@
 """`gold.sequences` and a registered model -> `gold.recommendations`: a list for every user.
 
 compute   the version that the alias names (or the one that is asked for), loaded once, scores all
-          users of the newest `gold.sequences`; its lists are staged as data files
+          users of the newest `gold.sequences`; its lists are staged as data files (where a model
+          leaves out what was seen, users who have seen every item get none, and are counted)
 audit     the suite of `expectations/recommendations.py`
 publish   one commit: the new lists, and those of other versions that have an alias still; lists of
           versions that nobody names any more go
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from models.register import Registered
-    from models.rows import Rows
+    from models.rows import Ints, Rows
     from models.store import Stored
 
 OPTIONS = ("alias", "model_version", "k")
@@ -121,10 +122,15 @@ def _longest(context: Context, base: int, version: str, each: bool) -> int | Non
 def _possible(context: Context, stored: Stored, upto: int, size: int) -> int:
     """The longest list where what a user has seen is left out."""
     _, rows = _asked(context, stored, upto)
-    user = np.repeat(np.arange(len(rows.start) - 1), np.diff(rows.start))
-    pairs = np.unique(user * (len(stored.item_ids) + 1) + rows.item)
-    seen = np.bincount(pairs // (len(stored.item_ids) + 1), minlength=len(rows.start) - 1)
-    return min(size, len(stored.item_ids) - int(seen.min()))
+    return min(size, int(_unseen(stored, rows).max()))
+
+
+def _unseen(stored: Stored, rows: Rows) -> Ints:
+    """How many items of the model's vocabulary each user has not seen: int64[U]."""
+    users, size = len(rows.start) - 1, len(stored.item_ids)
+    user = np.repeat(np.arange(users), np.diff(rows.start))
+    pairs = np.unique(user * (size + 1) + rows.item)
+    return size - np.bincount(pairs // (size + 1), minlength=users)
 
 
 def _asked(context: Context, stored: Stored, upto: int) -> tuple[list[str], Rows]:
@@ -152,10 +158,15 @@ def fill(
     names, rows = _asked(context, stored, upto)
     began = time.monotonic()
     folder, users = staging(context.run_id), pa.array(names, pa.string())
+    # Who has seen the whole catalogue can be given nothing. Any other empty list is a fault of the
+    # model's, and stays for the suite to refuse.
+    nothing = (_unseen(stored, rows) == 0) & _excludes(stored)
 
     def parts() -> Iterator[pa.Table]:
         for at, table in lists(stored, rows, size):
-            yield _rows(context, users.take(pa.array(at)), table["items"], model)
+            given = ~(nothing[at] & (pc.list_value_length(table["items"]).to_numpy() == 0))
+            some = table["items"].filter(pa.array(given))
+            yield _rows(context, users.take(pa.array(at[given])), some, model)
 
     made = _write(context, folder, "lists", parts())
     seconds = time.monotonic() - began
@@ -170,7 +181,7 @@ def fill(
             made += _write(context, folder, f"kept-{version}", iter([old]))
             kept += old.num_rows
     return {
-        "users": len(users), "kept": kept, "scoring_s": round(seconds, 3), "made": made,
+        "users": len(users), "nothing": int(nothing.sum()), "kept": kept, "scoring_s": round(seconds, 3), "made": made,
         "staged": lake.entries(RECOMMENDATIONS, folder, made),
     }  # fmt: skip
 
@@ -226,7 +237,7 @@ def audit(context: Context, candidate: Candidate) -> None:
         ),
         "lists_are_whole": manifest["excludes"]
         or all(one["least"] == one["most"] == manifest["size"] for one in new),
-        "users_balance": sum(one["rows"] for one in new)
+        "users_balance": sum(one["rows"] for one in new) + manifest["nothing"]
         == lake.table_of(SEQUENCES, manifest["upto"], ["user_id"]).num_rows,
     }
     versions = {one["version"] for one in held}
@@ -256,6 +267,8 @@ def publish(context: Context, candidate: Candidate) -> Result:
         crash.point("score.published")
         rate = manifest["users"] / max(manifest["scoring_s"], 1e-3)
         kept = f", {manifest['kept']:,} lists of other versions stay" if manifest["kept"] else ""
+        if manifest["nothing"]:
+            kept += f", {manifest['nothing']:,} users have seen every item and get no list"
         result.notes.append(
             f"{said}: {manifest['users']:,} users, {'at most ' if manifest['excludes'] else ''}{manifest['size']} items each, {rate:,.0f} users "
             f"a second{kept}"

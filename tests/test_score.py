@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from jobs import crash, files, validate
 from jobs import score as score_job
@@ -186,16 +186,39 @@ def test_broken_lists_are_refused_and_named(spark: Any, tmp_path: Path) -> None:
         assert told == (set() if name == "nothing" else {name}), name
 
 
-def test_who_has_seen_all_is_told_and_not_traced(world: World, registered: dict[str, str]) -> None:
+def test_who_has_seen_all_gets_no_list(world: World, registered: dict[str, str]) -> None:
     """(The last test of these: it registers another challenger.)"""
+    del registered
     world.train("pop", "--comparison", "unseen", "--repeat-policy", "exclude_seen")
     for command in ("compare", "register"):
         status, done, _, err = world.run(
             command, "--source", str(world.source), "--comparison", "unseen", "--json"
         )
         assert status == 0 and done is not None, err
-    status, _, _, err = score(world, "--model-version", str(done["versions"][0]["version"]))
-    assert status == 1 and "every list has at least one item" in err
+    words = ["--model-version", str(done["versions"][0]["version"]), "--k", "1000"]
+    items = DeltaTable(str(world.lake / "toy/gold/items")).to_pyarrow_table().to_pandas()
+    names = dict(zip(items.item_index, items.item_id, strict=True))
+    sequences = DeltaTable(str(world.lake / "toy/gold/sequences"))
+    rows = sequences.to_pyarrow_table()
+    users = rows.num_rows
+    status, _, said, err = score(world, *words)
+    assert status == 0 and f"{users} users have seen every item and get no list" in said, err
+    assert not len(lists_of(world).query("model_version == @words[1]"))
+
+    first = rows.slice(0, 1).to_pylist()[0]
+    for name, value in first.items():
+        if isinstance(value, list):
+            first[name] = value[:3]
+    first |= {"n_events": 3, "n_sessions": len(set(first["session_ordinal"]))}
+    changed = pa.concat_tables([pa.Table.from_pylist([first], schema=rows.schema), rows.slice(1)])
+    write_deltalake(sequences, changed, mode="overwrite")
+    for told in (f"{users - 1} users have seen every item", "these lists are there already"):
+        status, _, said, err = score(world, *words)
+        assert status == 0 and told in said, said + err
+    [mine] = lists_of(world).query("model_version == @words[1]").to_dict("records")
+    assert mine["user_id"] == first["user_id"]
+    given = {one["item_id"] for one in mine["items"]}
+    assert given == set(items.item_id) - {names[index] for index in first["item_index"]}
 
 
 @pytest.mark.parametrize(("size", "longest"), [(5, 3), (3, 3), (2, 2)])
