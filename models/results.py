@@ -38,7 +38,7 @@ def render(document: Path) -> list[str]:
         made.extend(str(file.relative_to(folder)) for file in files)
         if written.get("kind") == "scaling":
             scaling.plot(written, picture)
-            caption = "test loss against parameters and data"
+            caption = "test loss and NDCG@10 against parameters and data"
             said = [scaling.table(written), scaling.in_words(written), where(written)]
         else:
             plot(written, picture)

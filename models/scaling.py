@@ -183,29 +183,36 @@ def table(written: dict[str, Any]) -> str:
 
 
 def plot(written: dict[str, Any], file: Path) -> None:
-    """Loss against parameters and against data, with the fitted lines; as SVG."""
+    """Loss, with the fitted lines, and NDCG@10 against parameters and against data; as SVG."""
     import matplotlib
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     matplotlib.rcParams["svg.hashsalt"] = "sessionmill"
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(
+        2, 2, figsize=(9, 6), layout="constrained", sharex="col", sharey="row"
+    )
     widest = max(point["dim"] for point in written["points"])
-    for axis, name, measure in zip(axes, AXES, ("num_params", "events"), strict=True):
+    for (above, below), name, measure in zip(axes.T, AXES, ("num_params", "events"), strict=True):
         own = [
             p for p in written["points"]
             if p["axis"] == name or (name == "data" and p["dim"] == widest and p["share"] == 1)
         ]  # fmt: skip
-        axis.loglog([p[measure] for p in own], [p["loss"] for p in own], "o", ms=4)
+        above.loglog([p[measure] for p in own], [p["loss"] for p in own], "o", ms=4)
         fit = written["fits"][name]
         x = np.geomspace(min(p[measure] for p in own), max(p[measure] for p in own), 50)
         line = fit["loss_there"] * (x / fit["at"]) ** -fit["exponent"]
         label = f"{name}$^{{-{fit['exponent']:.3f}}}$ ({fit['low']:.3f} to {fit['high']:.3f})"
-        axis.loglog(x, line, "-", lw=1, label=label)
-        axis.set_xlabel({"parameters": "parameters", "data": "training events"}[name])
-        axis.legend(fontsize=8)
-    axes[0].set_ylabel("test loss, nats")
+        above.loglog(x, line, "-", lw=1, label=label)
+        above.legend(fontsize=8)
+        below.semilogx([p[measure] for p in own], [p["ndcg@10"] for p in own], "o", ms=4)
+        below.set_xlabel({"parameters": "parameters", "data": "training events"}[name])
+    for which in (axes[0, 0].yaxis.set_major_formatter, axes[0, 0].yaxis.set_minor_formatter):
+        which(ticker.StrMethodFormatter("{x:g}"))  # 9, not 9 x 10^0
+    axes[0, 0].set_ylabel("test loss, nats")
+    axes[1, 0].set_ylabel("NDCG@10")
+    axes[1, 0].set_ylim(bottom=0)
     figure.suptitle(written["method"], fontsize=9)
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
