@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs import files
 from jobs.settings import settings
 from models import results, tracking
 from models.dataset import Sequences, cache_folder, open_sequences, read_items
@@ -42,7 +43,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
 
     Args:
         comparison: which; None: the newest.
-        file: where; None: `<lake>/<source>/report.html`, or here where the lake is a URI.
+        file: where; None: `<lake>/<source>/report.html`, where `jobs forget` looks.
 
     Raises:
         UserError: there is no comparison yet.
@@ -71,18 +72,14 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         people=_people(lake, source.name, sequences), lineage=_lineage(lake, source.name, outcome),
         kinds=[row for row in outcome["methods"] if row["by_target"]],
     )  # fmt: skip
-    if file is None:
-        file = Path("report.html") if "://" in lake else Path(lake) / source.name / "report.html"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".writing")
-    aside.write_text(page, encoding="utf-8")
-    aside.rename(file)
+    place = str(file) if file else f"{lake}/{source.name}/report.html"
+    files.write_text(place, page)
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
         copy = Path(folder) / "report.html"
         copy.write_text(page, encoding="utf-8")
         client.log_artifact(run_id, str(copy))
     return {
-        "page": str(file), "comparison": outcome["comparison"], "mlflow_run_id": run_id,
+        "page": place, "comparison": outcome["comparison"], "mlflow_run_id": run_id,
         "url": _url(experiment, run_id),
     }  # fmt: skip
 

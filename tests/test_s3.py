@@ -146,24 +146,34 @@ def test_nights_on_s3_are_those_of_a_folder_and_two_at_once_lose_nothing(
     assert tables("s3://company/lake", store.env) == tables(str(tmp_path / "lake"), None)
 
     # What comes after the tables, and what tends them, reads and writes there, too.
-    for words in (
-        ("jobs", "validate"),
-        ("jobs", "maintain", "--keep-days", "1"),
-        ("models", "train", "--method", "pop", "--epochs", "1"),
-        ("jobs", "forget", "--user", "u25"),
-    ):
+    def typed(*words: str) -> None:
         done = store.python(
             "-m", *words, "--source", str(sources["s3"]),
             MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
         )  # fmt: skip
         assert done.returncode == 0, (words, done.stderr[-3000:])
+
+    typed("jobs", "validate")
+    typed("jobs", "maintain", "--keep-days", "1")
+    for method in ("pop", "personal_top"):
+        typed("models", "train", "--method", method, "--comparison", "first")
+    typed("models", "compare", "--comparison", "first")
+    typed("models", "register", "--comparison", "first")
+    typed("jobs", "score", "--alias", "challenger")
+    typed("models", "report")
+    page = store.folder / "buckets" / "company" / "lake" / "clicks" / "report.html"
+    shown = re.findall(r"\bu\d+\b", page.read_text())
+    assert shown, "the page has lists of some users beside their last sessions"
+    typed("jobs", "forget", "--user", shown[0])
     for table in (EVENTS, SESSIONS, SEQUENCES):
         found = DeltaTable(table.path("s3://company/lake", "clicks"), storage_options=store.env)
         users = set(found.to_pyarrow_table(columns=["user_id"])["user_id"].to_pylist())
-        assert "u25" not in users and "u26" in users
-    for place in (store.folder / "buckets", store.folder / "cache"):
-        texts = [file.read_bytes() for file in place.rglob("*") if file.is_file()]
-        assert texts and not any(re.search(rb"\bu25\b", text) for text in texts)
+        assert shown[0] not in users and len(users) == 59
+    name = re.compile(rf"\b{shown[0]}\b".encode())
+    for place in (store.folder / "buckets", store.folder / "cache", tmp_path / "artifacts"):
+        there = [file for file in place.rglob("*") if file.is_file()]
+        assert there and not [file for file in there if name.search(file.read_bytes())]
+    assert not page.exists()
 
 
 STORE = """
