@@ -331,7 +331,7 @@ def _shape(sequences: Sequences) -> dict[str, str] | None:
 def _score_plot(outcome: dict[str, Any]) -> str:
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
         file = Path(folder) / "score.svg"
-        results.plot({"comparison": outcome}, file, (5, 3.4))  # readable on a phone
+        results.plot({"comparison": outcome}, file, phone=True)
         return _inline(file.read_text(encoding="utf-8"))
 
 

@@ -22,6 +22,7 @@ from models.tracking import method_of
 
 BLOCK = re.compile(r"<!-- (results/[\w.-]+?(-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
+KINDS = [("first", "first of a session"), ("inside", "inside a session")]
 
 
 def render(document: Path) -> list[str]:
@@ -42,7 +43,7 @@ def render(document: Path) -> list[str]:
             said = [scaling.table(written), scaling.in_words(written), where(written)]
         else:
             plot(written, picture)
-            caption = "score against added parameters"
+            caption = "scores, each backbone's encodings in order of the parameters they add"
             said = [method_table(written), kind_table(written), origin(written)]
         image = f"![{caption}]({picture.relative_to(folder)})"
         parts = [f"<!-- {match[1]} -->", *said, image, "<!-- end -->"]
@@ -167,39 +168,68 @@ def where(written: dict[str, Any]) -> str:
     )
 
 
-def plot(written: dict[str, Any], file: Path, size: tuple[float, float] = (8, 4.5)) -> None:
-    """Mean score of the seeds against added parameters, one line a backbone; bars are as long as the
-    chosen seed's interval. As SVG."""
+def plot(written: dict[str, Any], file: Path, phone: bool = False) -> None:
+    """Scores, a row a method: backbones, the best first, each with its own encodings in order of the
+    parameters that they add; then the baselines. As SVG.
+
+    A dot is the mean of the seeds, a bar the interval over users of the chosen seed, which the dot
+    need not be the middle of. Beside it, where both kinds of target were asked about, the chosen
+    seed's scores by kind; not on a `phone`.
+    """
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "sessionmill"  # the same picture from the same numbers
-    rows = written["comparison"]["methods"]
-    figure, axis = pyplot.subplots(figsize=size, layout="constrained")
-    bases = list(dict.fromkeys(parse(method_of(row["method"]))[0] for row in rows))
-    for base in bases:
-        own = [row for row in rows if parse(method_of(row["method"]))[0] == base]
-        if base in BASELINES:
-            axis.axhline(own[0][BY], lw=0.8, ls=":", color="0.5")
-            axis.annotate(base, (1.0, own[0][BY]), xycoords=("axes fraction", "data"), fontsize=7)
-            continue
-        own.sort(key=lambda row: row["params_added_pct"])
-        x = [row["params_added_pct"] for row in own]
-        y = [row[f"{BY}_mean"] for row in own]
-        error = [
-            [row[BY] - row[f"{BY}_low"] for row in own],
-            [row[f"{BY}_high"] - row[BY] for row in own],
-        ]
-        axis.errorbar(x, y, yerr=error, marker="o", capsize=2, lw=1, ms=4, label=base)
-        for row in own:
-            method = method_of(row["method"])
-            name = "+".join(parse(method)[1]) + row["method"].removeprefix(method)
-            axis.annotate(name, (row["params_added_pct"], row[f"{BY}_mean"]), fontsize=6,
-                          xytext=(3, 3), textcoords="offset points")  # fmt: skip
-    axis.set_xlabel("added parameters, % of the backbone's")
-    axis.set_ylabel("NDCG@10, mean of seeds;\n95 % over users of one seed")
-    axis.legend(fontsize=7)
+    rows = _in_order(written["comparison"]["methods"])
+    kinds = [] if phone or not any(row and row["by_target"] for row in rows) else KINDS
+    figure, axes = pyplot.subplots(
+        1, 1 + len(kinds), sharey=True, squeeze=False, layout="constrained",
+        figsize=((5, 9)[bool(kinds)], 1 + (0.2 if phone else 0.18) * len(rows)),
+    )  # fmt: skip
+    baselines = [row for row in rows if row and row["method"] in BASELINES]
+    for axis, (kind, title) in zip(axes[0], [(None, "all targets"), *kinds], strict=True):
+
+        def of(row: dict[str, Any], kind: str | None = kind) -> dict[str, Any]:
+            return row["by_target"].get(kind) or {} if kind else row
+
+        for place, row in enumerate(rows):
+            if row is None or BY not in of(row):
+                continue
+            color = "0.5" if row in baselines else "C0"
+            axis.plot([of(row)[f"{BY}_low"], of(row)[f"{BY}_high"]], [place] * 2, color=color, lw=1)
+            mean = of(row).get(f"{BY}_mean", of(row)[BY])
+            axis.plot([mean], [place], "o", color=color, ms=4)
+        known = [of(row)[BY] for row in baselines if BY in of(row)]
+        if known:
+            axis.axvline(max(known), lw=0.8, ls=":", color="0.5")
+        axis.set_xlim(left=0)
+        axis.set_title(title if kinds else "", fontsize=8)
+        axis.set_xlabel("NDCG@10", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", lw=0.3)
+    there = [place for place, row in enumerate(rows) if row]
+    axes[0, 0].set_yticks(there, [_label(row) for row in rows if row])
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """The rows as the plot has them; None between backbones, which is an empty line."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: -row[f"{BY}_mean"]):
+        base = parse(method_of(row["method"]))[0]
+        groups.setdefault("" if base in BASELINES else base, []).append(row)
+    last = groups.pop("", [])
+    ordered: list[dict[str, Any] | None] = []
+    for own in groups.values():
+        own.sort(key=lambda row: row["params_added_pct"])
+        ordered += [*own, None]
+    return [*ordered, *last] if last else ordered[:-1]
+
+
+def _label(row: dict[str, Any]) -> str:
+    added = row["params_added_pct"]
+    return f"{row['method']} (+{added:.2f} %)" if added else str(row["method"])
