@@ -61,6 +61,11 @@ def together(files: list[Path]) -> dict[str, Any]:
         UserError: their cells did not.
     """
     parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for part in parts:
+        if part.get("kind") != "scaling":  # (another grid's methods may be in its comparison)
+            own = {cell["method"] for cell in part["cells"]}
+            rows = part["comparison"]["methods"]
+            part["comparison"]["methods"] = [row for row in rows if row["method"] in own]
     first = parts[0]
     for file, other in zip(files[1:], parts[1:], strict=True):
         # (A lake that was made again from the same files has tables of other ids.)
