@@ -43,7 +43,7 @@ def render(document: Path) -> list[str]:
             said = [scaling.table(written), scaling.in_words(written), where(written)]
         else:
             plot(written, picture)
-            caption = "scores, each backbone's encodings in order of the parameters they add"
+            caption = "scores, a row a method"
             said = [method_table(written), kind_table(written), origin(written)]
         image = f"![{caption}]({picture.relative_to(folder)})"
         parts = [f"<!-- {match[1]} -->", *said, image, "<!-- end -->"]
