@@ -59,7 +59,7 @@ class TrainConfig:
     alpha: float = 0.0  # of sessionrec: share of the rank loss
     gbce_t: float = 0.75  # calibration of gbce: 0 is plain, 1 fully corrected
     epochs: int = 20
-    patience: int = 3  # epochs without a better validation NDCG@10 before stopping
+    patience: int = 3  # epochs without a better validation NDCG@10, after the warm-up
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

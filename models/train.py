@@ -52,6 +52,7 @@ from models.splits import (
 
 Say = Callable[[str], None]
 SELECT_BY = "ndcg@10"
+WARM_UP = 0.05  # ours: of the epochs
 BF16_DIM = 128  # ours: narrower models gain nothing by bfloat16
 
 
@@ -341,7 +342,9 @@ def _fit(
     train, at, model = run.config.train, run.at, run.model
     began, before_s = time.perf_counter(), at.elapsed_s
     while at.epoch <= train.epochs:
-        if at.epoch > 1 and at.epoch - 1 - at.best_epoch >= train.patience:
+        # While the learning rate still rises, no better score says little: that is not waiting.
+        since = max(at.best_epoch, _warming(train.schedule, train.epochs))
+        if at.epoch > 1 and at.epoch - 1 - since >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
         epoch = Epoch(model, run.rows, run.config, at.epoch, run.team, run.device)
@@ -397,9 +400,14 @@ def _rate(schedule: str, share: float) -> float:
     to a twentieth."""
     if schedule == "constant":
         return 1.0
-    if share < 0.05:
-        return share / 0.05
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95))
+    if share < WARM_UP:
+        return share / WARM_UP
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
+
+
+def _warming(schedule: str, epochs: int) -> int:
+    """The whole epochs during which the learning rate rises."""
+    return 0 if schedule == "constant" else int(WARM_UP * epochs)
 
 
 def code_version() -> str | None:

@@ -164,6 +164,17 @@ def test_it_learns_what_follows_what(method: str, policy: str, ring_data: Data) 
     assert ndcg(fit(config("pop"), ring_data), ring_data) < 0.5
 
 
+@pytest.mark.parametrize(("schedule", "epochs"), [("cosine", 4), ("constant", 3)])
+def test_waiting_for_a_better_score_begins_after_the_warm_up(
+    schedule: str, epochs: int, ring_data: Data
+) -> None:
+    """Nothing is learnt, so the first epoch's score is the best: with two epochs' patience it ends
+    after the third; but of 40 epochs two are warm-up."""
+    fixed = {"learning_rate": 1e-12, "epochs": 40, "patience": 2, "schedule": schedule}
+    fitted = fit(config("sasrec", "tiny", **fixed), ring_data, lambda _: None)
+    assert fitted.best_epoch == 1 and len(fitted.curves["loss"]) == epochs
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
