@@ -160,7 +160,9 @@ def fill(
     folder, users = staging(context.run_id), pa.array(names, pa.string())
     # Who has seen the whole catalogue can be given nothing. Any other empty list is a fault of the
     # model's, and stays for the suite to refuse.
-    nothing = (_unseen(stored, rows) == 0) & _excludes(stored)
+    nothing = np.zeros(len(names), dtype=bool)
+    if _excludes(stored):
+        nothing = _unseen(stored, rows) == 0
 
     def parts() -> Iterator[pa.Table]:
         for at, table in lists(stored, rows, size):
