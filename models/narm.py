@@ -10,7 +10,8 @@ from models.batch import Batch
 from models.gru4rec import GRU4Rec, GRU4RecSizes
 from models.layers import Dropout
 
-CHUNK_SUMS = 8_000_000  # of query + key, held at once
+CHUNK_SUMS = 3_000_000  # of query + key, held at once: what a processor's cache still holds
+CHUNK_LEAST = 4  # positions; fewer cost more in calls than the cache gives
 
 
 class NARM(nn.Module):
@@ -41,7 +42,7 @@ class NARM(nn.Module):
         query, key = self.query(read), self.key(read)
         seen = h.masked_fill(batch.padding.unsqueeze(-1), 0.0)
         rows, length, dim = h.shape
-        step, parts = max(1, CHUNK_SUMS // (rows * length * dim)), []
+        step, parts = max(CHUNK_LEAST, CHUNK_SUMS // (rows * length * dim)), []
         for begin in range(0, length, step):
             end = min(begin + step, length)
             # B x L x L x D never exists: a chunk's sums are made again for its gradients.

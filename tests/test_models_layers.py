@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from models import epoch
 from models.layers import attention, dropout
 from models.losses import full_cross_entropy
 from models.methods import BACKBONES, config, recommender
+from models.narm import NARM
 from models.rows import Rows
 from tests.test_models_batches import HISTORY, USER, V, rows_of
 
@@ -46,6 +49,36 @@ def test_attention_takes_values_narrower_than_keys(monkeypatch: pytest.MonkeyPat
     # Dropout leaves the mean as it is.
     many = torch.stack([attention(q, k, v, hidden, 0.3) for _ in range(4000)]).mean(0)
     assert torch.allclose(many, want, atol=0.1)
+
+
+@pytest.mark.parametrize("sums", [1, 3_000_000])
+def test_narm_attends_as_its_formula_says(sums: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks of four positions (ten: the last is of two) and in one, gradients included."""
+    monkeypatch.setattr("models.narm.CHUNK_SUMS", sums)
+    torch.manual_seed(0)
+    model = NARM(config("narm", "tiny", dim=6, layers=1, max_len=10, dropout=0.0).model)
+    x = torch.randn(2, 10, 6)
+    padding = torch.zeros(2, 10, dtype=torch.bool)
+    padding[1, :3] = True
+    batch = SimpleNamespace(padding=padding)
+    got = model(x, batch)  # type: ignore[arg-type]
+
+    h = model.gru(x, batch)  # type: ignore[arg-type]
+    rows = []
+    for b in range(2):
+        for t in range(10):
+            c = torch.zeros(6)
+            for j in range(t + 1):
+                if not padding[b, j]:
+                    both = model.query.weight @ h[b, t] + model.key.weight @ h[b, j]
+                    c = c + model.energy @ torch.sigmoid(both) * h[b, j]
+            rows.append(model.out.weight @ torch.cat([h[b, t], c]))
+    want = torch.stack(rows).view(2, 10, 6)
+    assert torch.allclose(got, want, atol=1e-6)
+    weights = list(model.parameters())
+    ours, theirs = (torch.autograd.grad(y.square().sum(), weights) for y in (got, want))
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("encodings", ["", "+st+sse+tsa"])
