@@ -84,7 +84,7 @@ def _date_in(landing: str, path: str) -> date | None:
 
 
 def read(part: ItemsPart, path: str) -> pa.Table:
-    """The id and the named columns of a catalogue file, as texts; a row without an id is left out.
+    """The id and the named columns of a catalogue file, as texts.
 
     Raises:
         SchemaError: a column is not there, a number is none, or ids are floating-point numbers.
@@ -128,8 +128,7 @@ def read(part: ItemsPart, path: str) -> pa.Table:
     texts_of = {name: pc.cast(rows[name], pa.string()) for name in dict.fromkeys(wanted)}
     for name in part.numbers:
         _refuse_texts(path, name, texts_of[name])
-    table = pa.table(texts_of)
-    return table.filter(pc.is_valid(table[part.id]))
+    return pa.table(texts_of)
 
 
 def _refuse_texts(path: str, name: str, column: pa.ChunkedArray) -> None:
@@ -142,20 +141,23 @@ def _refuse_texts(path: str, name: str, column: pa.ChunkedArray) -> None:
         )
 
 
-def rows_of(part: ItemsPart, paths: list[str]) -> tuple[dict[str, dict[str, str]], int]:
-    """Item -> its attributes in one catalogue, and how many rows spoke of an item once more (the
-    last one counts)."""
+def rows_of(part: ItemsPart, paths: list[str]) -> tuple[dict[str, dict[str, str]], int, int]:
+    """Item -> its attributes in one catalogue, how many rows spoke of an item once more (the last
+    one counts), and how many had no id and are left out."""
     found: dict[str, dict[str, str]] = {}
-    names, again = [*part.categories, *part.numbers], 0
+    names, again, without = [*part.categories, *part.numbers], 0, 0
     for path in paths:
         columns = read(part, path).to_pydict()
         lists = [columns[name] for name in names]
         for item, *values in zip(columns[part.id], *lists, strict=True):
+            if item is None:
+                without += 1
+                continue
             again += item in found
             found[item] = {
                 name: value for name, value in zip(names, values, strict=True) if value is not None
             }
-    return found, again
+    return found, again, without
 
 
 def changes(
@@ -202,9 +204,11 @@ def compute(context: Context) -> dict[str, Any] | None:
     added: list[tuple[str, datetime, dict[str, str]]] = []
     notes: list[str] = []
     for since, paths in snapshots(part, context.day):
-        came, again = rows_of(part, paths)
+        came, again, without = rows_of(part, paths)
         if again:
             notes.append(f"{again:,} rows of {paths[-1]} speak of an item again: the last counts")
+        if without:
+            notes.append(f"{without:,} rows of {paths[-1]} have no {part.id} and are left out")
         dated = DAY_FIELD.search(part.landing) is not None
         more, against = changes(known, came, since or context.started, dated)
         added += more
@@ -213,6 +217,11 @@ def compute(context: Context) -> dict[str, Any] | None:
                 f"{paths[-1]}: {against:,} items differ from what was read of the same day before, "
                 "which stays; the next day's catalogue can say otherwise"
             )
+    if not known:
+        notes.append(
+            f"nothing is known of any item: items.landing = {part.landing!r} has matched no file "
+            f"so far (from {os.getcwd()}): correct it, or put a catalogue there"
+        )
     if not added:
         return {"rows": 0, "notes": notes}
     schema = arrow_schema(ITEM_ATTRIBUTES.columns)

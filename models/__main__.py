@@ -155,7 +155,9 @@ def _method(command: argparse.ArgumentParser) -> None:
         help="of sessionrec: does it see what a catalogue says of items?",
     )  # fmt: skip
     command.add_argument(
-        "--exposures", type=int, help="of sessionrec and +fb: shown items a session"
+        "--exposures",
+        type=int,
+        help="of sessionrec and +fb: shown items a session, at most; those that are events of their own only of sessionrec",
     )
     command.add_argument("--request-time", help="last_event or known")
     command.add_argument("--repeat-policy", help="allow or exclude_seen")

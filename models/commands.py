@@ -26,7 +26,7 @@ from models.evaluate import Result, Sampled, evaluate
 from models.methods import SESSION_ENCODERS, count_parameters, parse
 from models.preprocess import PAPER_A_GAP_US
 from models.presets import Config
-from models.rows import Target
+from models.rows import EXPOSED, Target
 from models.side import read_side
 from models.splits import TEST, Cut, Filters, describe, targets, users_share, vocabulary_of
 from models.store import Stored, load, save
@@ -103,7 +103,7 @@ def train(
         data = replace(data, training=training)
     origin = int(data.training.rows.ts.min())
     config = replace(config, model=replace(config.model, time_origin_us=origin))
-    config, data = _with_side(config, data, source, lake)
+    config, data = _with_side(config, data, source, lake, say)
     facts = _facts(source, data, config, filters, preprocess)
     rows, left = data.training.rows, data.training.counts
     say(
@@ -111,6 +111,13 @@ def train(
         f"{len(rows.item):,} training events of {len(data.training.user):,} users, "
         f"{len(data.item_ids):,} items (before filters {left['before the cut']['events']:,} events)"
     )
+    if rows.feedback is not None and "fb" in parse(config.method)[1]:
+        shown = int((rows.feedback == EXPOSED).sum())
+        if shown:
+            say(
+                f"{shown:,} of these events are exposures themselves ([feedback] exposed): a "
+                "next-item model reads them as events, whatever --exposures says"
+            )
     called = tracking.display_name(config.method, variant)
     key = json.dumps([config.as_dict(), facts, comparison, called, team.size], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -179,7 +186,9 @@ def train(
     return report
 
 
-def _with_side(config: Config, data: Data, source: Source, lake: str) -> tuple[Config, Data]:
+def _with_side(
+    config: Config, data: Data, source: Source, lake: str, say: Say
+) -> tuple[Config, Data]:
     """For models that look at it: what the source's catalogue said of the items at the cut."""
     from jobs.tables import ITEM_ATTRIBUTES
 
@@ -190,6 +199,18 @@ def _with_side(config: Config, data: Data, source: Source, lake: str) -> tuple[C
         ITEM_ATTRIBUTES.path(lake, source.name), data.item_ids, int(data.training.rows.ts.max()),
         part.categories, part.numbers, f"python -m jobs items --source {source.name}",
     )  # fmt: skip
+    if not side.known:
+        say(
+            f"catalogue: of none of the {len(data.item_ids):,} items was anything known at the "
+            f"newest training event ({ITEM_ATTRIBUTES.full_name} version {side.version}, column "
+            "known_from): trained without it. A catalogue with {day} in items.landing is known from "
+            "its day on; one without is known for always the first time it is read"
+        )
+        return config, data
+    say(
+        f"catalogue: something was known of {side.known:,} of {len(data.item_ids):,} items at the "
+        f"newest training event ({ITEM_ATTRIBUTES.full_name} version {side.version})"
+    )
     model = replace(config.model, categories=side.sizes, numbers=side.value.shape[1])
     return replace(config, model=model), replace(data, side=side)
 
@@ -260,6 +281,7 @@ def _report(
         "eval_s": round(eval_s, 2),
         "peak_rss_mb": peak_rss_mb(),
         "items": len(data.item_ids),
+        "catalogue": data.side is not None,
         "table_version": data.sequences.version,
         "cut": facts["cut"],
         "target": facts["target"],

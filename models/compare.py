@@ -161,7 +161,20 @@ def _row(
         for kind, part in row["by_target"].items():
             part["vs_vanilla"] = _against(entry, vanilla, kind)
     row["vs_winner"] = _against(entry, winner) if winner is not entry else None
+    sees = report.get("catalogue", False)
+    row["sees_more"] = bool(vanilla and sees and not vanilla.report.get("catalogue", False))
     return row
+
+
+def sees_more(outcome: dict[str, Any]) -> str:
+    """Which methods know more than what they are held against, in words; empty if none does."""
+    more = [row["method"] for row in outcome["methods"] if row.get("sees_more")]
+    if not more:
+        return ""
+    return (
+        f"{', '.join(more)} read the catalogue ([items]), which no next-item model does: --no-side "
+        "trains without it"
+    )
 
 
 def _plainer(method: str, best: dict[str, Entry]) -> Entry | None:
@@ -263,6 +276,8 @@ def show(outcome: dict[str, Any]) -> None:
                 + _and_seeds(row["vs_vanilla_seeds"])
                 + _and_kinds(row["by_target"])
             )
+    if sees_more(outcome):
+        print(f"  not equal in what they know: {sees_more(outcome)}")
     if outcome["missing"]:
         print(f"  missing (not finished): {', '.join(outcome['missing'])}")
 

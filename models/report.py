@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from jobs import files
 from jobs.settings import settings
 from models import results, tracking
+from models.compare import sees_more
 from models.dataset import Sequences, cache_folder, open_sequences, read_items
 from models.errors import UserError
 from models.splits import in_words
@@ -64,7 +65,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         cache_folder(lake, source.name), make,
     )  # fmt: skip
     page = _page(
-        source=source.name, outcome=outcome, made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        source=source.name, outcome=outcome, more=sees_more(outcome), made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         cut=in_words(outcome["cut"]), gate=_gate(client, experiment),
         nights=_nights(lake, source.name), days=_days(lake, source.name),
         log=statistics(sequences), shape=_shape(sequences),

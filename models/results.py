@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models import scaling
-from models.compare import SAME
+from models.compare import SAME, sees_more
 from models.errors import UserError
 from models.methods import BASELINES, parse
 from models.splits import in_words
@@ -155,6 +155,8 @@ def origin(written: dict[str, Any]) -> str:
     """What a grid's numbers are of."""
     outcome = written["comparison"]
     missing = f" Missing: {', '.join(outcome['missing'])}." if outcome["missing"] else ""
+    if sees_more(outcome):
+        missing += f" Not equal in what they know: {sees_more(outcome)}."
     return (
         f"{outcome['users']:,} users; {outcome['target'].replace('_', ' ')}, full ranking; "
         f"gold.sequences version {outcome['table_version']}, cut {in_words(outcome['cut'])}; "

@@ -11,8 +11,9 @@ There is no public implementation; what the paper leaves open is decided here an
  * A session without positive items is history and never a target.
  * `+sse` and `+tsa` act on sessions (segment = the session's number, time = its start). `+st` says
    nothing here, where every position opens a session, and is refused.
- * Which items were shown: those of `exposed_with`, each once a session, those of the session's own
-   events left out; of more than `exposures` the last shown stay [ours].
+ * Which items were shown: those of `exposed_with` and of events whose feedback is "exposed", each
+   once a session, those of the session's other events left out; of more than `exposures` the last
+   shown stay [ours].
  * When a request is made is not looked at: `request_time = "known"` changes nothing.
 """
 
@@ -78,8 +79,8 @@ class SessionBatch(Batch):
 class SessionRec(Recommender):
     """Items and feedback embedded, pooled by session, sessions encoded, all V items scored.
 
-    The causal encoders are the next-item backbones. Parameters: V*D items with their bias, 8 D
-    feedback, the pooling's, 4 D^2 + 5 D of `Mix`, the encoder's, and `SideInformation`'s
+    The causal encoders are the next-item backbones. Parameters: (V + 1) D items (row 0 is padding)
+    with their bias, 8 D feedback, the pooling's, 4 D^2 + 5 D of `Mix`, the encoder's, and `SideInformation`'s
     where a catalogue says something of the items.
     """
 
@@ -177,8 +178,10 @@ class SessionRec(Recommender):
         width = plain.token.shape[1]
         at = tokens.row * width + (width - 1 - age)
         event, session = ragged(tokens.event, stop - tokens.event)
+        shown, where = _shown(rows, event, session, self.config.exposures)
+        own = rows.became[event] != EXPOSED
+        event, session = event[own], session[own]
         item, feedback = rows.item[event].astype(np.int64), rows.became[event]
-        shown, where = _shown(rows, event, session, item, self.config.exposures)
         ignored = chosen(rows.ignored, tokens.label[tokens.label >= 0])
         parts = {
             "element_item": np.concatenate([item, shown]),
@@ -218,20 +221,25 @@ def _sessions(events: Tokens) -> Tokens:
     return replace(tokens, token=np.ones(len(tokens.row), dtype=np.int64), num_items=1)
 
 
-def _shown(rows: Rows, event: Ints, session: Ints, item: Ints, most: int) -> tuple[Ints, Ints]:
-    """What was shown at the events: (item, session), at most `most` a session, the newest."""
-    none = np.zeros(0, dtype=np.int64)
-    if rows.shown_start is None or rows.shown is None or not most:
-        return none, none
-    start = rows.shown_start
-    index, place = ragged(start[event], start[event + 1] - start[event])
-    shown, where = rows.shown[index].astype(np.int64), session[place]
-    if not len(shown):
+def _shown(rows: Rows, event: Ints, session: Ints, most: int) -> tuple[Ints, Ints]:
+    """What was shown at the events, or by them: (item, session), at most `most` a session, the
+    newest."""
+    item, passed = rows.item[event].astype(np.int64), rows.became[event] == EXPOSED
+    shown, place = item[passed], np.flatnonzero(passed)
+    if rows.shown_start is not None and rows.shown is not None:
+        start = rows.shown_start
+        index, beside = ragged(start[event], start[event + 1] - start[event])
+        shown, place = np.append(shown, rows.shown[index]), np.append(place, beside)
+        order = np.argsort(place, kind="stable")
+        shown, place = shown[order], place[order]
+    where = session[place]
+    if not len(shown) or not most:
+        none = np.zeros(0, dtype=np.int64)
         return none, none
     width = int(max(shown.max(), item.max())) + 1
     # Each once, at its last showing; then the last of each session.
     pair, turned = np.unique((where * width + shown)[::-1], return_index=True)
-    fresh = ~np.isin(pair, session * width + item)
+    fresh = ~np.isin(pair, (session * width + item)[~passed])
     at = np.sort(len(shown) - 1 - turned[fresh])
     shown, where = shown[at], where[at]
     end = np.searchsorted(where, where, side="right")

@@ -26,13 +26,14 @@ class Side:
 
     code int64[V, C] (a category's values from 1, 0 where nothing is known), sizes (so many codes
     each category has, 0 counted), value float64[V, M] (mean 0, deviation 1 over the items that
-    have one; 0 for the others).
+    have one; 0 for the others), known (of so many items something).
     """
 
     code: Ints
     sizes: tuple[int, ...]
     value: Floats
     version: int
+    known: int
 
 
 def read_side(
@@ -70,7 +71,8 @@ def read_side(
     mean = np.where(there, value, 0).sum(0) / count
     spread = np.sqrt(np.where(there, (value - mean) ** 2, 0).sum(0) / count)
     value = np.where(there, (value - mean) / np.where(spread > 0, spread, 1), 0)
-    return Side(code, tuple(sizes), value, table.version())
+    said = sum(any(name in one for name in (*categories, *numbers)) for one in known)
+    return Side(code, tuple(sizes), value, table.version(), said)
 
 
 def _table(size: int, width: int) -> nn.Embedding:
@@ -86,8 +88,8 @@ class SideInformation(nn.Module):
     """e + W_2 gelu(W_1 [e; categories; numbers]): item vectors with what the catalogue says.
 
     Paper B's concatenation and MLP; that it is added to the item's own vector, beginning at 0, is
-    ours: it starts as the model without. Parameters: `side_dim` a value of a category,
-    (D + C side_dim + M) D + D of W_1, D^2 + D of W_2.
+    ours: it starts as the model without. Parameters: `side_dim` a value of a category and, counted
+    though it stays 0, of "not known"; (D + C side_dim + M) D + D of W_1, D^2 + D of W_2.
     """
 
     def __init__(self, num_items: int, config: ModelConfig) -> None:

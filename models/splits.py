@@ -289,7 +289,7 @@ def _refuse_if_hopeless(counts: dict[str, Any], vocabulary: Ints, users: Ints, s
         )
         raise UserError(
             f"nothing to learn from: {why}. {steps}. Loosen [filters] in the source file, "
-            "load more days, or move the cut with --valid-from and --test-from"
+            "load more days, or, under --split temporal, move the cut with --valid-from and --test-from"
         )
 
 

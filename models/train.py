@@ -181,7 +181,7 @@ def fit(
     if train.validation_targets and not len(validation.user):
         say(
             "the validation period has no target of a user with a history: nothing says which epoch "
-            "is best, and the last is taken. Move the cut with --valid-from and --test-from"
+            "is best, and the last is taken. Under --split temporal, move the cut with --valid-from and --test-from"
         )
     model = build(num_items, config)
     model.fit(data.training.rows)
@@ -364,7 +364,7 @@ def _fit(
         if not at.count:
             raise UserError(
                 f"nothing to learn from: no training row of {len(run.rows.item)} events has a "
-                f"label for target {train.target}; a next session needs users with two sessions"
+                f"label for target {train.target}. {_why(run.rows, train.target)}"
             )
         value = run.validate(validation)
         at.trained_s += at.epoch_s
@@ -393,6 +393,17 @@ def _fit(
         events_per_second=at.seen / at.trained_s,
         precision=model.precision,
     )
+
+
+def _why(rows: Rows, target: str) -> str:
+    """What is missing where no event has a label."""
+    if not rows.positive.any():
+        return "None of them is positive: look at [feedback] in the source file"
+    if target == "next_session":
+        return (
+            "A next session needs a user whose second session, or a later one, has a positive event"
+        )
+    return "A next item needs a user whose second event, or a later one, is positive"
 
 
 def _rate(schedule: str, share: float) -> float:

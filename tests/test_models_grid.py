@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from models.methods import SESSION_ENCODERS
 from models.scaling import in_words, power_law
 from models.splits import users_share
 from tests.recorded import World
-from tests.test_models_world import data_of, ring, write_gold
+from tests.test_models_sessionrec import attributes_table
+from tests.test_models_world import DAY, data_of, ring, write_gold
 
 
 def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
@@ -108,6 +110,45 @@ def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
     for wrong in ("wide", "wide: dim 24", ": --dim 24"):
         status, _, _, err = world.run(*command[:-1], wrong)
         assert status == 1 and f"--variant '{wrong}': a name of its own" in err
+
+
+def test_who_reads_the_catalogue_is_said_and_one_that_says_nothing_is_left_out(
+    world: World,
+) -> None:
+    shop = world.root / "shop.toml"
+    shop.write_text(
+        world.source.read_text().replace('"toy"', '"shop"')
+        + '[items]\nlanding = "x"\nformat = "csv"\nid = "sku"\ncategories = ["brand"]\n'
+    )
+    write_gold(world.lake, "shop", ring())
+    names = [f"i{number:02d}" for number in range(15)]
+
+    def known(since_us: int) -> None:
+        attributes_table(world.lake, [(n, since_us, {"brand": n[-1]}) for n in names], "shop")
+
+    def train(method: str, *more: str) -> tuple[dict[str, Any], str]:
+        status, done, said, err = world.run(
+            "train", "--source", str(shop), "--method", method, "--epochs", "1", "--json",
+            "--target", "next_session", *more,
+        )  # fmt: skip
+        assert status == 0 and done is not None, err
+        return done, said
+
+    known(100 * DAY)  # after every event
+    blind, said = train("sessionrec-sasrec")
+    assert "of none of the 15 items was anything known" in said and not blind["catalogue"]
+    without, said = train("sessionrec-sasrec", "--no-side")
+    assert "catalogue:" not in said and without["num_params"] == blind["num_params"]
+    known(0)
+    seeing, said = train("sessionrec-sasrec", "--comparison", "c11")
+    assert "something was known of 15 of 15 items" in said and seeing["catalogue"]
+    assert seeing["num_params"] > blind["num_params"]
+    train("sasrec+fb", "--comparison", "c11")
+    status, _, said, err = world.run("compare", "--source", str(shop), "--comparison", "c11")
+    assert status == 0, err
+    assert "sessionrec-sasrec against sasrec+fb" in said
+    note = "not equal in what they know: sessionrec-sasrec read the catalogue"
+    assert note in " ".join(said.split())
 
 
 def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: World) -> None:

@@ -99,6 +99,32 @@ def test_of_many_shown_the_last_stay() -> None:
     assert elements(trained_on(rows, exposures=0))[0] == [(1, 0), (2, 0)]
 
 
+def test_events_that_are_exposures_are_bounded_with_what_was_listed() -> None:
+    rows = evidence(rows_of(USER), [0, 2, 2, 0, 2], {0: [6], 4: [4, 1]})
+    # Item 2's own event comes after 6 was shown; 4 was taken in its session.
+    assert elements(trained_on(rows, exposures=20)) == {
+        0: [(1, 0), (2, 2), (6, 2)], 1: [(3, 2)], 2: [(1, 2), (4, 0), (5, 2)],
+    }  # fmt: skip
+    assert elements(trained_on(rows, exposures=1)) == {
+        0: [(1, 0), (2, 2)], 1: [(3, 2)], 2: [(1, 2), (4, 0)],
+    }  # fmt: skip
+    none = trained_on(rows, exposures=0)
+    assert elements(none) == {0: [(1, 0)], 2: [(4, 0)]}
+    # A session of which nothing is left stays a position, and every encoder has a number for it.
+    assert none.token.tolist() == [[1, 1, 1]]
+    for pooling in ("mean", "attention", "transformer"):
+        assert model_of(pooling=pooling)(none).isfinite().all()
+
+
+@pytest.mark.parametrize("exposures", [0, 20])
+def test_listed_or_events_of_their_own_exposures_say_the_same(exposures: int) -> None:
+    listed = evidence(rows_of(USER), [0] * 5, {1: [6], 4: [3, 1]})
+    told = [*USER[:2], (6, 11, 1), *USER[2:], (3, 300, 3), (1, 300, 3)]
+    events = evidence(rows_of(told), [0, 0, 2, 0, 0, 0, 2, 2], {})
+    one, other = (elements(trained_on(rows, exposures=exposures)) for rows in (listed, events))
+    assert one == other and len(one) == 3
+
+
 def test_an_open_session_is_the_last_position_and_holds_only_what_was() -> None:
     rows = evidence(rows_of(USER), [0] * 5, {3: [6], 4: [1]})
     model = model_of()
@@ -366,7 +392,28 @@ def test_only_what_was_ignored_tells(method: str, tmp_path: Path) -> None:
     assert seen > 0.8 and blind < 0.3
 
 
-def attributes_table(lake: Path, rows: list[tuple[str, int, dict[str, str]]]) -> None:
+@pytest.mark.long
+def test_only_what_was_ignored_tells_where_it_is_events(tmp_path: Path) -> None:
+    events = {
+        user: [
+            one
+            for item, ts, session, *rest in told
+            for one in [
+                (item, ts, session),
+                *((shown, ts + SECOND, session, "exposed") for shown in (rest[1] if rest else [])),
+            ]
+        ]
+        for user, told in ignored(150).items()
+    }
+    write_gold(tmp_path, "toy", events)  # type: ignore[arg-type]
+    data = data_of(tmp_path, split="last_session")
+    seen, blind = score(FIRST, data), score(FIRST, data, exposures=0)
+    assert seen > 0.8 and blind < 0.3
+
+
+def attributes_table(
+    lake: Path, rows: list[tuple[str, int, dict[str, str]]], source: str = "toy"
+) -> None:
     """gold.item_attributes from (item, known from in us, attributes)."""
     import pyarrow as pa
     from deltalake import write_deltalake
@@ -380,7 +427,7 @@ def attributes_table(lake: Path, rows: list[tuple[str, int, dict[str, str]]]) ->
             ),
         }
     )
-    write_deltalake(str(lake / "toy" / "gold" / "item_attributes"), table, mode="append")
+    write_deltalake(str(lake / source / "gold" / "item_attributes"), table, mode="append")
 
 
 def test_a_model_is_told_what_was_known_at_the_cut(tmp_path: Path) -> None:
@@ -404,6 +451,7 @@ def test_a_model_is_told_what_was_known_at_the_cut(tmp_path: Path) -> None:
     again = asked(49)
     assert again.version == early.version + 1
     assert again.code.tolist() == early.code.tolist() and again.sizes == early.sizes
+    assert (early.known, late.known, asked(-1).known) == (2, 2, 0)
     with pytest.raises(UserError, match="there is no table at"):
         read_side(path + "x", ["a"], 0, ["brand"], [], "make")
 
@@ -416,7 +464,7 @@ def test_side_information_costs_what_it_says_and_reaches_history_and_candidates(
     own = sum(p.numel() for p in model.side.parameters())
     assert own == (4 + 3) * s + (D + C * s + 1) * D + D + D * D + D
     code = np.array([[1, 2], [2, 1], [3, 0], [0, 0], [1, 1], [2, 2]])
-    model.side.fill(Side(code, (4, 3), np.arange(6.0)[:, None], 0))
+    model.side.fill(Side(code, (4, 3), np.arange(6.0)[:, None], 0, 5))
     rows, one = rows_of(USER), (np.array([0]), np.array([3]))
     plain = model.score(rows, *one)
     assert torch.equal(model.catalogue(), model.item.weight[1 : V + 1]), "it starts as without"
