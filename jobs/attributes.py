@@ -203,7 +203,8 @@ def compute(context: Context) -> dict[str, Any] | None:
     known = history(lake.table_of(ITEM_ATTRIBUTES, base, list(ITEM_ATTRIBUTES.columns)))
     added: list[tuple[str, datetime, dict[str, str]]] = []
     notes: list[str] = []
-    for since, paths in snapshots(part, context.day):
+    found = snapshots(part, context.day)
+    for since, paths in found:
         came, again, without = rows_of(part, paths)
         if again:
             notes.append(f"{again:,} rows of {paths[-1]} speak of an item again: the last counts")
@@ -218,9 +219,12 @@ def compute(context: Context) -> dict[str, Any] | None:
                 "which stays; the next day's catalogue can say otherwise"
             )
     if not known:
+        why = f"of the files it matched none has a row with {part.id}" if found else (
+            f"has matched no file so far (from {os.getcwd()})"
+        )  # fmt: skip
         notes.append(
-            f"nothing is known of any item: items.landing = {part.landing!r} has matched no file "
-            f"so far (from {os.getcwd()}): correct it, or put a catalogue there"
+            f"nothing is known of any item: items.landing = {part.landing!r}: {why}; correct it, or "
+            "put a catalogue there"
         )
     if not added:
         return {"rows": 0, "notes": notes}

@@ -255,7 +255,8 @@ def _report(
     if not len(result.users):
         raise UserError(
             f"the test period of {data.sequences.path} has no target of a user with a history "
-            f"({result.counts}): move the cut with --valid-from and --test-from"
+            f"({result.counts}): load more days, or, under --split temporal, move the cut with "
+            "--valid-from and --test-from"
         )
     counted = count_parameters(len(data.item_ids), config)
     return {

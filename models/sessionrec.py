@@ -34,7 +34,7 @@ from models.losses import rank_loss, session_cross_entropy
 from models.pooling import POOLINGS
 from models.presets import Config, ModelConfig, TrainConfig
 from models.recommender import Recommender
-from models.rows import EXPOSED, Ints, Rows, chosen, ragged
+from models.rows import EXPOSED, Bools, Ints, Rows, chosen, ragged
 from models.side import SideInformation
 
 FEEDBACKS = 4  # jobs.tables.FEEDBACK
@@ -80,8 +80,8 @@ class SessionRec(Recommender):
     """Items and feedback embedded, pooled by session, sessions encoded, all V items scored.
 
     The causal encoders are the next-item backbones. Parameters: (V + 1) D items (row 0 is padding)
-    with their bias, 8 D feedback, the pooling's, 4 D^2 + 5 D of `Mix`, the encoder's, and `SideInformation`'s
-    where a catalogue says something of the items.
+    with their bias, 8 D feedback, the pooling's, 4 D^2 + 5 D of `Mix`, the encoder's, and
+    `SideInformation`'s where a catalogue says something of the items.
     """
 
     full_loss = staticmethod(session_cross_entropy)
@@ -178,10 +178,10 @@ class SessionRec(Recommender):
         width = plain.token.shape[1]
         at = tokens.row * width + (width - 1 - age)
         event, session = ragged(tokens.event, stop - tokens.event)
-        shown, where = _shown(rows, event, session, self.config.exposures)
-        own = rows.became[event] != EXPOSED
-        event, session = event[own], session[own]
         item, feedback = rows.item[event].astype(np.int64), rows.became[event]
+        own = feedback != EXPOSED
+        shown, where = _shown(rows, event, session, item, own, self.config.exposures)
+        item, feedback, session = item[own], feedback[own], session[own]
         ignored = chosen(rows.ignored, tokens.label[tokens.label >= 0])
         parts = {
             "element_item": np.concatenate([item, shown]),
@@ -221,11 +221,12 @@ def _sessions(events: Tokens) -> Tokens:
     return replace(tokens, token=np.ones(len(tokens.row), dtype=np.int64), num_items=1)
 
 
-def _shown(rows: Rows, event: Ints, session: Ints, most: int) -> tuple[Ints, Ints]:
-    """What was shown at the events, or by them: (item, session), at most `most` a session, the
-    newest."""
-    item, passed = rows.item[event].astype(np.int64), rows.became[event] == EXPOSED
-    shown, place = item[passed], np.flatnonzero(passed)
+def _shown(
+    rows: Rows, event: Ints, session: Ints, item: Ints, own: Bools, most: int
+) -> tuple[Ints, Ints]:
+    """What was shown at the events, or by them (those that are not `own`): (item, session), at
+    most `most` a session, the newest."""
+    shown, place = item[~own], np.flatnonzero(~own)
     if rows.shown_start is not None and rows.shown is not None:
         start = rows.shown_start
         index, beside = ragged(start[event], start[event + 1] - start[event])
@@ -239,7 +240,7 @@ def _shown(rows: Rows, event: Ints, session: Ints, most: int) -> tuple[Ints, Int
     width = int(max(shown.max(), item.max())) + 1
     # Each once, at its last showing; then the last of each session.
     pair, turned = np.unique((where * width + shown)[::-1], return_index=True)
-    fresh = ~np.isin(pair, (session * width + item)[~passed])
+    fresh = ~np.isin(pair, (session * width + item)[own])
     at = np.sort(len(shown) - 1 - turned[fresh])
     shown, where = shown[at], where[at]
     end = np.searchsorted(where, where, side="right")

@@ -171,6 +171,10 @@ def test_the_table(spark: Any, tmp_path: Path) -> None:
     assert "has matched no file so far" in " ".join(result.notes)
     (tmp_path / "shop").mkdir()
     first = tmp_path / "shop" / "2024-05-01.csv"
+    first.write_text("sku,brand,price\n,X,5\n")
+    result = shop.run(day="2024-05-01")
+    assert "of the files it matched none has a row with sku" in " ".join(result.notes)
+    assert "1 rows of " in " ".join(result.notes)
     first.write_text("sku,brand,price\n1,X,5\n3,Y,\n")
     shop.run(day="2024-05-01")
     assert shop.rows(ITEM_ATTRIBUTES) == [

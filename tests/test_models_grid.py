@@ -151,6 +151,21 @@ def test_who_reads_the_catalogue_is_said_and_one_that_says_nothing_is_left_out(
     assert note in " ".join(said.split())
 
 
+def test_a_log_without_a_positive_event_is_told_so(world: World) -> None:
+    write_gold(
+        world.lake,
+        "toy",
+        {user: [(*one, "negative") for one in told] for user, told in ring(4).items()},  # type: ignore[misc]
+    )
+    for method, target in (("sessionrec-gru4rec", "next_session"), ("gru4rec", "next_item")):
+        status, _, _, err = world.run(
+            "train", "--source", str(world.source), "--method", method, "--target", target,
+            "--split", "last_session",
+        )  # fmt: skip
+        assert status == 1 and "None of them is positive: look at [feedback]" in err, err
+    write_gold(world.lake, "toy", ring())
+
+
 def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: World) -> None:
     command = ("grid", "--source", str(world.source), "--comparison", "no", "--methods")
     status, _, _, err = world.run(*command, "sasrec,lstm")
