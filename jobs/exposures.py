@@ -14,9 +14,10 @@ again after they have changed is a duplicate and keeps what it had.
 
 from __future__ import annotations
 
+import json
 import os
 
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from jobs import files
@@ -27,6 +28,7 @@ from jobs.sources import ExposuresPart
 from jobs.typing_rules import link_of
 
 ROW_BYTES = 8  # about, of Parquet: only to tell many rows from few
+COUNTED = "exposures.json"
 TEXT = ("string", "int", "bigint", "smallint", "tinyint", "date")
 
 
@@ -77,6 +79,15 @@ def read(spark: SparkSession, part: ExposuresPart, paths: list[str]) -> DataFram
     return rows
 
 
+def unusable(part: ExposuresPart) -> Column:
+    """Whether a row names no item, or lacks what it would be found by."""
+    item = F.col(f"`{part.item_id}`").cast("string")
+    lacks = item.isNull() | (item == "")
+    for name in part.match.values():
+        lacks |= F.col(f"`{name}`").isNull()
+    return lacks
+
+
 def chosen(rows: DataFrame, part: ExposuresPart, links: DataFrame | None = None) -> DataFrame:
     """`link, shown`: of each match the `most` most prominent items, once each.
 
@@ -90,10 +101,10 @@ def chosen(rows: DataFrame, part: ExposuresPart, links: DataFrame | None = None)
         found = F.when(found > 0, found - 1).otherwise(len(values))
         place, places = place * (len(values) + 1) + found, places * (len(values) + 1)
     theirs = [F.col(f"`{name}`").cast("string") for name in part.match.values()]
-    rows = rows.select(
+    rows = rows.where(~unusable(part)).select(
         link_of(theirs).alias("link"), F.col(f"`{part.item_id}`").cast("string").alias("item"),
         place.alias("place"),
-    ).where("link IS NOT NULL AND item IS NOT NULL AND item <> ''")  # fmt: skip
+    )  # fmt: skip
     if links is not None:
         rows = rows.join(links, "link", "left_semi")
     order = Window.partitionBy("link").orderBy("place", F.xxhash64("link", "item"), "item")
@@ -120,6 +131,8 @@ def joined(context: Context, candidate: Candidate, lines: DataFrame) -> DataFram
     if not context.many:
         context.expect(sum(there.values()) // ROW_BYTES)
     rows = read(context.spark, part, sorted(there))
+    counted = rows.agg(F.count("*").alias("rows"), F.count_if(unusable(part)).alias("unusable"))
+    files.write_text(candidate.path(COUNTED), json.dumps(counted.collect()[0].asDict()))
     lines = candidate.write("unjoined", lines)
     links = lines.select("link").distinct()
     found = lines.join(chosen(rows, part, links), "link", "left")
@@ -127,14 +140,23 @@ def joined(context: Context, candidate: Candidate, lines: DataFrame) -> DataFram
 
 
 def told(context: Context, candidate: Candidate) -> list[str]:
-    """How many of the lines read found something that was shown."""
-    if context.source.exposures is None:
+    """How many of the lines read found something that was shown, and what said nothing."""
+    part = context.source.exposures
+    if part is None:
         return []
     lines = candidate.part("lines").where("line > 0 AND reason IS NULL")
     some = F.count_if(F.size("exposed_with") > 0)
     counted = lines.agg(F.count("*").alias("lines"), some.alias("some")).first()
     assert counted is not None
-    return [
+    notes = [
         f"exposures: {counted['some']:,} of {counted['lines']:,} lines match what "
-        f"{context.source.exposures.landing} shows"
+        f"{part.landing} shows"
     ]
+    shown = json.loads(files.read_text(candidate.path(COUNTED)))
+    if shown["unusable"]:
+        needed = ", ".join([part.item_id, *part.match.values()])
+        notes.append(
+            f"exposures: {shown['unusable']:,} of {shown['rows']:,} rows lack one of {needed}: "
+            "passed over"
+        )
+    return notes

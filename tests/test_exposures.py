@@ -64,6 +64,7 @@ def test_lines_take_what_their_columns_match(spark: Any, tmp_path: Path, form: s
     shop.land("log.csv", LOG)
     result = shop.run()
     assert "exposures: 2 of 4 lines match" in " ".join(result.notes)
+    assert "exposures: 1 of 6 rows lack one of product, shop, week" in " ".join(result.notes)
     found = {(row["user_id"], row["item_id"]): row for row in shop.rows(EVENTS)}
     listed = {key: row["exposed_with"] for key, row in found.items()}
     # 7 stood in the window; 5 (of its two rows the better) and 6 on a shelf, 5 in the mailer too.

@@ -166,6 +166,22 @@ def test_a_log_without_a_positive_event_is_told_so(world: World) -> None:
     write_gold(world.lake, "toy", ring())
 
 
+def test_exposures_that_are_events_are_told_to_who_reads_them_as_events(world: World) -> None:
+    wall = world.root / "wall.toml"
+    wall.write_text(world.source.read_text().replace('"toy"', '"wall"'))
+    told = {
+        user: [(*one, "exposed") if one[2] % 2 else one for one in t] for user, t in ring().items()
+    }
+    write_gold(world.lake, "wall", told)  # type: ignore[arg-type]
+    for method, says in (("gru4rec+fb", True), ("gru4rec", False), ("sessionrec-gru4rec", False)):
+        status, _, said, err = world.run(
+            "train", "--source", str(wall), "--method", method, "--epochs", "1",
+            "--target", "next_session" if method.startswith("session") else "next_item",
+        )  # fmt: skip
+        assert status == 0, err
+        assert ("of these events are exposures themselves" in said) == says, method
+
+
 def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: World) -> None:
     command = ("grid", "--source", str(world.source), "--comparison", "no", "--methods")
     status, _, _, err = world.run(*command, "sasrec,lstm")
