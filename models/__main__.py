@@ -195,8 +195,10 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
     preset = args.preset or "small"
     chosen = config(args.method, preset, **{name: getattr(args, name) for name in MODEL_OPTIONS})
     items = args.items if args.items is not None else PRESET_ITEMS.get(preset)
-    if items is None or items < 1:
+    if items is None:
         raise UserError(f"--items V is needed: preset {preset!r} has no catalogue of its own")
+    if not 1 <= items < 2**31:
+        raise UserError(f"--items {items}: a whole number, 1 to {2**31 - 1:,}")
     counted = {"method": args.method, **count_parameters(items, chosen)}
     parts = ", ".join(f"{name} {number:,}" for name, number in counted["by_module"].items())
     print(

@@ -88,7 +88,8 @@ def train(
     if not 0 <= checkpoint_s < math.inf:
         raise UserError(f"--checkpoint-s {checkpoint_s}: seconds, 0 or more")
     for named in (comparison, variant):
-        tracking.check_name(named or "")
+        if named is not None:
+            tracking.check_name(named)
     team, device = parallel.start(device)
     if not team.leads:
         say = _silent
@@ -125,6 +126,8 @@ def train(
     asked = targets(
         data.events, data.period, TEST, data.training.vocabulary, cast(Target, config.train.target)
     )
+    if not len(asked.user):
+        raise UserError(_no_target(data, config.train.target, asked.left_out))
     item = rows.item[rows.positive]
     popularity = np.bincount(item, minlength=len(data.item_ids) + 1)[1:]
     lists = [Sampled(sampled, by, popularity) for by in ("random", "popular") if sampled]
@@ -215,6 +218,18 @@ def _with_side(
     return replace(config, model=model), replace(data, side=side)
 
 
+def _no_target(data: Data, target: str, left_out: dict[str, int]) -> str:
+    remedy = "load more days"
+    if data.cut.split == "temporal":
+        remedy += ", or move the cut with --valid-from and --test-from"
+    elif target == "next_session" and data.cut.split == "last_item":
+        remedy = "a last item is a session only where it is alone in it: --split last_session"
+    return (
+        f"the test period of {data.sequences.path} under --split {data.cut.split} has no target "
+        f"({target.replace('_', ' ')}) of a user with a history ({left_out}): {remedy}"
+    )
+
+
 def _silent(_: str) -> None:
     """Processes that do not lead say nothing."""
 
@@ -252,12 +267,6 @@ def _report(
     run_id: str,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    if not len(result.users):
-        raise UserError(
-            f"the test period of {data.sequences.path} has no target of a user with a history "
-            f"({result.counts}): load more days, or, under --split temporal, move the cut with "
-            "--valid-from and --test-from"
-        )
     counted = count_parameters(len(data.item_ids), config)
     return {
         "method": config.method,
@@ -408,8 +417,18 @@ def describe_report(report: dict[str, Any]) -> str:
         f"{report['method']}, {report['target'].replace('_', ' ')}, full ranking, gold.sequences "
         f"version {report['table_version']}: {scores} over {counts['users']:,} users and "
         f"{counts['targets']:,} targets ({100 * counts['unseen_share']:.1f} % of the items unseen "
-        f"in training; {counts['users_without_history']:,} users without history left out)"
+        f"in training; {counts['users_without_history']:,} users without history left out"
     )
+    if counts.get("first_of_a_session") in (0, counts["targets"]):
+        text += (
+            "; each is inside a session" if not counts["first_of_a_session"] else "; each opens one"
+        )
+    if counts.get("sampled_short"):
+        text += (
+            f"; for {counts['sampled_short']:,} of them there were fewer unseen items than --sampled "
+            "asks for: lists of what there is"
+        )
+    text += ")"
     if "num_params" in report:
         text += (
             f". {report['num_params']:,} parameters, {report['num_params_added']:,} added "

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BY = "ndcg@10"
-SAME = (
-    "table_id", "table_version", "cut", "target", "request_time", "repeat_policy", "filters",
-    "preprocess",
-)  # fmt: skip
+SAME = {  # what has to be equal -> by what it is set
+    "table_id": "--table-version", "table_version": "--table-version",
+    "cut": "--split, --valid-from and --test-from", "target": "--target",
+    "request_time": "--request-time", "repeat_policy": "--repeat-policy",
+    "filters": "[filters] of the source file", "preprocess": "--preprocess",
+}  # fmt: skip
 DRAWS = 2000
 
 
@@ -105,14 +107,14 @@ def _same(entries: list[Entry]) -> None:
     """Refuse to compare what was not asked the same questions."""
     first = entries[0]
     for other in entries[1:]:
-        for name in SAME:
+        for name, option in SAME.items():
             if other.facts.get(name) != first.facts.get(name):
                 raise UserError(
                     f"cannot compare: {name} of {first.report['method']} (run "
                     f"{first.report['mlflow_run_id']}) is {first.facts.get(name)}, of "
                     f"{other.report['method']} (run {other.report['mlflow_run_id']}) "
-                    f"{other.facts.get(name)}. Train both at one --table-version, with the same "
-                    "--valid-from and --test-from, under a new --comparison"
+                    f"{other.facts.get(name)}. Train both with the same {option}, under a new "
+                    "--comparison"
                 )
         if other.user_id != first.user_id:
             raise UserError(
@@ -142,6 +144,7 @@ def _row(
     for name, value in report["metrics"].items():
         row |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
     row["validation_ndcg@10"] = report["validation_ndcg@10"]
+    row["epoch_s"] = round(report["train_s"] / report["epochs"], 3) if report["epochs"] else None
     row["by_target"] = {
         kind: {"users": part["counts"]["users"], "targets": part["counts"]["targets"]}
         | {BY: part["metrics"][BY]["value"]}
@@ -245,7 +248,16 @@ def show(outcome: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{outcome['source']}: {outcome['target'].replace('_', ' ')}, full ranking")
-    for name in ("method", "ndcg@10", "95 % interval", "hr@10", "parameters", "added", "seconds"):
+    for name in (
+        "method",
+        "ndcg@10",
+        "95 % interval",
+        "hr@10",
+        "parameters",
+        "added",
+        "s/epoch",
+        "seconds",
+    ):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in outcome["methods"]:
         mark = " *" if row["method"] == outcome["winner"] else ""
@@ -258,6 +270,7 @@ def show(outcome: dict[str, Any]) -> None:
             f"{row['num_params_added']:,} ({row['params_added_pct']:.2f} %)"
             if row["num_params_added"]
             else "",
+            f"{row['epoch_s']:.1f}" if row["epoch_s"] else "",
             f"{row['seconds']:.0f}",
         )
     console = Console(width=None if Console().is_terminal else 100)

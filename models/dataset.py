@@ -146,6 +146,12 @@ def _write(table: DeltaTable, folder: Path) -> None:
 
     from jobs.tables import FEEDBACK  # (a served model has the code of models/ alone)
 
+    there = {field.name for field in table.schema().fields}
+    if missing := [name for name in COLUMNS if name not in there]:
+        raise UserError(
+            f"gold.sequences has no column {', '.join(missing)}: {table.table_uri} version "
+            f"{table.version()} was not written by `jobs sequences` of this version: build it anew"
+        )
     codes = pa.array(FEEDBACK)
     users: list[str] = []
     files = {name: (folder / f"{name}.bin").open("wb") for name in ARRAYS}

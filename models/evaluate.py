@@ -98,6 +98,7 @@ def evaluate(
     place = np.zeros(len(targets.item), dtype=np.int64)
     first = np.zeros(number if targets.sets else 0, dtype=np.int64)
     drawn_place = np.zeros((len(sampled), len(targets.item)), dtype=np.int64)
+    short = np.zeros(number if sampled else 0, dtype=np.int64)
     shown = np.zeros((len(LIST_KS), V if popularity is not None else 0), dtype=np.int64)
     surprise = torch.zeros(2, dtype=torch.float64)  # sum over targets, targets
     # Histories of one length together: less padding, the same scores.
@@ -105,7 +106,7 @@ def evaluate(
     order = np.argsort(length, kind="stable")
     for index in parts(model, order, length[order])[team.rank :: team.size]:
         part = targets.select(index)
-        scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.new_session)
+        scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.opens)
         if popularity is not None and getattr(model, "gives_logits", False):
             surprise += _surprise(scores, part)
         if repeat_policy == "exclude_seen":
@@ -116,11 +117,14 @@ def evaluate(
             alone = np.arange(len(index) + 1), part.item[part.item_start[:-1]]
             first[index] = metrics.ranks(scores, *alone)
         if popularity is not None:
-            best = scores.topk(min(max(LIST_KS), V), dim=1).indices.numpy()
+            score, best = scores.topk(min(max(LIST_KS), V), dim=1)
+            listed = torch.isfinite(score)  # what has been excluded stands in no list
             for n, k in enumerate(LIST_KS):
-                shown[n] += np.bincount(best[:, :k].ravel(), minlength=V)
+                item = best[:, :k][listed[:, :k]]
+                shown[n] += torch.bincount(item, minlength=V).numpy()
         for n, one in enumerate(sampled):
-            drawn_place[n, where] = one.places(scores, part, index)
+            drawn_place[n, where], lacking = one.places(scores, part, index)
+            short[index[lacking]] = 1
     # Every place was found by one process.
     place = team.total(torch.from_numpy(place)).numpy()
     first = team.total(torch.from_numpy(first)).numpy()
@@ -130,7 +134,11 @@ def evaluate(
         few = metrics.per_target(among, targets.item_start, tuple(k for k in ks if k <= 20))
         values |= {f"{one.name}_{name}": value for name, value in few.items()}
     result = _result(targets, values, np.arange(number))
+    if sampled:
+        result.counts["sampled_short"] = int(team.total(torch.from_numpy(short)).sum())
     result.counts.update(targets.left_out)
+    if not targets.sets:
+        result.counts["first_of_a_session"] = int(targets.new_session.sum())
     mixed = targets.new_session.any() and not targets.new_session.all()
     if mixed and not targets.sets:
         for kind, chosen in (("first", targets.new_session), ("inside", ~targets.new_session)):
@@ -208,8 +216,10 @@ class Sampled:
     def name(self) -> str:
         return f"sampled_{self.by}"
 
-    def places(self, scores_RV: torch.Tensor, part: Targets, index: Ints) -> Ints:
-        """int64[M]: the places of each row's items among themselves and the drawn ones."""
+    def places(self, scores_RV: torch.Tensor, part: Targets, index: Ints) -> tuple[Ints, Bools]:
+        """int64[M]: the places of each row's items among themselves and the drawn ones; bool[R]:
+        fewer could be drawn than were asked for; where none could, its items are missed."""
+        lacking = np.zeros(len(index), dtype=bool)
         V = scores_RV.shape[1]
         weight = np.ones(V) if self.by == "random" else self.popularity.astype(np.float64)
         place = np.full(len(part.item), metrics.UNRANKED, dtype=np.int64)
@@ -220,6 +230,7 @@ class Sampled:
             known = part.item[low:high][part.item[low:high] > 0]
             possible[known - 1] = 0
             size = min(self.size, int((possible > 0).sum()))
+            lacking[row] = size < self.size
             if not size or not len(known):
                 continue
             rng = np.random.default_rng([17, int(target)])
@@ -230,4 +241,4 @@ class Sampled:
             place[low:high] = metrics.ranks(
                 scores_RV[row : row + 1, column], np.array([0, high - low]), asked
             )
-        return place
+        return place, lacking

@@ -88,6 +88,7 @@ RANGES = {  # from, to, and whether the two belong to it
     "weight_decay": (0, math.inf, True, False), "clip_norm": (0, math.inf, True, False),
     "alpha": (0, math.inf, True, False),
 }  # fmt: skip
+MOST = 1_000_000  # of anything counted: what is larger is a slip, and no tensor takes it
 OPTION_OF = {"max_len": "--length"}
 
 
@@ -97,16 +98,19 @@ def check_sizes(config: ModelConfig | TrainConfig) -> None:
     """
     for name, value in vars(config).items():
         option = OPTION_OF.get(name, "--" + name.replace("_", "-"))
-        if name in COUNTS and not COUNTS[name] <= value < 2**63:
-            raise UserError(f"{option} {value}: a whole number, {COUNTS[name]} or more")
+        if name in COUNTS:
+            least, most = COUNTS[name], 2**63 - 1 if name == "seed" else MOST
+            if not least <= value <= most:
+                raise UserError(f"{option} {value}: a whole number, {least} to {most:,}")
         if name in RANGES:
             low, high, from_low, to_high = RANGES[name]
             if not (
                 low < value < high or (from_low and value == low) or (to_high and value == high)
             ):
                 ends = f"{'from' if from_low else 'above'} {low}"
-                if high < math.inf:
-                    ends += f" {'to' if to_high else 'to below'} {high}"
+                ends += (
+                    f" {'to' if to_high else 'to below'} {high}" if high < math.inf else ", finite"
+                )
                 raise UserError(f"{option} {value}: a number {ends}")
 
 

@@ -50,14 +50,14 @@ def recommend(
         texts(frame[name])
     names = frame["user_id"].astype(str)
     user, users = pd.factorize(names)
-    rows = _rows(stored, frame, user, len(users))
+    rows, newest, moved_on = _rows(stored, frame, user, len(users))
     begin, end = rows.start[:-1], rows.start[1:]
     items: list[list[dict[str, Any]]] = [[] for _ in users]
     popular = _top(stored.popularity[None, :].to(torch.float64), k, stored.item_ids)[0]
     for place in np.flatnonzero(begin == end):
         items[place] = list(popular)
     asked = np.flatnonzero(begin < end)
-    now, new = _request(stored, rows, end[asked] - 1, request_ts)
+    now, new = _request(stored, rows.ts[end[asked] - 1], newest[asked], moved_on[asked], request_ts)
     step = max(1, min(512, CHUNK_SCORES // max(1, len(stored.item_ids))))
     for low in range(0, len(asked), step):
         part, at = asked[low : low + step], slice(low, low + step)
@@ -111,14 +111,21 @@ def times(column: pd.Series) -> pd.Series:
 
 def _far(column: pd.Series) -> pd.Series:
     """Times of the years 1 to 9999, some of which nanoseconds cannot say."""
-    found = []
-    for value in column:
-        moment = None if pd.isna(value) else datetime.fromisoformat(str(value))
-        if moment is not None and moment.tzinfo is not None:
-            moment = moment.astimezone(UTC).replace(tzinfo=None)
-        found.append(np.datetime64("NaT") if moment is None else np.datetime64(moment, "us"))
+    found = [np.datetime64("NaT") if pd.isna(one) else _moment(str(one)) for one in column]
     series = pd.Series(np.array(found, dtype="datetime64[us]"), index=column.index)
     return series.dt.tz_localize("UTC")
+
+
+def _moment(text: str) -> np.datetime64:
+    """An ISO 8601 text of the years 1 to 9999 in UTC, in microseconds.
+
+    Raises:
+        ValueError, OverflowError: it is none.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC).replace(tzinfo=None)
+    return np.datetime64(moment, "us")
 
 
 def texts(column: pd.Series) -> None:
@@ -145,7 +152,11 @@ def whole_numbers(column: pd.Series) -> pd.Series:
         raise ValueError(f"{column.name}: {error}. Give whole numbers, or null") from None
 
 
-def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Rows:
+def _rows(
+    stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int
+) -> tuple[Rows, Ints, Bools]:
+    """The known events; of each user the newest event, known or not (0 without one), and whether it
+    is of a later session than the newest known one."""
     ts = times(frame["event_ts"])
     usable = (frame["item_id"].notna() & ts.notna()).to_numpy()
     given = "source_session_id" in frame.columns
@@ -173,16 +184,21 @@ def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Ro
     opens[1:] = ~close | (owner[1:] != owner[:-1])
     index = stored.lookup.get_indexer(table["item"].to_numpy(dtype=object)) + 1
     known = index > 0
-    session = np.cumsum(opens)[known]
-    owner = owner[known]
+    every = np.cumsum(opens)
+    last = np.searchsorted(owner, np.arange(num_users), "right") - 1
+    session, owner = every[known], owner[known]
     start = np.searchsorted(owner, np.arange(num_users + 1))
+    newest, moved_on = np.zeros(num_users, np.int64), np.zeros(num_users, bool)
+    there = start[1:] > start[:-1]
+    newest[there] = when[last[there]]
+    moved_on[there] = every[last[there]] > session[start[1:][there] - 1]
     first = np.ones(len(session), dtype=bool)
     first[1:] = (session[1:] != session[:-1]) | (owner[1:] != owner[:-1])
     running = np.cumsum(first)
     base = np.concatenate([[0], running])[start[:-1]]
     feedback = table["feedback"].to_numpy()[known]
     shown_start, shown = _shown(stored, table["shown"].to_numpy()[known])
-    return Rows(
+    rows = Rows(
         item=index[known].astype(np.int32),
         ts=when[known],
         ordinal=(running - base[owner]).astype(np.int32),
@@ -192,6 +208,7 @@ def _rows(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Ro
         shown_start=shown_start,
         shown=shown,
     )
+    return rows, newest, moved_on
 
 
 def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
@@ -211,23 +228,30 @@ def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
 
 
 def _request(
-    stored: Stored, rows: Rows, last: Ints, request_ts: str
+    stored: Stored, when: Ints, newest: Ints, moved_on: Bools, request_ts: str
 ) -> tuple[Ints | None, Bools | None]:
-    """Time of the request and whether it opens a session, for the users' last known events."""
+    """Time of the request in microseconds and whether it opens a session, by user.
+
+    Args:
+        when: time of the newest event that the model knows; the default.
+        newest: of the newest at all: the silence is counted from it.
+        moved_on: that one is of a later session, of which the model knows nothing.
+
+    Raises:
+        ValueError: `request_ts` is no time.
+    """
     if stored.config.model.request_time != "known":
         return None, None
-    when = rows.ts[last]
     if not request_ts:
         return when, np.zeros(len(when), dtype=bool)
     try:
-        now = pd.Timestamp(request_ts)
-    except ValueError as error:
+        now = _moment(request_ts).astype(np.int64)
+    except (ValueError, OverflowError) as error:
         raise ValueError(
             f"request_ts = {request_ts!r}: {error}. Give an ISO 8601 text, or none"
         ) from None
-    now = now.tz_localize("UTC") if now.tzinfo is None else now.tz_convert("UTC")
-    request = np.full(len(when), now.as_unit("us").value, dtype=np.int64)
-    return request, request - when > int(stored.facts["gap_us"])
+    request = np.full(len(when), now, dtype=np.int64)
+    return request, moved_on | (request - newest > int(stored.facts["gap_us"]))
 
 
 def _feedback(rules: dict[str, Any], frame: pd.DataFrame) -> Ints:

@@ -63,8 +63,9 @@ class Targets:
     """N requests: what follows history `rows[begin[n]:end[n]]` of user `user[n]`?
 
     item_start int64[N+1], item int64[M]: the distinct items of each target in the order in which
-    they came, 0 = not in the vocabulary. `request_ts` is the time of the target's first event, `new_session` says that it
-    opens one. `left_out` counts users without history and their targets. `sets`: each target is a
+    they came, 0 = not in the vocabulary. `request_ts` is the time of the target's first event,
+    `new_session` says that it opens one, `opens` that the history holds no event of its session: the
+    target is the first, or those before it are of unknown items. `left_out` counts users without history and their targets. `sets`: each target is a
     whole session.
     """
 
@@ -74,6 +75,7 @@ class Targets:
     end: Ints
     request_ts: Ints
     new_session: Bools
+    opens: Bools
     item_start: Ints
     item: Ints
     left_out: dict[str, int]
@@ -84,7 +86,7 @@ class Targets:
         items, _ = ragged(self.item_start[:-1][index], length)
         return Targets(
             self.rows, self.user[index], self.begin[index], self.end[index],
-            self.request_ts[index], self.new_session[index],
+            self.request_ts[index], self.new_session[index], self.opens[index],
             np.concatenate([[0], np.cumsum(length)]), self.item[items], self.left_out, self.sets,
         )  # fmt: skip
 
@@ -128,7 +130,7 @@ def temporal_cut(ts: Ints, valid_from: int | None = None, test_from: int | None 
 
     def at(quantile: str) -> int:
         if not len(ts):
-            raise UserError("gold.sequences is empty: there is no event to cut at")
+            raise UserError("there is no event to cut at")
         rank = int(Fraction(quantile) * (len(ts) - 1))
         return int(np.partition(ts, rank)[rank])
 
@@ -201,7 +203,7 @@ def training_rows(
     vocabulary = np.unique(events.item if whole_vocabulary else item).astype(np.int64)
     users, start = np.unique(user, return_index=True)
     start = np.append(start, len(user))
-    _refuse_if_hopeless(counts, vocabulary, users, start)
+    _refuse_if_hopeless(counts, vocabulary, users, start, NOT_GOLD if whole_vocabulary else LOOSEN)
     rows = Rows(
         item=(np.searchsorted(vocabulary, item) + 1).astype(np.int32),
         ts=events.ts[at],
@@ -274,7 +276,20 @@ def _dense(session: Ints, user: Ints) -> Ints:
     return np.asarray(running - base, dtype=np.int32)
 
 
-def _refuse_if_hopeless(counts: dict[str, Any], vocabulary: Ints, users: Ints, start: Ints) -> None:
+NOT_GOLD = (
+    "[filters] are not read under --preprocess paper_a, whose rules are items and users with 5 rows, "
+    "and users with two sessions, each of two items: load more days, or take gold's own sessions "
+    "(--preprocess gold)"
+)
+LOOSEN = (
+    "Loosen [filters] in the source file, load more days, or, under --split temporal, move the cut "
+    "with --valid-from and --test-from"
+)
+
+
+def _refuse_if_hopeless(
+    counts: dict[str, Any], vocabulary: Ints, users: Ints, start: Ints, remedy: str = LOOSEN
+) -> None:
     why = None
     if len(users) < 2:
         why = f"{len(users)} user(s) left, at least 2 are needed"
@@ -287,10 +302,7 @@ def _refuse_if_hopeless(counts: dict[str, Any], vocabulary: Ints, users: Ints, s
             f"{step}: " + ", ".join(f"{number} {name}" for name, number in left.items())
             for step, left in counts.items()
         )
-        raise UserError(
-            f"nothing to learn from: {why}. {steps}. Loosen [filters] in the source file, "
-            "load more days, or, under --split temporal, move the cut with --valid-from and --test-from"
-        )
+        raise UserError(f"nothing to learn from: {why}. {steps}. {remedy}")
 
 
 def vocabulary_of(item_ids: list[str], index: Ints, names: list[str]) -> Ints:
@@ -346,13 +358,16 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
         events.user[early], minlength=len(events.start) - 1
     )
     ready = in_training[user] > 0
+    begin, end = before[events.start[user]], before[at]
+    known = np.append(events.session[item > 0], -1)  # -1: no event before
     result = Targets(
         rows=rows,
         user=user,
-        begin=before[events.start[user]],
-        end=before[at],
+        begin=begin,
+        end=end,
         request_ts=events.ts[at],
         new_session=events.opens[at],
+        opens=known[np.where(end > begin, end - 1, -1)] != events.session[at],
         item_start=start,
         item=items,
         left_out={

@@ -231,6 +231,8 @@ def check_name(name: str) -> None:
     """Raises:
     UserError: MLflow could not be asked for it.
     """
+    if not name.strip():
+        raise UserError(f"{name!r}: a comparison, method or variant needs a name that can be read")
     if "'" in name:
         raise UserError(f"{name!r}: names of comparisons, methods and variants have no quote")
 

@@ -37,6 +37,7 @@ from models.rows import Rows, Target
 from models.sessionrec import SessionRec
 from models.side import Side
 from models.splits import (
+    NOT_GOLD,
     SPLITS,
     VALIDATION,
     Cut,
@@ -112,7 +113,18 @@ def load_data(
     make = f"python -m jobs run --source {source}"
     path = SEQUENCES.path(lake, source)
     sequences = open_sequences(path, version, cache_folder(lake, source), make)
-    events = prepared(Events.of(sequences), preprocess)
+    every = Events.of(sequences)
+    if not len(every.index):
+        raise UserError(
+            f"{path} version {sequences.version} holds no event: put a log where the source file "
+            f"says and run `{make}`"
+        )
+    events = prepared(every, preprocess)
+    if not len(events.index):
+        raise UserError(
+            f"--preprocess {preprocess} leaves none of the {len(every.index):,} events of {path}. "
+            f"{NOT_GOLD}"
+        )
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     if split == "temporal":

@@ -90,7 +90,7 @@ def test_users_count_alike_however_many_targets_they_have() -> None:
     rows = rows_of([(4, 1, 1), (3, 2, 1), (4, 3, 1)], [(1, 1, 1), (1, 2, 1)])
     asked = Targets(
         rows, np.array([0, 0, 1]), np.array([0, 0, 3]), np.array([1, 2, 4]),
-        np.zeros(3, dtype=np.int64), np.zeros(3, dtype=bool),
+        np.zeros(3, dtype=np.int64), np.zeros(3, dtype=bool), np.zeros(3, dtype=bool),
         np.array([0, 1, 2, 3]), np.array([3, 4, 1]), {},
     )  # fmt: skip
     result = evaluate(Fixed(), asked, (1, 2))
@@ -101,6 +101,29 @@ def test_users_count_alike_however_many_targets_they_have() -> None:
     seen = evaluate(Fixed(), asked, (1,), "exclude_seen")
     # 4 is seen in the first two histories: 3 is the best of the first, nothing hits in the second.
     assert seen.values["hr@1"].tolist() == [0.5, 0.0]
+
+
+def test_what_is_excluded_stands_in_no_list() -> None:
+    """Of 30 items both users have seen 28: two items make all lists, though lists have ten places."""
+
+    class Model:
+        num_items = 30
+
+        def score(self, rows, begin, end, request_ts=None, new_session=None):  # type: ignore[no-untyped-def]
+            return torch.arange(30.0).expand(len(begin), -1)
+
+    story = [(item, item, 1) for item in range(1, 29)]
+    rows = rows_of([*story, (29, 40, 1)], [*story, (30, 40, 1)])
+    asked = Targets(
+        rows, np.array([0, 1]), rows.start[:-1], rows.start[1:] - 1, np.array([40, 40]),
+        np.zeros(2, dtype=bool), np.zeros(2, dtype=bool), np.array([0, 1, 2]), np.array([29, 30]), {},
+    )  # fmt: skip
+    popularity = np.ones(30, dtype=np.int64)
+    hidden = evaluate(Model(), asked, (1,), "exclude_seen", popularity=popularity)
+    assert hidden.catalogue["coverage@10"] == hidden.catalogue["coverage@20"] == 2 / 30
+    open_to_all = evaluate(Model(), asked, (1,), popularity=popularity)
+    assert open_to_all.catalogue["coverage@10"] == 10 / 30
+    assert hidden.counts["first_of_a_session"] == 0 and not hidden.parts
 
 
 def test_per_user_means() -> None:
@@ -132,7 +155,7 @@ def test_first_of_a_session_and_inside_are_told_apart() -> None:
     rows = rows_of([(4, 1, 1), (3, 2, 1), (4, 3, 2)], [(1, 1, 1), (1, 2, 1)])
     asked = Targets(
         rows, np.array([0, 0, 1]), np.array([0, 0, 3]), np.array([1, 2, 4]),
-        np.zeros(3, dtype=np.int64), np.array([False, True, False]),
+        np.zeros(3, dtype=np.int64), np.array([False, True, False]), np.array([True, True, False]),
         np.array([0, 1, 2, 3]), np.array([3, 4, 1]), {},
     )  # fmt: skip
     result = evaluate(Fixed(), asked, (1, 2), popularity=np.array([5, 3, 1, 1]))
@@ -165,7 +188,7 @@ def test_sampled_places_are_among_unseen_items_and_follow_from_the_seed() -> Non
     at = np.arange(users)
     asked = Targets(
         rows, at, rows.start[:-1], rows.start[:-1] + 1, at, np.zeros(users, dtype=bool),
-        np.arange(users + 1), (at + 1) % 50 + 1, {},
+        np.zeros(users, dtype=bool), np.arange(users + 1), (at + 1) % 50 + 1, {},
     )  # fmt: skip
     lists = [Sampled(9, by, np.arange(1, 51)) for by in ("random", "popular")]
     first, again = (evaluate(Random(), asked, (1, 5), sampled=lists) for _ in range(2))
@@ -180,6 +203,9 @@ def test_sampled_places_are_among_unseen_items_and_follow_from_the_seed() -> Non
     whole = [Sampled(48, "random", np.ones(50))]
     both = evaluate(Random(), asked, (5,), "exclude_seen", sampled=whole)
     assert np.array_equal(both.values["sampled_random_hr@5"], both.values["hr@5"])
+    assert first.counts["sampled_short"] == both.counts["sampled_short"] == 0
+    more = [Sampled(49, "random", np.ones(50))]
+    assert evaluate(Random(), asked, (5,), sampled=more).counts["sampled_short"] == users
 
 
 def test_an_interval_over_seeds_is_wider_where_seeds_differ() -> None:
@@ -203,7 +229,7 @@ def test_the_loss_is_the_cross_entropy_of_known_items() -> None:
     rows = rows_of([(3, 1, 1), (3, 2, 2), (3, 3, 3)])
     asked = Targets(
         rows, np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), np.array([1, 2, 2]),
-        np.zeros(3, dtype=np.int64), np.ones(3, dtype=bool),
+        np.zeros(3, dtype=np.int64), np.ones(3, dtype=bool), np.ones(3, dtype=bool),
         np.array([0, 3, 4, 5]), np.array([1, 2, 0, 3, 0]), {}, sets=True,
     )  # fmt: skip
     # {1, 2, unknown}: mean of ln 2 and ln 4; {3}: ln 4; {unknown} does not count.

@@ -328,11 +328,55 @@ def test_serving_cuts_sessions_by_the_gap_or_by_the_ids_given(world: World) -> N
     frame = pd.DataFrame({"user_id": "u", "item_id": ["a", "b", "?", "c", "a"], "event_ts": when})
     user = np.zeros(5, dtype=np.int64)
     # Exactly the gap stays; the unknown item is skipped after it has opened a session.
-    assert _rows(stored, frame, user, 1).ordinal.tolist() == [1, 1, 2, 2]
+    rows, newest, moved_on = _rows(stored, frame, user, 1)
+    assert rows.ordinal.tolist() == [1, 1, 2, 2]
+    assert newest.tolist() == [3603 * SECOND] and moved_on.tolist() == [False]
     native = frame.assign(source_session_id=["s", "s", None, None, "t"])
-    assert _rows(stored, native, user, 1).ordinal.tolist() == [1, 1, 2, 3]
-    shuffled = _rows(stored, native.iloc[[4, 2, 0, 3, 1]].reset_index(drop=True), user, 1)
+    assert _rows(stored, native, user, 1)[0].ordinal.tolist() == [1, 1, 2, 3]
+    shuffled, *_ = _rows(stored, native.iloc[[4, 2, 0, 3, 1]].reset_index(drop=True), user, 1)
     assert shuffled.item.tolist() == [1, 2, 3, 1]
+
+
+def test_serving_tells_the_time_of_a_request_and_whether_it_opens_a_session() -> None:
+    """Under `known`, to the microsecond; silence is counted from the newest event, known or not."""
+    import torch
+
+    from models.methods import config
+    from models.serving import recommend
+    from models.store import Stored
+
+    told: list[tuple[list[int], list[bool]]] = []
+
+    class Listens:
+        num_items = 2
+
+        def score(self, rows, begin, end, request_ts=None, new_session=None):  # type: ignore[no-untyped-def]
+            told.append((request_ts.tolist(), new_session.tolist()))
+            return torch.zeros(len(begin), 2)
+
+    chosen = config("gru4rec+st", "tiny", request_time="known")
+    stored = Stored(Listens(), chosen, ["a", "b"], torch.ones(2), {"gap_us": 1800 * SECOND})  # type: ignore[arg-type]
+
+    def ask(newest: tuple[str, int], request: str) -> tuple[int, bool]:
+        frame = pd.DataFrame(
+            {"user_id": "u", "item_id": ["a", newest[0]],
+             "event_ts": pd.to_datetime([0, newest[1]], unit="s", utc=True)}
+        )  # fmt: skip
+        recommend(stored, frame, 1, request)
+        (when,), (opens,) = told.pop()
+        return when, opens
+
+    assert ask(("b", 1200), "") == (1200 * SECOND, False)
+    assert ask(("b", 1200), "1970-01-01T00:20:00") == (1200 * SECOND, False)
+    assert ask(("b", 1200), "1970-01-01T09:50:00.000001+09:00") == (3000 * SECOND + 1, True)
+    assert ask(("b", 1200), "1970-01-01T00:50:00Z") == (3000 * SECOND, False)
+    assert ask(("?", 1200), "1970-01-01T00:40:00Z") == (2400 * SECOND, False)
+    assert ask(("?", 4000), "1970-01-01T01:06:50Z") == (4010 * SECOND, True), "one is open already"
+    assert ask(("?", 4000), "") == (0, False), "skipped"
+    assert ask(("b", 0), "9999-12-31T00:00:00")[1] is True
+    for wrong in ("soon", "NaT", "nan", "0001-01-01T00:00:00+09:00"):
+        with pytest.raises(ValueError, match=r"request_ts = .*Give an ISO 8601 text, or none"):
+            ask(("b", 1200), wrong)
 
 
 def test_serving_knows_what_became_of_an_item(world: World) -> None:
@@ -367,24 +411,35 @@ def test_a_session_method_by_the_commands(world: World) -> None:
         (["--method", "bert4rec", "--dim", "9"], "dim 9 must be a multiple of heads 2"),
         (["--method", "pop", "--threads", "0"], "--threads 0"),
         (["--method", "sasrec", "--loss", "bpr"], "one of auto, full, sampled, gbce"),
-        (["--method", "sasrec", "--negatives", "0"], "--negatives 0: a whole number, 1 or more"),
+        (
+            ["--method", "sasrec", "--negatives", "0"],
+            "--negatives 0: a whole number, 1 to 1,000,000",
+        ),
         (["--method", "sessionrec-hstu+st"], "every position of sessionrec-hstu is a session"),
         (["--method", "sessionrec-hstu", "--pooling", "max"], "one of mean, attention, transf"),
         (["--method", "sessionrec-hstu", "--alpha", "-1"], "--alpha -1.0: a number from 0"),
         (
             ["--method", "sessionrec-hstu", "--exposures", "-2"],
-            "--exposures -2: a whole number, 0 or",
+            "--exposures -2: a whole number, 0 to",
         ),
         (["--method", "pop", "--sampled", "-1"], "--sampled -1: how many items to draw"),
         (["--method", "pop", "--preprocess", "paper_b"], "one of gold, paper_a"),
-        (["--method", "sasrec", "--epochs", "0"], "--epochs 0: a whole number, 1 or more"),
-        (["--method", "sasrec", "--seed", "-1"], "--seed -1: a whole number, 0 or more"),
-        (["--method", "sasrec", "--length", "0"], "--length 0: a whole number, 1 or more"),
+        (["--method", "sasrec", "--epochs", "0"], "--epochs 0: a whole number, 1 to"),
+        (["--method", "sasrec", "--seed", "-1"], "--seed -1: a whole number, 0 to 9,223,"),
+        (["--method", "sasrec", "--seed", str(2**63)], "a whole number, 0 to 9,223,"),
+        (["--method", "sasrec", "--dim", "10000000000"], "--dim 10000000000: a whole number, 1 to"),
+        (["--method", "sasrec", "--length", "0"], "--length 0: a whole number, 1 to"),
         (["--method", "sasrec", "--dropout", "1"], "--dropout 1.0: a number from 0 to below 1"),
         (["--method", "sasrec", "--learning-rate", "nan"], "--learning-rate nan: a number above 0"),
+        (["--method", "sasrec", "--learning-rate", "inf"], "inf: a number above 0, finite"),
         (["--method", "sasrec", "--alpha", "nan"], "--alpha nan: a number from 0"),
         (["--method", "sasrec", "--checkpoint-s", "-1"], "--checkpoint-s -1.0: seconds, 0 or more"),
         (["--method", "sasrec", "--comparison", "o'b"], "have no quote"),
+        (["--method", "sasrec", "--comparison", ""], "'': a comparison, method or variant needs a"),
+        (
+            ["--method", "sasrec", "--split", "last_item", "--target", "next_session"],
+            "has no target (next session) of a user with a history",
+        ),
         (
             ["--method", "sessionrec-gru4rec", "--pooling", "transformer", "--heads", "5"],
             "dim 32 must be a multiple of heads 5: choose another --dim or --heads",
@@ -512,6 +567,9 @@ def test_params_prints_exact_counts(world: World) -> None:
     status, _, _, err = world.run("params", "--method", "bert4rec")
     assert status == 1
     assert "--items V is needed" in err
+    for items in ("0", "99999999999999999999"):
+        status, _, _, err = world.run("params", "--method", "sasrec", "--items", items)
+        assert status == 1 and f"--items {items}: a whole number, 1 to 2,147,483,647" in err
 
 
 def test_the_same_seed_gives_the_same_model(

@@ -68,6 +68,11 @@ def test_nothing_to_learn_from_is_refused_with_the_counts(tmp_path: Path) -> Non
         match=r"0 user\(s\) left.*before the cut: 13 events, 3 items, 7 sessions, 3 users.*items with 99 events or more: 0 events",
     ):
         data_of(tmp_path, valid_from=100, test_from=100, filters=Filters(min_item_events=99))
+    write_gold(tmp_path, "none", {})
+    with pytest.raises(UserError, match=r"version 0 holds no event: put a log .*jobs run --source"):
+        data_of(tmp_path, "none")
+    with pytest.raises(UserError, match=r"paper_a leaves none of the 16 events.*--preprocess gold"):
+        data_of(tmp_path, split="last_item", preprocess="paper_a")
     write_gold(tmp_path, "one", {"ann": [("a", 1, 1), ("a", 2, 1)], "bob": [("a", 1, 1)]})
     with pytest.raises(UserError, match=r"vocabulary of 1 item"):
         data_of(tmp_path, "one", valid_from=100, test_from=100)
@@ -105,6 +110,21 @@ def told(asked: Targets, data: Data) -> list[tuple[str, list[int], list[int], in
     ]
 
 
+def test_a_session_of_which_only_unknown_items_were_seen_opens_for_the_model(
+    tmp_path: Path,
+) -> None:
+    """It is inside a session for who counts, and after [ST] for who has never heard of `new`."""
+    write_gold(
+        tmp_path,
+        "toy",
+        {u: [("a", 1, 1), ("b", 2, 1), ("new", 30, 2), ("a", 31, 2)] for u in ("ann", "bob")},
+    )
+    asked = asked_of(data_of(tmp_path, valid_from=10, test_from=20), TEST, "next_item")
+    assert asked.new_session.tolist() == [True, False] * 2
+    assert asked.opens.tolist() == [True, True] * 2
+    assert asked.select(np.array([1])).opens.tolist() == [True]
+
+
 def test_targets_golden(tmp_path: Path) -> None:
     write_gold(tmp_path, "toy", ASKED)
     data = data_of(tmp_path, valid_from=10, test_from=20)
@@ -123,6 +143,8 @@ def test_targets_golden(tmp_path: Path) -> None:
         ("bob", [2, 1], [2], 35, True),
         ("bob", [2, 1, 2], [1], 36, False),
     ]
+    # What the models are told: of session 3 they know its a, but not `new`.
+    assert items.opens.tolist() == [False, True, False, False, True, False]
     # Validation ends where the test begins, also inside a session.
     assert told(asked_of(data, VALIDATION, "next_session"), data) == [
         ("ann", [1, 2], [1], 11, True)
