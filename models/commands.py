@@ -219,8 +219,13 @@ def _with_side(
 
 
 def _no_target(data: Data, target: str, left_out: dict[str, int]) -> str:
-    remedy = "load more days"
-    if data.cut.split == "temporal":
+    rows, remedy = data.training.rows, "load more days"
+    if not rows.positive.any():
+        remedy = (
+            f"there are {len(rows.item):,} training events. None of them is positive: look at "
+            "[feedback] in the source file"
+        )
+    elif data.cut.split == "temporal":
         remedy += ", or move the cut with --valid-from and --test-from"
     elif target == "next_session" and data.cut.split == "last_item":
         remedy = "a last item is a session only where it is alone in it: --split last_session"
