@@ -92,6 +92,12 @@ def cache_folder(lake: str, source: str) -> Path:
 def open_sequences(path: str, version: int | None, cache: Path, make_with: str) -> Sequences:
     """The arrays of a version of gold.sequences, read from the table if nobody has done so yet."""
     table = open_table(path, version, make_with)
+    there = {field.name for field in table.schema().fields}
+    if missing := [name for name in COLUMNS if name not in there]:
+        raise UserError(
+            f"{path} version {table.version()} has no column {', '.join(missing)}: something else "
+            f"wrote it. Move it away and run `{make_with}`, or give an earlier --table-version"
+        )
     table_id = str(table.metadata().id)
     folder = cache / f"sequences-{table_id[:8]}-v{table.version()}-f{FORMAT}"
     if not (folder / "meta.json").is_file():
@@ -146,12 +152,6 @@ def _write(table: DeltaTable, folder: Path) -> None:
 
     from jobs.tables import FEEDBACK  # (a served model has the code of models/ alone)
 
-    there = {field.name for field in table.schema().fields}
-    if missing := [name for name in COLUMNS if name not in there]:
-        raise UserError(
-            f"gold.sequences has no column {', '.join(missing)}: {table.table_uri} version "
-            f"{table.version()} was not written by `jobs sequences` of this version: build it anew"
-        )
     codes = pa.array(FEEDBACK)
     users: list[str] = []
     files = {name: (folder / f"{name}.bin").open("wb") for name in ARRAYS}

@@ -88,7 +88,8 @@ RANGES = {  # from, to, and whether the two belong to it
     "weight_decay": (0, math.inf, True, False), "clip_norm": (0, math.inf, True, False),
     "alpha": (0, math.inf, True, False),
 }  # fmt: skip
-MOST = 1_000_000  # of anything counted: what is larger is a slip, and no tensor takes it
+MOST = 1_000_000  # of what sizes a tensor: what is larger is a slip, and torch's error says little
+SIZES = ("dim", "heads", "layers", "max_len", "segments", "time_features", "side_dim", "negatives")
 OPTION_OF = {"max_len": "--length"}
 
 
@@ -99,7 +100,7 @@ def check_sizes(config: ModelConfig | TrainConfig) -> None:
     for name, value in vars(config).items():
         option = OPTION_OF.get(name, "--" + name.replace("_", "-"))
         if name in COUNTS:
-            least, most = COUNTS[name], 2**63 - 1 if name == "seed" else MOST
+            least, most = COUNTS[name], MOST if name in SIZES else 2**63 - 1
             if not least <= value <= most:
                 raise UserError(f"{option} {value}: a whole number, {least} to {most:,}")
         if name in RANGES:

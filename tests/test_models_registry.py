@@ -424,7 +424,7 @@ def test_a_session_method_by_the_commands(world: World) -> None:
         ),
         (["--method", "pop", "--sampled", "-1"], "--sampled -1: how many items to draw"),
         (["--method", "pop", "--preprocess", "paper_b"], "one of gold, paper_a"),
-        (["--method", "sasrec", "--epochs", "0"], "--epochs 0: a whole number, 1 to"),
+        (["--method", "sasrec", "--epochs", "0"], "--epochs 0: a whole number, 1 to 9,223,"),
         (["--method", "sasrec", "--seed", "-1"], "--seed -1: a whole number, 0 to 9,223,"),
         (["--method", "sasrec", "--seed", str(2**63)], "a whole number, 0 to 9,223,"),
         (["--method", "sasrec", "--dim", "10000000000"], "--dim 10000000000: a whole number, 1 to"),
@@ -455,6 +455,16 @@ def test_mistakes_are_answered_not_traced(world: World, args: list[str], says: s
     assert status == 1
     assert done is None
     assert says in err
+
+
+def test_a_comparison_of_what_differs_names_the_option(world: World) -> None:
+    world.train("pop", "--comparison", "unlike")
+    world.train("gru4rec", "--comparison", "unlike", "--request-time", "known")
+    status, _, _, err = world.run(
+        "compare", "--source", str(world.source), "--comparison", "unlike"
+    )
+    assert status == 1 and "cannot compare: request_time of" in err
+    assert "Train both with the same --request-time, under a new --comparison" in err
 
 
 def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

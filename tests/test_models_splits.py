@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deltalake import DeltaTable, write_deltalake
 
 from models.errors import UserError
 from models.methods import config
@@ -73,6 +74,11 @@ def test_nothing_to_learn_from_is_refused_with_the_counts(tmp_path: Path) -> Non
         data_of(tmp_path, "none")
     with pytest.raises(UserError, match=r"paper_a leaves none of the 16 events.*--preprocess gold"):
         data_of(tmp_path, split="last_item", preprocess="paper_a")
+    path = str(tmp_path / "none" / "gold" / "sequences")
+    other = DeltaTable(path).to_pyarrow_table().rename_columns({"user_id": "user"})
+    write_deltalake(path, other, mode="overwrite", schema_mode="overwrite")
+    with pytest.raises(UserError, match=r"version 1 has no column user_id: .*run `python -m jobs"):
+        data_of(tmp_path, "none")
     write_gold(tmp_path, "one", {"ann": [("a", 1, 1), ("a", 2, 1)], "bob": [("a", 1, 1)]})
     with pytest.raises(UserError, match=r"vocabulary of 1 item"):
         data_of(tmp_path, "one", valid_from=100, test_from=100)
