@@ -100,13 +100,14 @@ def compute(context: Context) -> Candidate:
     base = {EVENTS.full_name: lake.version(EVENTS), REJECTS.full_name: version}
     manifest: dict[str, Any] = {
         "batch": context.batch, "day": None, "base": base, "empty": lake.rows(REJECTS) == 0,
-        "counts": {"read": 0}, "rejects": {}, "files": [],
+        "counts": {"read": 0}, "rejects": {}, "files": [], "notes": [],
     }  # fmt: skip
     if not manifest["empty"]:
         context.expect(lake.rows(REJECTS), lake.rows(EVENTS))
         lines = exposures.joined(context, candidate, rejected_lines(context, version))
         lines = candidate.write("lines", lines)
         manifest["counts"]["read"] = candidate.row_count("lines")
+        manifest["notes"] += exposures.told(context, candidate)
         ingest.fill_events(context, candidate, manifest, oldest_date(context))
         unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
         still = candidate.write("rejects", unusable)
@@ -137,7 +138,9 @@ def publish(context: Context, candidate: Candidate) -> Result:
         Conflict: another run changed `bronze.events` since the candidate was computed.
     """
     lake, manifest = context.lake, candidate.manifest()
-    result = Result(**manifest["counts"], rejects=manifest["rejects"])
+    result = Result(
+        **manifest["counts"], rejects=manifest["rejects"], notes=manifest.get("notes", [])
+    )
     if not manifest["empty"]:
         ingest.publish_events(context, candidate, manifest)
         if manifest["rejects_changed"]:

@@ -94,11 +94,13 @@ def test_lines_take_what_their_columns_match(spark: Any, tmp_path: Path, form: s
 def test_a_reject_that_comes_good_takes_what_was_shown(spark: Any, tmp_path: Path) -> None:
     toml = CLICKS + PART.replace("FORMAT", "csv")
     shop = Workshop(spark, tmp_path, toml.replace('"ts"', '"ts"\nvalue = "week"'))
-    write(tmp_path / "shown", "csv", [row | {"week": "one"} for row in SHOWN[:4]])
+    write(tmp_path / "shown", "csv", [row | {"week": "one"} for row in [*SHOWN[:4], SHOWN[5]]])
     shop.land("log.csv", "user,item,ts,store,week\nu,1,1714521600,007,one\n")
     assert shop.run().rejects == {"bad_value": 1}
     shop.describe(toml)
-    shop.run("replay-rejects")
+    notes = " ".join(shop.run("replay-rejects").notes)
+    assert "exposures: 1 of 1 lines match" in notes
+    assert "exposures: 1 of 5 rows lack one of product, shop, week" in notes
     assert [row["exposed_with"] for row in shop.rows(EVENTS)] == [["7", "5"]]
 
 

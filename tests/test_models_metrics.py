@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.commands import describe_report
 from models.evaluate import Sampled, evaluate, parts
 from models.lists import best
 from models.metrics import (
@@ -206,6 +207,33 @@ def test_sampled_places_are_among_unseen_items_and_follow_from_the_seed() -> Non
     assert first.counts["sampled_short"] == both.counts["sampled_short"] == 0
     more = [Sampled(49, "random", np.ones(50))]
     assert evaluate(Random(), asked, (5,), sampled=more).counts["sampled_short"] == users
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({"first_of_a_session": 3}, "2 users without history left out)"),
+        ({"first_of_a_session": 0}, "left out; each is inside a session)"),
+        ({"first_of_a_session": 9}, "left out; each opens one)"),
+        ({}, "left out)"),  # next sessions have no such count
+        (
+            {"first_of_a_session": 3, "sampled_short": 4},
+            "left out; for 4 of them there were fewer unseen items than --sampled asks for: lists of "
+            "what there is)",
+        ),
+    ],
+)
+def test_what_a_report_says_of_its_targets(counts: dict[str, int], says: str) -> None:
+    ndcg = {"value": 0.25, "low": 0.125, "high": 0.5}
+    report = {
+        "method": "narm", "target": "next_item", "table_version": 7, "metrics": {"ndcg@10": ndcg},
+        "mlflow_run_id": "abc",
+        "counts": {"users": 5, "targets": 9, "unseen_share": 0.5, "users_without_history": 2}
+        | counts,
+    }  # fmt: skip
+    told = describe_report(report)
+    assert says in told and told.endswith("). MLflow run abc")
+    assert "ndcg@10 0.2500 [0.1250, 0.5000] over 5 users and 9 targets (50.0 %" in told
 
 
 def test_an_interval_over_seeds_is_wider_where_seeds_differ() -> None:
