@@ -224,7 +224,10 @@ def machine() -> dict[str, Any]:
         names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     return {
-        "processor": model, "cores": os.cpu_count(), "python": platform.python_version(),
+        "processor": model, "cores": os.cpu_count(),
+        # A maker gives one name to processors of very different speed; this tells them apart.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip

@@ -169,9 +169,10 @@ def where(written: dict[str, Any]) -> str:
     box = written["machine"]
     cells = written.get("cells", written.get("points", []))
     commits = sorted({str(cell["commit"])[:12] for cell in cells})
+    vectors = f" ({box['cpu_capability']})" if "cpu_capability" in box else ""
     return (
-        f"{written['date']}, commits {', '.join(commits)}, {box['processor']}, {box['cores']} "
-        f"cores, torch {box['torch']}.\n\n```\n{written['command']}\n```"
+        f"{written['date']}, commits {', '.join(commits)}, {box['processor']}{vectors}, "
+        f"{box['cores']} cores, torch {box['torch']}.\n\n```\n{written['command']}\n```"
     )
 
 
