@@ -83,6 +83,7 @@ def together(files: list[Path]) -> dict[str, Any]:
         **first,
         "command": "\n".join(one["command"] for one in parts),
         "date": " and ".join(sorted({one["date"] for one in parts})),
+        "machines": [one["machine"] for one in parts],
         "cells": [cell for one in parts for cell in one["cells"]],
         "comparison": {
             **outcomes[0],
@@ -166,14 +167,18 @@ def origin(written: dict[str, Any]) -> str:
 
 def where(written: dict[str, Any]) -> str:
     """Where and when, by which code, and the command that makes the numbers again."""
-    box = written["machine"]
+    boxes = [_machine(box) for box in written.get("machines", [written["machine"]])]
     cells = written.get("cells", written.get("points", []))
     commits = sorted({str(cell["commit"])[:12] for cell in cells})
-    vectors = f" ({box['cpu_capability']})" if "cpu_capability" in box else ""
     return (
-        f"{written['date']}, commits {', '.join(commits)}, {box['processor']}{vectors}, "
-        f"{box['cores']} cores, torch {box['torch']}.\n\n```\n{written['command']}\n```"
+        f"{written['date']}, commits {', '.join(commits)}, {' and '.join(dict.fromkeys(boxes))}."
+        f"\n\n```\n{written['command']}\n```"
     )
+
+
+def _machine(box: dict[str, Any]) -> str:
+    vectors = f" ({box['cpu_capability']})" if "cpu_capability" in box else ""
+    return f"{box['processor']}{vectors}, {box['cores']} cores, torch {box['torch']}"
 
 
 def plot(written: dict[str, Any], file: Path, phone: bool = False) -> None:

@@ -75,6 +75,13 @@ def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
         return [line for line in text.splitlines() if line.startswith("|")]
 
     assert tables(document.read_text()) == tables(text)
+    assert document.read_text().count(written["machine"]["processor"]) == 1
+    elsewhere = {**written["machine"], "processor": "an abacus", "cpu_capability": "BEADS"}
+    file = results.with_name("toy-b.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "machine": elsewhere}))
+    assert world.run("results", str(document))[0] == 0
+    assert written["machine"]["processor"] in document.read_text(), "the machine of toy-a"
+    assert " and an abacus (BEADS), " in document.read_text()
     part("b", {"gru4rec", "gru4rec+st"}, users + 1)
     status, _, _, err = world.run("results", str(document))
     assert status == 1 and f"users is {users} and {users + 1}" in err
