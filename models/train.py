@@ -1,9 +1,9 @@
 """Train one method on the training rows, and stop when validation stops improving.
 
-AdamW. Deterministic on CPU: weights, masks, windows and order follow from the seed, also where a
-killed training goes on from a checkpoint. A model is
-chosen by NDCG@10 (full ranking) on the validation period and is **not** trained again on it: one
-training run a method, and every method's vocabulary and weights end at the same validation cut.
+AdamW. Deterministic on one kind of CPU: weights, masks, windows and order follow from the seed,
+also where a killed training goes on from a checkpoint. A model is chosen by NDCG@10 (full ranking)
+on the validation period and is **not** trained again on it: one training run a method, and every
+method's vocabulary and weights end at the same validation cut.
 The histories it is asked about at test time do contain the validation period.
 """
 
