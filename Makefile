@@ -11,8 +11,9 @@ ifndef PYTHON
 PYTHON        := $(firstword $(foreach name,python3.12 python3.11 python3 python,\
                    $(shell $(name) -c 'import sys; print(sys.executable) if (3, 11) <= sys.version_info[:2] < (3, 13) else None' 2>/dev/null)))
 endif
-# A uv that runs, or the one that we bring.
-UV            := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),build/uv/bin/uv)
+# A uv that runs and is new enough, or the one that we bring.
+UV            := $(or $(shell found=$$(uv --version 2>/dev/null) && printf 'uv 0.9\n%s\n' "$$found" \
+                   | sort -VC && command -v uv),build/uv/bin/uv)
 WORKERS       ?= 2
 KILLS         ?= 200
 MARK          ?= long
@@ -35,7 +36,7 @@ setup: $(VENV)/.jars  ## build the environment in .venv (runs by itself before e
 
 build/uv/bin/uv:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	@echo "no uv here: bringing one"
+	@echo "no uv 0.9 or newer here: bringing one"
 	@rm -rf build/uv && $(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
 $(VENV)/.python: | $(UV)
@@ -108,5 +109,5 @@ lock: | $(UV)  ## resolve the dependencies anew
 audit: | $(UV)  ## known faults of the packages, where the index has them
 	@$(UV) tool run pip-audit --no-deps --disable-pip --require-hashes -r requirements.lock
 
-wheel: setup  ## the wheel that `spark-submit --py-files` takes to a cluster, in dist/
+wheel: setup | $(UV)  ## the wheel that `spark-submit --py-files` takes to a cluster, in dist/
 	@$(UV) build --quiet --wheel --python $(BIN)/python --out-dir dist . && ls dist/*.whl

