@@ -105,15 +105,17 @@ check test:
 """
 
 
-def test_ci_sees_nothing_that_was_put_on_a_machine_by_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_uv", [True, False])
+def test_ci_sees_nothing_that_was_put_on_a_machine_by_hand(tmp_path: Path, has_uv: bool) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy2(REPO / ".ci" / "run", tmp_path / ".ci" / "run")
     decisions = (REPO / "Makefile").read_text().split("# -- the environment")[0]
     (tmp_path / "Makefile").write_text(decisions + STAND_IN)
     machine = tmp_path / "machine"
     machine.mkdir()
-    (machine / "uv").write_text("#!/bin/sh\necho uv 0.13.9\n")
-    (machine / "uv").chmod(0o755)
+    if has_uv:
+        (machine / "uv").write_text("#!/bin/sh\necho uv 0.13.9\n")
+        (machine / "uv").chmod(0o755)
     by_hand = {
         "PATH": f"{machine}{os.pathsep}{os.environ['PATH']}", "HOME": str(machine),
         "PYTHONPATH": str(machine), "JAVA_HOME": str(machine), "UV_TOOL_DIR": "by-hand",
@@ -135,7 +137,9 @@ def test_ci_sees_nothing_that_was_put_on_a_machine_by_hand(tmp_path: Path) -> No
         assert seen["PYTHON"] == os.path.realpath(seen["PYTHON"])
         assert seen["HOME"].startswith(str(tmp_path / "build"))
         assert not Path(seen["HOME"]).exists()  # (it went when the run ended)
-    assert f"without a uv of this machine ({machine}/uv" in done.stdout
+    others = shutil.which("uv")
+    assert ("the machine has none" in done.stdout) is not (has_uv or bool(others))
+    assert (f"{machine}/uv" in done.stdout) is has_uv
     [removed] = [line for line in done.stdout.splitlines() if "removed:" in line]
     assert set(by_hand) - {"PATH", "HOME"} <= set(removed.split("removed:")[1].split())
     assert "never printed" not in done.stdout + done.stderr
