@@ -16,6 +16,7 @@ from models.batch import Batch, label_cloze, label_next, pad, take, windows
 from models.methods import BACKBONES, config, recommender
 from models.recommender import Recommender
 from models.rows import Rows
+from tests.device import DEVICE
 from tests.test_models_world import SECOND, evidence, rows_of
 
 V, MASK, ST = 5, 6, 7
@@ -26,7 +27,7 @@ USER = [(1, 10, 1), (2, 20, 1), (3, 100, 2), (4, 110, 2)]
 def model_of(method: str, **options: Any) -> Recommender:
     torch.manual_seed(0)
     chosen = config(method, "tiny", **{"dim": 8, "max_len": 8, **options})
-    return recommender(V, chosen).eval()
+    return recommender(V, chosen).eval().to(DEVICE)
 
 
 def trained_on(method: str, rows: Rows, target: str = "next_item", **options: Any) -> Batch:
@@ -34,7 +35,7 @@ def trained_on(method: str, rows: Rows, target: str = "next_item", **options: An
     model = model_of(method, **options)
     train = replace(config(method, "tiny").train, target=target, mask_share=0.0)
     tokens = model.lesson(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(0))
-    return model.padded(tokens, rows, train)
+    return model.padded(tokens, rows, train).to(DEVICE)
 
 
 def labels(batch: Batch, row: int = 0) -> list[set[int]]:
@@ -192,7 +193,7 @@ def test_time_features_are_exact_far_from_1970() -> None:
     got = model.encodings["tsa"].features(trained_on("sasrec+tsa", rows))[0]  # type: ignore[operator]
     w = 10.0 ** -np.linspace(0, 9, 8)
     want = np.cos(np.array([[0.0], [1.0], [3.0]]) * w)
-    assert np.allclose(got.detach().numpy(), want, atol=1e-6)
+    assert np.allclose(got.detach().cpu().numpy(), want, atol=1e-6)
     raw = model_of("sasrec+tsa", tsa_time="raw_float32")
     noise = raw.encodings["tsa"].features(trained_on("sasrec+tsa", rows))[0]  # type: ignore[operator]
     assert torch.equal(noise[0], noise[2]), "float32 cannot tell seconds apart in our time"
@@ -253,7 +254,7 @@ def test_later_boundaries_and_exposures_change_no_output(
 def test_cloze_is_not_causal() -> None:
     model = model_of("bert4rec")
     one, other = rows_of(USER), rows_of([*USER[:3], (5, 110, 2)])
-    batches = [model.request(r, r.start[:-1], r.start[1:]) for r in (one, other)]
+    batches = [model.request(r, r.start[:-1], r.start[1:]).to(DEVICE) for r in (one, other)]
     with torch.no_grad():
         assert not torch.allclose(model(batches[0])[0, 0], model(batches[1])[0, 0])
 
@@ -264,7 +265,7 @@ def test_cloze_is_not_causal() -> None:
 def test_padding_changes_no_score(base: str, encodings: str, preset: str) -> None:
     torch.manual_seed(0)
     chosen = config(base + encodings, preset, dim=8, max_len=12)
-    model = recommender(V, chosen).eval()
+    model = recommender(V, chosen).eval().to(DEVICE)
     rows = rows_of(HISTORY, [*USER, (5, 900, 3), (1, 901, 3)], USER[:1])
     begin, end = rows.start[:-1], rows.start[1:]
     together = model.score(rows, begin, end, end * SECOND, np.array([True, False, True]))
@@ -314,7 +315,7 @@ def test_an_event_of_more_tokens_than_a_row_is_not_lost(shift: Any) -> None:
     asked = model.request(rows, np.array([0]), np.array([4]))
     assert torch.equal(asked.token[0], padded.token[-1])
     with torch.no_grad():
-        assert torch.isfinite(model(padded)).all()
+        assert torch.isfinite(model(padded.to(DEVICE))).all()
 
 
 def test_a_training_row_has_as_many_tokens_as_a_request() -> None:
@@ -415,7 +416,8 @@ def test_fb_changes_no_output_before_what_it_tells(base: str) -> None:
     first = evidence(rows_of(USER), [0, 0, 0, 0], {0: [5, 1, 4], 2: [5, 4, 3]})
     other = evidence(rows_of(USER), [0, 0, 2, 0], {0: [5, 1, 4], 2: [2, 4, 3]})
     with torch.no_grad():
-        a, b = (model(model.request(r, np.array([0]), np.array([4]))) for r in (first, other))
+        asked = [model.request(r, np.array([0]), np.array([4])).to(DEVICE) for r in (first, other)]
+        a, b = (model(one) for one in asked)
     assert a.shape == b.shape
     assert torch.allclose(a[0, :4], b[0, :4], atol=1e-6)
     assert not torch.allclose(a[0, 4:], b[0, 4:], atol=1e-3)

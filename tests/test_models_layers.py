@@ -14,6 +14,7 @@ from models.losses import full_cross_entropy
 from models.methods import BACKBONES, config, recommender
 from models.narm import NARM
 from models.rows import Rows
+from tests.device import DEVICE
 from tests.test_models_batches import HISTORY, USER, V, rows_of
 
 
@@ -38,10 +39,11 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
 
 def test_attention_takes_values_narrower_than_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 3, 4, 7), torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 6)
-    mask = torch.rand(2, 1, 4, 5) < 0.7
+    shapes = ((2, 3, 4, 7), (2, 3, 5, 7), (2, 3, 5, 6))
+    q, k, v = (torch.randn(*shape, device=DEVICE) for shape in shapes)
+    mask = torch.rand(2, 1, 4, 5, device=DEVICE) < 0.7
     mask[..., 0] = True
-    hidden = torch.zeros(()).masked_fill(~mask, -torch.inf)
+    hidden = torch.zeros((), device=DEVICE).masked_fill(~mask, -torch.inf)
     want = torch.softmax(q @ k.transpose(-1, -2) / 7**0.5 + hidden, -1) @ v
     assert torch.allclose(attention(q, k, v, hidden, 0.0), want, atol=1e-6)
     monkeypatch.setattr("models.layers.SHORT", 1)  # PyTorch's own kernel
@@ -57,8 +59,9 @@ def test_narm_attends_as_its_formula_says(sums: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("models.narm.CHUNK_SUMS", sums)
     torch.manual_seed(0)
     model = NARM(config("narm", "tiny", dim=6, layers=1, max_len=10, dropout=0.0).model)
-    x = torch.randn(2, 10, 6)
-    padding = torch.zeros(2, 10, dtype=torch.bool)
+    model.to(DEVICE)
+    x = torch.randn(2, 10, 6, device=DEVICE)
+    padding = torch.zeros(2, 10, dtype=torch.bool, device=DEVICE)
     padding[1, :3] = True
     batch = SimpleNamespace(padding=padding)
     got = model(x, batch)  # type: ignore[arg-type]
@@ -67,7 +70,7 @@ def test_narm_attends_as_its_formula_says(sums: int, monkeypatch: pytest.MonkeyP
     rows = []
     for b in range(2):
         for t in range(10):
-            c = torch.zeros(6)
+            c = torch.zeros(6, device=DEVICE)
             for j in range(t + 1):
                 if not padding[b, j]:
                     both = model.query.weight @ h[b, t] + model.key.weight @ h[b, j]
@@ -86,13 +89,15 @@ def test_narm_attends_as_its_formula_says(sums: int, monkeypatch: pytest.MonkeyP
 def test_chosen_positions_are_those_of_the_whole(base: str, encodings: str) -> None:
     torch.manual_seed(0)
     model = recommender(V, config(base + encodings, "tiny", dim=8, layers=2, max_len=12)).eval()
+    model.to(DEVICE)
     rows = rows_of(HISTORY, [*USER, (5, 900, 3), (1, 901, 3)], USER[:1])
-    batch = model.request(rows, rows.start[:-1], rows.start[1:])
+    batch = model.request(rows, rows.start[:-1], rows.start[1:]).to(DEVICE)
     many, length = batch.token.shape
     with torch.no_grad():
         whole = model(batch).flatten(0, 1)
-        last = torch.arange(1, many + 1) * length - 1
-        for at in (last, last[[2, 0]], torch.tensor([length - 1, length - 2, 2 * length - 1])):
+        last = torch.arange(1, many + 1, device=DEVICE) * length - 1
+        some = torch.tensor([length - 1, length - 2, 2 * length - 1], device=DEVICE)
+        for at in (last, last[[2, 0]], some):
             assert torch.allclose(model.states(batch, at), whole[at], atol=1e-5)
 
 
@@ -114,7 +119,7 @@ def test_parts_of_a_batch_are_the_batch(method: str, monkeypatch: pytest.MonkeyP
     rows = long_rows()
     chosen = config(method, "tiny", batch_size=64, dropout=0.0, max_len=48, all_windows=False)
     torch.manual_seed(0)
-    model = recommender(V, chosen)
+    model = recommender(V, chosen).to(DEVICE)
     gradients = []
     for budget, part in ((10**9, 10**9), (300, 100)):
         monkeypatch.setattr("models.batch.PART", part)
@@ -124,7 +129,7 @@ def test_parts_of_a_batch_are_the_batch(method: str, monkeypatch: pytest.MonkeyP
         labels = sum(len(one.label_at) for one in parts)
         for one in parts:
             assert one.token.numel() <= budget
-            mean = model.loss(one, chosen.train) * (len(one.label_at) / labels)
+            mean = model.loss(one.to(DEVICE), chosen.train) * (len(one.label_at) / labels)
             mean.backward()  # type: ignore[no-untyped-call]
         gradients.append([labels, *[p.grad for p in model.parameters()]])
         model.zero_grad(set_to_none=True)
@@ -138,8 +143,10 @@ def test_parts_of_a_batch_are_the_batch(method: str, monkeypatch: pytest.MonkeyP
 
 def test_the_loss_in_bfloat16_is_nearly_the_loss() -> None:
     torch.manual_seed(0)
-    h, w, b = torch.randn(300, 32), torch.randn(500, 32) * 0.2, torch.randn(500)
-    label, start = torch.randint(500, (300,)), torch.arange(301)
+    h, w, b = (torch.randn(*shape, device=DEVICE) for shape in ((300, 32), (500, 32), (500,)))
+    w *= 0.2
+    label = torch.randint(500, (300,), device=DEVICE)
+    start = torch.arange(301, device=DEVICE)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         given = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -12,16 +14,19 @@ from models.losses import (
     sampled_softmax,
     session_cross_entropy,
 )
+from tests.device import DEVICE
 
+tensor, arange = (partial(make, device=DEVICE) for make in (torch.tensor, torch.arange))
 SETS = [[0], [3, 10], [1, 2, 5], [4], [10], [0, 9], [6]]
-START = torch.tensor([0, 1, 3, 6, 7, 8, 10, 11])
-CLASSES = torch.tensor([c for s in SETS for c in s])
+START = tensor([0, 1, 3, 6, 7, 8, 10, 11])
+CLASSES = tensor([c for s in SETS for c in s])
 
 
 def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     h, w, b = (
-        torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((7, 4), (11, 4), (11,))
+        torch.randn(*s, dtype=torch.float64, device=DEVICE, requires_grad=True)
+        for s in ((7, 4), (11, 4), (11,))
     )
     return h, w, b
 
@@ -48,7 +53,7 @@ def test_what_is_right_is_no_negative_of_what_else_is_right(
     h, w, b = given()
     got = session_cross_entropy(h, w, b, START, CLASSES)
     s = h @ w.T + b
-    want = torch.zeros((), dtype=torch.float64)
+    want = torch.zeros((), dtype=torch.float64, device=DEVICE)
     for n, right in enumerate(SETS):
         wrong = torch.stack([s[n, c].exp() for c in range(11) if c not in right]).sum()
         for p in right:
@@ -62,7 +67,7 @@ def test_what_is_right_is_no_negative_of_what_else_is_right(
 
 def test_with_one_label_a_position_it_is_cross_entropy() -> None:
     h, w, b = given()
-    start, label = torch.arange(8), torch.tensor([3, 0, 10, 5, 5, 1, 7])
+    start, label = arange(8), tensor([3, 0, 10, 5, 5, 1, 7])
     for loss in (full_cross_entropy, session_cross_entropy):
         want = torch.nn.functional.cross_entropy(h @ w.T + b, label)
         assert torch.allclose(loss(h, w, b, start, label), want)
@@ -70,7 +75,7 @@ def test_with_one_label_a_position_it_is_cross_entropy() -> None:
 
 def test_a_session_of_all_items_teaches_nothing_and_breaks_nothing() -> None:
     h, w, b = given()
-    start, label = torch.tensor([0, 11, *range(12, 18)]), torch.tensor([*range(11), *range(6)])
+    start, label = tensor([0, 11, *range(12, 18)]), tensor([*range(11), *range(6)])
     loss = session_cross_entropy(h, w, b, start, label)
     gradients = torch.autograd.grad(loss, (h, w, b))
     assert torch.isfinite(loss) and all(torch.isfinite(one).all() for one in gradients)
@@ -82,10 +87,10 @@ def test_a_session_of_all_items_teaches_nothing_and_breaks_nothing() -> None:
 def test_rank_loss_is_the_mean_over_pairs_of_right_and_shown_in_vain() -> None:
     h, w, b = given()
     shown = [[4, 5], [], [0], [], [1, 2, 3], [5], []]
-    start = torch.tensor([0, *torch.tensor([len(one) for one in shown]).cumsum(0).tolist()])
-    got = rank_loss(h, w, b, START, CLASSES, start, torch.tensor([c for s in shown for c in s]))
+    start = tensor([0, *tensor([len(one) for one in shown]).cumsum(0).tolist()])
+    got = rank_loss(h, w, b, START, CLASSES, start, tensor([c for s in shown for c in s]))
     s = h @ w.T + b
-    want = torch.zeros((), dtype=torch.float64)
+    want = torch.zeros((), dtype=torch.float64, device=DEVICE)
     for n, (right, vain) in enumerate(zip(SETS, shown, strict=True)):
         for p in right:
             for i in vain:
@@ -99,8 +104,10 @@ def test_rank_loss_is_the_mean_over_pairs_of_right_and_shown_in_vain() -> None:
 
 def test_sampling_everything_once_is_the_full_softmax_without_the_other_labels() -> None:
     h, w, b = given()
-    everything = torch.arange(11)
-    got = sampled_softmax(h, w, b, START, CLASSES, everything, torch.full((11,), 1 / 11))
+    everything = arange(11)
+    got = sampled_softmax(
+        h, w, b, START, CLASSES, everything, torch.full((11,), 1 / 11, device=DEVICE)
+    )
     s = h @ w.T + b
     want = torch.stack(
         [
@@ -120,20 +127,22 @@ def test_sampling_everything_once_is_the_full_softmax_without_the_other_labels()
 def test_the_estimate_of_log_q_has_no_bias_where_items_are_drawn_unevenly() -> None:
     """exp of what is softplus'd estimates the sum over the catalogue without the label."""
     h, w, b = given()
-    q = torch.softmax(torch.linspace(0, 2, 11), 0).double()
+    q = torch.softmax(torch.linspace(0, 2, 11, device=DEVICE), 0).double()
     drawn = torch.multinomial(q, 200_000, replacement=True)
-    start, label = torch.tensor([0, 1]), torch.tensor([3])
+    start, label = tensor([0, 1]), tensor([3])
     got = sampled_softmax(h[:1], w, b, start, label, drawn, q[drawn])
     want = full_cross_entropy(h[:1], w, b, start, label)
     assert got.item() == pytest.approx(want.item(), rel=0.01)
-    plain = sampled_softmax(h[:1], w, b, start, label, drawn, torch.full((200_000,), 1 / 11))
+    plain = sampled_softmax(
+        h[:1], w, b, start, label, drawn, torch.full((200_000,), 1 / 11, device=DEVICE)
+    )
     assert abs(plain.item() - want.item()) > 0.05
 
 
 @pytest.mark.parametrize("t", [0.0, 0.75, 1.0])
 def test_gbce_is_its_formula(t: float) -> None:
     h, w, b = given()
-    drawn = torch.tensor([2, 7, 8, 1])
+    drawn = tensor([2, 7, 8, 1])
     got = gbce(h, w, b, START, CLASSES, drawn, 9, t)  # of eleven classes, two are no item
     a = 4 / 8
     beta = a * (t * (1 - 1 / a) + 1 / a)

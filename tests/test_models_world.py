@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from deltalake import DeltaTable, write_deltalake
 
 from models.dataset import open_sequences
 from models.errors import UserError
@@ -32,6 +31,8 @@ def write_gold(
     lake: Path, source: str, users: dict[str, Sequence[Event]], items: Sequence[str] | None = None
 ) -> None:
     """gold.sequences and gold.items as the jobs would leave them."""
+    from deltalake import write_deltalake  # (not on a GPU machine: benchmarks/gpu.py)
+
     seen: dict[str, int] = {item: i for i, item in enumerate(items or [], 1)}
     for events in users.values():
         for event in events:
@@ -145,6 +146,8 @@ STORY: dict[str, list[Event]] = {
 
 
 def test_arrays_are_the_table_with_users_in_order(tmp_path: Path) -> None:
+    from deltalake import DeltaTable
+
     write_gold(tmp_path, "toy", STORY)
     path = str(tmp_path / "toy/gold/sequences")
     table_id = str(DeltaTable(path).metadata().id)
