@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -75,8 +76,9 @@ class Legacy:
         for file in table.glob("*.parquet"):
             rows = pq.read_table(file)
             at = rows.schema.get_field_index("file")
-            moved = pc.replace_substring(rows["file"], self.place, str(self.root))
-            pq.write_table(rows.set_column(at, rows.schema.field(at), moved), file)
+            names = rows["file"].cast(pa.string())
+            moved = pc.replace_substring(names, self.place, str(self.root))
+            pq.write_table(rows.set_column(at, "file", moved), file)
         for log in (table / "_delta_log").glob("*.json"):
             entries = [json.loads(line) for line in log.read_text().splitlines()]
             for entry in entries:
