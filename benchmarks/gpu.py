@@ -25,8 +25,9 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -95,8 +96,6 @@ def run_tests(device: str, sizes: Sizes) -> dict[str, Any]:
 
 def log_of(users: int, length: int, items: int) -> Any:
     """`Rows` of made-up histories, sessions of ten, with feedback and what was shown in vain."""
-    from dataclasses import replace
-
     import numpy as np
     from histories import histories
 
@@ -119,9 +118,11 @@ def learnt(method: str, loss: str, device: str, precision: str) -> tuple[float, 
     from models.methods import config, recommender
 
     rows = log_of(6, 40, 50)
-    target = "next_session" if method.startswith("sessionrec") else "next_item"
+    sessions = method.startswith("sessionrec")
+    target = "next_session" if sessions else "next_item"
     chosen = config(
         method, "small", dim=32, max_len=64, dropout=0.0, loss=loss, target=target, negatives=16,
+        alpha=0.3 if sessions else None,  # the rank loss, too
     )  # fmt: skip
     torch.manual_seed(0)
     model = recommender(50, chosen)
@@ -137,30 +138,24 @@ def learnt(method: str, loss: str, device: str, precision: str) -> tuple[float, 
     )
     batch = model.padded(tokens, rows, chosen.train)
     items = torch.randint(50, (16,))
-    with drawn(items.to(device)):
+    with drawing(items.to(device)):
         value = model.loss(batch.to(device), chosen.train)
     value.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad.flatten().float().cpu() for p in model.parameters() if p.grad is not None]
     return float(value.detach()), torch.cat(gradients)
 
 
-class drawn:
+@contextmanager
+def drawing(items: Any) -> Iterator[None]:
     """Sampled losses draw these items: a GPU's random numbers are not the CPU's."""
+    import torch
 
-    def __init__(self, items: Any) -> None:
-        self.items = items
-
-    def __enter__(self) -> None:
-        import torch
-
-        self.before = torch.multinomial, torch.randint
-        torch.multinomial = lambda *_, **__: self.items
-        torch.randint = lambda *_, **__: self.items
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.multinomial, torch.randint = self.before
+    before = torch.multinomial, torch.randint
+    torch.multinomial = torch.randint = lambda *_, **__: items
+    try:
+        yield
+    finally:
+        torch.multinomial, torch.randint = before
 
 
 def held_against(one: tuple[str, str], other: tuple[str, str], bound: float) -> dict[str, Any]:
@@ -172,7 +167,6 @@ def held_against(one: tuple[str, str], other: tuple[str, str], bound: float) -> 
     worst = {"loss": 0.0, "gradient": 0.0}
     wrong = []
     for method in METHODS:
-        # A session's own loss is over the whole catalogue, or over drawn items as the others'.
         for loss in LOSSES:
             (a, grad_a), (b, grad_b) = (learnt(method, loss, *way) for way in (one, other))
             differs = {
@@ -233,14 +227,14 @@ def train_speed(device: str, sizes: Sizes, method: str, dim: int) -> dict[str, A
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    tokens, at = run.at.seen / run.at.count, run.at
+    at = run.at
     if not math.isfinite(at.total):
         raise AssertionError(f"the mean loss of {at.count} steps is {at.total / at.count}")
     memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_rss_mb()
     return {
         "method": method, "dim": dim, "length": LENGTH, "batch": sizes.batch, "items": sizes.items,
         "precision": model.precision, "steps": sizes.steps,
-        "tokens_per_second": round(tokens / median(seconds[warm_up:])),
+        "tokens_per_second": round(at.seen / at.count / median(seconds[warm_up:])),
         "step_ms": round(1000 * median(seconds[warm_up:]), 2),
         "of_which_making_batches_ms": round(1000 * median(made[warm_up:]), 2),
         "peak_memory_mb": round(memory, 1), "mean_loss": round(at.total / at.count, 4),
