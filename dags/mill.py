@@ -7,6 +7,7 @@ is the import error of `source_errors.py`, and the other sources go on.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -26,7 +27,11 @@ from airflow.sdk import (
     chain,
     task,
 )  # fmt: skip
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowFailException,
+    AirflowRuntimeError,
+    AirflowSkipException,
+)
 from operators import JobsOperator, ModelsOperator, PageOperator, TrainingOperator
 
 from jobs.errors import SourceError
@@ -35,6 +40,7 @@ from jobs.settings import settings
 from jobs.sources import Source, load_source
 from jobs.tables import SEQUENCES
 
+log = logging.getLogger(__name__)
 REPO = Path(__file__).resolve().parents[1]
 
 # Ties the steps of one run, and names the candidate's folder and the comparison.
@@ -97,12 +103,16 @@ class ScheduledSource:
 
     @property
     def retrained(self) -> Any:
-        """When its methods are trained: on new sequences, and once a week in any case."""
+        """When its methods are trained: on new sequences, and once a week in any case.
+
+        Airflow queues no event for a DAG that is switched off. The newest week that has passed runs
+        as soon as the DAG is switched on, once, so that what was announced meanwhile is trained.
+        """
         training = self.spec.training
         asset = [self.sequences] if training.nightly else None
         if training.cron == "never":
             return asset
-        weekly = CronTriggerTimetable(training.cron, timezone="UTC")
+        weekly = CronTriggerTimetable(training.cron, timezone="UTC", run_immediately=True)
         return AssetOrTimeSchedule(timetable=weekly, assets=asset) if asset else weekly
 
     @property
@@ -266,13 +276,32 @@ def announce(source: ScheduledSource, result: str) -> Any:
             "rows": table["rows"],
             "path": table["path"],
         }
-        earlier = context["inlet_events"][source.sequences]
-        if len(earlier) and earlier[-1].extra == extra:
+        if _announced(context, source.sequences) == extra:
             raise AirflowSkipException(f"version {table['version']} was announced before")
         context["outlet_events"][source.sequences].extra = extra
         return extra
 
     return tell(run=RUN)
+
+
+def _events(accessor: Any) -> list[Any]:
+    """An asset's events; empty, with a warning, where Airflow cannot list them.
+
+    Airflow 3.3 answers 500 for all events of an asset while a run that one of them started waits in
+    the queue without a start. A run that was cleared beside a running one waits for hours. An event
+    that is announced twice is harmless; a night that fails for this is not.
+    """
+    try:
+        return list(accessor)
+    except AirflowRuntimeError as error:
+        log.warning("Airflow cannot list the asset's events, so they are not used: %s", error)
+        return []
+
+
+def _announced(context: Any, asset: Asset) -> dict[str, Any] | None:
+    """What the asset's newest event says; None where there is none, or it cannot be read."""
+    newest = _events(context["inlet_events"][asset].ascending(False).limit(1))
+    return newest[0].extra if newest else None
 
 
 def _read_text(source: str, run: str, result: str) -> str:
@@ -311,11 +340,10 @@ def training_params(source: ScheduledSource) -> dict[str, Param]:
 @task
 def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
     """The arguments of each training: methods x seeds, all on one version of the table."""
-    params, told = context["params"], context["triggering_asset_events"]
+    params = context["params"]
     version = params["table_version"]
-    events = [event for every in told.values() for event in every]
-    if version is None and events:
-        version = max(events, key=lambda event: event.timestamp).extra["version"]
+    if version is None:
+        version = _highest_announced(context)
     if version is None:
         from deltalake import DeltaTable
 
@@ -336,6 +364,21 @@ def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
     ]  # fmt: skip
 
 
+def _highest_announced(context: Any) -> int | None:
+    """The highest version announced since the first event that the run was given; None: no event.
+
+    A run of Airflow 3.3 is not given all of them. What is announced while another run of the DAG is
+    active, or within a moment, gives one run together, and that run gets the first event alone. The
+    order in which it gets several is not that of their versions.
+    """
+    told = [event for every in context["triggering_asset_events"].values() for event in every]
+    if not told:
+        return None
+    first = min(event.timestamp for event in told)
+    since = _events(context["inlet_events"][0].after(first.isoformat()))
+    return max(int(event.extra["version"]) for event in [*told, *since])
+
+
 def _skip_what_was_trained(
     source: str, version: int, methods: Sequence[str], seeds: Sequence[int]
 ) -> None:
@@ -353,11 +396,12 @@ def _skip_what_was_trained(
 
 def train_each(source: ScheduledSource) -> Any:
     """One task per method and seed, as many at a time as the pool has slots."""
+    planned = plan.override(inlets=[source.sequences])
     return TrainingOperator.partial(
         task_id="train",
         pool="gpu",
         map_index_template="{{ task.arguments[4] }}, seed {{ task.arguments[6] }}",
-    ).expand(arguments=plan(source=source.name, file=source.file, run=RUN))
+    ).expand(arguments=planned(source=source.name, file=source.file, run=RUN))
 
 
 def compare(source: ScheduledSource) -> ModelsOperator:
@@ -389,8 +433,7 @@ def promote(source: ScheduledSource) -> Any:
         if decision["action"] not in ("promoted", "champion already"):
             raise AirflowSkipException(f"the gate said: {decision['action']}")
         extra = {"version": decision["challenger"]}
-        earlier = context["inlet_events"][source.champion]
-        if len(earlier) and earlier[-1].extra == extra:
+        if _announced(context, source.champion) == extra:
             raise AirflowSkipException(f"version {extra['version']} was announced before")
         context["outlet_events"][source.champion].extra = extra
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -248,6 +249,141 @@ def test_a_week_in_which_nothing_came_trains_nothing_again(world: World, tmp_pat
     said = [line for line in done.stdout.splitlines() if line.startswith(("trains", "skips"))]
     assert [line.split()[0] for line in said] == ["skips", "trains", "trains"], done.stderr
     assert "gold.sequences version 0 is the newest, and all methods were trained on it" in said[0]
+
+
+# What a task sees of Airflow's events, without Airflow.
+ANNOUNCED = """
+import json, sys
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+sys.path.insert(0, sys.argv[1])
+import mill
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
+
+EVENTS = [  # seconds of the announcement, version
+    SimpleNamespace(timestamp=datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=at),
+                    extra={"version": version})
+    for at, version in ((0, 9), (60, 3), (60.4, 5), (60.8, 4), (90, 7))
+]
+
+class Inlet:
+    def __init__(self, events, order=1, most=None):
+        self.events, self.order, self.most = events, order, most
+    def after(self, at):
+        since = datetime.fromisoformat(at)
+        return Inlet(self.events and [e for e in self.events if e.timestamp >= since])
+    def ascending(self, yes):
+        return Inlet(self.events, 1 if yes else -1)
+    def limit(self, most):
+        return Inlet(self.events, self.order, most)
+    def __iter__(self):
+        if self.events is None:
+            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR))
+        return iter(self.events[::self.order][:self.most])
+
+def context(told, known):
+    return {"triggering_asset_events": {"asset": told} if told else {}, "inlet_events": [Inlet(known)]}
+
+print(json.dumps({
+    "within a second, the lower last": mill._highest_announced(context(EVENTS[1:4], EVENTS[:4])),
+    "the later two not given": mill._highest_announced(context(EVENTS[1:2], EVENTS)),
+    "nothing given": mill._highest_announced(context([], EVENTS)),
+    "Airflow cannot list them": mill._highest_announced(context(EVENTS[1:3], None)),
+    "newest": mill._announced(context([], EVENTS), 0),
+    "none yet": mill._announced(context([], []), 0),
+    "newest, not listed": mill._announced(context([], None), 0),
+}))
+"""
+
+
+def ask(script: str, home: Path, **env: str) -> Any:
+    """What a script about the DAGs prints last, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(REPO / "dags")],
+        env=os.environ | {"AIRFLOW_HOME": str(home), "PYTHONPATH": str(REPO)} | env,
+        check=False, cwd=home, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_training_takes_the_highest_version_of_those_announced_together(tmp_path: Path) -> None:
+    assert ask(ANNOUNCED, tmp_path) == {
+        "within a second, the lower last": 5,
+        "the later two not given": 7,
+        "nothing given": None,
+        "Airflow cannot list them": 5,
+        "newest": {"version": 7},
+        "none yet": None,
+        "newest, not listed": None,
+    }
+
+
+# The scheduler's own timetables, on a machine whose clock is set to New York.
+NIGHTS = """
+import json, sys
+from datetime import datetime, timedelta, timezone
+
+from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.encoders import coerce_to_core_timetable
+from airflow.timetables.base import DataInterval, TimeRestriction
+
+bag = DagBag(dag_folder=sys.argv[1])
+nights = bag.dags["sessions_daily.clicks"]
+import mill
+
+def following(dag, last, catchup, earliest=None):
+    return coerce_to_core_timetable(dag.timetable).next_dagrun_info(
+        last_automated_data_interval=last, restriction=TimeRestriction(earliest, None, catchup))
+
+def day(interval):
+    return nights.get_template_env().from_string(mill.DAY).render(
+        params={"day": None}, data_interval_start=interval.start)
+
+found = {"local": datetime(2026, 7, 1).astimezone().tzname(), "nights": []}
+last = None
+for first, count in ((datetime(2026, 3, 6, 2), 5), (datetime(2026, 10, 30, 2), 5)):
+    first = first.replace(tzinfo=timezone.utc)
+    last = DataInterval(first - timedelta(days=1), first)
+    for _ in range(count):
+        last = following(nights, last, True).data_interval
+        found["nights"].append([day(last), str(last.start), str(last.end)])
+
+train = bag.dags["train_methods.clicks"]
+now = datetime.now(timezone.utc)
+weeks = {"never on": None, "off for a month": DataInterval.exact(now - timedelta(days=35))}
+for name, week in weeks.items():
+    info = following(train, week, train.catchup)
+    after = following(train, info.data_interval, train.catchup)
+    found[name] = [now - timedelta(days=7) < info.run_after <= now, info.run_after.strftime("%A %H:%M %Z"), after.run_after > now]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def new_york(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("new_york")
+    write_source(folder, "clicks", "start = 2026-03-06")
+    return ask(NIGHTS, folder, TZ="America/New_York", SESSIONMILL_SOURCES=str(folder))
+
+
+def test_a_night_is_a_day_of_utc_wherever_the_machine_stands(new_york: Any) -> None:
+    assert new_york["local"] == "EDT"
+    # Both changes of New York's clock, on 8 March and on 1 November, are among them.
+    days = [f"2026-03-{day:02}" for day in range(6, 12)]
+    days += ["2026-10-30", "2026-10-31", "2026-11-01", "2026-11-02", "2026-11-03", "2026-11-04"]
+    between = [pair for pair in itertools.pairwise(days) if pair[0] != "2026-03-11"]
+    assert new_york["nights"] == [
+        [day, f"{day} 02:00:00+00:00", f"{after} 02:00:00+00:00"] for day, after in between
+    ]
+
+
+def test_a_training_that_is_switched_on_runs_once_for_all_weeks_that_passed(new_york: Any) -> None:
+    # Airflow queues no event for a DAG that is off: the week's run trains what came meanwhile.
+    for state in ("never on", "off for a month"):
+        assert new_york[state] == [True, "Sunday 06:00 UTC", True], state
 
 
 def test_training_is_started_by_the_asset_and_survives_a_failed_method(
