@@ -1,8 +1,9 @@
 """# New sequences -> every method trained -> compared -> registered -> the gate
 
-Starts when a night announces a new version of `gold.sequences` (all methods train on exactly that
-version), and once a week on the newest one, unless all were trained on it before. One task per
-method and seed, as many at a time as the pool `gpu` has slots.
+Starts when a night announces a new version of `gold.sequences`, and once a week on the newest one,
+unless all were trained on it before. All methods train on one version: the highest of those that
+were announced since the last training started. Switched on, it starts once for the weeks that
+passed. One task per method and seed, as many at a time as the pool `gpu` has slots.
 
 **What went red?**
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from deltalake import DeltaTable
 
-from jobs.tables import RECOMMENDATIONS
+from jobs.tables import RECOMMENDATIONS, SEQUENCES
 from tests.airflow_tools import SOURCE, Airflow, airflow, last_night, local, write_log
 from tests.webhook import webhook
 
@@ -100,7 +100,7 @@ def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
 
     # Last Sunday's training, when there was no table yet. Then the asset, and nothing else,
     # started the training: on the version that it named.
-    run, tasks = there.ended("train_methods.tiny", 60)
+    run, tasks = there.ended("train_methods.tiny", 300)
     assert run["run_type"] == "scheduled" and tasks["plan", -1]["state"] == "skipped"
     run, tasks = there.ended("train_methods.tiny", 600, number=1)
     assert run["state"] == "success" and run["run_type"] == "asset_triggered"
@@ -191,8 +191,8 @@ def all_ended(there: Airflow, dag_id: str) -> list[Any] | None:
 
 
 def planned(there: Airflow, number: int) -> str:
-    """The version that a run of the training is for, once it was planned; then the run is marked
-    as a success, because there is no table to train on."""
+    """The version that a run of the training is for, once it was planned. (There is no table to
+    train on: the tests mark the run as a success.)"""
 
     def plan() -> Any:
         runs = there.runs(TRAIN)
@@ -202,7 +202,7 @@ def planned(there: Airflow, number: int) -> str:
         assert not task or task["state"] not in ("failed", "up_for_retry", "skipped")
         return task and task["state"] == "success" and runs[number]
 
-    run = until(plan, 120)
+    run = until(plan, 300)
     [arguments] = there.xcom(TRAIN, run["dag_run_id"], "plan")
     return str(arguments[arguments.index("--table-version") + 1])
 
@@ -213,7 +213,7 @@ def test_what_is_announced_while_a_run_is_active_or_within_a_second_is_not_lost(
     there, _ = mill
     there.slots("gpu", 0)  # a training that lasts
     there.unpause(TRAIN, SCORE)
-    there.ended(TRAIN, 60)  # last Sunday's: there is no table
+    there.ended(TRAIN, 300)  # last Sunday's: there is no table
     there.announce(SEQUENCES_OF_EDGES, 3)
     assert planned(there, 1) == "3"
 
@@ -231,39 +231,64 @@ def test_what_is_announced_while_a_run_is_active_or_within_a_second_is_not_lost(
         runs = all_ended(there, SCORE)
         return runs and datetime.fromisoformat(runs[-1]["start_date"]) > last and runs
 
-    runs = until(scored, 120)
+    runs = until(scored, 300)
     assert {run["state"] for run in runs} == {"success"}
-    assert len(until(lambda: all_ended(there, TRAIN), 60)) == 3
+    assert len(until(lambda: all_ended(there, TRAIN), 300)) == 3
 
 
-def test_a_night_is_announced_while_an_old_training_waits_to_run_again(
+def test_tables_are_announced_while_a_training_waits_to_run_again(
     mill: tuple[Airflow, datetime],
 ) -> None:
     there, _ = mill
     there.announce(SEQUENCES_OF_EDGES, 7)
     assert planned(there, 3) == "7"
-    old = there.runs(TRAIN)[1]["dag_run_id"]
+    seventh = there.runs(TRAIN)[3]["dag_run_id"]
+    there.mark_success(TRAIN, seventh)
+    there.api.post(
+        f"/dags/{TRAIN}/dagRuns",
+        {"dag_run_id": "by-hand", "logical_date": None, "conf": {"table_version": 2}},
+    )
+    assert planned(there, 4) == "2"
     there.api.post(
         f"/dags/{TRAIN}/clearTaskInstances",
-        {"dry_run": False, "dag_run_id": old, "only_failed": False},
+        {"dry_run": False, "dag_run_id": seventh, "only_failed": False},
     )
-    # It waits for the active one, without a start: Airflow 3.3.2 cannot list the asset's events.
-    waiting = {run["dag_run_id"]: run for run in there.runs(TRAIN)}[old]
+    # It waits for the one by hand, without a start: Airflow 3.3.2 cannot list the asset's events.
+    waiting = {run["dag_run_id"]: run for run in there.runs(TRAIN)}[seventh]
     assert waiting["state"] == "queued" and waiting["start_date"] is None
     with pytest.raises(RuntimeError, match="500"):
         there.api.get("/assets/events")
 
+    # The task `announce` itself, after a history that Spark need not load.
+    load, result = "load_history.edges", there.lake / "edges" / "_runs" / "history"
+    result.mkdir(parents=True)
+    table = {"version": 8, "rows": 1, "path": "gold/sequences"}
+    (result / "run.all.json").write_text(json.dumps({"tables": {SEQUENCES.full_name: table}}))
+    there.slots("spark", 0)
+    there.api.post(f"/dags/{load}/dagRuns", {"dag_run_id": "history", "logical_date": None})
+    there.unpause(load)
+    until(lambda: there.runs(load)[0]["state"] == "running", 300)
+    there.api.patch(f"/dags/{load}/dagRuns/history/taskInstances/run", {"new_state": "success"})
+    there.slots("spark", 2)
+    run, tasks = there.ended(load, 300)
+    assert run["state"] == tasks["announce", -1]["state"] == "success"
+
     # What was cleared is planned anew: on the newest that was announced since.
-    there.mark_success(TRAIN, there.runs(TRAIN)[3]["dag_run_id"])
-    assert until(lambda: planned(there, 1) == "7", 120)
-    there.mark_success(TRAIN, old)
+    there.mark_success(TRAIN, "by-hand")
+    for number in (3, 5):
+        until(lambda number=number: planned(there, number) == "8", 300)  # type: ignore[misc]
+        there.mark_success(TRAIN, there.runs(TRAIN)[number]["dag_run_id"])
 
 
+@pytest.mark.long
 def test_a_source_file_that_is_broken_and_mended_loses_no_announcement(
     mill: tuple[Airflow, datetime],
 ) -> None:
     there, _ = mill
-    until(lambda: all_ended(there, TRAIN), 60)
+    there.slots("gpu", 0)
+    there.unpause(TRAIN, SCORE)
+    there.ended(TRAIN, 300)  # last Sunday's: there is no table
+    until(lambda: all_ended(there, TRAIN), 300)
     file = there.folder / "sources" / "edges.toml"
     right = file.read_text()
 
@@ -274,21 +299,20 @@ def test_a_source_file_that_is_broken_and_mended_loses_no_announcement(
         return all(there.api.get(f"/dags/{one}")["is_stale"] is wanted for one in (TRAIN, SCORE))
 
     file.write_text(right.replace("user_id =", "user ="))
-    until(lambda: stale(wanted=True), 180)
-    there.announce(SEQUENCES_OF_EDGES, 8)
+    until(lambda: stale(wanted=True), 300)
+    there.announce(SEQUENCES_OF_EDGES, 9)
     scored, trained = len(there.runs(SCORE)), len(there.runs(TRAIN))
     time.sleep(3)
     assert (len(there.runs(SCORE)), len(there.runs(TRAIN))) == (scored, trained)
 
     file.write_text(right)
-    until(lambda: stale(wanted=False), 180)
-    assert planned(there, trained) == "8"
+    until(lambda: stale(wanted=False), 300)
+    assert planned(there, trained) == "9"
     there.mark_success(TRAIN, there.runs(TRAIN)[trained]["dag_run_id"])
-    until(lambda: len(there.runs(SCORE)) > scored and all_ended(there, SCORE), 120)
-    there.announce(SEQUENCES_OF_EDGES, 9)  # and the next as ever
-    assert planned(there, trained + 1) == "9"
+    until(lambda: len(there.runs(SCORE)) > scored and all_ended(there, SCORE), 300)
+    there.announce(SEQUENCES_OF_EDGES, 10)  # and the next as ever
+    assert planned(there, trained + 1) == "10"
     there.mark_success(TRAIN, there.runs(TRAIN)[trained + 1]["dag_run_id"])
-    there.slots("gpu", 2)
 
 
 def _command(process: psutil.Process) -> str:
