@@ -9,7 +9,15 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from jobs import streams
-from jobs.records import Batches, FileFacts, Format, Unusable, positions
+from jobs.records import (
+    LONGEST_RECORD,
+    LONGEST_TEXT,
+    Batches,
+    FileFacts,
+    Format,
+    Unusable,
+    positions,
+)
 from jobs.streams import Block, has_broken_bytes, printable
 
 MAX_RECORD_LINES = 1_000
@@ -26,7 +34,12 @@ class CsvRecords:
     line only: an unclosed quote does not swallow the lines after it.
     """
 
-    def __init__(self, delimiter: str, num_fields: int | None) -> None:
+    def __init__(
+        self, delimiter: str, num_fields: int | None, longest: int = LONGEST_RECORD
+    ) -> None:
+        self.longest = longest
+        """Characters: a longer record is none."""
+        csv.field_size_limit(longest)
         # The csv module takes one character; a longer delimiter is exchanged for one that no
         # log writes, and back inside quoted fields.
         self.long = delimiter if len(delimiter) > 1 else None
@@ -41,6 +54,8 @@ class CsvRecords:
         if self.carry or self.num_fields is None:
             return None
         if self.long and any('"' in line for line in lines):
+            return None
+        if max(map(len, lines), default=0) > LONGEST_TEXT:
             return None
         try:
             rows = list(self._fields(lines))
@@ -69,7 +84,8 @@ class CsvRecords:
         """
         lines = self.carry + lines
         self.carry = []
-        if not any('"' in line for line in lines):
+        short = max(map(len, lines), default=0) <= self.longest
+        if short and not any('"' in line for line in lines):
             for row, line in zip(self._fields(lines), lines, strict=True):
                 yield self.next_line, line, self._checked(row)
                 self.next_line += 1
@@ -77,20 +93,25 @@ class CsvRecords:
         at = 0
         while at < len(lines):
             if '"' not in lines[at]:
-                row = next(self._fields(lines[at : at + 1]), [])
-                yield self.next_line, lines[at], self._checked(row)
+                yield self.next_line, lines[at], self._record(lines[at : at + 1])[1]
                 at, self.next_line = at + 1, self.next_line + 1
                 continue
             taken, fields = self._record(lines[at : at + MAX_RECORD_LINES])
-            if fields is None and not last and len(lines) - at < MAX_RECORD_LINES:
+            if fields is None and not last and self._may_go_on(lines[at:]):
                 self.carry = lines[at:]
                 return
             taken = taken if fields is not None else 1
             yield self.next_line, "".join(lines[at : at + taken]), fields
             at, self.next_line = at + taken, self.next_line + taken
 
+    def _may_go_on(self, lines: list[str]) -> bool:
+        """Whether a record of so many lines may have more of them."""
+        return len(lines) < MAX_RECORD_LINES and sum(map(len, lines)) <= self.longest
+
     def _record(self, lines: list[str]) -> tuple[int, Row]:
         """The record at the head of `lines`: how many lines it takes, and its fields."""
+        if len(lines[0]) > self.longest:
+            return 1, None
         reader = csv.reader(
             (line.replace(self.long, self.char) for line in lines) if self.long else lines,
             delimiter=self.char,
@@ -99,6 +120,8 @@ class CsvRecords:
         try:
             row = next(reader)
         except (csv.Error, StopIteration):
+            return 1, None
+        if sum(map(len, lines[: reader.line_num])) > self.longest:
             return 1, None
         return reader.line_num, self._checked(row)
 
@@ -109,9 +132,8 @@ class CsvRecords:
 
 
 def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
-    csv.field_size_limit(fmt.max_field_chars)
-    batches = Batches(fmt, facts.file)
-    records = CsvRecords(fmt.delimiter, None)
+    batches = Batches(fmt, facts.file, facts)
+    records = CsvRecords(fmt.delimiter, None, fmt.longest_record)
     places: dict[str, int] | None = None
     previous: list[str] | None = None
 
@@ -119,8 +141,6 @@ def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.Rec
         """Most blocks of most logs: nothing is quoted, and no line is looked at."""
         if places is None or records.carry or records.long or records.num_fields is None:
             return None
-        if len(block.data) > fmt.max_field_chars:
-            return None  # there may be a field that is too long
         batch = batches.block(
             records.next_line, block, records.char, records.num_fields, places
         )  # fmt: skip
@@ -157,8 +177,8 @@ def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.Rec
             else:
                 values = {ours: row[place] for ours, place in places.items()}
                 batches.add(line, printable(raw), values)
-        if len(batches) >= streams.BATCH_LINES:
-            yield batches.drain()
+            if batches.full:
+                yield batches.drain()
 
     def start(row: Row, raw: str) -> dict[str, int]:
         if row is None or has_broken_bytes(raw):
@@ -172,7 +192,7 @@ def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.Rec
         facts.columns = dict.fromkeys(header, "text")
         return found
 
-    for part in streams.pieces(stream, fmt.encoding):
+    for part in streams.pieces(stream, fmt.encoding, fmt.longest_record):
         if previous is not None:
             yield from take(previous, last=False)
             previous = None

@@ -6,6 +6,7 @@ import json
 import uuid
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cached_property
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -25,7 +26,14 @@ class DataFile:
 
     @property
     def rows(self) -> int:
-        return int(self.told.get("num_records") or 0)
+        """From the log; from the file's footer where the log does not know."""
+        told = self.told.get("num_records")
+        return int(self._footer_rows if told is None else told)
+
+    @cached_property
+    def _footer_rows(self) -> int:
+        with files.open_seekable(self.path) as stream:
+            return int(pq.ParquetFile(stream).metadata.num_rows)
 
     def first_us(self, column: str) -> int:
         """The lowest time (us) of a column; the beginning of time where the log does not know."""
@@ -47,36 +55,69 @@ def staging(run_id: str) -> str:
 
 
 def statistics(path: str) -> dict[str, Any]:
-    """`rows` of a Parquet file, and Delta's statistics of it as JSON, from its footer."""
+    """`rows` of a Parquet file, and Delta's statistics of it as JSON, from its footer.
+
+    Of each flat column: `nullCount`, and bounds that no value is beyond. What the footer does not
+    know is left out, which means that the file may contain anything: parquet-java, for one, keeps
+    neither bounds nor the number of nulls of texts whose bounds take more than 4,096 bytes.
+    """
     with files.open_seekable(path) as stream:
         meta = pq.ParquetFile(stream).metadata
-    low: dict[str, Any] = {}
-    high: dict[str, Any] = {}
-    unknown = set()
-    for group in range(meta.num_row_groups):
-        for place in range(meta.num_columns):
-            column = meta.row_group(group).column(place)
-            name, found = column.path_in_schema, column.statistics
-            if found is None or not found.has_min_max:
-                if found is None or found.null_count < column.num_values:
-                    unknown.add(name)
-                continue
-            if isinstance(found.max, (str, datetime, date, int)):
-                low[name] = min(low.get(name, found.min), found.min)
-                high[name] = max(high.get(name, found.max), found.max)
-    known = [
-        name for name in low
-        if name not in unknown and "." not in name and len(str(high[name])) <= LONGEST_STATISTIC
-    ]  # fmt: skip
-    stats = {
-        "numRecords": meta.num_rows,
-        "minValues": {name: _statistic(low[name]) for name in known},
-        "maxValues": {name: _statistic(high[name]) for name in known},
-    }
+    groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
+    stats: dict[str, Any] = {
+        "numRecords": meta.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}
+    }  # fmt: skip
+    for place in range(meta.num_columns):
+        leaf = meta.schema.column(place)
+        if leaf.max_repetition_level or "." in leaf.path:
+            continue  # lists, maps and structs: a leaf's nulls are not the column's
+        chunks = [group.column(place) for group in groups]
+        nulls = _nulls(chunks)
+        if nulls is None:
+            # (delta-rs takes bounds without a number of nulls to mean that there are none.)
+            continue
+        stats["nullCount"][leaf.path] = nulls
+        bounds = _bounds(chunks)
+        if bounds is not None:
+            stats["minValues"][leaf.path], stats["maxValues"][leaf.path] = bounds
     return {"rows": meta.num_rows, "stats": json.dumps(stats)}
+
+
+def _nulls(chunks: list[Any]) -> int | None:
+    """The nulls of a flat column; None: not known."""
+    found = [one.statistics for one in chunks]
+    if any(one is None or not one.has_null_count for one in found):
+        return None
+    return sum(int(one.null_count) for one in found)
+
+
+def _bounds(chunks: list[Any]) -> tuple[Any, Any] | None:
+    """The lowest and the highest value of a flat column, as Delta writes them; None: not known, or
+    there is no value."""
+    ends: list[Any] = []
+    for chunk in chunks:
+        found = chunk.statistics
+        if found.null_count == chunk.num_values:
+            continue
+        if not found.has_min_max:
+            return None
+        try:
+            ends += [found.min, found.max]
+        except (ValueError, OverflowError):  # a time beyond Python's, a text that is cut in a sign
+            return None
+    # (Floats have no bounds: what is no number is beyond all of them.)
+    if not ends or isinstance(ends[0], bool) or not isinstance(ends[0], BOUNDED):
+        return None
+    low, high = min(ends), max(ends)
+    if isinstance(low, str) and max(len(low), len(high)) > LONGEST_STATISTIC:
+        return None
+    return _statistic(low), _statistic(high)
+
+
+BOUNDED = (str, datetime, date, int)
 
 
 def _statistic(value: Any) -> Any:
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%dT%H:%M:%S.%f}Z" if value.year >= 1000 else None
+        return value.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
     return value.isoformat() if isinstance(value, date) else value

@@ -155,6 +155,7 @@ def compute(context: Context) -> Candidate:
     }  # fmt: skip
     if facts:
         notes += landing.strange_times(context, candidate)
+        notes += landing.too_long(facts)
         if passed := sum(one.get("forgotten", 0) for one in facts):
             notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)

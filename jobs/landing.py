@@ -23,7 +23,7 @@ from jobs.errors import SchemaError
 from jobs.patterns import landing_patterns
 from jobs.privacy import privacy_of
 from jobs.reading import reader
-from jobs.records import RECORD_DDL, Format
+from jobs.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, Format
 from jobs.sources import Source, field_of
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events
@@ -196,6 +196,19 @@ def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
         shown = "\n".join(complaints[:10])
         more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
         raise SchemaError(f"nothing was written:\n{shown}{more}")
+
+
+def too_long(facts: list[dict[str, Any]]) -> list[str]:
+    """What to say of records that are too long for the tables."""
+    found = [one for one in facts if one.get("too_long")]
+    if not found:
+        return []
+    return [
+        f"{sum(one['too_long'] for one in found)} records are too long and were rejected as "
+        f"unparsable: a record has at most {LONGEST_RECORD:,} characters, and a mapped column "
+        f"{LONGEST_TEXT:,}. The first is line {found[0]['first_too_long']} of {found[0]['file']}. "
+        "If the line should count, deliver the file again without the long text"
+    ]
 
 
 def oldest_date(context: Context) -> Column:

@@ -14,12 +14,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs import streams
 from jobs.csv_records import CsvRecords, read_csv
@@ -30,11 +33,14 @@ from jobs.records import (
     FileFacts,
     Format,
     Unusable,
+    cut_text,
     missing_column,
 )
 from jobs.sources import field_of
 from jobs.streams import has_broken_bytes, printable
 
+BATCH_BYTES = 32 * 1024 * 1024
+"""Of Parquet, decoded: of long rows a batch has fewer."""
 COMBINED_LOG = re.compile(
     r'^(\S+) \S+ (\S.*?) \[([^\]]+)\] "(?:([A-Z]+) (.*?)(?: HTTP/[\d.]+)?|[^"]*)" (\d{3}) (\d+|-)'
     r'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)")?\s*$'
@@ -103,16 +109,16 @@ def read_lines(
     facts: FileFacts,
     values_of: Callable[[Format, str, FileFacts], dict[str, Any] | None],
 ) -> Iterator[pa.RecordBatch]:
-    batches = Batches(fmt, facts.file)
+    batches = Batches(fmt, facts.file, facts)
     number = 0
-    for lines in streams.text_lines(stream, fmt.encoding):
+    for lines in streams.text_lines(stream, fmt.encoding, fmt.longest_record):
         for line in lines:
             number += 1
             stripped = line.strip()
             if not stripped:
                 continue
             facts.lines += 1
-            broken = has_broken_bytes(line)
+            broken = len(line) > fmt.longest_record or has_broken_bytes(line)
             values = None if broken else values_of(fmt, stripped, facts)
             if values and any(
                 isinstance(value, str) and not value.isascii() and has_broken_bytes(value)
@@ -120,7 +126,10 @@ def read_lines(
             ):
                 values = None  # a JSON escape such as \\ud800 is no text
             batches.add(number, printable(line), values)
-        yield batches.drain()
+            if batches.full:
+                yield batches.drain()
+        if len(batches):
+            yield batches.drain()
 
 
 def _parquet_text(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Array:
@@ -164,9 +173,60 @@ def clock_of(kind: pa.DataType) -> str | None:
     return "utc" if kind.tz else "local"
 
 
-def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
-    import pyarrow.parquet as pq
+def _lengths(texts: pa.Array) -> np.ndarray:
+    """int64[N]: the characters of texts, or of lists of them."""
+    if pa.types.is_string(texts.type):
+        length = pc.fill_null(pc.utf8_length(texts), 0)
+        return np.asarray(length.to_numpy(zero_copy_only=False), np.int64)
+    ends = np.cumsum(np.append(0, _lengths(texts.flatten())))
+    number = pc.fill_null(pc.list_value_length(texts), 0).to_numpy(zero_copy_only=False)
+    last = np.cumsum(number)
+    return np.asarray(ends[last] - ends[last - number], np.int64)
 
+
+def _without_long_texts(
+    fmt: Format, made: dict[str, pa.Array], line: int, facts: FileFacts
+) -> dict[str, pa.Array]:
+    """Rows in which a column is longer than a table takes are `unparsable`, and keep its beginning.
+
+    Args:
+        made: our columns, `kind` among them; line: the first row's.
+    """
+    bad = np.zeros(len(made["kind"]), bool)
+    for ours in set(made) & set(fmt.mapped):
+        array = made[ours]
+        # (No text has more characters than bytes, and most batches have fewer of those.)
+        if array.nbytes <= fmt.longest_text:
+            continue
+        long = _lengths(array) > fmt.longest_text
+        if not long.any():
+            continue
+        bad |= long
+        places = np.flatnonzero(long)
+        some = array.take(pa.array(places)).to_pylist()
+        put = [None if isinstance(one, list) else cut_text(one, fmt) for one in some]
+        made[ours] = (
+            pc.replace_with_mask(array, pa.array(long), pa.array(put, array.type))
+            if pa.types.is_string(array.type)
+            else pc.if_else(pa.array(long), None, array)
+        )
+    if bad.any():
+        made["kind"] = pc.if_else(pa.array(bad), "unparsable", made["kind"])
+        facts.add_too_long(line + int(np.flatnonzero(bad)[0]), int(bad.sum()))
+    return made
+
+
+def _row_batches(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, many of them at a time where they are short."""
+    meta = parquet.metadata
+    for group in range(meta.num_row_groups):
+        part = meta.row_group(group)
+        each = max(1, part.total_byte_size // max(1, part.num_rows))
+        rows = max(1, min(streams.BATCH_LINES * 3, BATCH_BYTES // each))
+        yield from parquet.iter_batches(rows, row_groups=[group], columns=columns)
+
+
+def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     with open_seekable(path) as stream:
         parquet = pq.ParquetFile(stream)
         schema = parquet.schema_arrow
@@ -177,7 +237,7 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
         nulls, batches = pa.array(sorted(fmt.null_values), pa.string()), Batches(fmt, path)
         line = 1
         columns = list(dict.fromkeys(fmt.mapped.values()))
-        for batch in parquet.iter_batches(streams.BATCH_LINES * 3, columns=columns):
+        for batch in _row_batches(parquet, columns):
             count = batch.num_rows
             made: dict[str, pa.Array] = {}
             for ours, theirs in fmt.mapped.items():
@@ -195,6 +255,7 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
             made["kind"] = pa.array(["record"] * count, pa.string())
             made["file"] = pa.array([facts.file] * count, pa.string())
             made["line"] = pa.array(range(line, line + count), pa.int64())
+            made = _without_long_texts(fmt, made, line, facts)
             line += count
             facts.lines += count
             yield pa.RecordBatch.from_arrays(
@@ -271,6 +332,13 @@ def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
         facts.error = (
             f"{path} cannot be read as {fmt.format} ({type(error).__name__}: {error}). Deliver it "
             "again whole, or correct [source] format and encoding"
+        )
+    except Exception as error:
+        traceback.print_exc()  # (the worker's log has it; who runs the job gets a sentence)
+        facts.error = (
+            f"{path}: reading it failed after {facts.lines} lines ({type(error).__name__}: "
+            f"{error}). This is a fault of sessionmill: report it with this line; to go on without "
+            "the file, move it out of the landing"
         )
     batches = Batches(fmt, path)
     batches.add(0, json.dumps(facts.__dict__), {})

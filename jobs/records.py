@@ -42,6 +42,18 @@ RECORD_DDL = (
 )  # fmt: skip
 
 
+LONGEST_RECORD = 16 * 1024 * 1024
+"""Characters. A longer record is `unparsable`, and what follows is never in memory: a file without
+line ends would be one record otherwise. So long a record takes 64 MiB as Python's text, and few
+hundred MiB on its way through a core's 3 GB."""
+LONGEST_TEXT = 1024 * 1024
+"""Characters of the text of a mapped column, and of a rejected line as it is stored. parquet-java
+looks at how much it holds after each 100 rows: at this length that is 100 to 400 MiB. No id is so
+long: a record with a longer text in a mapped column is `unparsable`."""
+CUT = " … [cut: "
+"""Stands in a stored line after its first `LONGEST_TEXT` characters, before how long it was."""
+
+
 @dataclass(frozen=True)
 class Format:
     """How to read the files of one source; plain values, sent to the workers."""
@@ -54,7 +66,8 @@ class Format:
     null_values: frozenset[str] = frozenset([""])
     encoding: str = "utf-8"
     list_separator: str = "|"
-    max_field_chars: int = 16 * 1024 * 1024
+    longest_record: int = LONGEST_RECORD
+    longest_text: int = LONGEST_TEXT
     privacy: Privacy | None = None
     """Whose lines are passed over, and whether ids are hashed."""
 
@@ -69,6 +82,15 @@ class FileFacts:
     error: str | None = None
     size: int = 0
     sha256: str = ""
+    too_long: int = 0
+    """Records that are longer than the format's bounds allow."""
+    first_too_long: int | None = None
+    """The line of the first of them."""
+
+    def add_too_long(self, line: int, count: int = 1) -> None:
+        self.too_long += count
+        if self.first_too_long is None:
+            self.first_too_long = line
 
 
 class Unusable(Exception):
@@ -78,17 +100,30 @@ class Unusable(Exception):
 class Batches:
     """Collects records of one file and turns them into Arrow batches."""
 
-    def __init__(self, fmt: Format, file: str) -> None:
+    def __init__(self, fmt: Format, file: str, facts: FileFacts | None = None) -> None:
         self.fmt, self.file = fmt, file
+        self.facts = FileFacts(file) if facts is None else facts
         self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
+        self.chars = 0
         self.listed = fmt.mapped.get("exposed_with")
 
     def __len__(self) -> int:
         return len(self.columns["line"])
 
+    @property
+    def full(self) -> bool:
+        """Whether it is time to drain: many records, or long ones."""
+        return len(self) >= streams.BATCH_LINES or self.chars > self.fmt.longest_record
+
     def add(self, line: int, raw: str, values: dict[str, Any] | None) -> None:
         """One record; `values` is None where the line is none."""
         columns = self.columns
+        self.chars += len(raw)
+        if len(raw) > self.fmt.longest_text:  # (no text of a record is longer than the record)
+            if too_long(self.fmt, raw, values):
+                self.facts.add_too_long(line)
+                values = None
+            raw = cut_text(raw, self.fmt)
         columns["kind"].append("unparsable" if values is None else "record")
         nulls = self.fmt.null_values
         for name in SCALARS:
@@ -151,6 +186,8 @@ class Batches:
         if not block.plain:
             return None
         lines = block.raw()
+        if pc.max(pc.binary_length(lines)).as_py() > self.fmt.longest_text:
+            return None
         try:
             fields, good = fields_of_lines(lines, delimiter, count, places.values())
         except (pa.ArrowException, csv.Error):
@@ -181,7 +218,27 @@ class Batches:
             schema=RECORD_SCHEMA,
         )
         self.columns = {name: [] for name in RECORD_SCHEMA.names}
+        self.chars = 0
         return batch
+
+
+def too_long(fmt: Format, raw: str, values: dict[str, Any] | None) -> bool:
+    """Whether a record, or one of its mapped columns, is longer than a table takes."""
+    if len(raw) > fmt.longest_record:
+        return True
+    for value in (values or {}).values():
+        if sum(map(len, value if isinstance(value, list) else [value or ""])) > fmt.longest_text:
+            return True
+    return False
+
+
+def cut_text(text: str, fmt: Format) -> str:
+    """A text as it may be stored: whole, or its beginning, and how long it was."""
+    if len(text) <= fmt.longest_text:
+        return text
+    more = "more than " * (len(text) > fmt.longest_record)
+    length = min(len(text), fmt.longest_record)
+    return f"{text[: fmt.longest_text]}{CUT}{more}{length} characters]"
 
 
 def fields_of_lines(

@@ -6,8 +6,9 @@ read, `ingest_file` is its own) and leaves `bronze.rejects`, after the events' c
 stays, under the reason that holds now.
 
 Not replayed: lines whose bytes were no text (their stored text is escaped; correct
-`source.encoding` and deliver the file again), and lines of files that the ledger does not know (the
-next ingest reads those anyway).
+`source.encoding` and deliver the file again), lines of which the table has only the beginning (a
+note names the first), and lines of files that the ledger does not know (the next ingest reads those
+anyway).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jobs.context import Candidate, Context, Result
 from jobs.errors import SchemaError
 from jobs.privacy import privacy_of
 from jobs.reading import record_of
-from jobs.records import RECORD_DDL, RECORD_SCHEMA, Format, missing_column
+from jobs.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Format, missing_column
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events
 
@@ -60,6 +61,30 @@ def parser(
     return read
 
 
+def is_cut() -> Column:
+    """Whether the table has only the beginning of a rejected line."""
+    mark = F.substring("raw", LONGEST_TEXT + 1, len(CUT))
+    return F.coalesce((F.length("raw") > LONGEST_TEXT) & (mark == CUT), F.lit(False))
+
+
+def cut_lines(context: Context, base: int) -> list[str]:
+    """What to say of rejects that cannot be read again."""
+    cut = context.lake.read(REJECTS, base).where(is_cut())
+    found = cut.agg(
+        F.count("*").alias("lines"), F.min(F.struct("file", "line")).alias("first")
+    ).first()  # fmt: skip
+    if found is None or not found["lines"]:
+        return []
+    first = found["first"]
+    return [
+        f"{found['lines']} rejected lines were not read again: they are longer than "
+        f"{LONGEST_TEXT:,} characters, and bronze.rejects has only their beginning. The first is "
+        f"line {first['line']} of {first['file']}. To read them again, touch the file (its "
+        f"modification time tells that it changed): python -m jobs run --source "
+        f"{context.source.name} then reads it whole; lines that are known are duplicates"
+    ]
+
+
 def rejected_lines(context: Context, base: int) -> DataFrame:
     """The rejects as typed lines, with `run_day`, `first_seen_ts` and the `kept_…` columns.
 
@@ -69,7 +94,7 @@ def rejected_lines(context: Context, base: int) -> DataFrame:
     lake, source = context.lake, context.source
     ledger = lake.small(FILES).select(["file", "columns"]).to_pylist()
     columns = {row["file"]: dict(row["columns"] or ()) for row in ledger}
-    rejects = lake.read(REJECTS, base).where(F.col("file").isin(list(columns)))
+    rejects = lake.read(REJECTS, base).where(F.col("file").isin(list(columns)) & ~is_cut())
     fmt = replace(landing.file_format(source), privacy=privacy_of(context))
     if fmt.format in ("csv", "parquet"):
         for row in rejects.select("file").distinct().collect():
@@ -107,7 +132,7 @@ def compute(context: Context) -> Candidate:
         lines = exposures.joined(context, candidate, rejected_lines(context, version))
         lines = candidate.write("lines", lines)
         manifest["counts"]["read"] = candidate.row_count("lines")
-        manifest["notes"] += exposures.told(context, candidate)
+        manifest["notes"] += exposures.told(context, candidate) + cut_lines(context, version)
         ingest.fill_events(context, candidate, manifest, oldest_date(context))
         unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
         still = candidate.write("rejects", unusable)

@@ -184,10 +184,7 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
 def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, under the gap rule: see `jobs/slices.py`."""
     lake, rule, spark = context.lake, context.source.sessions, context.spark
-    try:
-        known = slices.extents(lake.file_uris(EVENTS, upto))
-    except KeyError:  # a writer that keeps no statistics
-        return cut_by_users(context, upto)
+    known = slices.extents(lake.file_uris(EVENTS, upto))
     size = slices.size_of(sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism)
     how = cut_of(rule)
     folder = staging(context.run_id)

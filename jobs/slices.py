@@ -196,27 +196,38 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
 # -- the slices of a table ------------------------------------------------------------------------
 
 
-def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
-    """Path, first and last time (us) and rows of each row group, from the files' footers; row
-    groups in which no row has a time are left out.
+EVENT_BYTES = 1024
+"""Ours: an event of more bytes counts as several. Most have a quarter of it."""
 
-    Raises:
-        KeyError: a file has no statistics of `event_ts`.
+
+def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
+    """Path, first and last time (us) and size of each row group, from the files' footers; row
+    groups in which no row has a time are left out. The size is the number of rows, or that of
+    `EVENT_BYTES` if those are more: a slice of long texts has fewer rows.
+
+    Of a file without statistics the times are read.
     """
 
     def of(path: str) -> list[tuple[str, int, int, int]]:
-        with files.open_seekable(path) as stream:
-            meta = pq.ParquetFile(stream).metadata
-        place = meta.schema.names.index("event_ts")
         found = []
-        for at in range(meta.num_row_groups):
-            group = meta.row_group(at)
-            known = group.column(place).statistics
-            if not group.num_rows or (known and known.null_count == group.num_rows):
-                continue
-            if known is None or not known.has_min_max:
-                raise KeyError(path)
-            found.append((path, micros_of(known.min), micros_of(known.max), group.num_rows))
+        with files.open_seekable(path) as stream:
+            file = pq.ParquetFile(stream)
+            meta = file.metadata
+            place = meta.schema.names.index("event_ts")
+            for at in range(meta.num_row_groups):
+                group = meta.row_group(at)
+                known = group.column(place).statistics
+                if known is not None and known.null_count == group.num_rows:
+                    continue
+                if known is not None and known.has_min_max:
+                    ends = (known.min, known.max)
+                else:
+                    times = file.read_row_group(at, ["event_ts"], use_threads=False)["event_ts"]
+                    least = pc.min_max(times.cast(CLOCK)).as_py()
+                    ends = (least["min"], least["max"])
+                if ends[0] is not None:
+                    size = max(group.num_rows, group.total_byte_size // EVENT_BYTES)
+                    found.append((path, micros_of(ends[0]), micros_of(ends[1]), size))
         return found
 
     with ThreadPoolExecutor(8) as pool:

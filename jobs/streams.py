@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, AnyStr, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +47,48 @@ def decompressed(path: str, raw: BinaryIO) -> BinaryIO:
     return raw
 
 
-def text_lines(stream: BinaryIO, encoding: str) -> Iterator[list[str]]:
-    """Batches of physical lines with their ends; bytes that are no text stay as surrogates."""
+def shortened(parts: Iterable[AnyStr], most: int | None) -> Iterator[AnyStr]:
+    """The parts of a text, without most of what a line has beyond `most` bytes or characters.
+
+    A line that is longer stays longer by at most one part, so it can still be seen to be too long;
+    a line without an end, however long, is not held in memory. None: nothing is left out.
+    """
+    size = 0  # of the line that has not ended yet
+    for part in parts:
+        newline, returned = ("\n", "\r") if isinstance(part, str) else (b"\n", b"\r")
+        if most is not None and size > most:
+            ends = [at for at in (part.find(newline), part.find(returned)) if at >= 0]
+            if not ends:
+                continue
+            part = part[min(ends) :]
+        last = max(part.rfind(newline), part.rfind(returned))
+        size = size + len(part) if last < 0 else len(part) - 1 - last
+        yield part
+
+
+def whole_lines(parts: Iterable[AnyStr]) -> Iterator[AnyStr]:
+    """The parts of a text, cut at line ends instead: each is whole physical lines."""
+    left: list[AnyStr] = []
+    for part in parts:
+        newline, returned = ("\n", "\r") if isinstance(part, str) else (b"\n", b"\r")
+        # (Files whose lines end with a carriage return alone are cut at those.)
+        cut = part.rfind(newline) + 1 or part.rfind(returned, 0, len(part) - 1) + 1
+        if cut:
+            left.append(part[:cut])
+            yield part[:0].join(left)
+            left = [part[cut:]]
+        else:
+            left.append(part)
+    if any(left):
+        yield left[0][:0].join(left)
+
+
+def text_lines(stream: BinaryIO, encoding: str, most: int | None = None) -> Iterator[list[str]]:
+    """Batches of physical lines with their ends; bytes that are no text stay as surrogates.
+
+    Args:
+        most: as in `shortened`, in characters.
+    """
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     text = io.TextIOWrapper(
         io.BufferedReader(stream, 1 << 20),  # type: ignore[type-var]
@@ -56,14 +96,9 @@ def text_lines(stream: BinaryIO, encoding: str) -> Iterator[list[str]]:
         errors="surrogateescape",
         newline="",
     )
-    batch: list[str] = []
-    for line in text:
-        batch.append(line)
-        if len(batch) == BATCH_LINES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    parts = iter(lambda: text.read(BLOCK_BYTES), "")
+    for lines in whole_lines(shortened(parts, most)):
+        yield io.StringIO(lines, newline="").readlines()
 
 
 class Block:
@@ -147,30 +182,30 @@ def fields(
     return {int(name): table[name].combine_chunks() for name in wanted}, good
 
 
-def byte_blocks(stream: BinaryIO) -> Iterator[Block]:
-    """A UTF-8 stream cut at line ends, its byte-order mark dropped."""
-    left: list[bytes] = []
-    first = True
-    while data := stream.read(BLOCK_BYTES):
-        if first:
-            data, first = data.removeprefix(BOM), False
-        # (Files whose lines end with a carriage return alone are cut at those.)
-        cut = data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, len(data) - 1) + 1
-        if cut:
-            yield Block(b"".join([*left, data[:cut]]))
-            left = [data[cut:]]
-        else:
-            left.append(data)
-    if rest := b"".join(left):
-        yield Block(rest)
+def byte_blocks(stream: BinaryIO, most: int | None = None) -> Iterator[Block]:
+    """A UTF-8 stream cut at line ends, its byte-order mark dropped.
+
+    Args:
+        most: as in `shortened`, in characters.
+    """
+
+    def parts() -> Iterator[bytes]:
+        first = True
+        while data := stream.read(BLOCK_BYTES):
+            yield data.removeprefix(BOM) if first else data
+            first = False
+
+    longest = None if most is None else most * 4  # bytes: a character has at most four
+    for data in whole_lines(shortened(parts(), longest)):
+        yield Block(data)
 
 
-def pieces(stream: BinaryIO, encoding: str) -> Iterator[Block | list[str]]:
+def pieces(stream: BinaryIO, encoding: str, most: int | None = None) -> Iterator[Block | list[str]]:
     """A text file in pieces of whole lines: bytes where they can be cut as bytes."""
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        yield from byte_blocks(stream)
+        yield from byte_blocks(stream, most)
     else:
-        yield from text_lines(stream, encoding)
+        yield from text_lines(stream, encoding, most)
 
 
 def has_broken_bytes(line: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from jobs.records import CUT, LONGEST_TEXT
 from jobs.sources import CONDITION, LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
 
 FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
@@ -170,6 +171,7 @@ def typed_events(
     if source.source.format == "parquet" or source.privacy.hash_user_id:
         log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
         raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
+        raw = cut_text(raw)
     else:
         raw = F.col("raw")
     lines = lines.withColumns({"reason": reason, "event_date": F.to_date("event_ts")})
@@ -189,6 +191,13 @@ def typed_events(
     if source.exposures is not None:
         lines = lines.withColumn("link", link_of([F.col(n) for n in source.exposures.mapped()]))
     return lines.drop(*LINKS)
+
+
+def cut_text(text: Column) -> Column:
+    """`records.cut_text`, of a text that is made here."""
+    mark = F.concat(F.lit(CUT), F.length(text).cast("string"), F.lit(" characters]"))
+    beginning = F.substring(text, 1, LONGEST_TEXT)
+    return F.when(F.length(text) > LONGEST_TEXT, F.concat(beginning, mark)).otherwise(text)
 
 
 def link_of(columns: list[Column]) -> Column:
