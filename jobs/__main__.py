@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(here).parent))
 
 from jobs.answers import answer
-from jobs.errors import SessionmillError, SettingsError
+from jobs.errors import SessionmillError, SettingsError, of_engine
 from jobs.settings import settings
 from jobs.sources import Source, load_source
 
@@ -55,6 +56,8 @@ REMEDIES = {
     "or in another order: deliver it again as the others are",
     "Generic S3 error": "the object store does not answer, or not to us: look at AWS_ENDPOINT_URL, "
     "AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "OutOfMemoryError": "Spark has too little memory for these rows: raise "
+    "SESSIONMILL_DRIVER_MEMORY, or on a cluster the executors' memory",
     "Permission denied": "a folder or file is closed to this user: grant the rights",
 }
 
@@ -137,6 +140,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Exception as error:
         remedy = next((REMEDIES[words] for words in REMEDIES if words in str(error)), None)
+        if remedy is None and (cause := of_engine(error)):
+            print(
+                f"{args.job} stopped: a task of Spark failed: {cause}. The published tables are as "
+                "their last commits left them. Run it again; if it fails again, report it with "
+                "what follows", file=sys.stderr, flush=True,
+            )  # fmt: skip
+            traceback.print_exc()
+            return 1
         if remedy is None:
             raise
         print(

@@ -11,7 +11,6 @@ import pyarrow as pa
 from jobs import streams
 from jobs.records import (
     LONGEST_RECORD,
-    LONGEST_TEXT,
     Batches,
     FileFacts,
     Format,
@@ -54,8 +53,6 @@ class CsvRecords:
         if self.carry or self.num_fields is None:
             return None
         if self.long and any('"' in line for line in lines):
-            return None
-        if max(map(len, lines), default=0) > LONGEST_TEXT:
             return None
         try:
             rows = list(self._fields(lines))

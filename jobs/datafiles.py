@@ -64,6 +64,7 @@ def statistics(path: str) -> dict[str, Any]:
     with files.open_seekable(path) as stream:
         meta = pq.ParquetFile(stream).metadata
     groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
+    groups = [group for group in groups if group.num_rows]
     stats: dict[str, Any] = {
         "numRecords": meta.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}
     }  # fmt: skip

@@ -11,6 +11,10 @@ SessionmillError
 └── Conflict          another run changed the table in the meantime
 """
 
+from __future__ import annotations
+
+import re
+
 
 class SessionmillError(Exception):
     """Base of every error that a person caused or can mend; printed without a traceback."""
@@ -46,3 +50,18 @@ class RuleChanged(SessionmillError):
 
 class Conflict(SessionmillError):
     pass
+
+
+CAUSE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\b.*$", re.MULTILINE)
+
+
+def of_engine(error: BaseException) -> str | None:
+    """What an error of Spark's says, in one line of at most 300 characters; None: it is not Spark's.
+
+    Of an exception in a Python worker that is the last line of the worker's traceback.
+    """
+    if not type(error).__module__.startswith(("pyspark.", "py4j.")):
+        return None
+    said = str(error).partition("JVM stacktrace:")[0].strip()
+    causes = CAUSE.findall(said) or said.splitlines() or [type(error).__name__]
+    return str(causes[-1] if "Traceback" in said else causes[0])[:300]

@@ -341,8 +341,8 @@ def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
             "the file, move it out of the landing"
         )
     batches = Batches(fmt, path)
-    batches.add(0, json.dumps(facts.__dict__), {})
-    batches.columns["kind"] = ["file"]
+    batches.add(0, "", {})
+    batches.columns["kind"], batches.columns["raw"] = ["file"], [json.dumps(facts.__dict__)]
     yield batches.drain()
 
 

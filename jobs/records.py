@@ -145,12 +145,14 @@ class Batches:
     def whole(
         self, first: int, lines: list[str], columns: list[tuple[str, ...]], places: dict[str, int]
     ) -> pa.RecordBatch | None:
-        """Records that stand one a line, as `add` would make them; None: a line is no text.
+        """Records that stand one a line, as `add` would make them; None: a line is no text, or long.
 
         Args:
             first: the first record's line.
             columns: the log's columns; `places` says which of them is which of ours.
         """
+        if max(map(len, lines)) > self.fmt.longest_text:
+            return None
         count = len(lines)
         nulls = pa.array(sorted(self.fmt.null_values), pa.string())
         made: dict[str, pa.Array] = {
