@@ -186,7 +186,7 @@ def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.Rec
         header = row if fmt.header else [f"_{place}" for place in range(len(row))]
         records.num_fields = len(row)
         found = positions(fmt, header, facts.file)
-        facts.columns = dict.fromkeys(header, "text")
+        facts.columns, facts.header = dict.fromkeys(header, "text"), header
         return found
 
     for part in streams.pieces(stream, fmt.encoding, fmt.longest_record):

@@ -132,8 +132,10 @@ class Lake:
         return found.history(count) if count > 0 else []
 
     def create(self, table: Table, properties: dict[str, str] | None = None) -> bool:
-        """Make the table, empty, if there is none. Returns whether it was made."""
+        """Make the table, empty, if there is none; one that an earlier version made gets the columns
+        that it lacks. Returns whether it was made."""
         if self.version(table) is not None:
+            self._add_columns(table)
             return False
         DeltaTable.create(
             rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table.columns)), mode="ignore",
@@ -141,6 +143,29 @@ class Lake:
             raise_if_key_not_exists=False,
         )  # fmt: skip
         return True
+
+    def _add_columns(self, table: Table) -> None:
+        """Add the declared columns that the table lacks; they are null in the rows it has."""
+
+        def attempt(_: int) -> None:
+            found = self.open(table)
+            assert found is not None
+            there = {one.name for one in found.schema().fields}
+            declared = Schema.from_arrow(arrow_schema(table.columns)).fields
+            if lacking := [one for one in declared if one.name not in there]:
+                with conflicts(table):
+                    found.alter.add_columns(lacking)
+
+        retried(5, attempt)
+
+    def set_property(self, table: Table, name: str, value: str) -> None:
+        def attempt(_: int) -> None:
+            found = self.open(table)
+            assert found is not None
+            with conflicts(table):
+                found.alter.set_table_properties({name: value}, raise_if_not_exists=False)
+
+        retried(5, attempt)
 
     # -- changes ----------------------------------------------------------------------------
 
@@ -452,6 +477,7 @@ def _properties(table: Table, more: dict[str, str] | None) -> dict[str, str]:
 
 QUIET = {
     "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CLUSTER BY", "CREATE TABLE",
+    "ADD COLUMN", "ADD COLUMNS",
 }  # fmt: skip
 """Operations of Delta's history that move no rows."""
 

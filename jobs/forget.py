@@ -25,7 +25,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
-from jobs import files, landing, privacy
+from jobs import files, landing, privacy, replay
 from jobs.context import Context
 from jobs.delta import Lake
 from jobs.errors import SettingsError
@@ -33,12 +33,12 @@ from jobs.forget_landing import from_landing
 from jobs.maintain import knows_registry, registry_pins
 from jobs.privacy import Person
 from jobs.reading import record_of
+from jobs.reject_columns import Ledger
 from jobs.settings import settings
 from jobs.steps import one_job
 from jobs.tables import (
     ALL,
     EVENTS,
-    FILES,
     FORGOTTEN,
     RECOMMENDATIONS,
     REJECTS,
@@ -186,11 +186,17 @@ def _rejects_of(context: Context, base: int, person: Person) -> list[str]:
         named = named | raw.contains(sign)
     secret = privacy.keyed(context, True) if source.privacy.hash_user_id else None
     fmt = replace(landing.file_format(source), privacy=secret)
-    columns = {row["file"]: dict(row["columns"] or ()) for row in lake.small(FILES).to_pylist()}
-    found = []
-    for row in lake.read(REJECTS, base).where(named).toLocalIterator():
+    ledger, found = Ledger(lake), []
+    rows = lake.read(REJECTS, base).where(named)
+    for row in rows.withColumn("us", F.unix_micros("first_seen_ts")).toLocalIterator():
+        file = row["file"]
         try:
-            line = record_of(fmt, row["raw"], row["file"], row["line"], columns[row["file"]])
+            header = row["file_columns"] or ledger.columns_then(file, row["us"])
+            if header is None and replay.by_order(fmt):
+                raise KeyError(file)
+            line = record_of(
+                fmt, row["raw"], file, row["line"], ledger.columns.get(file, {}), header
+            )
             user = line["user_id"] if line["kind"] == "record" else None
         except (KeyError, ValueError):  # a file or a column that nobody knows any more
             user = None
@@ -204,9 +210,11 @@ def _rejects_of(context: Context, base: int, person: Person) -> list[str]:
 def _delete(context: Context, table: Table, person: Person) -> int:
     """Delete the person's rows in one commit; how many there were."""
     lake = context.lake
-    base = lake.version(table)
-    if base is None:
+    if lake.version(table) is None:
         return 0
+    lake.create(table)  # (one that an earlier version made may lack columns)
+    base = lake.version(table)
+    assert base is not None
     spark = context.spark
     condition = _condition(context, table, base, person)
     count = int(lake.read(table, base).where(condition).count())

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from jobs import arrow_checks, crash, exposures, files, landing, slices, validate
+from jobs import arrow_checks, crash, exposures, files, landing, quality, slices, validate
 from jobs.context import Candidate, Context, Result
 from jobs.datafiles import staging
 from jobs.delta_errors import retried
@@ -126,12 +126,13 @@ def ranked(judged: DataFrame) -> DataFrame:
 def compute(context: Context) -> Candidate:
     """Steps of this job's compute, restartable at the parsed lines after a conflict."""
     lake = context.lake
+    landing.null_ids(context)
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table)
     candidate, notes = context.candidate(EVENTS), []
     files_json = candidate.path("files.json")
     if files.exists(files_json):
-        facts = json.loads(files.read_text(files_json))
+        facts = landing.facts_read(candidate)
     else:
         landed = landing.landing_files(context)
         chosen = landing.unread(context, landed)
@@ -146,7 +147,7 @@ def compute(context: Context) -> Candidate:
             lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
             context.expect(lines, lake.rows(EVENTS))
             landing.parse(context, candidate, chosen)
-            facts = json.loads(files.read_text(files_json))
+            facts = landing.facts_read(candidate)
     base = {table.full_name: lake.version(table) for table in (EVENTS, REJECTS, FILES)}
     manifest: dict[str, Any] = {
         "batch": context.batch, "day": context.day, "base": base, "empty": not facts,
@@ -160,6 +161,7 @@ def compute(context: Context) -> Candidate:
             notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
         fill(context, candidate, manifest)
+        notes += quality.bad_files(candidate, manifest) + quality.same_ids(context, candidate)
     candidate.save(manifest)
     crash.point("ingest.computed")
     return candidate
@@ -171,7 +173,11 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> No
     late = None if context.day is None else landing.oldest_date(context)
     fill_events(context, candidate, manifest, late)
     rejects = unusable(candidate).withColumns(
-        {"run_day": F.lit(context.day).cast("date"), "first_seen_ts": F.lit(context.started)}
+        {
+            "run_day": F.lit(context.day).cast("date"),
+            "first_seen_ts": F.lit(context.started),
+            "file_columns": columns_of_files(landing.facts_read(candidate)),
+        }
     )
     candidate.write("rejects", rejects.select(*REJECTS.columns).coalesce(1))
     count_rejects(candidate, manifest)
@@ -265,29 +271,78 @@ def unusable(candidate: Candidate) -> DataFrame:
     return lines.unionByName(late, allowMissingColumns=True)
 
 
+def columns_of_files(facts: list[dict[str, Any]]) -> Column:
+    """Per line, the columns of its file in order, where that is a CSV."""
+    files_with: dict[tuple[str, ...], list[str]] = {}
+    for one in facts:
+        if one.get("header"):
+            files_with.setdefault(tuple(one["header"]), []).append(one["file"])
+    # Most often the files of a run agree: one branch, or a few.
+    found = F.lit(None).cast("array<string>")
+    for header, paths in files_with.items():
+        names = F.array(*map(F.lit, header))
+        found = F.when(F.col("file").isin(paths), names).otherwise(found)
+    return found
+
+
 def count_rejects(candidate: Candidate, manifest: dict[str, Any]) -> None:
     counted = candidate.part("rejects").groupBy("reason").count().collect()
     manifest["rejects"] = {row["reason"]: row["count"] for row in counted}
 
 
 def fill_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
-    """Find the rejects that the table does not have yet, and those of its rows that came good:
-    lines of these files that are events or duplicates now."""
+    """Find the rejects that the table does not have yet, and what changes among those it has."""
     lake, key = context.lake, list(REJECTS.key)
     base = manifest["base"][REJECTS.full_name]
     rejects = candidate.part("rejects").dropDuplicates(key)
     if lake.rows(REJECTS):
-        known = lake.read(REJECTS, base).where(F.col("file").isin(manifest["files"])).select(*key)
-        good = candidate.part("lines").where("line > 0 AND reason IS NULL").select(*key)
-        good = good.join(rejects.select(*key), key, "left_anti")
-        padded = known.join(good, key, "left_semi").withColumns(
-            {n: F.lit(None).cast(t) for n, t in REJECTS.columns.items() if n not in REJECTS.key}
-        )
-        candidate.write("rejects-cleared", padded.withColumn("gone", F.lit(True)))
-        manifest["rejects_cleared"] = candidate.row_count("rejects-cleared")
-        rejects = rejects.join(known, key, "left_anti")
+        paths = manifest["files"]
+        known = lake.read(REJECTS, base).where(F.col("file").isin(paths))
+        changed = changed_rejects(context, candidate, rejects, base, paths)
+        candidate.write("rejects-changed", changed)
+        manifest["rejects_changed"] = candidate.row_count("rejects-changed")
+        rejects = rejects.join(known.select(*key), key, "left_anti")
     if manifest["rejects"]:
         manifest["rejects_staged"] = lake.stage(REJECTS, rejects.coalesce(1), context.run_id)
+
+
+def changed_rejects(
+    context: Context, candidate: Candidate, rejects: DataFrame, base: int, paths: list[str]
+) -> DataFrame:
+    """Stored rejects of this run's files that go (`gone`) or are told of otherwise.
+
+    Those go that came good: their lines are events or duplicates now. So do those of a reading
+    that no run finished (it failed, or was killed), if this reading does not repeat them: under
+    another encoding, or other columns of a Parquet file, the same line has another text. Those that
+    are repeated take the reason and the columns that hold now.
+    """
+    lake, key = context.lake, list(REJECTS.key)
+    known = lake.read(REJECTS, base).where(F.col("file").isin(paths)).select(*REJECTS.columns)
+    good = candidate.part("lines").where("line > 0 AND reason IS NULL").select(*key)
+    good = good.join(rejects.select(*key), key, "left_anti")
+    read = {
+        row["file"]: slices.micros_of(row["read_ts"])
+        for row in lake.small(FILES).select(["file", "read_ts"]).to_pylist()
+    }
+    rows = [(file, read.get(file)) for file in paths]
+    finished = F.broadcast(context.spark.createDataFrame(rows, "file string, read_us bigint"))
+    unfinished = known.join(finished, "file").where(
+        "read_us IS NULL OR unix_micros(first_seen_ts) > read_us"
+    )
+    left = unfinished.join(rejects.select(*key), key, "left_anti").select(*known.columns)
+    gone = known.join(good, key, "left_semi").unionByName(left).dropDuplicates(key)
+    now = rejects.select(
+        *key, F.col("reason").alias("now_reason"), F.col("file_columns").alias("now_columns")
+    )
+    other = known.join(now, key).where(
+        "NOT (reason <=> now_reason AND file_columns <=> now_columns)"
+    )
+    other = other.withColumns({"reason": F.col("now_reason"), "file_columns": F.col("now_columns")})
+    return (
+        gone.select(*REJECTS.columns)
+        .withColumn("gone", F.lit(True))
+        .unionByName(other.select(*REJECTS.columns).withColumn("gone", F.lit(False)))
+    )
 
 
 def laid_out(rows: DataFrame, context: Context) -> DataFrame:
@@ -300,21 +355,18 @@ def laid_out(rows: DataFrame, context: Context) -> DataFrame:
 
 
 def audit(context: Context, candidate: Candidate) -> None:
-    """Raises: AuditFailed, AuditErrored, RejectShareError (by policy). Rejects are published."""
+    """Raises: AuditFailed, AuditErrored, RejectShareError (by policy). Rejects are published; the
+    ledger is not, so the files of a failed run are read again."""
     manifest = candidate.manifest()
     if manifest["empty"]:
         return
-    read, rejects = manifest["counts"]["read"], manifest["rejects"]
-    quality = context.source.quality
-    rejected = sum(rejects.values())
-    within = rejected <= quality.max_reject_share * read
-    told = "" if within else too_many_rejects(context, candidate, manifest)
+    complaint = quality.complaint(context, candidate, manifest)
     try:
-        audit_events(context, candidate, manifest, told)
+        audit_events(context, candidate, manifest, complaint)
     except AuditFailed as error:
         publish_rejects(context, candidate, manifest)
-        if not within and quality.on_exceed == "fail":
-            raise RejectShareError(told) from error
+        if complaint and context.source.quality.on_exceed == "fail":
+            raise RejectShareError(complaint) from error
         raise
     crash.point("ingest.audited")
 
@@ -322,7 +374,7 @@ def audit(context: Context, candidate: Candidate) -> None:
 def audit_events(
     context: Context, candidate: Candidate, manifest: dict[str, Any], too_many: str = ""
 ) -> None:
-    """Args: too_many: what to say of the share of rejects; empty: it is within its bound.
+    """Args: too_many: what to say of the lines that cannot be used; empty: they are few enough.
 
     Raises: AuditFailed, AuditErrored.
     """
@@ -346,23 +398,6 @@ def audit_events(
     context.expect(counts["read"], lake.rows(EVENTS))
     events = candidate.part("events") if staged is None else lake.staged(EVENTS, staged)
     validate.audit_candidate(context, EVENTS, events, facts, severity, words)
-
-
-def too_many_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> str:
-    """What to say when more lines cannot be used than the source file allows."""
-    read, rejects = manifest["counts"]["read"], manifest["rejects"]
-    rejected = sum(rejects.values())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejects.items()))
-    one = candidate.part("rejects").orderBy("file", "line").first()
-    assert one is not None
-    return (
-        f"{rejected} of {read} lines cannot be used ({rejected / read:.1%}; {reasons}): more than "
-        f"quality.max_reject_share = {context.source.quality.max_reject_share:g}. The first is line "
-        f"{one['line']} of {one['file']}, {one['reason']}: {(one['raw'] or '')[:200]!r}. All of "
-        "them are in bronze.rejects; correct the source file and give them a second chance (python "
-        f"-m jobs replay-rejects --source {context.source.name}), or correct the log, or raise the "
-        "bound"
-    )
 
 
 # -- publish --------------------------------------------------------------------------------------
@@ -405,10 +440,12 @@ def publish(context: Context, candidate: Candidate) -> Result:
 def publish_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Append the rejects that the table does not have yet."""
     lake = context.lake
-    if not sum(one["rows"] for one in manifest.get("rejects_staged", [])):
+    if not manifest.get("rejects_staged"):
         return
 
     def attempt(_: int) -> None:
+        if not sum(one["rows"] for one in manifest["rejects_staged"]):
+            return
         base = manifest["base"][REJECTS.full_name]
         guard = lake.guard(REJECTS)
         try:
@@ -436,9 +473,9 @@ def publish_events(context: Context, candidate: Candidate, manifest: dict[str, A
 
 def clear_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
     """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
-    if not manifest.get("rejects_cleared"):
+    if not manifest.get("rejects_changed"):
         return
-    change_rejects(context, candidate, "rejects-cleared")
+    change_rejects(context, candidate, "rejects-changed")
 
 
 def change_rejects(context: Context, candidate: Candidate, part: str) -> None:

@@ -24,7 +24,7 @@ from jobs.patterns import landing_patterns
 from jobs.privacy import privacy_of
 from jobs.reading import reader
 from jobs.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, Format
-from jobs.sources import Source, field_of
+from jobs.sources import NULL_IDS, Source, field_of
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events
 
@@ -39,6 +39,7 @@ TYPE_OF = {
 LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
     f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
 }
+NULL_IDS_PROPERTY = "sessionmill.null_ids"
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 
@@ -69,12 +70,39 @@ def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[s
 
 
 def file_format(source: Source) -> Format:
+    """How the files are written; what a source's tables say of it is in `reading_format`."""
+    nulls = source.source.null_values
     return Format(
         format=source.source.format, mapped=source.mapped(),
         delimiter=source.source.delimiter, header=source.source.header,
-        null_values=frozenset(source.source.null_values), encoding=source.source.encoding,
+        null_values=frozenset([""] if nulls is None else nulls), encoding=source.source.encoding,
         list_separator=source.source.list_separator,
     )  # fmt: skip
+
+
+def reading_format(context: Context) -> Format:
+    """How ingestion reads: as the files are written, by the tables' rule for ids, without people
+    who were forgotten."""
+    return replace(
+        file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context)
+    )
+
+
+def null_ids(context: Context) -> frozenset[str]:
+    """The texts that mean nothing in `user_id` and `item_id`, beside `null_values`.
+
+    They are stored with `bronze.events` when the source has no data yet. Tables that have data and
+    no such rule go on without: an id that was one yesterday is one tomorrow.
+    """
+    if context.source.source.null_values is not None:
+        return frozenset()
+    lake = context.lake
+    lake.create(EVENTS, {NULL_IDS_PROPERTY: json.dumps(NULL_IDS)})
+    stored = lake.property(EVENTS, NULL_IDS_PROPERTY)
+    if stored is None and not lake.rows(EVENTS) and not lake.rows(FILES):
+        stored = json.dumps(NULL_IDS)
+        lake.set_property(EVENTS, NULL_IDS_PROPERTY, stored)
+    return frozenset(json.loads(stored or "[]"))
 
 
 def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
@@ -96,7 +124,7 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
     frame = spark.createDataFrame(rows, "path string, bin int")
     paths = frame.repartitionById(len(groups), "bin").select("path")
-    fmt = replace(file_format(context.source), privacy=privacy_of(context))
+    fmt = reading_format(context)
     records = paths.mapInArrow(reader(fmt), RECORD_DDL)
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
     hashed = context.lake.rows(REJECTS) > 0
@@ -113,6 +141,12 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     check_schema(context, facts)
     files.write_text(candidate.path("files.json"), json.dumps(facts))
     crash.point("ingest.parsed")
+
+
+def facts_read(candidate: Candidate) -> list[dict[str, Any]]:
+    """What each file of a candidate was, as `parse` found."""
+    found: list[dict[str, Any]] = json.loads(files.read_text(candidate.path("files.json")))
+    return found
 
 
 def facts_of(lines: DataFrame) -> list[dict[str, Any]]:

@@ -234,7 +234,7 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
         for ours, theirs in fmt.mapped.items():
             if theirs not in schema.names:
                 raise Unusable(missing_column(facts.file, ours, theirs, schema.names))
-        nulls, batches = pa.array(sorted(fmt.null_values), pa.string()), Batches(fmt, path)
+        batches = Batches(fmt, path)
         line = 1
         columns = list(dict.fromkeys(fmt.mapped.values()))
         for batch in _row_batches(parquet, columns):
@@ -246,7 +246,7 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
                     made[ours] = _shown(batches, array.cast(pa.list_(pa.string())))
                     continue
                 text = _parquet_text(array, ours, theirs, facts.file)
-                text = pc.if_else(pc.is_in(text, nulls), None, text)
+                text = batches.without_nulls(ours, text)
                 if ours == "event_ts" and (clock := clock_of(array.type)):
                     made["clock"] = pa.repeat(clock, count)
                 if ours == "exposed_with":
@@ -265,12 +265,14 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
 
 
 def record_of(
-    fmt: Format, raw: str, file: str, line: int, columns: dict[str, str]
-) -> dict[str, Any]:
+    fmt: Format, raw: str, file: str, line: int, columns: dict[str, str],
+    header: list[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One stored line as the record that its file would give today.
 
     Args:
-        columns: the file's columns, in order, with their kinds, as the ledger has them.
+        columns: the file's columns with their kinds, as the ledger has them.
+        header: of a CSV, its columns in order when the line was read; None: those of `columns`.
     """
     values: dict[str, Any] | None = None
     if fmt.privacy is not None and fmt.privacy.hashes:
@@ -278,10 +280,11 @@ def record_of(
         values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()} or None
         values = values if stored else None
     elif fmt.format == "csv":
-        records = CsvRecords(fmt.delimiter, len(columns))
+        names = list(columns) if header is None else header
+        records = CsvRecords(fmt.delimiter, len(names))
         found = list(records.feed(raw.splitlines(keepends=True), last=True))
         if len(found) == 1 and found[0][2]:
-            row, names = found[0][2], list(columns)
+            row = found[0][2]
             values = {ours: row[names.index(theirs)] for ours, theirs in fmt.mapped.items()}
     elif fmt.format == "parquet":
         stored = json.loads(raw)
@@ -315,14 +318,17 @@ def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
         with open_binary(path) as raw:
             hashing = streams.Hashing(raw)
             if fmt.format == "parquet":
-                yield from read_parquet(fmt, path, facts)
+                batches = read_parquet(fmt, path, facts)
             else:
                 stream = streams.decompressed(path, io.BufferedReader(hashing, 1 << 20))  # type: ignore[arg-type]
                 if fmt.format == "csv":
-                    yield from read_csv(fmt, stream, facts)
+                    batches = read_csv(fmt, stream, facts)
                 else:
                     values_of = json_values if fmt.format == "jsonl" else log_values
-                    yield from read_lines(fmt, stream, facts, values_of)
+                    batches = read_lines(fmt, stream, facts, values_of)
+            for batch in batches:
+                facts.look_at(batch)
+                yield batch
             while hashing.read(1 << 20):
                 pass
             facts.size, facts.sha256 = hashing.size, hashing.digest.hexdigest()
@@ -340,10 +346,10 @@ def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
             f"{error}). This is a fault of sessionmill: report it with this line; to go on without "
             "the file, move it out of the landing"
         )
-    batches = Batches(fmt, path)
-    batches.add(0, "", {})
-    batches.columns["kind"], batches.columns["raw"] = ["file"], [json.dumps(facts.__dict__)]
-    yield batches.drain()
+    told = Batches(fmt, path)
+    told.add(0, "", {})
+    told.columns["kind"], told.columns["raw"] = ["file"], [json.dumps(facts.__dict__)]
+    yield told.drain()
 
 
 def reader(fmt: Format) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ SCALARS = (
     "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
     "tie_break", *LINKS,
 )  # fmt: skip
+IDS = ("user_id", "item_id")
 RECORD_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -64,12 +66,18 @@ class Format:
     delimiter: str = ","
     header: bool = True
     null_values: frozenset[str] = frozenset([""])
+    null_ids: frozenset[str] = frozenset()
+    """More texts that mean nothing in `user_id` and `item_id`."""
     encoding: str = "utf-8"
     list_separator: str = "|"
     longest_record: int = LONGEST_RECORD
     longest_text: int = LONGEST_TEXT
     privacy: Privacy | None = None
     """Whose lines are passed over, and whether ids are hashed."""
+
+    def nulls_of(self, ours: str) -> frozenset[str]:
+        """The texts that mean nothing in a column of ours."""
+        return self.null_values | self.null_ids if ours in IDS else self.null_values
 
 
 @dataclass
@@ -86,11 +94,21 @@ class FileFacts:
     """Records that are longer than the format's bounds allow."""
     first_too_long: int | None = None
     """The line of the first of them."""
+    header: list[str] | None = None
+    """The columns of a CSV, in order; `columns` has a name once."""
+    point_zero: list[str] = field(default_factory=list)
+    """Those of `user_id` and `item_id` in which an id ends in `.0`."""
 
     def add_too_long(self, line: int, count: int = 1) -> None:
         self.too_long += count
         if self.first_too_long is None:
             self.first_too_long = line
+
+    def look_at(self, batch: pa.RecordBatch) -> None:
+        """Take note of ids that may be numbers which went through floating point."""
+        for name in IDS:
+            if name not in self.point_zero and pc.any(pc.ends_with(batch[name], ".0")).as_py():
+                self.point_zero.append(name)
 
 
 class Unusable(Exception):
@@ -106,6 +124,7 @@ class Batches:
         self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
         self.chars = 0
         self.listed = fmt.mapped.get("exposed_with")
+        self.nulls = {name: fmt.nulls_of(name) for name in SCALARS}
 
     def __len__(self) -> int:
         return len(self.columns["line"])
@@ -125,14 +144,21 @@ class Batches:
                 values = None
             raw = cut_text(raw, self.fmt)
         columns["kind"].append("unparsable" if values is None else "record")
-        nulls = self.fmt.null_values
         for name in SCALARS:
             value = values.get(name) if values else None
-            columns[name].append(None if value in nulls else value)
+            columns[name].append(None if value in self.nulls[name] else value)
         columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
         columns["clock"].append(None)
         columns["raw"].append(raw)
         columns["line"].append(line)
+
+    @cached_property
+    def null_arrays(self) -> dict[str, pa.Array]:
+        return {name: pa.array(sorted(texts), pa.string()) for name, texts in self.nulls.items()}
+
+    def without_nulls(self, ours: str, text: pa.Array) -> pa.Array:
+        """A column's texts, null where they mean nothing."""
+        return pc.if_else(pc.is_in(text, self.null_arrays[ours]), None, text)
 
     def list_of(self, value: Any) -> list[str] | None:
         """The items of `exposed_with`: of a list, or of a text with separators; without nulls."""
@@ -154,7 +180,6 @@ class Batches:
         if max(map(len, lines)) > self.fmt.longest_text:
             return None
         count = len(lines)
-        nulls = pa.array(sorted(self.fmt.null_values), pa.string())
         made: dict[str, pa.Array] = {
             "kind": pa.repeat("record", count),
             "file": pa.repeat(self.file, count),
@@ -167,8 +192,7 @@ class Batches:
                     listed = [self.list_of(text) for text in columns[place]]
                     made[ours] = pa.array(listed, pa.list_(pa.string()))
                 else:
-                    text = pa.array(columns[place], pa.string())
-                    made[ours] = pc.if_else(pc.is_in(text, nulls), None, text)
+                    made[ours] = self.without_nulls(ours, pa.array(columns[place], pa.string()))
         except UnicodeError:
             return None
         return pa.RecordBatch.from_arrays(
@@ -194,7 +218,6 @@ class Batches:
             fields, good = fields_of_lines(lines, delimiter, count, places.values())
         except (pa.ArrowException, csv.Error):
             return None
-        nulls = pa.array(sorted(self.fmt.null_values), pa.string())
         made: dict[str, pa.Array] = {
             "kind": pc.if_else(pa.array(good), "record", "unparsable"),
             "file": pa.repeat(self.file, len(lines)),
@@ -202,11 +225,11 @@ class Batches:
             "line": pa.array(np.arange(first, first + len(lines))),
         }  # fmt: skip
         for ours, place in places.items():
-            text = pc.if_else(pc.is_in(fields[place], nulls), None, fields[place])
             if ours == "exposed_with":
-                listed = [self.list_of(one) for one in text.to_pylist()]
-                text = pa.array(listed, pa.list_(pa.string()))
-            made[ours] = text
+                listed = [self.list_of(one) for one in fields[place].to_pylist()]
+                made[ours] = pa.array(listed, pa.list_(pa.string()))
+            else:
+                made[ours] = self.without_nulls(ours, fields[place])
         return pa.RecordBatch.from_arrays(
             [made.get(one.name, pa.nulls(len(lines), one.type)) for one in RECORD_SCHEMA],
             schema=RECORD_SCHEMA,

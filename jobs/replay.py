@@ -7,14 +7,15 @@ stays, under the reason that holds now.
 
 Not replayed: lines whose bytes were no text (their stored text is escaped; correct
 `source.encoding` and deliver the file again), lines of which the table has only the beginning (a
-note names the first), and lines of files that the ledger does not know (the next ingest reads those
-anyway).
+note names the first), lines of files that the ledger does not know (the next ingest reads those
+anyway), and lines of CSVs of which nobody knows in which order their file's columns were
+(`jobs/reject_columns.py`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -24,14 +25,21 @@ from pyspark.sql import functions as F
 from jobs import exposures, ingest, landing
 from jobs.context import Candidate, Context, Result
 from jobs.errors import SchemaError
-from jobs.privacy import privacy_of
 from jobs.reading import record_of
 from jobs.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Format, missing_column
+from jobs.reject_columns import Ledger
 from jobs.tables import EVENTS, FILES, REJECTS
 from jobs.typing_rules import typed_events
 
 KEPT = {"raw": "kept_raw", "raw_hash": "kept_hash", "reason": "kept_reason"}
 """What of a reject's own row travels along: typing makes `raw`, `raw_hash` and `reason` anew."""
+ALONG = {
+    "run_day": "date", "first_seen_ts": "timestamp", "file_columns": "array<string>",
+    "from_ledger": "boolean",
+}  # fmt: skip
+"""And what typing leaves alone. `from_ledger`: `file_columns` is the ledger's, whose columns have a
+name once."""
+SHOWN_FILES = 3
 
 
 def parser(
@@ -45,14 +53,13 @@ def parser(
 
     def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
+            texts = (batch[name].to_pylist() for name in ("raw", "file", "line", "file_columns"))
             rows = [
-                record_of(fmt, raw, file, line, columns[file])
-                for raw, file, line in zip(
-                    *(batch[name].to_pylist() for name in ("raw", "file", "line")), strict=True
-                )
+                record_of(fmt, raw, file, line, columns[file], header)
+                for raw, file, line, header in zip(*texts, strict=True)
             ]
             made = pa.RecordBatch.from_pylist(rows, schema=RECORD_SCHEMA)
-            kept = [*KEPT, "run_day", "first_seen_ts"]
+            kept = [*KEPT, *ALONG]
             yield pa.RecordBatch.from_arrays(
                 [*made.columns, *(batch[name] for name in kept)],
                 names=[*made.schema.names, *(KEPT.get(name, name) for name in kept)],
@@ -67,16 +74,16 @@ def is_cut() -> Column:
     return F.coalesce((F.length("raw") > LONGEST_TEXT) & (mark == CUT), F.lit(False))
 
 
-def cut_lines(context: Context, base: int) -> list[str]:
-    """What to say of rejects that cannot be read again."""
+def cut_lines(context: Context, base: int) -> tuple[int, list[str]]:
+    """How many rejects cannot be read again, and what to say of them."""
     cut = context.lake.read(REJECTS, base).where(is_cut())
     found = cut.agg(
         F.count("*").alias("lines"), F.min(F.struct("file", "line")).alias("first")
     ).first()  # fmt: skip
     if found is None or not found["lines"]:
-        return []
+        return 0, []
     first = found["first"]
-    return [
+    return found["lines"], [
         f"{found['lines']} rejected lines were not read again: they are longer than "
         f"{LONGEST_TEXT:,} characters, and bronze.rejects has only their beginning. The first is "
         f"line {first['line']} of {first['file']}. To read them again, touch the file (its "
@@ -85,30 +92,121 @@ def cut_lines(context: Context, base: int) -> list[str]:
     ]
 
 
-def rejected_lines(context: Context, base: int) -> DataFrame:
-    """The rejects as typed lines, with `run_day`, `first_seen_ts` and the `kept_…` columns.
+def by_order(fmt: Format) -> bool:
+    """Whether a stored line is known by the order of its file's columns. (Where ids are hashed, it
+    is kept as named columns.)"""
+    return fmt.format == "csv" and not (fmt.privacy is not None and fmt.privacy.hashes)
+
+
+def with_columns(context: Context, rejects: DataFrame, ledger: Ledger) -> DataFrame:
+    """Rejects with `file_columns` also where the ledger knows them, and `from_ledger`."""
+    old = rejects.where("file_columns IS NULL")
+    pairs = old.select("file", F.unix_micros("first_seen_ts").alias("us")).distinct().collect()
+    named = [(file, us, ledger.columns_then(file, us)) for file, us in pairs]
+    known = [one for one in named if one[2] is not None]
+    frame = context.spark.createDataFrame(known, "file string, us bigint, names array<string>")
+    rejects = rejects.withColumn("us", F.unix_micros("first_seen_ts"))
+    rejects = rejects.join(F.broadcast(frame), ["file", "us"], "left")
+    return rejects.withColumns(
+        {
+            "from_ledger": F.col("file_columns").isNull(),
+            "file_columns": F.coalesce("file_columns", "names"),
+        }
+    )
+
+
+def check_columns(fmt: Format, names: Iterable[str], file: str) -> None:
+    """Raises: SchemaError: the source file names a column that is not there, or there twice."""
+    names = list(names)
+    for ours, theirs in fmt.mapped.items():
+        if theirs not in names:
+            raise SchemaError(missing_column(file, ours, theirs, names))
+        if names.count(theirs) > 1:
+            raise SchemaError(f"{file}: the header has the column {theirs!r} twice: rename one")
+
+
+def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Counter[str]) -> DataFrame:
+    """The rejects that can be read by the columns that their file had then.
+
+    Args:
+        left: per file, how many rejects are left out; added to.
 
     Raises:
         SchemaError: the source file names a column that a rejected line's file does not have.
     """
-    lake, source = context.lake, context.source
-    ledger = lake.small(FILES).select(["file", "columns"]).to_pylist()
-    columns = {row["file"]: dict(row["columns"] or ()) for row in ledger}
-    rejects = lake.read(REJECTS, base).where(F.col("file").isin(list(columns)) & ~is_cut())
-    fmt = replace(landing.file_format(source), privacy=privacy_of(context))
-    if fmt.format in ("csv", "parquet"):
-        for row in rejects.select("file").distinct().collect():
-            for ours, theirs in fmt.mapped.items():
-                if theirs not in columns[row["file"]]:
-                    raise SchemaError(
-                        missing_column(row["file"], ours, theirs, columns[row["file"]])
-                    )
+    if fmt.format not in ("csv", "parquet"):
+        return rejects
+    for row in rejects.select("file").distinct().collect():
+        check_columns(fmt, ledger.columns[row["file"]], row["file"])
+    if not by_order(fmt):
+        return rejects
+    keep = F.col("file_columns").isNotNull()
+    for file, names, count in rejects.groupBy("file", "file_columns").count().collect():
+        if names is None:
+            left[file] += count
+        elif not set(fmt.mapped.values()) <= set(names):
+            left[file] += count  # the file as it is now has the column, as it was then it had not
+            then = F.array(*map(F.lit, names))
+            keep = keep & ~((F.col("file") == file) & (F.col("file_columns") == then))
+        else:
+            check_columns(fmt, names, file)
+    return rejects.where(keep)
+
+
+def rejected_lines(context: Context, base: int, left: Counter[str]) -> DataFrame:
+    """The rejects as typed lines, with `run_day`, `first_seen_ts`, `file_columns` and the `kept_…`
+    columns.
+
+    Args:
+        left: per file, how many rejects cannot be read; added to.
+
+    Raises:
+        SchemaError: the source file names a column that a rejected line's file does not have.
+    """
+    lake, source, ledger = context.lake, context.source, Ledger(context.lake)
+    rejects = lake.read(REJECTS, base).where(F.col("file").isin(list(ledger.columns)) & ~is_cut())
+    fmt = landing.reading_format(context)
+    if by_order(fmt):
+        rejects = with_columns(context, rejects, ledger)
+    else:
+        rejects = rejects.withColumn("from_ledger", F.lit(False))
+    rejects = readable(fmt, rejects, ledger, left)
     kept = "".join(f", {name} string" for name in KEPT.values())
-    records = rejects.select(*REJECTS.columns).mapInArrow(
-        parser(fmt, columns), RECORD_DDL + kept + ", run_day date, first_seen_ts timestamp"
+    along = "".join(f", {name} {kind}" for name, kind in ALONG.items())
+    records = rejects.select(*REJECTS.columns, "from_ledger").mapInArrow(
+        parser(fmt, ledger.columns), RECORD_DDL + kept + along
     )
     lines = typed_events(records, source)
-    return lines.withColumns({"raw": F.col("kept_raw"), "raw_hash": F.col("kept_hash")})
+    lines = lines.withColumns({"raw": F.col("kept_raw"), "raw_hash": F.col("kept_hash")})
+    if by_order(fmt):
+        # What was a record then is one by the same columns: the ledger's are not all of them.
+        lost = F.col("from_ledger") & (F.col("reason") == "unparsable")
+        lost = F.coalesce(lost & (F.col("kept_reason") != "unparsable"), F.lit(False))
+        for file, count in lines.where(lost).groupBy("file").count().collect():
+            left[file] += count
+        lines = lines.where(~lost)
+    return lines
+
+
+def left_notes(context: Context, left: Counter[str], read: int) -> list[str]:
+    """What to say of the rejects that were not replayed."""
+    run = f"python -m jobs run --source {context.source.name}"
+    notes = []
+    if left:
+        files = ", ".join(f"{count} of {file}" for file, count in left.most_common(SHOWN_FILES))
+        more = f" and {len(left) - SHOWN_FILES} more files" if len(left) > SHOWN_FILES else ""
+        notes.append(
+            f"{left.total()} rejected lines were not replayed ({files}{more}), because it is not "
+            "known which columns these files had, in which order, when the lines were read. They "
+            f"stay in bronze.rejects. Deliver these files again, or touch them, and {run}"
+        )
+    unread = context.lake.rows(REJECTS) - left.total() - read
+    if unread > 0:
+        notes.append(
+            f"{unread} rejected lines are of files that no run has read to its end: {run} reads "
+            "them again"
+        )
+    return notes
 
 
 def oldest_date(context: Context) -> Column:
@@ -118,6 +216,7 @@ def oldest_date(context: Context) -> Column:
 
 def compute(context: Context) -> Candidate:
     lake, candidate = context.lake, context.candidate(EVENTS)
+    landing.null_ids(context)
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table)
     version = lake.version(REJECTS)
@@ -129,10 +228,14 @@ def compute(context: Context) -> Candidate:
     }  # fmt: skip
     if not manifest["empty"]:
         context.expect(lake.rows(REJECTS), lake.rows(EVENTS))
-        lines = exposures.joined(context, candidate, rejected_lines(context, version))
+        left: Counter[str] = Counter()
+        lines = rejected_lines(context, version, left)
+        lines = exposures.joined(context, candidate, lines)
         lines = candidate.write("lines", lines)
         manifest["counts"]["read"] = candidate.row_count("lines")
-        manifest["notes"] += exposures.told(context, candidate) + cut_lines(context, version)
+        cut, notes = cut_lines(context, version)
+        manifest["notes"] += left_notes(context, left, manifest["counts"]["read"] + cut)
+        manifest["notes"] += exposures.told(context, candidate) + notes
         ingest.fill_events(context, candidate, manifest, oldest_date(context))
         unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
         still = candidate.write("rejects", unusable)

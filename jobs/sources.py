@@ -36,6 +36,12 @@ COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 CONDITION = re.compile(r"^\s*value\s*(>=|<=|>|<|==|!=)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*$")
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
+NULL_IDS = (
+    "NULL", "Null", "null", "\\N", "None", "none", "NONE", "nan", "NaN", "NAN", "undefined", "<NA>",
+    "N/A", "n/a",
+)  # fmt: skip
+"""What databases, Python, pandas and JavaScript write for nothing. Words that may be ids (NA, nil,
+unknown, 0) are not among them."""
 
 
 class Part(BaseModel):
@@ -59,7 +65,9 @@ class SourcePart(Part):
     format: Literal["csv", "jsonl", "parquet", "combined_log"]
     delimiter: str = Field(default=",", min_length=1)
     header: StrictBool = True
-    null_values: list[str] = [""]
+    null_values: list[str] | None = None
+    """Texts that mean nothing, in every column. Not given: empty text, and `NULL_IDS` in `user_id`
+    and `item_id`; a source whose tables were made by version 0.1.0 goes on with empty text alone."""
     encoding: str = "utf-8"
     """Of text formats; a byte-order mark is recognised and dropped."""
     list_separator: str = Field(default="|", min_length=1)
@@ -183,10 +191,13 @@ class SessionsPart(Part):
 
 
 class QualityPart(Part):
-    """`[quality]`: how many unusable lines are too many, and what happens then."""
+    """`[quality]`: how many unusable lines are too many, and what happens then.
+
+    Late lines are usable. A run of which no line is usable exceeds every share.
+    """
 
     max_reject_share: float = Field(default=0.5, ge=0, le=1)
-    on_exceed: Literal["warn", "fail"] = "warn"
+    on_exceed: Literal["warn", "fail"] = "fail"
 
 
 class FiltersPart(Part):

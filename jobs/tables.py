@@ -64,10 +64,12 @@ EVENTS = Table(
 REJECTS = Table(
     layer="bronze", name="rejects", key=("file", "line", "raw_hash"),
     doc="One line that could not be used, with the reason. `line` is the first physical line of "
-        "the record, the header counted (Parquet: the row number, raw as JSON).",
+        "the record, the header counted (Parquet: the row number, raw as JSON). `file_columns`: of "
+        "a CSV, its columns in order when the line was read (null: read by version 0.1.0).",
     columns={
         "raw": "string", "reason": "string", "file": "string", "line": "bigint",
         "run_day": "date", "first_seen_ts": "timestamp", "raw_hash": "string",
+        "file_columns": "array<string>",
     },
 )  # fmt: skip
 
