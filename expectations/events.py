@@ -40,6 +40,7 @@ def checks() -> tuple[Check, ...]:
         ),
         Check(
             name="reject_share_within_bound",
-            says="not more lines were unusable than quality.max_reject_share allows",
+            says="some line was usable, and not more were unusable than quality.max_reject_share "
+                 "allows",
         ),
     )  # fmt: skip

@@ -124,7 +124,7 @@ class Batches:
         self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
         self.chars = 0
         self.listed = fmt.mapped.get("exposed_with")
-        self.nulls = {name: fmt.nulls_of(name) for name in SCALARS}
+        self.nulls = {name: fmt.nulls_of(name) for name in (*SCALARS, "exposed_with")}
 
     def __len__(self) -> int:
         return len(self.columns["line"])

@@ -116,6 +116,8 @@ gap_s = {GAP_S}
 lateness_days = {LATENESS_DAYS}
 max_session_hours = {MAX_HOURS}
 max_session_events = {MAX_EVENTS}
+[quality]
+on_exceed = "warn"
 """
 
 

@@ -318,6 +318,19 @@ def test_ids_are_hashed_as_they_are_read(spark: Any, tmp_path: Path, key: None, 
     assert {row["user_id"] for row in shop.rows(SESSIONS)} == {secret.pseudonym("bob")}
 
 
+def test_rejects_are_of_whom_their_files_columns_then_said(
+    spark: Any, tmp_path: Path, key: None
+) -> None:
+    shop = Workshop(spark, tmp_path, LOOSE)
+    shop.land("one.csv", "user,item,ts\n7,bob,soon\nbob,7,soon\nbob,8,1714521600\n")
+    shop.run("ingest")
+    shop.land("one.csv", "item,user,ts\n8,bob,1714521660\n")
+    shop.run("ingest")
+    done = forget(shop.context(), "bob")
+    assert (done["events"], done["rejects"]) == (2, 1)
+    assert [row["raw"] for row in shop.rows(REJECTS)] == ["7,bob,soon"]
+
+
 def test_lists_and_models_that_saw_them(spark: Any, tmp_path: Path, key: None) -> None:
     from mlflow import MlflowClient
 

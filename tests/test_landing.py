@@ -65,6 +65,7 @@ def test_a_column_of_another_type_stops_the_run(spark: Any, tmp_path: Path) -> N
         shop.run("ingest")
     assert [shop.version(table) for table in (EVENTS, REJECTS, FILES)] == before
     # One good line among them, or a few bad ones alone: rejects, as ever.
+    shop.describe(toml + '[quality]\non_exceed = "warn"\n')
     shop.land("2.csv", head + changed + f"u,i,{T + 99},2\n")
     shop.land("3.csv", head + "u,i,soon,2\n")
     result = shop.run("ingest")

@@ -44,8 +44,8 @@ def test_a_good_source_file_has_the_documented_defaults(tmp_path: Path) -> None:
     assert (source.sessions.rule, source.sessions.gap_s) == ("gap", 1800)
     assert (source.sessions.lateness_days, source.sessions.max_session_hours) == (30, 24)
     assert source.sessions.max_session_events == 5000
-    assert (source.quality.max_reject_share, source.quality.on_exceed) == (0.5, "warn")
-    assert source.source.null_values == [""] and source.source.header
+    assert (source.quality.max_reject_share, source.quality.on_exceed) == (0.5, "fail")
+    assert source.source.null_values is None and source.source.header
 
 
 @pytest.mark.parametrize(
