@@ -130,24 +130,22 @@ def compute(context: Context) -> Candidate:
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table)
     candidate, notes = context.candidate(EVENTS), []
-    files_json = candidate.path("files.json")
-    if files.exists(files_json):
-        facts = landing.facts_read(candidate)
-    else:
-        landed = landing.landing_files(context)
-        chosen = landing.unread(context, landed)
-        if not landed:
-            nothing = f"source.landing = {context.source.source.landing!r} matches no file"
-            if lake.rows(FILES) == 0:
-                where = os.getcwd()
-                raise SourceError(f"{nothing} (from {where}): correct it, or put the log there")
-            notes.append(f"{nothing} this time: nothing was read")
-        facts = []
-        if chosen:
+    landed = landing.landing_files(context)
+    chosen = landing.unread(context, landed)
+    if not landed:
+        nothing = f"source.landing = {context.source.source.landing!r} matches no file"
+        if lake.rows(FILES) == 0:
+            where = os.getcwd()
+            raise SourceError(f"{nothing} (from {where}): correct it, or put the log there")
+        notes.append(f"{nothing} this time: nothing was read")
+    facts = []
+    if chosen:
+        if not landing.is_parsed(context, candidate, chosen):
+            candidate.remove()
             lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
             context.expect(lines, lake.rows(EVENTS))
             landing.parse(context, candidate, chosen)
-            facts = landing.facts_read(candidate)
+        facts = landing.facts_read(candidate)
     base = {table.full_name: lake.version(table) for table in (EVENTS, REJECTS, FILES)}
     manifest: dict[str, Any] = {
         "batch": context.batch, "day": context.day, "base": base, "empty": not facts,

@@ -39,6 +39,7 @@ TYPE_OF = {
 LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
     f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
 }
+DIGEST = "source.txt"
 NULL_IDS_PROPERTY = "sessionmill.null_ids"
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
@@ -139,8 +140,19 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     for one in facts:
         one["bytes"], one["modified_ms"] = stats[one["file"]]
     check_schema(context, facts)
+    files.write_text(candidate.path(DIGEST), context.source.digest())
     files.write_text(candidate.path("files.json"), json.dumps(facts))
     crash.point("ingest.parsed")
+
+
+def is_parsed(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> bool:
+    """Whether the candidate has these files' lines, as they are now, by the source file as it is:
+    a batch may be computed again after either was mended."""
+    if not all(files.exists(candidate.path(name)) for name in ("files.json", DIGEST)):
+        return False
+    known = [(one["file"], one["bytes"], one["modified_ms"]) for one in facts_read(candidate)]
+    same = files.read_text(candidate.path(DIGEST)) == context.source.digest()
+    return same and sorted(known) == sorted(chosen)
 
 
 def facts_read(candidate: Candidate) -> list[dict[str, Any]]:

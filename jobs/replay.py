@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -74,22 +75,32 @@ def is_cut() -> Column:
     return F.coalesce((F.length("raw") > LONGEST_TEXT) & (mark == CUT), F.lit(False))
 
 
-def cut_lines(context: Context, base: int) -> tuple[int, list[str]]:
-    """How many rejects cannot be read again, and what to say of them."""
+def cut_lines(context: Context, base: int) -> list[str]:
+    """What to say of rejects that cannot be read again."""
     cut = context.lake.read(REJECTS, base).where(is_cut())
     found = cut.agg(
         F.count("*").alias("lines"), F.min(F.struct("file", "line")).alias("first")
     ).first()  # fmt: skip
     if found is None or not found["lines"]:
-        return 0, []
+        return []
     first = found["first"]
-    return found["lines"], [
+    return [
         f"{found['lines']} rejected lines were not read again: they are longer than "
         f"{LONGEST_TEXT:,} characters, and bronze.rejects has only their beginning. The first is "
         f"line {first['line']} of {first['file']}. To read them again, touch the file (its "
         f"modification time tells that it changed): python -m jobs run --source "
         f"{context.source.name} then reads it whole; lines that are known are duplicates"
     ]
+
+
+@dataclass
+class Left:
+    """Rejects that are not replayed."""
+
+    unknown: Counter[str] = field(default_factory=Counter)
+    """How many of each file, because nobody knows which columns it had."""
+    unread: int = 0
+    """How many of files that the ledger does not know."""
 
 
 def by_order(fmt: Format) -> bool:
@@ -125,11 +136,11 @@ def check_columns(fmt: Format, names: Iterable[str], file: str) -> None:
             raise SchemaError(f"{file}: the header has the column {theirs!r} twice: rename one")
 
 
-def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Counter[str]) -> DataFrame:
+def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Left) -> DataFrame:
     """The rejects that can be read by the columns that their file had then.
 
     Args:
-        left: per file, how many rejects are left out; added to.
+        left: which rejects are left out; added to.
 
     Raises:
         SchemaError: the source file names a column that a rejected line's file does not have.
@@ -143,9 +154,11 @@ def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Counter[str]
     keep = F.col("file_columns").isNotNull()
     for file, names, count in rejects.groupBy("file", "file_columns").count().collect():
         if names is None:
-            left[file] += count
+            left.unknown[file] += count
         elif not set(fmt.mapped.values()) <= set(names):
-            left[file] += count  # the file as it is now has the column, as it was then it had not
+            left.unknown[file] += (
+                count  # the file as it is now has the column, as it was then it had not
+            )
             then = F.array(*map(F.lit, names))
             keep = keep & ~((F.col("file") == file) & (F.col("file_columns") == then))
         else:
@@ -153,18 +166,20 @@ def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Counter[str]
     return rejects.where(keep)
 
 
-def rejected_lines(context: Context, base: int, left: Counter[str]) -> DataFrame:
+def rejected_lines(context: Context, base: int, left: Left) -> DataFrame:
     """The rejects as typed lines, with `run_day`, `first_seen_ts`, `file_columns` and the `kept_…`
     columns.
 
     Args:
-        left: per file, how many rejects cannot be read; added to.
+        left: which rejects are left out; added to.
 
     Raises:
         SchemaError: the source file names a column that a rejected line's file does not have.
     """
     lake, source, ledger = context.lake, context.source, Ledger(context.lake)
-    rejects = lake.read(REJECTS, base).where(F.col("file").isin(list(ledger.columns)) & ~is_cut())
+    stored, is_read = lake.read(REJECTS, base), F.col("file").isin(list(ledger.columns))
+    left.unread = stored.where(~is_read).count()
+    rejects = stored.where(is_read & ~is_cut())
     fmt = landing.reading_format(context)
     if by_order(fmt):
         rejects = with_columns(context, rejects, ledger)
@@ -183,27 +198,26 @@ def rejected_lines(context: Context, base: int, left: Counter[str]) -> DataFrame
         lost = F.col("from_ledger") & (F.col("reason") == "unparsable")
         lost = F.coalesce(lost & (F.col("kept_reason") != "unparsable"), F.lit(False))
         for file, count in lines.where(lost).groupBy("file").count().collect():
-            left[file] += count
+            left.unknown[file] += count
         lines = lines.where(~lost)
     return lines
 
 
-def left_notes(context: Context, left: Counter[str], read: int) -> list[str]:
+def left_notes(context: Context, left: Left) -> list[str]:
     """What to say of the rejects that were not replayed."""
     run = f"python -m jobs run --source {context.source.name}"
-    notes = []
-    if left:
-        files = ", ".join(f"{count} of {file}" for file, count in left.most_common(SHOWN_FILES))
-        more = f" and {len(left) - SHOWN_FILES} more files" if len(left) > SHOWN_FILES else ""
+    notes, unknown = [], left.unknown
+    if unknown:
+        files = ", ".join(f"{count} of {file}" for file, count in unknown.most_common(SHOWN_FILES))
+        more = f" and {len(unknown) - SHOWN_FILES} more files" if len(unknown) > SHOWN_FILES else ""
         notes.append(
-            f"{left.total()} rejected lines were not replayed ({files}{more}), because it is not "
+            f"{unknown.total()} rejected lines were not replayed ({files}{more}), because it is not "
             "known which columns these files had, in which order, when the lines were read. They "
             f"stay in bronze.rejects. Deliver these files again, or touch them, and {run}"
         )
-    unread = context.lake.rows(REJECTS) - left.total() - read
-    if unread > 0:
+    if left.unread:
         notes.append(
-            f"{unread} rejected lines are of files that no run has read to its end: {run} reads "
+            f"{left.unread} rejected lines are of files that no run has read to its end: {run} reads "
             "them again"
         )
     return notes
@@ -228,14 +242,13 @@ def compute(context: Context) -> Candidate:
     }  # fmt: skip
     if not manifest["empty"]:
         context.expect(lake.rows(REJECTS), lake.rows(EVENTS))
-        left: Counter[str] = Counter()
+        left = Left()
         lines = rejected_lines(context, version, left)
         lines = exposures.joined(context, candidate, lines)
         lines = candidate.write("lines", lines)
         manifest["counts"]["read"] = candidate.row_count("lines")
-        cut, notes = cut_lines(context, version)
-        manifest["notes"] += left_notes(context, left, manifest["counts"]["read"] + cut)
-        manifest["notes"] += exposures.told(context, candidate) + notes
+        manifest["notes"] += left_notes(context, left)
+        manifest["notes"] += exposures.told(context, candidate) + cut_lines(context, version)
         ingest.fill_events(context, candidate, manifest, oldest_date(context))
         unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
         still = candidate.write("rejects", unusable)
