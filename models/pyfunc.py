@@ -1,7 +1,7 @@
-"""The file that MLflow runs to load a registered model ("model from code"): nothing is pickled.
+"""A registered model as MLflow asks it ("model from code"): nothing is pickled.
 
-Only `models.register` names it. It needs this package (logged beside it), torch, pandas and
-safetensors; no Spark, no Airflow, no table.
+Only `models.register` names it; what it imports is shipped with every version, under another name
+(`models/packaging.py`). It needs torch, pandas and safetensors; no Spark, no Airflow, no table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined, unused-ignore]
 
 from models.serving import recommend
@@ -32,6 +31,3 @@ class SessionRecommender(PythonModel):  # type: ignore[misc, unused-ignore]
         return recommend(
             self.stored, model_input, int(given.get("k", 10)), str(given.get("request_ts", ""))
         )
-
-
-set_model(SessionRecommender())

@@ -1,7 +1,8 @@
 """Every method's best seed of a comparison becomes a version of the source's registered model.
 
 A version is a pyfunc from code: weights in safetensors, no pickle. It takes raw ids and times, and
-loads without this repository, Spark or Airflow. The winner gets the alias `challenger`; `champion`
+loads without this repository, Spark or Airflow; its code has a name of its own
+(`models/packaging.py`). The winner gets the alias `challenger`; `champion`
 is given by `models/gate.py`. Registering a comparison twice makes no second version of a run.
 """
 
@@ -10,12 +11,16 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import tracking
 from models.errors import UserError
+from models.packaging import package
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CHALLENGER, CHAMPION = "challenger", "champion"
+ROOT, ENTRY = Path(__file__).parent, "models.pyfunc"
+OPTIONAL = ("source_session_id", "event_type", "value", "tie_break", "exposed_with")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow")
 
 
@@ -81,19 +88,12 @@ def _make(client: MlflowClient, name: str, outcome: dict[str, Any], row: dict[st
     import mlflow.pyfunc
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-    package = Path(__file__).parent
-    with tracking.downloaded(client, row["mlflow_run_id"], "trained") as folder:
-        item_ids = tracking.read_json(folder / "items.json")
-        with mlflow.start_run(run_id=row["mlflow_run_id"]):
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(package / "pyfunc.py"),
-                artifacts={"model": str(folder)},
-                code_paths=[str(package)],
-                signature=signature(),
-                input_example=(example(item_ids), {"k": 10, "request_ts": ""}),
-                pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in REQUIREMENTS],
-            )
+    with (
+        tracking.downloaded(client, row["mlflow_run_id"], "trained") as folder,
+        served(folder) as parts,
+        mlflow.start_run(run_id=row["mlflow_run_id"]),
+    ):
+        info = mlflow.pyfunc.log_model(name="model", **parts)
     version = client.create_model_version(
         name,
         info.model_uri,
@@ -103,6 +103,24 @@ def _make(client: MlflowClient, name: str, outcome: dict[str, Any], row: dict[st
         description=f"{row['method']}, seed {row['seed']}: NDCG@10 {row['ndcg@10']:.4f}",
     )
     return int(version.version)
+
+
+@contextmanager
+def served(trained: Path) -> Iterator[dict[str, Any]]:
+    """A trained model's folder as what MLflow's `log_model` and `save_model` are given."""
+    item_ids = tracking.read_json(trained / "items.json")
+    code = package(ROOT, ENTRY)
+    with tempfile.TemporaryDirectory() as scratch:
+        loader, folder = code.write(Path(scratch))
+        with code.importable(Path(scratch)):
+            yield {
+                "python_model": str(loader),
+                "artifacts": {"model": str(trained)},
+                "code_paths": [str(folder)],
+                "signature": signature(),
+                "input_example": (example(item_ids), {"k": 10, "request_ts": ""}),
+                "pip_requirements": [f"{p}=={importlib.metadata.version(p)}" for p in REQUIREMENTS],
+            }
 
 
 def _tags(outcome: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -214,20 +232,15 @@ def signature() -> ModelSignature:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array, Object, Property
 
-    text, optional = DataType.string, {"required": False}
+    text = DataType.string
+    # MLflow's own types refuse what `serving` reads or refuses with words: times that have a zone,
+    # whole numbers with nulls, columns of an empty frame or without a value. And they change texts:
+    # under `string` a null of the JSON forms `instances` and `inputs`, or in a list, becomes the
+    # text "None". With `string` alone MLflow would take CSV, too, and read the ids NA, nan and null
+    # as nothing.
     inputs = Schema(
-        [
-            # MLflow's own types refuse what `serving` reads or refuses with words: times that have
-            # a zone, whole numbers with nulls, columns of an empty frame.
-            ColSpec(AnyType(), "user_id"),
-            ColSpec(AnyType(), "item_id"),
-            ColSpec(AnyType(), "event_ts"),
-            ColSpec(text, "source_session_id", **optional),
-            ColSpec(text, "event_type", **optional),
-            ColSpec(AnyType(), "value", **optional),
-            ColSpec(AnyType(), "tie_break", **optional),
-            ColSpec(Array(text), "exposed_with", **optional),
-        ]
+        [ColSpec(AnyType(), name) for name in ("user_id", "item_id", "event_ts")]
+        + [ColSpec(AnyType(), name, required=False) for name in OPTIONAL]
     )
     item = Object([Property("item_id", text), Property("score", DataType.double)])
     outputs = Schema([ColSpec(text, "user_id"), ColSpec(Array(item), "items")])

@@ -6,7 +6,9 @@ One row an event in, one row a user out, in order of first appearance. Decisions
  * Events are put in the order (event_ts, source_session_id, tie_break, item_id), nulls last.
  * Unknown items are skipped after sessions are cut. Without a known item: popularity.
  * `event_ts` is a timestamp or an ISO 8601 text; without a zone it is UTC.
- * A row with null `item_id` or `event_ts` names its user and is no event.
+ * A row with null `item_id` or `event_ts` names its user and is no event. NaN is a null, but an item
+   that is NaN in a row with a time is refused: so pandas reads the ids NA, nan and null of a CSV.
+ * Ids are texts and taken as they are; numbers are refused.
  * `request_ts` is read under the policy `known` only; default the last event's time.
  * Only `event_type` and `value` decide about feedback, by the source's rules; without: positive.
  * `exposed_with` is a list of item ids, or null; unknown ones are skipped.
@@ -35,6 +37,7 @@ COMPARE = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
     "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
+TEXTS = ("user_id", "item_id", "source_session_id", "event_type")
 CONDITION = re.compile(r"^\s*value\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*$")
 
 
@@ -46,10 +49,11 @@ def recommend(
         raise ValueError(f"k = {k}: ask for at least one item")
     if frame["user_id"].isna().any():
         raise ValueError("user_id is null in some rows: every row needs its user")
-    for name in ("user_id", "item_id"):
-        texts(frame[name])
-    names = frame["user_id"].astype(str)
-    user, users = pd.factorize(names)
+    for name in TEXTS:
+        if name in frame.columns:
+            texts(frame[name])
+    _no_lost_items(frame)
+    user, users = distinct(frame["user_id"])
     rows, newest, moved_on = _rows(stored, frame, user, len(users))
     begin, end = rows.start[:-1], rows.start[1:]
     items: list[list[dict[str, Any]]] = [[] for _ in users]
@@ -130,14 +134,44 @@ def _moment(text: str) -> np.datetime64:
 
 def texts(column: pd.Series) -> None:
     """Raises:
-    ValueError: an id is no text.
+    ValueError: something is no text, and not null.
     """
+    what = "types of events" if column.name == "event_type" else "ids"
     for value in column:
-        if not isinstance(value, str) and not pd.isna(value):
-            raise ValueError(
-                f"{column.name} = {value!r}: ids are texts, as the log has them; give {str(value)!r} "
-                "if that is what it has"
-            )
+        if isinstance(value, str) or _is_null(value):
+            continue
+        way = f"give {str(value)!r} if that is what it has"
+        if not pd.api.types.is_scalar(value):
+            way = "a row is one event (dataframe_records, dataframe_split or instances)"
+        raise ValueError(f"{column.name} = {value!r}: {what} are texts, as the log has them; {way}")
+
+
+def _is_null(value: Any) -> bool:
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _no_lost_items(frame: pd.DataFrame) -> None:
+    """Raises:
+    ValueError: a row has a time and NaN as its item; says where this comes from.
+    """
+    nan = np.array([isinstance(one, float) for one in frame["item_id"]], dtype=bool)
+    lost = nan & frame["event_ts"].notna().to_numpy()
+    if lost.any():
+        raise ValueError(
+            f"item_id is NaN in {int(lost.sum())} of the rows that have an event_ts: so pandas reads "
+            "NA, nan, null and None of a CSV file, whatever was meant. Read it with dtype=str, "
+            "keep_default_na=False; in a row without an item give None (JSON: null)"
+        )
+
+
+def distinct(column: pd.Series) -> tuple[Ints, list[str]]:
+    """Of each text its number among the distinct ones, by first appearance, null -1; and those.
+
+    (`pd.factorize` takes texts that differ only behind a zero character for one.)
+    """
+    found: dict[str, int] = {}
+    code = [found.setdefault(one, len(found)) if isinstance(one, str) else -1 for one in column]
+    return np.array(code, dtype=np.int64), list(found)
 
 
 def whole_numbers(column: pd.Series) -> pd.Series:
@@ -179,7 +213,7 @@ def _rows(
     opens = np.ones(len(table), dtype=bool)
     close = np.diff(when) <= int(stored.facts["gap_us"])
     if given:
-        code = pd.factorize(table["native"])[0]  # -1: null
+        code, _ = distinct(table["native"])
         close = (code[1:] == code[:-1]) & ((code[1:] >= 0) | close)
     opens[1:] = ~close | (owner[1:] != owner[:-1])
     index = stored.lookup.get_indexer(table["item"].to_numpy(dtype=object)) + 1
@@ -213,18 +247,16 @@ def _rows(
 
 def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
     """Known items shown with each event: (start int64[E+1], vocabulary index int64[X])."""
-    held = [[] if np.isscalar(one) and pd.isna(one) else one for one in lists]
-    held = [[] if one is None else one for one in held]
+    held = [[] if _is_null(one) else one for one in lists]
     for one in held:
         if not isinstance(one, list | tuple | np.ndarray):
             raise ValueError(f"exposed_with = {one!r}: give a list of item ids, or null")
-    index = [
-        np.asarray(stored.lookup.get_indexer([str(item) for item in one]), dtype=np.int64) + 1
-        for one in held
-    ]
-    known = [part[part > 0] for part in index]
-    start = np.cumsum([0, *(len(part) for part in known)])
-    return start, np.concatenate([*known, np.zeros(0, dtype=np.int64)])
+    flat = pd.Series([item for one in held for item in one], dtype=object, name="exposed_with")
+    texts(flat)
+    index = np.asarray(stored.lookup.get_indexer(flat.to_numpy()), dtype=np.int64) + 1
+    event = np.repeat(np.arange(len(held)), [len(one) for one in held])[index > 0]
+    count = np.bincount(event, minlength=len(held))
+    return np.concatenate([[0], np.cumsum(count)]), index[index > 0]
 
 
 def _request(
