@@ -164,7 +164,7 @@ import json, sys, time
 class Absent:
     # A serving machine has none of these (MLflow itself imports pyspark where it can).
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("jobs", "pyspark", "delta", "airflow", "deltalake"):
+        if name.split(".")[0] in ("jobs", "models", "pyspark", "delta", "airflow", "deltalake"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
