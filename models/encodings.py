@@ -19,12 +19,16 @@ from torch import nn
 from models.batch import NO_FEEDBACK, Batch, Tokens
 from models.rows import EXPOSED, NO_LABEL, Ints, Rows, ragged
 
+ROOM = 3  # tokens: the newest event, its session token, and the request
+
 
 class EncodingSizes(Protocol):
     """What encodings read of a model's configuration."""
 
     @property
     def dim(self) -> int: ...
+    @property
+    def max_len(self) -> int: ...
     @property
     def segments(self) -> int: ...
     @property
@@ -176,14 +180,14 @@ class Feedback(Encoding):
     """+fb: a learned vector for what became of an item, added to its token. Costs 4 D.
 
     What makes next-item models equal to SessionRec in what they know: items that were shown with
-    an event and not taken follow it as tokens of their own, `exposures` a session at most, each
-    once, the first shown first [ours]. They are known when the event is, so the event's label
+    an event and not taken follow it as tokens of their own, `exposures` a session at most (and so
+    few that the event itself stays in the window), each once, the first shown first [ours]. They are known when the event is, so the event's label
     moves to the last of them. A hidden item has neither.
     """
 
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)
-        self.most = config.exposures
+        self.most = max(0, min(config.exposures, config.max_len - ROOM))
         self.table = nn.Parameter(torch.randn(4, config.dim) * config.table_std)
 
     def extra_tokens(self, rows: Rows) -> Ints:

@@ -371,11 +371,13 @@ def test_fb_shows_so_many_a_session_and_the_newest_tokens_stay() -> None:
         [1, 5, 2, 3, 5, 4]
     ]
     assert trained_on("gru4rec+fb", rows, exposures=0, max_len=20).token.tolist() == [[1, 2, 3, 4]]
-    model = model_of("gru4rec+fb", max_len=4)
+    model = model_of("gru4rec+fb", max_len=5)  # of which an event, its [ST] and a request take 3
     begin, end = model.windows(rows, np.zeros(1, dtype=np.int64))
-    assert list(zip(begin.tolist(), end.tolist(), strict=True)) == [(0, 2), (2, 4)]
+    assert list(zip(begin.tolist(), end.tolist(), strict=True)) == [(0, 1), (1, 4)]
     asked = model.request(rows, np.array([0]), np.array([3]))
-    assert asked.token.tolist() == [[2, 3, 5, 4]]
+    assert asked.token.tolist() == [[4, 2, 3, 5, 4]]
+    none = model_of("gru4rec+fb", max_len=3).request(rows, np.array([0]), np.array([3]))
+    assert none.token.tolist() == [[1, 2, 3]]
 
 
 def test_fb_of_a_hidden_item_is_hidden() -> None:

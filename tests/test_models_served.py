@@ -436,6 +436,21 @@ def test_the_newest_event_counts_however_long_the_history(
         assert max(abs(one[item] - other[item]) for item in ITEMS) > 1e-4, (apart, count)
 
 
+@pytest.mark.parametrize("policy", ["last_event", "known"])
+@pytest.mark.parametrize("method", ["gru4rec+fb", "sasrec+st+fb", "bert4rec+st+fb"])
+def test_what_was_shown_does_not_push_the_newest_event_out(
+    loaded: Any, tmp_path: Path, method: str, policy: str
+) -> None:
+    put_in(loaded, untrained(method, ITEMS, max_len=LENGTH, request_time=policy), tmp_path)
+    frame = pd.concat(events(item, ["i00", "i01", item], apart_s=HOUR) for item in ("i06", "i07"))
+    shown = [one for one in ITEMS if one not in ("i06", "i07")]
+    answer = loaded.predict(
+        frame.assign(exposed_with=2 * [None, None, shown]), params={"k": len(ITEMS)}
+    )
+    one, other = scores(answer, "i06"), scores(answer, "i07")
+    assert max(abs(one[item] - other[item]) for item in ITEMS) > 1e-5
+
+
 def spoil(model: Any, tokens: int) -> list[str]:
     """Set to 1e3 what stands for padding only, where rows have `tokens` tokens; names of it."""
     done = []
@@ -452,7 +467,10 @@ def spoil(model: Any, tokens: int) -> list[str]:
             elif name.endswith("unused_segment"):
                 rows = range(len(tensor))
             if rows is not None:
-                tensor[list(rows)] = 1e3
+                chosen = tensor[list(rows)]
+                # Of both signs: a norm takes what is the same in all places away.
+                sign = 1 - 2 * (torch.arange(chosen.shape[-1]) % 2)
+                tensor[list(rows)] = 1e3 * sign.expand_as(chosen).to(chosen.dtype)
                 done.append(name)
     return done
 
