@@ -14,12 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 
 from tests.airflow_tools import REPO, local
 from tests.make_tools import uv
 from tests.recorded import World
+from tests.served_tools import WIRE
+from tests.test_models_world import ring, write_gold
+
+# Ids that CSV readers and JSON readers take for numbers or for nothing; the others are i07, i08 …
+ODD = ["00123", "1e5", "nan", "NA", "null", "None", "1.0"]
+ITEMS = [*ODD, *(f"i{n:02d}" for n in range(len(ODD), 15))]
 
 
 def only_serving(folder: Path) -> Path:
@@ -43,6 +50,9 @@ def only_serving(folder: Path) -> Path:
 def url(
     request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
+    named = {f"i{n:02d}": item for n, item in enumerate(ITEMS)}
+    users = {user: [(named[e[0]], *e[1:]) for e in events] for user, events in ring().items()}
+    write_gold(world.lake, "toy", users)
     world.train("gru4rec+st", "--comparison", "http", "--seed", "1")
     for command in ("compare", "register"):
         asked = ("--source", str(world.source), "--comparison", "http", "--json")
@@ -80,15 +90,19 @@ def url(
         server.wait(20)
 
 
-def ask(url: str, events: list[dict[str, Any]] | Any, **params: Any) -> Any:
+def sent(url: str, body: bytes, kind: str) -> Any:
     """The answer's predictions; of a refusal, its status and its words."""
-    body = json.dumps({"dataframe_records": events, "params": params}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())["predictions"]
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def ask(url: str, events: list[dict[str, Any]] | Any, **params: Any) -> Any:
+    body = json.dumps({"dataframe_records": events, "params": params}).encode()
+    return sent(url, body, "application/json")
 
 
 def event(user: str, item: str | None, at: str | None) -> dict[str, Any]:
@@ -122,12 +136,40 @@ def test_a_json_request_with_raw_ids_is_answered(url: str) -> None:
 
     assert len(ids(ask(url, ann[:1], k=3))) == 3
     thousand = [
-        event("ann", f"i{n % 15:02d}", f"2024-01-{1 + n // 60:02d}T10:{n % 60:02d}:00Z")
+        event("ann", ITEMS[n % 15], f"2024-01-{1 + n // 60:02d}T10:{n % 60:02d}:00Z")
         for n in range(1000)
     ]
     assert len(ids(ask(url, thousand, k=3))) == 3
     everything = ids(ask(url, ann, k=1000))
-    assert sorted(everything) == [f"i{n:02d}" for n in range(15)]
+    assert sorted(everything) == sorted(ITEMS)
+
+
+def test_ids_come_through_as_they_are_in_every_form(url: str) -> None:
+    """Each user has one event, of the item that is called as they are."""
+    users = [*ODD, " x", "é", "inf", "never seen"]
+    frame = pd.DataFrame(
+        {
+            "user_id": users, "item_id": users, "source_session_id": users,
+            "event_ts": pd.date_range("2024-01-01", periods=len(users), freq="s", tz="UTC"),
+        }
+    )  # fmt: skip
+    answers = [sent(url, write(frame), kind) for kind, write in WIRE.values()]
+    answer = answers[0]
+    assert all(other == answer for other in answers)
+    assert [row["user_id"] for row in answer] == users
+    # Each known item has an answer of its own, and unknown ones that of nobody.
+    known = {json.dumps(row["items"]) for row in answer[: len(ODD)]}
+    rest = {json.dumps(row["items"]) for row in answer[len(ODD) :]}
+    assert len(known) == len(ODD) and len(rest) == 1 and not known & rest
+    assert {item for row in answer for item in ids([row])} <= set(ITEMS)
+
+
+def test_csv_is_refused(url: str) -> None:
+    """pandas would read NA, nan and null as nothing; nothing can be told about it by the request."""
+    status, words = sent(
+        url, b"user_id,item_id,event_ts\nann,NA,2024-01-01T10:00:00Z\n", "text/csv"
+    )
+    assert status == 400 and "Failed to parse input as a Pandas DataFrame" in words
 
 
 @pytest.mark.parametrize(
@@ -137,6 +179,8 @@ def test_a_json_request_with_raw_ids_is_answered(url: str) -> None:
         ([event("ann", "i07", "noonish")], {}, "event_ts"),
         ([event("ann", "i07", "2024-01-01T10:00:00Z")], {"k": 0}, "at least one item"),
         ([event("ann", "i07", "2024-01-01T10:00:00Z")], {"k": "many"}, "k"),
+        ([event("ann", 7, "2024-01-01T10:00:00Z")], {}, "item_id = 7: ids are texts"),  # type: ignore[arg-type]
+        ([event(123, "i07", "2024-01-01T10:00:00Z")], {}, "user_id = 123: ids are texts"),  # type: ignore[arg-type]
     ],
 )
 def test_a_request_that_cannot_be_answered_is_told_why(

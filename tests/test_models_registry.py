@@ -391,11 +391,48 @@ def test_serving_knows_what_became_of_an_item(world: World) -> None:
     assert rated.tolist() == [0, 0, 3, 0], "saying nothing is positive"
 
 
+def signatures(world: World, done: dict[str, Any]) -> list[Any]:
+    import mlflow
+    from mlflow.models import get_model_info
+
+    mlflow.set_tracking_uri(f"sqlite:///{world.root}/.mlflow/mlflow.db")
+    return [get_model_info(f"models:/toy/{v['version']}").signature for v in done["versions"]]
+
+
+def test_every_version_has_a_signature_and_an_example(
+    world: World, registered: dict[str, Any]
+) -> None:
+    """Baselines, backbones, and those of a comparison that is registered again."""
+    import mlflow.pyfunc
+
+    from models.register import signature
+
+    again = world.run("register", "--source", str(world.source), "--comparison", "c1", "--json")[1]
+    assert again is not None
+    for done in (registered, again):
+        assert signatures(world, done) == [signature()] * len(METHODS)
+    inputs = signature().inputs
+    assert inputs is not None and {"user_id", "item_id", "event_ts"} == set(
+        inputs.required_input_names()
+    )
+    for version in registered["versions"]:
+        model = mlflow.pyfunc.load_model(f"models:/toy/{version['version']}")
+        answer = model.predict(model.input_example)
+        assert answer["user_id"].tolist() == ["ann", "bob"], version["method"]
+
+
 def test_a_session_method_by_the_commands(world: World) -> None:
+    from models.register import signature
+
     options = ("--target", "next_session", "--split", "last_session", "--pooling", "attention")
-    done = world.train("sessionrec-gru4rec+tsa", *options, "--alpha", "0.1")
+    asked = ("--comparison", "sessions", "--alpha", "0.1")
+    done = world.train("sessionrec-gru4rec+tsa", *options, *asked)
     assert done["target"] == "next_session" and done["num_params_added"] > 0
     assert 0 <= done["metrics"]["ndcg@10"]["value"] <= 1
+    of = ("--source", str(world.source), "--comparison", "sessions", "--json")
+    assert world.run("compare", *of)[0] == 0
+    made = world.run("register", *of)[1]
+    assert made is not None and signatures(world, made) == [signature()]
 
 
 @pytest.mark.parametrize(
