@@ -1,5 +1,5 @@
-"""`python -m models train|grid|scaling|evaluate|compare|register|score|promote|rollback|report|params|
-results`: gold tables in, a registry out.
+"""`python -m models train|grid|scaling|evaluate|compare|register|verify|score|promote|rollback|report|
+params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -79,6 +79,18 @@ def parser() -> argparse.ArgumentParser:
 
     register = command("register", "make versions of the source's registered model")
     register.add_argument("--comparison", required=True, metavar="ID")
+
+    served = command(
+        "verify", "ask a registered model its test period: are its scores those stored?"
+    )
+    which = served.add_mutually_exclusive_group()
+    which.add_argument("--alias", default="champion", help="default %(default)s")
+    which.add_argument("--model-version", type=int, metavar="N", help="in place of an alias")
+    served.add_argument(
+        "--most", type=int, metavar="N",
+        help="at most so many questions, of whole users drawn at random; default: all",
+    )  # fmt: skip
+    served.add_argument("--threads", type=int, help="CPU threads")
 
     score = command("score", "write gold.recommendations; the same as python -m jobs score")
     which = score.add_mutually_exclusive_group()
@@ -286,6 +298,16 @@ def _score(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     return execute(jobs_parser().parse_args(words), source)
 
 
+def _verify(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.commands import use_threads
+    from models.verify import in_words, verify
+
+    use_threads(args.threads)
+    told = verify(source, lake, args.alias, args.model_version, args.most)
+    print(in_words(told))
+    return told
+
+
 def _promote(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.commands import use_threads
     from models.gate import in_words, promote
@@ -376,6 +398,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "register": _register,
+    "verify": _verify,
     "score": _score,
     "promote": _promote,
     "rollback": _rollback,
@@ -406,6 +429,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.json and done is not None:
         answer(done)
+    if done and args.command == "verify" and not done["holds"]:
+        return 1
     failed = done.get("failed") if done and args.command in ("grid", "scaling") else None
     if failed:
         print(

@@ -28,7 +28,18 @@ from models.preprocess import PAPER_A_GAP_US
 from models.presets import Config
 from models.rows import EXPOSED, Target
 from models.side import read_side
-from models.splits import TEST, Cut, Filters, describe, targets, users_share, vocabulary_of
+from models.splits import (
+    TEST,
+    Cut,
+    Events,
+    Filters,
+    Targets,
+    describe,
+    periods,
+    targets,
+    users_share,
+    vocabulary_of,
+)
 from models.store import Stored, load, save
 from models.train import Data, Fitted, Say, code_version, fit, load_data, peak_rss_mb, prepared
 
@@ -176,7 +187,7 @@ def train(
                 curves = tracking.Curves(client, run_id, say)
                 fitted, result, eval_s = work(mine, curves.log)
                 curves.finish(fitted.curves)
-                report = _report(config, data, fitted, result, eval_s, run_id, facts)
+                report = _report(config, data, fitted, result, eval_s, run_id, facts, device)
                 report["method"] = called
                 report["seconds"] = round(time.perf_counter() - began, 2)
                 report["processes"] = team.size
@@ -271,6 +282,7 @@ def _report(
     eval_s: float,
     run_id: str,
     facts: dict[str, Any],
+    device: str,
 ) -> dict[str, Any]:
     counted = count_parameters(len(data.item_ids), config)
     return {
@@ -301,7 +313,18 @@ def _report(
         "cut": facts["cut"],
         "target": facts["target"],
         "mlflow_run_id": run_id,
+        "machine": computes(device),
     }
+
+
+def computes(device: str = "cpu") -> dict[str, Any]:
+    """What rounding depends on: the same gives the same scores to the last bit."""
+    from models.grid import machine
+
+    names = ("processor", "cpu_capability", "torch")
+    here = {name: value for name, value in machine().items() if name in names}
+    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
+    return here | {"threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def _keep(
@@ -358,9 +381,22 @@ def rescored(
 ) -> tuple[int, list[str], Result]:
     """A stored model's score on the test period of a cut of a table version (None: the newest):
     the version, the users that it was asked about, and the result."""
+    events, asked = questions(stored, source, lake, version, cut, target)
+    result = evaluate(
+        stored.model, asked, repeat_policy=stored.facts["repeat_policy"],
+        popularity=stored.popularity.long().numpy(),
+    )  # fmt: skip
+    sequences = events.sequences
+    return sequences.version, [sequences.user_id[u] for u in result.users], result
+
+
+def questions(
+    stored: Stored, source: Source, lake: str, version: int | None, cut: Cut, target: str
+) -> tuple[Events, Targets]:
+    """What a stored model is asked in the test period of a cut of a table version (None: the
+    newest), and the events that it is asked about."""
     from jobs.tables import ITEMS, SEQUENCES
     from models.dataset import open_sequences, read_items
-    from models.splits import Events, periods
 
     make = f"python -m jobs run --source {source.name}"
     path = SEQUENCES.path(lake, source.name)
@@ -369,11 +405,7 @@ def rescored(
     index, names = read_items(ITEMS.path(lake, source.name), make)
     vocabulary = vocabulary_of(stored.item_ids, index, names)
     asked = targets(events, periods(events, cut), TEST, vocabulary, cast(Target, target))
-    result = evaluate(
-        stored.model, asked, repeat_policy=stored.facts["repeat_policy"],
-        popularity=stored.popularity.long().numpy(),
-    )  # fmt: skip
-    return sequences.version, [sequences.user_id[u] for u in result.users], result
+    return events, asked
 
 
 def stored_cut(stored: Stored) -> Cut:

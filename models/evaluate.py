@@ -8,7 +8,7 @@ compare with papers that used them, and decide about nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -86,12 +86,17 @@ def evaluate(
     team: Team = ALONE,
     popularity: Ints | None = None,
     sampled: Sequence[Sampled] = (),
+    ask: Callable[[Targets, Ints], torch.Tensor] | None = None,
 ) -> Result:
     """Rank the whole vocabulary for every target; processes of a team share them out.
 
     With `popularity` (training events of each item, int64[V]) also what the lists of the K best
     are made of, and of models whose scores are logits the loss on the targets; with `sampled` also the places among a few drawn items.
+    `ask` gives the scores float[R, V] of a part of the targets, and of their numbers int64[R], in
+    place of the model itself (`models/verify.py`).
     """
+    from models.lists import best  # (which imports this module)
+
     if isinstance(model, torch.nn.Module):
         model.eval()
     number, V = len(targets.user), model.num_items
@@ -106,7 +111,10 @@ def evaluate(
     order = np.argsort(length, kind="stable")
     for index in parts(model, order, length[order])[team.rank :: team.size]:
         part = targets.select(index)
-        scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.opens)
+        if ask is None:
+            scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.opens)
+        else:
+            scores = ask(part, index)
         if popularity is not None and getattr(model, "gives_logits", False):
             surprise += _surprise(scores, part)
         if repeat_policy == "exclude_seen":
@@ -117,10 +125,10 @@ def evaluate(
             alone = np.arange(len(index) + 1), part.item[part.item_start[:-1]]
             first[index] = metrics.ranks(scores, *alone)
         if popularity is not None:
-            score, best = scores.topk(min(max(LIST_KS), V), dim=1)
+            listing, score = best(scores, max(LIST_KS))  # as they are served
             listed = torch.isfinite(score)  # what has been excluded stands in no list
             for n, k in enumerate(LIST_KS):
-                item = best[:, :k][listed[:, :k]]
+                item = listing[:, :k][listed[:, :k]]
                 shown[n] += torch.bincount(item, minlength=V).numpy()
         for n, one in enumerate(sampled):
             drawn_place[n, where], lacking = one.places(scores, part, index)

@@ -28,6 +28,11 @@ class SessionRecommender(PythonModel):  # type: ignore[misc, unused-ignore]
     ) -> pd.DataFrame:
         # A null in a request is a parameter left out.
         given = {name: value for name, value in (params or {}).items() if value is not None}
+        session = given.get("request_session_id")
         return recommend(
-            self.stored, model_input, int(given.get("k", 10)), str(given.get("request_ts", ""))
+            self.stored,
+            model_input,
+            int(given.get("k", 10)),
+            str(given.get("request_ts", "")),
+            None if session is None else str(session),
         )

@@ -227,7 +227,7 @@ def trained_on(source: str) -> tuple[dict[int, list[str]], str]:
 
 
 def signature() -> ModelSignature:
-    """Events in, nested recommendations out; parameters `k` and `request_ts`."""
+    """Events in, nested recommendations out; parameters `k`, `request_ts`, `request_session_id`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array, Object, Property
@@ -245,7 +245,11 @@ def signature() -> ModelSignature:
     item = Object([Property("item_id", text), Property("score", DataType.double)])
     outputs = Schema([ColSpec(text, "user_id"), ColSpec(Array(item), "items")])
     params = ParamSchema(
-        [ParamSpec("k", DataType.long, 10), ParamSpec("request_ts", DataType.string, "")]
+        [
+            ParamSpec("k", DataType.long, 10),
+            ParamSpec("request_ts", DataType.string, ""),
+            ParamSpec("request_session_id", DataType.string, None),  # (an empty text is an id)
+        ]
     )
     return ModelSignature(inputs=inputs, outputs=outputs, params=params)
 

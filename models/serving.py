@@ -1,16 +1,22 @@
 """A stored model asked with raw events: the behaviour of a registered model, without MLflow.
 
 One row an event in, one row a user out, in order of first appearance. Decisions at the edges:
- * `source_session_id` given: neighbours belong together if both ids are non-null and equal, or both
-   null and the silence is at most the gap. Not given: the gap rule, whatever the source's own.
- * Events are put in the order (event_ts, source_session_id, tie_break, item_id), nulls last.
+ * Sessions are cut by the rule that the model was trained under. Under the native rule neighbours
+   belong together if both `source_session_id` are non-null and equal, or both null and the silence
+   is at most the gap; without that column the gap rule cuts. Under the gap rule it is not read.
+ * Events are put in the order of the tables: (event_ts, [source_session_id under the native rule],
+   tie_break, event_id), nulls last; what these columns leave equal stays in the order of the rows.
  * Unknown items are skipped after sessions are cut. Without a known item: popularity.
  * `event_ts` is a timestamp or an ISO 8601 text; without a zone it is UTC.
  * A row with null `item_id` or `event_ts` names its user and is no event. NaN is a null, but an item
    that is NaN in a row with a time is refused: so pandas reads the ids NA, nan and null of a CSV.
  * Ids are texts and taken as they are; numbers are refused.
  * `request_ts` is read under the policy `known` only; default the last event's time.
- * Only `event_type` and `value` decide about feedback, by the source's rules; without: positive.
+ * `request_session_id`, under `known` and the native rule, names the session that the request is
+   made in; without it the silence since the newest event decides.
+ * `event_type` and `value` decide about feedback as they do at ingestion; null says nothing. A
+   request without any column that the source's `positive` rule reads says nothing at all: its
+   events are positive, unless they are negative or exposed.
  * `exposed_with` is a list of item ids, or null; unknown ones are skipped.
 """
 
@@ -18,6 +24,7 @@ from __future__ import annotations
 
 import operator
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,12 +44,18 @@ COMPARE = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
     "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
-TEXTS = ("user_id", "item_id", "source_session_id", "event_type")
-CONDITION = re.compile(r"^\s*value\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*$")
+TEXTS = ("user_id", "item_id", "source_session_id", "event_id", "event_type")
+# As jobs.sources has it (a serving machine has no jobs).
+CONDITION = re.compile(r"^\s*value\s*(>=|<=|>|<|==|!=)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*$")
+NATIVE = "source_session_id"  # the session rule, and the column that it reads
 
 
 def recommend(
-    stored: Stored, frame: pd.DataFrame, k: int = 10, request_ts: str = ""
+    stored: Stored,
+    frame: pd.DataFrame,
+    k: int = 10,
+    request_ts: str = "",
+    request_session_id: str | None = None,
 ) -> pd.DataFrame:
     """columns user_id, items (a list of {"item_id", "score"}, score falling, at most k)."""
     if k < 1:
@@ -54,14 +67,15 @@ def recommend(
             texts(frame[name])
     _no_lost_items(frame)
     user, users = distinct(frame["user_id"])
-    rows, newest, moved_on = _rows(stored, frame, user, len(users))
+    told = _told(stored, frame, user, len(users))
+    rows = told.rows
     begin, end = rows.start[:-1], rows.start[1:]
     items: list[list[dict[str, Any]]] = [[] for _ in users]
     popular = _top(stored.popularity[None, :].to(torch.float64), k, stored.item_ids)[0]
     for place in np.flatnonzero(begin == end):
         items[place] = list(popular)
     asked = np.flatnonzero(begin < end)
-    now, new = _request(stored, rows.ts[end[asked] - 1], newest[asked], moved_on[asked], request_ts)
+    now, new = _request(stored, told, asked, request_ts, request_session_id)
     step = max(1, min(512, CHUNK_SCORES // max(1, len(stored.item_ids))))
     for low in range(0, len(asked), step):
         part, at = asked[low : low + step], slice(low, low + step)
@@ -186,48 +200,47 @@ def whole_numbers(column: pd.Series) -> pd.Series:
         raise ValueError(f"{column.name}: {error}. Give whole numbers, or null") from None
 
 
-def _rows(
-    stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int
-) -> tuple[Rows, Ints, Bools]:
-    """The known events; of each user the newest event, known or not (0 without one), and whether it
-    is of a later session than the newest known one."""
-    ts = times(frame["event_ts"])
-    usable = (frame["item_id"].notna() & ts.notna()).to_numpy()
-    given = "source_session_id" in frame.columns
-    nothing = pd.Series([None] * len(frame), index=frame.index, dtype=object)
-    native = frame["source_session_id"] if given else nothing
-    table = pd.DataFrame(
-        {
-            "user": user,
-            "ts": ts.dt.as_unit("us").astype("int64"),
-            "native": native.astype("string"),
-            "tie_break": whole_numbers(frame["tie_break"]) if "tie_break" in frame.columns else 0,
-            "item": frame["item_id"].astype("string"),
-            "feedback": _feedback(stored.facts.get("feedback", {}), frame),
-            "shown": frame["exposed_with"] if "exposed_with" in frame.columns else None,
-        }
-    )[usable]
-    by = ["user", "ts", "native", "tie_break", "item"]
-    table = table.sort_values(by, na_position="last", kind="stable")
+@dataclass(frozen=True)
+class Told:
+    """What a request says of U users.
+
+    `rows`: the events that the model knows. Of each user's newest event, known or not: its time
+    `newest` int64[U] (0 without one), its id of a session `native` object[U] (None: null; no array
+    where ids are not read), and whether it is of a later session than the newest known one,
+    `moved_on` bool[U].
+    """
+
+    rows: Rows
+    newest: Ints
+    moved_on: Bools
+    native: NDArray[Any] | None
+
+
+def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Told:
+    """The events in order, cut into sessions, then without the unknown ones.
+
+    Args:
+        user: int64[rows of the frame], 0..num_users-1.
+    """
+    table, by_ids = _table(stored, frame, user)
     owner, when = table["user"].to_numpy(), table["ts"].to_numpy()
-    opens = np.ones(len(table), dtype=bool)
-    close = np.diff(when) <= int(stored.facts["gap_us"])
-    if given:
-        code, _ = distinct(table["native"])
-        close = (code[1:] == code[:-1]) & ((code[1:] >= 0) | close)
-    opens[1:] = ~close | (owner[1:] != owner[:-1])
+    every = np.cumsum(_opens(stored, table, by_ids))
     index = stored.lookup.get_indexer(table["item"].to_numpy(dtype=object)) + 1
     known = index > 0
-    every = np.cumsum(opens)
     last = np.searchsorted(owner, np.arange(num_users), "right") - 1
-    session, owner = every[known], owner[known]
-    start = np.searchsorted(owner, np.arange(num_users + 1))
+    session, known_owner = every[known], owner[known]
+    start = np.searchsorted(known_owner, np.arange(num_users + 1))
     newest, moved_on = np.zeros(num_users, np.int64), np.zeros(num_users, bool)
     there = start[1:] > start[:-1]
     newest[there] = when[last[there]]
     moved_on[there] = every[last[there]] > session[start[1:][there] - 1]
+    native = None
+    if by_ids:
+        native = np.full(num_users, None, dtype=object)
+        ids = table["native"].to_numpy(dtype=object)[last[there]]
+        native[there] = [None if pd.isna(one) else one for one in ids]
     first = np.ones(len(session), dtype=bool)
-    first[1:] = (session[1:] != session[:-1]) | (owner[1:] != owner[:-1])
+    first[1:] = (session[1:] != session[:-1]) | (known_owner[1:] != known_owner[:-1])
     running = np.cumsum(first)
     base = np.concatenate([[0], running])[start[:-1]]
     feedback = table["feedback"].to_numpy()[known]
@@ -235,14 +248,72 @@ def _rows(
     rows = Rows(
         item=index[known].astype(np.int32),
         ts=when[known],
-        ordinal=(running - base[owner]).astype(np.int32),
+        ordinal=(running - base[known_owner]).astype(np.int32),
         positive=feedback == POSITIVE,
         start=start.astype(np.int64),
         feedback=feedback,
         shown_start=shown_start,
         shown=shown,
     )
-    return rows, newest, moved_on
+    return Told(rows, newest, moved_on, native)
+
+
+def _table(stored: Stored, frame: pd.DataFrame, user: Ints) -> tuple[pd.DataFrame, bool]:
+    """The rows that are events, typed and in order; and whether ids of sessions cut them."""
+    ts = times(frame["event_ts"])
+    by_ids = stored.facts.get("session_rule", "gap") == NATIVE and NATIVE in frame.columns
+    columns: dict[str, Any] = {
+        "user": user,
+        "ts": ts.dt.as_unit("us").astype("int64"),
+        "item": frame["item_id"].astype("string"),
+        "feedback": _feedback(stored.facts.get("feedback", {}), frame),
+        "shown": frame["exposed_with"] if "exposed_with" in frame.columns else None,
+    }
+    if by_ids:
+        columns["native"] = frame[NATIVE].astype("string")
+    if "tie_break" in frame.columns:
+        columns["tie_break"] = whole_numbers(frame["tie_break"])
+    if "event_id" in frame.columns:
+        texts(frame["event_id"])
+        columns["event_id"] = frame["event_id"]
+    table = pd.DataFrame(columns)[(frame["item_id"].notna() & ts.notna()).to_numpy()]
+    ties = [table[name] for name in ("native", "tie_break", "event_id") if name in columns]
+    return table.iloc[_order(table["user"].to_numpy(), table["ts"].to_numpy(), ties)], by_ids
+
+
+def _order(user: Ints, ts: Ints, ties: list[pd.Series]) -> Ints:
+    """Places of the rows by user, time and what decides among equal times, nulls last."""
+    order = np.lexsort((ts, user))
+    user, ts = user[order], ts[order]
+    same = (user[1:] == user[:-1]) & (ts[1:] == ts[:-1])
+    if ties and same.any():
+        tied = np.zeros(len(order), dtype=bool)
+        tied[1:] |= same
+        tied[:-1] |= same
+        at = np.flatnonzero(tied)
+        moment = np.cumsum(np.concatenate([[True], ~same]))[at]
+        rows = order[at]
+        keys = [_places(column.iloc[rows]) for column in ties]
+        order[at] = rows[np.lexsort((*reversed(keys), moment))]
+    return order
+
+
+def _places(column: pd.Series) -> Ints:
+    """The place of each value among the distinct ones; null comes after all of them."""
+    place, values = pd.factorize(column, sort=True)
+    return np.where(place < 0, len(values), place)
+
+
+def _opens(stored: Stored, table: pd.DataFrame, by_ids: bool) -> Bools:
+    """bool[E]: which events, in order, open a session."""
+    owner = table["user"].to_numpy()
+    close = np.diff(table["ts"].to_numpy()) <= int(stored.facts["gap_us"])
+    if by_ids:
+        code = pd.factorize(table["native"])[0]  # -1: null
+        close = (code[1:] == code[:-1]) & ((code[1:] >= 0) | close)
+    opens = np.ones(len(table), dtype=bool)
+    opens[1:] = ~close | (owner[1:] != owner[:-1])
+    return opens
 
 
 def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
@@ -260,55 +331,73 @@ def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
 
 
 def _request(
-    stored: Stored, when: Ints, newest: Ints, moved_on: Bools, request_ts: str
+    stored: Stored, told: Told, asked: Ints, request_ts: str, request_session_id: str | None
 ) -> tuple[Ints | None, Bools | None]:
-    """Time of the request in microseconds and whether it opens a session, by user.
+    """Time of the request in microseconds and whether it opens a session, of the users `asked`.
 
-    Args:
-        when: time of the newest event that the model knows; the default.
-        newest: of the newest at all: the silence is counted from it.
-        moved_on: that one is of a later session, of which the model knows nothing.
+    The silence is counted from the newest event at all. Where that one is of a later session than
+    the newest known one, the model has heard nothing of the session that is open.
 
     Raises:
         ValueError: `request_ts` is no time.
     """
     if stored.config.model.request_time != "known":
         return None, None
-    if not request_ts:
+    when = told.rows.ts[told.rows.start[1:][asked] - 1]
+    named = request_session_id is not None and told.native is not None
+    if not request_ts and not named:
         return when, np.zeros(len(when), dtype=bool)
-    try:
-        now = _moment(request_ts).astype(np.int64)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(
-            f"request_ts = {request_ts!r}: {error}. Give an ISO 8601 text, or none"
-        ) from None
-    request = np.full(len(when), now, dtype=np.int64)
-    return request, moved_on | (request - newest > int(stored.facts["gap_us"]))
+    if request_ts:
+        try:
+            now = _moment(request_ts).astype(np.int64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"request_ts = {request_ts!r}: {error}. Give an ISO 8601 text, or none"
+            ) from None
+        when = np.full(len(when), now, dtype=np.int64)
+    if named and told.native is not None:
+        apart = np.array([one != request_session_id for one in told.native[asked]], dtype=bool)
+    else:
+        apart = when - told.newest[asked] > int(stored.facts["gap_us"])
+    return when, told.moved_on[asked] | apart
 
 
 def _feedback(rules: dict[str, Any], frame: pd.DataFrame) -> Ints:
-    """int8[E]: tried negative, positive, exposed, else neutral; no `positive` rule: the rest."""
+    """int8[E], as `jobs.typing_rules.feedback_of`: tried negative, positive, exposed, else neutral;
+    without a `positive` rule, or a column that it reads, the rest is positive."""
+    values: list[NDArray[np.float64]] = []  # typed once, where some rule reads them
 
     def any_of(entries: list[str] | None) -> Bools:
         found = np.zeros(len(frame), dtype=bool)
         for entry in entries or []:
             match = CONDITION.match(entry)
             if match and "value" in frame.columns:
-                value = pd.to_numeric(frame["value"]).to_numpy(dtype=float)
-                found |= COMPARE[match[1]](value, float(match[2])) & ~np.isnan(value)
+                values[:] = values or [_values(frame["value"])]
+                found |= COMPARE[match[1]](values[0], float(match[2])) & ~np.isnan(values[0])
             elif not match and "event_type" in frame.columns:
-                found |= (
-                    (frame["event_type"].astype("string") == entry).fillna(False).to_numpy(bool)
-                )
+                same = frame["event_type"].astype("string") == entry
+                found |= same.fillna(False).to_numpy(bool)
         return found
 
-    said = np.zeros(len(frame), dtype=bool)  # does the row say anything that rules speak of?
-    for name in ("event_type", "value"):
-        if name in frame.columns:
-            said |= frame[name].notna().to_numpy()
-    rest = np.where(any_of(rules.get("exposed")), EXPOSED, NEUTRAL)
-    if rules.get("positive") is None:
-        rest[rest == NEUTRAL] = POSITIVE
-    else:
-        rest[any_of(rules["positive"]) | ~said] = POSITIVE
-    return np.where(any_of(rules.get("negative")), NEGATIVE, rest).astype(np.int8)
+    positive = rules.get("positive")
+    reads = {"value" if CONDITION.match(entry) else "event_type" for entry in positive or []}
+    unsaid = positive is None or bool(reads and reads.isdisjoint(frame.columns))
+    became = np.where(any_of(rules.get("exposed")), EXPOSED, POSITIVE if unsaid else NEUTRAL)
+    became[any_of(positive)] = POSITIVE
+    became[any_of(rules.get("negative"))] = NEGATIVE
+    return became.astype(np.int8)
+
+
+def _values(column: pd.Series) -> NDArray[np.float64]:
+    """float64[E], NaN for null.
+
+    Raises:
+        ValueError: something is no finite number (ingestion rejects such a line).
+    """
+    try:
+        numbers = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"value: {error}. Give numbers, or null") from None
+    if np.isinf(numbers).any():
+        raise ValueError(f"value = {numbers[np.isinf(numbers)][0]}: give finite numbers, or null")
+    return np.asarray(numbers)

@@ -66,7 +66,7 @@ class Targets:
     they came, 0 = not in the vocabulary. `request_ts` is the time of the target's first event,
     `new_session` says that it opens one, `opens` that the history holds no event of its session: the
     target is the first, or those before it are of unknown items. `left_out` counts users without history and their targets. `sets`: each target is a
-    whole session.
+    whole session. `at` int64[N]: the place of the target's first event in `Events`.
     """
 
     rows: Rows
@@ -80,6 +80,7 @@ class Targets:
     item: Ints
     left_out: dict[str, int]
     sets: bool = False
+    at: Ints | None = None
 
     def select(self, index: Ints) -> Targets:
         length = (self.item_start[1:] - self.item_start[:-1])[index]
@@ -88,6 +89,7 @@ class Targets:
             self.rows, self.user[index], self.begin[index], self.end[index],
             self.request_ts[index], self.new_session[index], self.opens[index],
             np.concatenate([[0], np.cumsum(length)]), self.item[items], self.left_out, self.sets,
+            None if self.at is None else self.at[index],
         )  # fmt: skip
 
 
@@ -375,6 +377,7 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
             "targets_without_history": int((~ready).sum()),
         },
         sets=target == "next_session",
+        at=at,
     )
     return result.select(np.flatnonzero(ready))
 
