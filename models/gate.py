@@ -3,7 +3,8 @@
 The gate is closed by default. It opens if, on one fresh cut (the challenger's, of the newest
 `gold.sequences`), the challenger's NDCG@10 is above the champion's by more than the margin at the
 lower end of a paired bootstrap interval over the users that both can be asked about, the version
-of the table was published after a green audit, and coverage and latency are inside their bounds.
+of the table was published after a green audit, the registered model serves what was scored, and
+coverage and latency are inside their bounds.
 Without a champion it must beat `personal_top` the same way.
 
 The challenger was chosen as the best of many trainings, on these users among others: the best of
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 RISK = 0.05  # of both sides: half of it is the share of wrong promotions
 DRAWS = 20_000
 ASKED = 200  # users whose answers are timed
+SERVED = 500  # users whose questions the registered model is asked again
 ROUNDS = 3
 BEFORE = "champions_before"  # tag of the registered model: versions, the latest last
 
@@ -179,6 +181,7 @@ def _weighed(
         "holds": coverage >= gate.min_coverage, "coverage@10": coverage, "at_least": gate.min_coverage
     }  # fmt: skip
     checks["latency"] = latency(one.stored, gate.max_latency_ms)
+    checks["served"] = served(source, lake, challenger)
     return {
         "action": "promoted" if all(c["holds"] for c in checks.values()) else "refused",
         "checks": checks, "challenger_method": one.called, "against": other.called,
@@ -201,6 +204,23 @@ def _trainings(client: MlflowClient, experiment: str, model: Registered) -> int:
     if comparison is None:
         return 1
     return len(tracking.runs(client, experiment, kind="train", comparison=comparison))
+
+
+def served(source: Source, lake: str, model: Registered) -> dict[str, Any]:
+    """Whether the registered model, asked through its pyfunc, gives what its training recorded of
+    some whole users; `models verify` asks about all."""
+    from models.verify import verify
+
+    try:
+        told = verify(source, lake, number=int(model.version), most_users=SERVED)
+    except UserError as error:
+        return {"holds": False, "why": str(error)}
+    names = (
+        "holds", "exact", "questions", "users", "left_out", "lists_differ", "lists_wrong",
+        "refused", "refusal", "largest_difference", "same_machine", "table_version",
+        "silver_version",
+    )  # fmt: skip
+    return {name: told[name] for name in names} | {BY: told["metrics"].get(BY)}
 
 
 def _audited(lake: str, source: str, version: int) -> dict[str, Any]:
@@ -334,7 +354,25 @@ def in_words(decision: dict[str, Any]) -> str:
         f"latency p99 {checks['latency']['p99_ms']:.1f} ms, at most "
         f"{checks['latency']['at_most_ms']:g}",
     ]  # fmt: skip
-    marks = ["holds" if checks[name]["holds"] else "DOES NOT HOLD" for name in
-             ("better", "audit", "coverage", "latency")]  # fmt: skip
+    names = ["better", "audit", "coverage", "latency"]
+    if "served" in checks:  # (decisions before it was a check have none)
+        names.append("served")
+        parts.append(_served_in_words(checks["served"]))
+    marks = ["holds" if checks[name]["holds"] else "DOES NOT HOLD" for name in names]
     lines = [f"  {mark}: {part}" for mark, part in zip(marks, parts, strict=True)]
     return "\n".join([f"{said}.", *lines])
+
+
+def _served_in_words(check: dict[str, Any]) -> str:
+    if "why" in check:
+        return f"what is served could not be compared with what was scored: {check['why']}"
+    if check["refused"]:
+        return (
+            f"the registered model refused {check['refused']:,} of {check['questions']:,} "
+            f"questions: {check['refusal']}"
+        )
+    return (
+        f"the registered model was asked {check['questions']:,} questions of {check['users']:,} "
+        f"users: metrics differ by {check['largest_difference']:.1e} at most, "
+        f"{check['lists_differ']:,} lists differ, {check['lists_wrong']:,} by more than rounding"
+    )

@@ -327,7 +327,9 @@ class _Asking:
         place = self.events.index[part.at[row]] - self.events.sequences.start[part.user[row]]
         rows = self.raw.rows(int(part.user[row]), np.array([place]))
         own: str | None = rows[NATIVE][0].as_py()
-        newest: str | None = before[NATIVE][before.num_rows - 1].as_py() if before.num_rows else None
+        newest: str | None = (
+            before[NATIVE][before.num_rows - 1].as_py() if before.num_rows else None
+        )
         if own is None and newest is not None:
             return newest + "\x1f"  # any other session: an event without an id opens one
         return own

@@ -15,11 +15,11 @@ import pytest
 from deltalake import CommitProperties, Transaction, write_deltalake
 
 from jobs.arrow import arrow_schema
-from jobs.tables import EVENT_STRUCT, ITEMS, SEQUENCES, SESSIONS
+from jobs.tables import ITEM_ATTRIBUTES, ITEMS, SEQUENCES, SESSIONS
 from tests.oracle import expected_sessions
 from tests.recorded import World
 
-GAP_S, MAX_HOURS, MAX_EVENTS = 600, 20, 60
+GAP_S, MAX_HOURS, MAX_EVENTS = 600, 36, 20
 START_US = 1_709_251_200_000_000  # 2024-03-01
 SOURCE = """
 [source]
@@ -42,6 +42,11 @@ exposed = ["view"]
 [sessions]
 rule = "{rule}"
 gap_s = 600
+[items]
+landing = "catalogue/*.csv"
+format = "csv"
+id = "item"
+categories = ["kind"]
 [filters]
 min_item_events = 4
 min_user_sessions = 1
@@ -58,17 +63,21 @@ EVENTS = pa.schema(
 )  # fmt: skip
 
 
-def log(seed: int = 0, users: int = 24, events: int = 40) -> list[dict[str, Any]]:
+def log(seed: int = 0, users: int = 26, events: int = 40) -> list[dict[str, Any]]:
     """Events with ties that neither items nor rows order rightly, rare items, rows that say
-    nothing, ids of sessions that agree with the silences or do not, and a user with a runaway."""
+    nothing, ids of sessions that agree with the silences or do not; every twelfth user has a
+    session that is too long."""
     rng = np.random.default_rng(seed)
     made: list[dict[str, Any]] = []
-    steps = [0, 0, 1, 30, GAP_S - 1, GAP_S, GAP_S + 1, 3600, 40_000]
+    steps = np.array([0, 0, 1, 30, GAP_S - 1, GAP_S, GAP_S + 1, 3600, 40_000])
     for user in range(users):
-        now, native, item = int(rng.integers(0, 86_400)), 0, int(rng.integers(12))
+        native, item = 0, int(rng.integers(12))
+        pauses, endless = rng.choice(steps, events), np.zeros(events, dtype=bool)
+        endless[8 : 10 + MAX_EVENTS] = user % 12 == 0
+        pauses[endless] = 60
+        times = np.cumsum(pauses) - pauses.sum() + rng.integers(400_000, 410_000)
         for number in range(events):
-            now += int(rng.choice(steps)) if user else 30  # the first user's session has no end
-            native += int(rng.random() < 0.25)
+            native += int(rng.random() < 0.25 and not endless[number])
             item = (item + 1) % 12 if rng.random() < 0.7 else int(rng.integers(12))
             rare = rng.random() < 0.08
             shown = [f"i{n:02d}" for n in rng.choice(12, int(rng.integers(0, 4)))]
@@ -77,15 +86,16 @@ def log(seed: int = 0, users: int = 24, events: int = 40) -> list[dict[str, Any]
                     "user_id": ["", "-", "ü", "user "][user % 4] + f"{user:03d}",
                     "event_id": f"{rng.integers(2**32):08x}{user:02d}{number:03d}",
                     "item_id": f"rare{rng.integers(40)}" if rare else f"i{item:02d}",
-                    "event_ts": START_US + 1_000_000 * now + int(rng.choice([0, 0, 0, 1])),
+                    "event_ts": START_US + 1_000_000 * int(times[number]),
                     "event_type": [None, "buy", "buy", "view", "skip", "look"][rng.integers(6)],
                     "value": [None, None, 5.0, 3.0, 2.5, -0.0, -1.0][rng.integers(7)],
                     "tie_break": [None, None, 2, 1, -1][rng.integers(5)],
-                    "source_session_id": None if rng.random() < 0.2 else f"s{native}",
+                    "source_session_id": None
+                    if rng.random() < 0.2 and not endless[number]
+                    else f"s{native}",
                     "exposed_with": [*shown, "nowhere"] if rng.random() < 0.5 else None,
                 }
             )
-    # A rounding of times to the second leaves real ties: their order is told by the columns.
     for one in made:
         one["feedback"] = became(one["event_type"], one["value"])
     return [made[at] for at in rng.permutation(len(made))]
@@ -100,13 +110,11 @@ def became(event_type: str | None, value: float | None) -> str:
     return "exposed" if event_type == "view" else "neutral"
 
 
-def write_tables(
-    lake: Path, rows: list[dict[str, Any]], native: bool, max_events: int = MAX_EVENTS
-) -> None:
+def write_tables(lake: Path, rows: list[dict[str, Any]], native: bool) -> None:
     """silver.sessions, gold.items and gold.sequences of a log."""
     table = pa.Table.from_pylist(rows, EVENTS)
     sessions = expected_sessions(
-        table, native=native, gap_s=GAP_S, max_hours=MAX_HOURS, max_events=max_events
+        table, native=native, gap_s=GAP_S, max_hours=MAX_HOURS, max_events=MAX_EVENTS
     )
     by_id = {row["event_id"]: row for row in rows}
     write_sessions(lake, sessions, by_id)
@@ -134,6 +142,11 @@ def write_tables(
         for item, index in seen.items()
     ]
     _write(lake, ITEMS, items)
+    said = [
+        {"item_id": item, "known_from": START_US, "attributes": [("kind", f"k{index % 3}")]}
+        for item, index in seen.items()
+    ]
+    _write(lake, ITEM_ATTRIBUTES, said)
 
 
 def write_sessions(

@@ -318,22 +318,22 @@ def test_no_pickle_among_the_files(world: World, registered: dict[str, Any]) -> 
 def test_serving_cuts_sessions_by_the_gap_or_by_the_ids_given(world: World) -> None:
     from models.baselines import Popularity
     from models.methods import config
-    from models.serving import _rows
+    from models.serving import _told
     from models.store import Stored
 
-    facts = {"gap_us": 1800 * SECOND}
+    facts = {"gap_us": 1800 * SECOND, "session_rule": "source_session_id"}
     pop = Popularity(3, config("pop").model)
     stored = Stored(pop, config("pop"), ["a", "b", "c"], pop.count, facts)
     when = pd.to_datetime([0, 1800, 3601, 3602, 3603], unit="s", utc=True)
     frame = pd.DataFrame({"user_id": "u", "item_id": ["a", "b", "?", "c", "a"], "event_ts": when})
     user = np.zeros(5, dtype=np.int64)
     # Exactly the gap stays; the unknown item is skipped after it has opened a session.
-    rows, newest, moved_on = _rows(stored, frame, user, 1)
-    assert rows.ordinal.tolist() == [1, 1, 2, 2]
-    assert newest.tolist() == [3603 * SECOND] and moved_on.tolist() == [False]
+    told = _told(stored, frame, user, 1)
+    assert told.rows.ordinal.tolist() == [1, 1, 2, 2]
+    assert told.newest.tolist() == [3603 * SECOND] and told.moved_on.tolist() == [False]
     native = frame.assign(source_session_id=["s", "s", None, None, "t"])
-    assert _rows(stored, native, user, 1)[0].ordinal.tolist() == [1, 1, 2, 3]
-    shuffled, *_ = _rows(stored, native.iloc[[4, 2, 0, 3, 1]].reset_index(drop=True), user, 1)
+    assert _told(stored, native, user, 1).rows.ordinal.tolist() == [1, 1, 2, 3]
+    shuffled = _told(stored, native.iloc[[4, 2, 0, 3, 1]].reset_index(drop=True), user, 1).rows
     assert shuffled.item.tolist() == [1, 2, 3, 1]
 
 
@@ -388,7 +388,7 @@ def test_serving_knows_what_became_of_an_item(world: World) -> None:
     everything = _feedback({"positive": None, "negative": ["skip"], "exposed": ["view"]}, frame)
     assert everything.tolist() == [0, 1, 2, 0]
     rated = _feedback({"positive": ["value >= 4"], "negative": [], "exposed": []}, frame)
-    assert rated.tolist() == [0, 0, 3, 0], "saying nothing is positive"
+    assert rated.tolist() == [0, 0, 3, 3], "a row that says nothing is neutral, as at ingestion"
 
 
 def signatures(world: World, done: dict[str, Any]) -> list[Any]:
