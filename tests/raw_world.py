@@ -73,6 +73,7 @@ def log(seed: int = 0, users: int = 26, events: int = 40) -> list[dict[str, Any]
     for user in range(users):
         native, item = 0, int(rng.integers(12))
         pauses, endless = rng.choice(steps, events), np.zeros(events, dtype=bool)
+        pauses[[13, 27]] = 100_000  # (paper A's sessions are apart by a day)
         endless[8 : 10 + MAX_EVENTS] = user % 12 == 0
         pauses[endless] = 60
         times = np.cumsum(pauses) - pauses.sum() + rng.integers(400_000, 410_000)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import pandas as pd
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
 from pyspark.sql import functions as F
 
+from jobs import sources
 from jobs.sources import FeedbackPart, TimePart
+from jobs.tables import FEEDBACK
 from jobs.typing_rules import event_time, feedback_of, row_hash
+from models import serving
 
 DAY = datetime(2024, 3, 1, tzinfo=UTC)
 
@@ -132,6 +139,51 @@ def test_feedback_is_tried_negative_positive_exposed(
     events: Any, feedback: FeedbackPart, expected: list[str]
 ) -> None:
     assert [row.f for row in events.select(feedback_of(feedback).alias("f")).collect()] == expected
+
+
+NUMBERS = ["0", "-0", "0.0", "-0.0", "1", "-1", "3", "2.5", "1e3", "-1E-3", "0.1"]
+TEXTS = [None, "", " ", "buy", "Buy", "buy ", "skip", "view", "value", "value of 3", "3", "é"]
+VALUES = [None, 0.0, -0.0, 1.0, -1.0, 3.0, 2.5, 1000.0, -0.001, 0.1, 0.30000000000000004, 5e-324,
+          1.7976931348623157e308]  # fmt: skip
+conditions = st.builds(
+    "{}value{}{}{}{}".format, st.sampled_from(["", " "]), st.sampled_from(["", " "]),
+    st.sampled_from([">=", "<=", ">", "<", "==", "!="]), st.sampled_from(["", "  "]),
+    st.sampled_from(NUMBERS),
+)  # fmt: skip
+entries = st.lists(st.one_of(conditions, st.sampled_from(TEXTS[1:])), max_size=3)
+rules = st.builds(
+    FeedbackPart, positive=st.one_of(st.none(), entries), negative=entries, exposed=entries
+)
+
+
+def test_serving_judges_an_event_as_ingestion_does(spark: Any) -> None:
+    """Generated rules, each tried on every text with every value."""
+    assert serving.CONDITION.pattern == sources.CONDITION.pattern
+    made: list[FeedbackPart] = []
+
+    @seeded(20261128)
+    @settings(max_examples=150, phases=[Phase.generate], database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(rules)
+    def collect(rule: FeedbackPart) -> None:
+        made.append(rule)
+
+    collect()
+    rows = [(n, text, value) for n, (text, value) in
+            enumerate((text, value) for text in TEXTS for value in VALUES)]  # fmt: skip
+    events = spark.createDataFrame(rows, "n int, event_type string, value double")
+    chosen = [feedback_of(rule).alias(f"r{at}") for at, rule in enumerate(made)]
+    ingested = events.orderBy("n").select(*chosen).toPandas()
+    frame = pd.DataFrame({"event_type": [r[1] for r in rows], "value": [r[2] for r in rows]})
+    unlike = [
+        (rule, [(*row[1:], one, other) for row, one, other in zip(rows, theirs, ours, strict=True)
+                if one != other])
+        for at, rule in enumerate(made)
+        if (theirs := ingested[f"r{at}"].tolist())
+        != (ours := [FEEDBACK[code] for code in serving._feedback(rule.model_dump(), frame)])
+    ]  # fmt: skip
+    assert unlike == []
+    assert {one for at in range(len(made)) for one in ingested[f"r{at}"]} == set(FEEDBACK)
 
 
 def test_a_hash_tells_null_from_empty_and_where_a_text_ends(events: Any) -> None:
