@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 ROOT, ENTRY = Path(__file__).parent, "models.pyfunc"
-OPTIONAL = ("source_session_id", "event_type", "value", "tie_break", "exposed_with")
+OPTIONAL = (
+    "source_session_id", "event_type", "value", "tie_break", "event_id", "exposed_with",
+)  # fmt: skip
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow")
 
 

@@ -300,8 +300,11 @@ def _order(user: Ints, ts: Ints, ties: list[pd.Series]) -> Ints:
 
 def _places(column: pd.Series) -> Ints:
     """The place of each value among the distinct ones; null comes after all of them."""
-    place, values = pd.factorize(column, sort=True)
-    return np.where(place < 0, len(values), place)
+    code, values = distinct(column)
+    rank = np.empty(len(values) + 1, dtype=np.int64)
+    rank[sorted(range(len(values)), key=values.__getitem__)] = np.arange(len(values))
+    rank[-1] = len(values)  # (of null, whose code is -1)
+    return rank[code]
 
 
 def _opens(stored: Stored, table: pd.DataFrame, by_ids: bool) -> Bools:
@@ -309,7 +312,7 @@ def _opens(stored: Stored, table: pd.DataFrame, by_ids: bool) -> Bools:
     owner = table["user"].to_numpy()
     close = np.diff(table["ts"].to_numpy()) <= int(stored.facts["gap_us"])
     if by_ids:
-        code = pd.factorize(table["native"])[0]  # -1: null
+        code, _ = distinct(table["native"])
         close = (code[1:] == code[:-1]) & ((code[1:] >= 0) | close)
     opens = np.ones(len(table), dtype=bool)
     opens[1:] = ~close | (owner[1:] != owner[:-1])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from models import __main__ as cli
-from tests.test_models_world import ring, write_gold
+from tests.test_models_world import ring, write_gold, write_silver
 
 SOURCE = """
 [source]
@@ -59,6 +59,18 @@ class World:
         return done
 
 
+def file_of_version(world: World, version: int | str, name: str) -> Path:
+    """A file of a registered version, as its pyfunc loads it."""
+    from models import tracking
+
+    client, _ = tracking.connect("toy")
+    model_id = client.get_model_version("toy", str(version)).model_id
+    [file] = [
+        file for file in (world.root / ".mlflow").rglob(name) if str(model_id) in file.parts
+    ]  # fmt: skip
+    return file
+
+
 @contextmanager
 def opened(root: Path) -> Iterator[World]:
     """The log at `root`, which is the working directory too."""
@@ -66,6 +78,7 @@ def opened(root: Path) -> Iterator[World]:
 
     there = World(root)
     write_gold(there.lake, "toy", ring())
+    write_silver(there.lake, "toy", ring())
     there.source.write_text(SOURCE)
     before = os.getcwd()
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from jobs.delta import Lake
 from jobs.tables import RUNS
 from models import gate, tracking
 from models.gate import judge
-from tests.recorded import World
+from tests.recorded import World, file_of_version
 
 USERS, DRAWS = 300, 4000
 
@@ -110,6 +110,9 @@ def test_the_gate(world: World) -> None:
     assert champion() == version["gru4rec"] and done["against"].startswith("personal_top, as there")
     better = done["checks"]["better"]
     assert better["low"] > 0 and better["level"] == pytest.approx(1 - 0.05 / 3)
+    served = done["checks"]["served"]
+    assert served["holds"] and served["users"] == 60 and served["lists_differ"] == 0
+    assert "holds: the registered model was asked" in said
     tags = client.get_model_version("toy", version["gru4rec"]).tags
     assert tags["gate"] == "promoted" and "against personal_top" in tags["gate_says"]
     with tracking.downloaded(client, tags["gate_run"], "gate.json") as file:
@@ -119,7 +122,15 @@ def test_the_gate(world: World) -> None:
     assert status == 0 and done is not None and done["action"] == "champion already"
     assert "is the champion already" in said
 
+    # A version that serves something else than what was scored is refused for it.
+    file = file_of_version(world, version["personal_top"], "items.json")
+    whole = file.read_text()
+    file.write_text(whole.replace('"i03"', '"i_3"'))
     worse = ("promote", "--model-version", version["personal_top"])
+    _, done, said, _ = command(world, *worse)
+    assert done is not None and not done["checks"]["served"]["holds"]
+    assert "DOES NOT HOLD: the registered model was asked" in said
+    file.write_text(whole)
     status, done, said, _ = command(world, *worse)
     assert status == 0 and done is not None and done["action"] == "refused"
     assert champion() == version["gru4rec"] and done["checks"]["better"]["high"] < 0
@@ -146,4 +157,12 @@ def test_the_gate(world: World) -> None:
     assert command(world, "rollback", "--reason", "again")[0] == 0
     assert champion() == version["personal_top"]
     told = [run.data.tags["action"] for run in tracking.runs(client, experiment, kind="gate")]
-    assert told[::-1] == ["refused", "promoted", "refused", "forced", "rolled back", "rolled back"]
+    assert told[::-1] == [
+        "refused",
+        "promoted",
+        "refused",
+        "refused",
+        "forced",
+        "rolled back",
+        "rolled back",
+    ]

@@ -20,7 +20,7 @@ from models.errors import UserError
 from models.methods import BACKBONES, BASELINES, SESSION_ENCODERS
 from models.verify import in_words, loaded_here, verify
 from tests.raw_world import raw_world
-from tests.recorded import World
+from tests.recorded import World, file_of_version
 
 GAP, NATIVE = "gap", "source_session_id"
 KNOWN = ("--request-time", "known")
@@ -282,14 +282,7 @@ def test_the_command_asks_the_code_that_was_registered(gap: World) -> None:
     assert "What is served is what was scored" in said
     client, _ = tracking.connect("toy")
     version = client.get_model_version_by_alias("toy", "challenger").version
-    (file,) = (
-        file
-        for file in (gap.root / ".mlflow").rglob("model.json")
-        if "trained" not in str(file.relative_to(gap.root).parent.parent)
-        and "artifacts" in str(file)
-        and file.parent.parent.name == "artifacts"
-        and "models" in str(file)
-    )
+    file = file_of_version(gap, version, "model.json")
     whole = file.read_text()
     values = json.loads(whole)
     values["facts"]["gap_us"] = 5_000_000

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from jobs.arrow import arrow_schema
+from jobs.tables import SESSIONS
 from models.dataset import open_sequences
 from models.errors import UserError
 from models.rows import Rows
@@ -74,6 +76,28 @@ def write_gold(
         }
     )
     write_deltalake(str(lake / source / "gold" / "items"), gold_items, mode="overwrite")
+
+
+def write_silver(lake: Path, source: str, users: dict[str, Sequence[Event]]) -> None:
+    """silver.sessions that `write_gold` could have been made from."""
+    rows = []
+    for user, events in users.items():
+        for ordinal in sorted({event[2] for event in events}):
+            told = [(n, event) for n, event in enumerate(events) if event[2] == ordinal]
+            start, end = told[0][1][1], told[-1][1][1]
+            rows.append({
+                "session_id": f"{user}/{ordinal}", "user_id": user, "start_ts": start,
+                "end_ts": end, "start_date": start // DAY, "event_count": len(told),
+                "runaway": None,
+                "events": [
+                    {"event_id": f"{user}/{n:05d}", "item_id": event[0], "event_ts": event[1],
+                     "feedback": event[3] if len(event) > 3 else "positive",
+                     "exposed_with": list(event[4]) if len(event) > 4 else None}
+                    for n, event in told
+                ],
+            })  # fmt: skip
+    table = pa.Table.from_pylist(rows, arrow_schema(SESSIONS.columns))
+    write_deltalake(str(lake / source / "silver" / "sessions"), table, mode="overwrite")
 
 
 def ring(
