@@ -63,10 +63,12 @@ EVENTS = pa.schema(
 )  # fmt: skip
 
 
-def log(seed: int = 0, users: int = 26, events: int = 40) -> list[dict[str, Any]]:
+def log(
+    seed: int = 0, users: int = 26, events: int = 40, runaways: bool = True
+) -> list[dict[str, Any]]:
     """Events with ties that neither items nor rows order rightly, rare items, rows that say
-    nothing, ids of sessions that agree with the silences or do not; every twelfth user has a
-    session that is too long."""
+    nothing, ids of sessions that agree with the silences or do not; with `runaways` every twelfth
+    user has a session that is too long."""
     rng = np.random.default_rng(seed)
     made: list[dict[str, Any]] = []
     steps = np.array([0, 0, 1, 30, GAP_S - 1, GAP_S, GAP_S + 1, 3600, 40_000])
@@ -74,7 +76,7 @@ def log(seed: int = 0, users: int = 26, events: int = 40) -> list[dict[str, Any]
         native, item = 0, int(rng.integers(12))
         pauses, endless = rng.choice(steps, events), np.zeros(events, dtype=bool)
         pauses[[13, 27]] = 100_000  # (paper A's sessions are apart by a day)
-        endless[8 : 10 + MAX_EVENTS] = user % 12 == 0
+        endless[8 : 10 + MAX_EVENTS] = runaways and user % 12 == 0
         pauses[endless] = 60
         times = np.cumsum(pauses) - pauses.sum() + rng.integers(400_000, 410_000)
         for number in range(events):

@@ -55,7 +55,7 @@ def raw(
 
 @pytest.fixture(scope="module")
 def gap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with raw_world(tmp_path_factory.mktemp("gap"), GAP) as there:
+    with raw_world(tmp_path_factory.mktemp("gap"), GAP, runaways=False) as there:
         made(there, "gap", ("gru4rec+st+fb",), ())
         yield there
 
@@ -82,7 +82,7 @@ def asked(world: World, version: int | None = None, **options: Any) -> dict[str,
 
 def holds(told: dict[str, Any]) -> None:
     assert told["holds"] and told["exact"], in_words(told)
-    assert told["questions"] > 20 and told["users"] > 5
+    assert told["questions"] > 9 and told["users"] > 9
     assert told["metrics"]["ndcg@10"]["stored"] > 0
     assert (told["lists_differ"], told["refused"], told["not_recomputed"]) == (0, 0, [])
     assert told["silver_exact"] and told["left_out"]["events_differ"] == 0
@@ -237,7 +237,10 @@ def test_whole_users_are_drawn(gap: World) -> None:
     everyone = asked(gap)
     some = asked(gap, most=15)
     assert some["holds"] and 0 < some["questions"] <= 15 and some["users"] < everyone["users"]
-    assert "coverage@10" in everyone["metrics"] and "coverage@10" not in some["metrics"]
+    # What is of all lists together can be compared where all questions were asked.
+    for name in ("coverage@10", "popularity@20", "test_loss"):
+        assert everyone["metrics"][name]["holds"] and name not in some["metrics"]
+        assert abs(everyone["metrics"][name]["difference"]) < 1e-6
     assert asked(gap, most=1)["users"] <= 1 and asked(gap, most_users=3)["users"] <= 3
     with pytest.raises(UserError, match="--most 0: ask at least one question"):
         asked(gap, most=0)
@@ -249,9 +252,7 @@ def test_sessions_that_changed_since_are_left_out(gap: World, tmp_path: Path) ->
     table = DeltaTable(path)
     old, rows = table.file_uris(), table.to_pyarrow_table().to_pylist()
     before = asked(gap)
-    user = next(
-        u for u in sorted({row["user_id"] for row in rows}) if before["users"] > 1 and "ü" in u
-    )
+    user = next(row["user_id"] for row in rows if "ü" in row["user_id"])
     for row in rows:
         if row["user_id"] == user:
             row["events"][0]["item_id"] = "another"
@@ -281,7 +282,7 @@ def test_the_command_asks_the_code_that_was_registered(gap: World) -> None:
     assert status == 0 and told is not None and told["holds"], said + err
     assert "What is served is what was scored" in said
     client, _ = tracking.connect("toy")
-    version = client.get_model_version_by_alias("toy", "challenger").version
+    version = str(client.get_model_version_by_alias("toy", "challenger").version)
     file = file_of_version(gap, version, "model.json")
     whole = file.read_text()
     values = json.loads(whole)
