@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 PART_EVENTS = 1_000_000  # ours
-BATCH = 2048  # sessions
+BATCH = 32_768  # sessions; ours
 CLOCK = pa.timestamp("us", "UTC")
 COLUMNS = {
     "item_id": pa.string(), "event_ts": CLOCK, "source_session_id": pa.string(),
@@ -85,8 +85,6 @@ def raw_events(
     """
     failed: Exception | None = None
     for version in dict.fromkeys([consumed, None]):
-        if version is None and consumed is None and failed is not None:
-            break
         try:
             table = open_table(sessions_path, version, make_with)
             found = _Reading(sequences, users, folder / f"v{version}")
@@ -94,6 +92,8 @@ def raw_events(
             return found.gathered(items, int(table.version()), version is not None)
         except (FileNotFoundError, UserError) as error:
             failed = error
+    if isinstance(failed, UserError):
+        raise failed
     raise UserError(f"{sessions_path} cannot be read ({failed}): make it with `{make_with}`")
 
 

@@ -300,6 +300,9 @@ def _order(user: Ints, ts: Ints, ties: list[pd.Series]) -> Ints:
 
 def _places(column: pd.Series) -> Ints:
     """The place of each value among the distinct ones; null comes after all of them."""
+    if pd.api.types.is_numeric_dtype(column):
+        place, numbers = pd.factorize(column, sort=True)
+        return np.where(place < 0, len(numbers), place)
     code, values = distinct(column)
     rank = np.empty(len(values) + 1, dtype=np.int64)
     rank[sorted(range(len(values)), key=values.__getitem__)] = np.arange(len(values))

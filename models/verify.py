@@ -82,12 +82,7 @@ def verify(
     events, targets = questions(
         stored, source, lake, facts["table_version"], stored_cut(stored), facts["target"]
     )
-    if events.sequences.table_id != facts["table_id"]:
-        raise UserError(
-            f"{events.sequences.path} is not the table that {model.uri} was scored on (table id "
-            f"{events.sequences.table_id}, then {facts['table_id']}): it has been made anew. Train, "
-            "compare and register on the new one"
-        )
+    _same_table(model, facts, events)
     chosen = _drawn(targets, most, most_users, seed)
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
         raw = _raw(source, lake, events, np.unique(targets.user[chosen]), Path(folder))
@@ -108,16 +103,32 @@ def verify(
                 ask=asking.part,
             )  # fmt: skip
     told = {
+        "questions": len(chosen), "questions_of_the_test": len(targets.user),
+        "users": len(result.users),
+        "left_out": {"runaway": len(raw.runaway), "events_differ": len(raw.changed)},
+        "silver_version": raw.version, "silver_exact": raw.exact,
+        "machine": computes(), "scored_on": report.get("machine"), "same_machine": here,
+    }  # fmt: skip
+    return _named(model, facts) | told | _judged(asking, result, report, values, whole)
+
+
+def _same_table(model: Registered, facts: dict[str, Any], events: Events) -> None:
+    table = events.sequences
+    if table.table_id != facts["table_id"]:
+        raise UserError(
+            f"{table.path} is not the table that {model.uri} was scored on (table id "
+            f"{table.table_id}, then {facts['table_id']}): it has been made anew. Train, compare "
+            "and register on the new one"
+        )
+
+
+def _named(model: Registered, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
         "model": model.name, "version": model.version, "method": facts["method"],
         "mlflow_run_id": model.run_id, "target": facts["target"],
         "request_time": facts["request_time"], "session_rule": facts.get("session_rule", "gap"),
-        "table_version": facts["table_version"], "silver_version": raw.version,
-        "silver_exact": raw.exact, "machine": computes(), "scored_on": report.get("machine"),
-        "same_machine": here, "questions": len(chosen), "questions_of_the_test": len(targets.user),
-        "users": len(result.users),
-        "left_out": {"runaway": len(raw.runaway), "events_differ": len(raw.changed)},
+        "table_version": facts["table_version"],
     }  # fmt: skip
-    return told | _judged(asking, result, report, values, whole)
 
 
 def _recorded(
