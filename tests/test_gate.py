@@ -123,7 +123,7 @@ def test_the_gate(world: World) -> None:
     assert "is the champion already" in said
 
     # A version that serves something else than what was scored is refused for it.
-    file = file_of_version(world, version["personal_top"], "items.json")
+    file = file_of_version(version["personal_top"], "items.json")
     whole = file.read_text()
     file.write_text(whole.replace('"i03"', '"i_3"'))
     worse = ("promote", "--model-version", version["personal_top"])

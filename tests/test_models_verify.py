@@ -93,10 +93,10 @@ def test_what_is_served_is_what_was_scored(raw: World) -> None:
         if rule == raw.rule:  # type: ignore[attr-defined]
             for method, version in made(raw, f"some{number}", methods, options).items():
                 told = asked(raw, version)
-                print(method, options, in_words(told))
                 holds(told)
-                runaway = told["left_out"]["runaway"]
-                assert runaway > 0 and told["questions"] < told["questions_of_the_test"]
+                if PAPER[0] not in options:  # (of which such a user has no question)
+                    assert told["left_out"]["runaway"] > 0
+                    assert told["questions"] < told["questions_of_the_test"]
 
 
 @pytest.mark.long
@@ -283,7 +283,7 @@ def test_the_command_asks_the_code_that_was_registered(gap: World) -> None:
     assert "What is served is what was scored" in said
     client, _ = tracking.connect("toy")
     version = str(client.get_model_version_by_alias("toy", "challenger").version)
-    file = file_of_version(gap, version, "model.json")
+    file = file_of_version(version, "model.json")
     whole = file.read_text()
     values = json.loads(whole)
     values["facts"]["gap_us"] = 5_000_000
