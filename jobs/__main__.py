@@ -261,8 +261,8 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     outcome = {
         "run_id": context.run_id, "batch": context.batch, "job": job, "step": step,
         "source": context.source.name, "day": context.day, **result.counts(),
-        "rejects": result.rejects, "tables": result.tables, "notes": result.notes,
-        "seconds": round(seconds, 1),
+        "rejects": result.rejects, "tables": result.tables, "checks": result.checks,
+        "notes": result.notes, "seconds": round(seconds, 1),
     }  # fmt: skip
     rejects = ", ".join(f"{count} {reason}" for reason, count in result.rejects.items()) or "none"
     tables = ", ".join(

@@ -63,17 +63,18 @@ def _dates(times: Any) -> Any:
 
 # -- sequences ------------------------------------------------------------------------------------
 
-SEQUENCES_DDL = "holds boolean, first string, last string"
+SEQUENCES_DDL = "holds boolean, first string, last string, positions bigint"
 
 
 def sequences_hold(path: str) -> list[dict[str, Any]]:
     """Whether a file of `gold.sequences` keeps the suite of `expectations/sequences.py`, each user
-    once and in order of `user_id`; and its `first` and `last` user, for `apart`."""
+    once and in order of `user_id`; its `first` and `last` user, for `apart`; and its positions."""
     rows = files.read_parquet(path)
     users = rows["user_id"].combine_chunks()
     if not len(users):
-        return [{"holds": True, "first": None, "last": None}]
-    ends = {"first": users[0].as_py(), "last": users[-1].as_py()}
+        return [{"holds": True, "first": None, "last": None, "positions": 0}]
+    positions = int(pc.sum(pc.list_value_length(rows["item_index"])).as_py() or 0)
+    ends = {"first": users[0].as_py(), "last": users[-1].as_py(), "positions": positions}
     risen = pc.all(pc.less(users[:-1], users[1:])).as_py() is not False
     return [{"holds": users.null_count == 0 and risen and _arrays_hold(rows), **ends}]
 

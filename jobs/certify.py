@@ -104,6 +104,20 @@ def same_events(sessions: DataFrame, events: DataFrame) -> tuple[int, int, bool]
     return one[0], other[0], one == other
 
 
+def balance_of_all(sessions: DataFrame, events: DataFrame) -> dict[str, bool]:
+    """`events_balance` and `each_event_once` of all sessions together, against the events that they
+    were cut from: `user_id`, `event_id`."""
+    _, _, same = same_events(sessions, events)
+    # (An event of the table is there once: the same ones are, too.)
+    return {"events_balance": same, "each_event_once": same or events_are_distinct(sessions)}
+
+
+def events_are_distinct(sessions: DataFrame) -> bool:
+    """Whether no event stands in the sessions twice."""
+    ids = sessions.select(F.explode("events.event_id").alias("event_id"))
+    return ids.groupBy("event_id").count().where("count > 1").isEmpty()
+
+
 def _print(events: DataFrame) -> tuple[int, int, int]:
     digest = F.xxhash64("user_id", "event_id")
     found = events.agg(

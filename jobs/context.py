@@ -265,6 +265,9 @@ class Result:
     runaways: int = 0
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     tables_in: dict[str, int] = field(default_factory=dict)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By table: how many `checks` its suite has, how many `held`, and which `failed`, `warned` or
+    were `not_evaluated` (check -> why)."""
     files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -280,6 +283,7 @@ class Result:
             self.rejects[reason] = self.rejects.get(reason, 0) + count
         self.tables |= other.tables
         self.tables_in |= other.tables_in
+        self.checks |= other.checks
         self.files += other.files
         self.notes += other.notes
 

@@ -82,15 +82,20 @@ def look(context: Context) -> Result:
             f"{len(before)} days before {day} are known; from {MIN_NIGHTS} on drift is judged"
         )
         return result
-    unusual = compare(day, profiles[day], before, rules)
-    counts = {"rows": 1} | {one.name: int(one.name in unusual) for one in suite.checks()}
-    kind = "fail" if rules.policy == "stop" else "warn"
-    severity = {one.name: kind for one in suite.checks()}
-    verdict = validate.judge(context, NIGHTS, counts, suite.checks(), severity)
+    checks = suite.checks()
+    unusual, unknown = compare(day, profiles[day], before, rules)
+    counts = {one.name: int(one.name in unusual) for one in checks if one.name not in unknown}
+    severity = dict.fromkeys(
+        (one.name for one in checks), "fail" if rules.policy == "stop" else "warn"
+    )
+    verdict = validate.judge(context, NIGHTS, {"rows": 1} | counts, checks, severity, unknown)
+    result.checks[NIGHTS.full_name] = verdict.counts()
     said = [f"{name}: {unusual[name]}" for name in (*verdict.failed, *verdict.warned)]
     if not said:
-        result.notes.append(f"{day} is like the {len(before)} days before it")
+        more = f": {verdict.in_words()}" if unknown else ""
+        result.notes.append(f"{day} is like the {len(before)} days before it{more}")
         return result
+    said += [f"{name} was not evaluated: {why}" for name, why in unknown.items()]
     words = (
         f"{context.source.name}: {day} is unlike the {len(before)} days before it\n"
         + "\n".join(f"  {one}" for one in said)
@@ -112,9 +117,11 @@ def look(context: Context) -> Result:
 
 def compare(
     day: date, night: Profile, before: dict[date, Profile], rules: DriftPart
-) -> dict[str, str]:
-    """What is unusual about a night: the check's name -> its numbers in words."""
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What is unusual about a night: the check's name -> its numbers in words; and which checks
+    cannot be evaluated: the check's name -> why."""
     found: dict[str, str] = {}
+    unknown: dict[str, str] = {}
     same = [one for at, one in before.items() if at.weekday() == day.weekday()]
     whom = same if len(same) >= SAME_WEEKDAY else list(before.values())
     of = f"the {len(whom)} {day:%A}s before" if whom is same else f"the {len(whom)} days before"
@@ -128,14 +135,22 @@ def compare(
             )
     usual = median(one.new_share for one in whom)
     noise = math.sqrt(max(usual * (1 - usual), 1e-4) / max(1, night.items))
-    if night.items and abs(night.new_share - usual) > max(rules.new_items, DEVIATIONS * noise):
+    if not night.items:
+        unknown["new_items_as_usual"] = "the day has no items"
+    elif abs(night.new_share - usual) > max(rules.new_items, DEVIATIONS * noise):
         found["new_items_as_usual"] = (
             f"{night.new_items:,} of {night.items:,} items were never seen before "
             f"({night.new_share:.0%}), {usual:.0%} are usual (median of {of}; {rules.new_items:.0%} "
             "more or less is the limit)"
         )
     usual_gaps = _usual_gaps(list(before.values()))
-    if min(night.gaps.sum(), usual_gaps.sum()) >= LEAST_GAPS:
+    fewest = int(min(night.gaps.sum(), usual_gaps.sum()))
+    if fewest < LEAST_GAPS:
+        unknown["gaps_as_usual"] = (
+            f"{int(night.gaps.sum()):,} pauses, on the days before {usual_gaps.sum():,.0f}: at "
+            f"least {LEAST_GAPS:,} are needed"
+        )
+    else:
         index = stability_index(night.gaps, usual_gaps)
         if index > rules.psi:
             found["gaps_as_usual"] = (
@@ -143,7 +158,7 @@ def compare(
                 f"are under {_median_s(night.gaps):,} s, of the days before under "
                 f"{_median_s(usual_gaps):,} s"
             )
-    return found
+    return found, unknown
 
 
 def _usual_gaps(before: list[Profile]) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("alias", "model_version", "k")
 USERS_A_FILE = 131_072  # ours
+UNSEEN = "unseen.parquet"
 
 
 def compute(
@@ -61,17 +62,17 @@ def compute(
     assert base is not None
     model, stored = loaded(name, alias, model_version)
     candidate = context.candidate(RECOMMENDATIONS)
-    size, excludes = min(k, len(stored.item_ids)), _excludes(stored)
+    size, each = min(k, len(stored.item_ids)), excludes(stored)
     there = False
     if lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
-        longest = _longest(context, base, model.version, excludes)
-        there = longest == (_possible(context, stored, upto, size) if excludes else size)
+        longest = _longest(context, base, model.version, each)
+        there = longest == (_possible(context, stored, upto, size) if each else size)
     manifest: dict[str, Any] = {
         "base": base, "upto": upto, "version": model.version, "uri": model.uri, "size": size,
-        "method": stored.facts["method"], "excludes": excludes, "empty": there,
+        "method": stored.facts["method"], "excludes": each, "empty": there,
     }  # fmt: skip
     if not manifest["empty"]:
-        manifest |= fill(context, stored, model, upto, base, size)
+        manifest |= fill(context, candidate, stored, model, upto, base, size)
     candidate.save(manifest)
     crash.point("score.computed")
     return candidate
@@ -99,7 +100,8 @@ def loaded(source: str, alias: str, number: int | None) -> tuple[Registered, Sto
     return model, stored
 
 
-def _excludes(stored: Stored) -> bool:
+def excludes(stored: Stored) -> bool:
+    """Whether the model leaves out what a user has seen."""
     return stored.config.model.repeat_policy == "exclude_seen"
 
 
@@ -148,9 +150,34 @@ def _asked(context: Context, stored: Stored, upto: int) -> tuple[list[str], Rows
     return sequences.user_id, rows
 
 
+def unseen_of_users(context: Context, stored: Stored, upto: int) -> pa.Table:
+    """`user_id` of a version of gold.sequences, and how many items each has not seen: `unseen`."""
+    names, rows = _asked(context, stored, upto)
+    return _unseen_table(names, _unseen(stored, rows))
+
+
+def _unseen_table(names: list[str], unseen: Ints) -> pa.Table:
+    return pa.table({"user_id": pa.array(names, pa.string()), "unseen": pa.array(unseen)})
+
+
+def as_long_as_can_be(users: Any, size: Ints, unseen: pa.Table, asked: int) -> bool:
+    """Whether each user's list has as many items as were asked for, or all that may be returned.
+
+    Args:
+        users, size: of the lists: whose they are, and how many items they have.
+        unseen: as `unseen_of_users` gives it.
+    """
+    place = pc.index_in(users, unseen["user_id"].combine_chunks())
+    if place.null_count:
+        return False  # nobody of that name was to have a list
+    most = unseen["unseen"].to_numpy()[place.to_numpy(zero_copy_only=False)]
+    return bool((size == np.minimum(most, asked)).all())
+
+
 def fill(
-    context: Context, stored: Stored, model: Registered, upto: int, base: int, size: int
-) -> dict[str, Any]:
+    context: Context, candidate: Candidate, stored: Stored, model: Registered, upto: int,
+    base: int, size: int,
+) -> dict[str, Any]:  # fmt: skip
     """Stage the lists of all users, and those that stay."""
     from models.lists import lists
 
@@ -161,8 +188,10 @@ def fill(
     # Who has seen the whole catalogue can be given nothing. Any other empty list is a fault of the
     # model's, and stays for the suite to refuse.
     nothing = np.zeros(len(names), dtype=bool)
-    if _excludes(stored):
-        nothing = _unseen(stored, rows) == 0
+    if excludes(stored):
+        unseen = _unseen(stored, rows)
+        nothing = unseen == 0
+        files.write_parquet(candidate.path(UNSEEN), _unseen_table(names, unseen))
 
     def parts() -> Iterator[pa.Table]:
         for at, table in lists(stored, rows, size):
@@ -237,8 +266,7 @@ def audit(context: Context, candidate: Candidate) -> None:
             ).as_py()
             for one in new
         ),
-        "lists_are_whole": manifest["excludes"]
-        or all(one["least"] == one["most"] == manifest["size"] for one in new),
+        "lists_are_whole": _whole(candidate, manifest, new),
         "users_balance": sum(one["rows"] for one in new) + manifest["nothing"]
         == lake.table_of(SEQUENCES, manifest["upto"], ["user_id"]).num_rows,
     }
@@ -251,6 +279,21 @@ def audit(context: Context, candidate: Candidate) -> None:
         staged = lake.staged(RECOMMENDATIONS, manifest["staged"])
         validate.audit_candidate(context, RECOMMENDATIONS, staged, facts)
     crash.point("score.audited")
+
+
+def _whole(candidate: Candidate, manifest: dict[str, Any], new: list[dict[str, Any]]) -> bool:
+    """Whether the new lists have as many items as were asked for, or all that may be returned."""
+    size = manifest["size"]
+    if not manifest["excludes"]:
+        return all(one["least"] == one["most"] == size for one in new)
+    unseen = files.read_parquet(candidate.path(UNSEEN))
+    for path in manifest["made"]:
+        rows = files.read_parquet(path, ["user_id", "model_version", "items"])
+        rows = rows.filter(pc.equal(rows["model_version"], manifest["version"]))
+        length = pc.fill_null(pc.list_value_length(rows["items"]), 0).to_numpy()
+        if not as_long_as_can_be(rows["user_id"], length, unseen, size):
+            return False
+    return True
 
 
 def publish(context: Context, candidate: Candidate) -> Result:

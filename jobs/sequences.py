@@ -124,7 +124,6 @@ def fill(
         write_gone(context, candidate, gone)
     manifest |= {
         "rows": sum(one["rows"] for one in woven), "made": made, "many": many,
-        "positions": sum(one["positions"] for one in woven),
         "events": events_of(context, manifest, since, many),
     }  # fmt: skip
 
@@ -210,10 +209,11 @@ def audit(context: Context, candidate: Candidate) -> None:
     manifest = candidate.manifest()
     if manifest["empty"]:
         return
-    facts = {"positions_balance": manifest["positions"] == manifest["events"]}
     spark = (lambda: context.spark) if manifest["many"] else None
     ddl = arrow_checks.SEQUENCES_DDL
     held = run(spark, arrow_checks.sequences_hold, manifest["made"], ddl, "string")
+    positions = sum(one["positions"] for one in held)
+    facts = {"positions_balance": positions == manifest["events"]}
     if all(one["holds"] for one in held) and arrow_checks.apart(held):
         validate.audit_certified(context, SEQUENCES, manifest["rows"], facts)
     else:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from jobs import drift, files, ingest, items, replay, score, sequences, sessionize, validate
+from jobs import drift, files, ingest, items, published, replay, score, sequences, sessionize
 from jobs.context import Candidate, Context, Result
 from jobs.errors import Conflict
 from jobs.tables import EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
@@ -44,7 +44,7 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
         elif job == "drift":
             result.add(drift.look(context))
         elif job == "validate":
-            result.add(validate.validate_tables(context, options.get("table")))
+            result.add(published.validate_tables(context, options.get("table")))
         else:
             result.add(one_job(context, job, step, options))
     return result

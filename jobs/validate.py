@@ -3,8 +3,11 @@
 Spark counts, in one pass over the candidate, the rows that break each condition of
 `expectations/`; Great Expectations judges the counts, keeps the result and writes the Data Docs
 page (run on the rows themselves, it asks Spark once an expectation, which costs 1 to 2 seconds
-each whatever the size). A suite that *errored* (an expectation could not be evaluated: GX reports that as a failure with
-`exception_info`) is told apart from one that *failed*.
+each whatever the size). A suite that *errored* (an expectation could not be evaluated: GX reports
+that as a failure with `exception_info`) is told apart from one that *failed*.
+
+A check holds, fails, warns, or was *not evaluated*. In a night every check must be evaluated: one
+that no job stated is an error. Whole tables lack what only a run knows (`jobs/whole.py`).
 """
 
 from __future__ import annotations
@@ -40,12 +43,48 @@ SHOWN_ROWS = 5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a suite said: failing checks that stop, failing checks that warn, and the page."""
+    """What a suite said: failing checks that stop, failing checks that warn, checks that were not
+    evaluated with the reason, and the page."""
 
     failed: dict[str, int]
     warned: dict[str, int]
+    not_evaluated: dict[str, str]
     checks: int
     docs: str
+
+    @property
+    def held(self) -> int:
+        return self.checks - len(self.failed) - len(self.warned) - len(self.not_evaluated)
+
+    def counts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "checks": self.checks, "held": self.held, "failed": self.failed,
+            "warned": self.warned, "not_evaluated": self.not_evaluated,
+        }  # fmt: skip
+
+    def in_words(self) -> str:
+        """Such as `8 of 10 checks hold, 2 were not evaluated: lines_balance (…), …`."""
+        if self.held == self.checks:
+            return f"{self.checks} checks hold"
+        parts = [f"{self.held} of {self.checks} checks hold"]
+        broken = self.failed | self.warned
+        if broken:
+            parts.append(f"{len(broken)} {_do_not(len(broken))}: {', '.join(broken)}")
+        if self.not_evaluated:
+            were = "was" if len(self.not_evaluated) == 1 else "were"
+            why = ", ".join(f"{name} ({why})" for name, why in self.not_evaluated.items())
+            parts.append(f"{len(self.not_evaluated)} {were} not evaluated: {why}")
+        return ", ".join(parts)
+
+
+def _do_not(number: int) -> str:
+    return "does not" if number == 1 else "do not"
+
+
+def of_batch(checks: Iterable[Check]) -> list[str]:
+    """The names of the checks that speak of a whole batch: a job must state whether they hold."""
+    return [check.name for check in checks if not (check.condition or check.unique)]
 
 
 def suite(context: Context, table: Table) -> tuple[Check, ...]:
@@ -92,6 +131,7 @@ def audit_candidate(
     facts: Mapping[str, bool],
     severity: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
+    not_evaluated: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Run the table's suite on candidate rows.
 
@@ -100,12 +140,15 @@ def audit_candidate(
         facts: the checks that speak of the whole batch, as the job found them.
         severity: overrides a check's severity, by name.
         words: what to say of a check of the whole batch that does not hold, by name.
+        not_evaluated: the checks of the whole batch that cannot be evaluated here, with the reason.
+            A night has none.
 
     Raises:
         AuditFailed: rows break an invariant; names the checks and the first rows.
-        AuditErrored: a check could not be evaluated.
+        AuditErrored: a check was not evaluated, and `not_evaluated` has no reason for it.
     """
     checks = suite(context, table)
+    missing = _expected(table, checks, facts, not_evaluated or {})
     of_rows = [check for check in checks if check.condition or check.unique]
     rule = context.source.sessions if table is SESSIONS else None
     try:
@@ -125,7 +168,8 @@ def audit_candidate(
             f"rows: {str(error)[:500]}"
         ) from error
     assert found is not None
-    return _settled(context, table, checks, found.asDict(), facts, severity, words, frame)
+    counts = found.asDict()
+    return _settled(context, table, checks, counts, facts, missing, severity, words, frame)
 
 
 def audit_certified(
@@ -141,9 +185,31 @@ def audit_certified(
 
     Raises:
         AuditFailed: a check of the whole batch does not hold.
+        AuditErrored: a check of the whole batch was not evaluated.
     """
     checks = suite(context, table)
-    return _settled(context, table, checks, {"rows": number}, facts, severity, words)
+    missing = _expected(table, checks, facts, {})
+    counts = {"rows": number}
+    return _settled(context, table, checks, counts, facts, missing, severity, words)
+
+
+def _expected(
+    table: Table, checks: tuple[Check, ...], facts: Mapping[str, bool], why: Mapping[str, str]
+) -> dict[str, str]:
+    """The checks of the batch that were not evaluated, each with its reason.
+
+    Raises:
+        AuditErrored: nobody evaluated a check, or said why not.
+    """
+    missing = [name for name in of_batch(checks) if name not in facts]
+    silent = [_told(checks, name) for name in missing if name not in why]
+    if silent:
+        raise AuditErrored(
+            f"{table.full_name}: {len(silent)} of {len(checks)} checks were not evaluated, so "
+            f"nothing is known about them and nothing is published: {', '.join(silent)}. The job "
+            "that made the candidate must state whether they hold"
+        )
+    return {name: why[name] for name in missing}
 
 
 def _settled(
@@ -152,14 +218,19 @@ def _settled(
     checks: tuple[Check, ...],
     counts: dict[str, Any],
     facts: Mapping[str, bool],
+    missing: Mapping[str, str],
     severity: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
     frame: DataFrame | None = None,
 ) -> Verdict:
     """The verdict on counts of broken rows, warned of or raised."""
-    for check in checks:  # what is not counted row by row holds of all, or the job says whether
-        counts.setdefault(check.name, int(not facts.get(check.name, True)))
-    verdict = judge(context, table, counts, checks, severity or {})
+    of_all = of_batch(checks)
+    for check in checks:
+        if check.name not in of_all:  # checks of rows that are not counted are certified
+            counts.setdefault(check.name, 0)
+        elif check.name not in missing:
+            counts[check.name] = int(not facts[check.name])
+    verdict = judge(context, table, counts, checks, severity or {}, missing)
     for name, count in verdict.warned.items():
         said = (words or {}).get(name) or f"{_told(checks, name)}: {_rows(count)}"
         print(f"warning: {table.full_name}: {said}", flush=True)
@@ -229,6 +300,14 @@ def _gx_context(folder: str) -> Any:
         data_docs_sites={
             "local": {
                 "class_name": "SiteBuilder",
+                "site_section_builders": {
+                    "validations": {
+                        "renderer": {
+                            "module_name": "jobs.audit_page",
+                            "class_name": "AuditPageRenderer",
+                        }
+                    }
+                },
                 "show_how_to_buttons": False,
                 "store_backend": {**files, "base_directory": os.path.join(folder, "data_docs")},
                 "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
@@ -252,13 +331,23 @@ def judge(
     counts: Mapping[str, int],
     checks: tuple[Check, ...],
     severity: Mapping[str, str],
+    not_evaluated: Mapping[str, str] | None = None,
 ) -> Verdict:
     """What Great Expectations says of the counts of what breaks each check; keeps the page.
+
+    Args:
+        counts: rows that break each check, but those of `not_evaluated`.
+        not_evaluated: checks without a count, each with the reason. They are no expectations: the
+            result's meta has them, and the page shows them apart.
 
     Raises:
         AuditErrored: a check could not be evaluated.
     """
     import great_expectations as gx
+
+    from jobs.audit_page import NOT_EVALUATED
+
+    missing = dict(not_evaluated or {})
 
     folder = docs_folder(context)
     os.makedirs(folder, exist_ok=True)
@@ -266,6 +355,8 @@ def judge(
     expectations = gx.ExpectationSuite(name=f"{context.source.name}.{table.full_name}")
     expectations = gx_context.suites.add(expectations)
     for check in checks:
+        if check.name in missing:
+            continue
         kind = severity.get(check.name, check.severity)
         expectations.add_expectation(
             gx.expectations.ExpectColumnMaxToBeBetween(
@@ -289,7 +380,7 @@ def judge(
         gx.Checkpoint(
             name=f"{context.source.name}.{table.full_name}",
             validation_definitions=[definition],
-            actions=[gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["local"])],
+            actions=[],
             result_format="SUMMARY",
         )
     )
@@ -298,9 +389,19 @@ def judge(
             batch_parameters={"dataframe": frame},
             run_id=gx.RunIdentifier(run_name=re.sub(r"[^\w.+-]", "_", context.batch)),
         )
+    [(place, found)] = outcome.run_results.items()
+    with _quiet():
+        if missing:
+            found.meta[NOT_EVALUATED] = [
+                {"check": check.name, "says": check.says, "why": missing[check.name]}
+                for check in checks
+                if check.name in missing
+            ]
+            gx_context.validation_results_store.set(place, found)
+        gx_context.build_data_docs(site_names=["local"], resource_identifiers=[place])
     failed: dict[str, int] = {}
     warned: dict[str, int] = {}
-    for result in next(iter(outcome.run_results.values())).results:
+    for result in found.results:
         name = result.expectation_config.kwargs["column"]
         trouble = [
             info["exception_message"]
@@ -315,7 +416,8 @@ def judge(
         if not result.success:
             warns = result.expectation_config.severity == "warning"
             (warned if warns else failed)[name] = counts[name]
-    return Verdict(failed, warned, len(checks), os.path.join(folder, "data_docs", "index.html"))
+    page = os.path.join(folder, "data_docs", "index.html")
+    return Verdict(failed, warned, missing, len(checks), page)
 
 
 def _exceptions(info: Any) -> list[dict[str, Any]]:
@@ -325,44 +427,3 @@ def _exceptions(info: Any) -> list[dict[str, Any]]:
     if "raised_exception" in info:
         return [info]
     return [one for one in info.values() if isinstance(one, dict)]
-
-
-def whole_facts(context: Context, sessions: DataFrame, upto: int | None) -> dict[str, bool]:
-    """What must hold of all sessions together, against the events that they were cut from."""
-    if upto is None:
-        return {"events_balance": sessions.isEmpty()}
-    events = context.lake.read(EVENTS, upto).select("user_id", "event_id")
-    inside, there, same = certify.same_events(sessions, events)
-    return {"events_balance": inside == there, "each_event_once": inside != there or same}
-
-
-def validate_tables(context: Context, only: str | None) -> Any:
-    """Run the suites on the whole published tables, as they stand.
-
-    Raises:
-        SettingsError: `only` names no table with a suite, or there is no such table yet.
-        AuditFailed, AuditErrored: as in a night.
-    """
-    from jobs.context import Result
-    from jobs.errors import SettingsError
-
-    tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS)}
-    if only is not None and only not in tables:
-        raise SettingsError(f"--table {only}: tables with a suite are {', '.join(tables)}")
-    result = Result()
-    for name, table in tables.items():
-        if only not in (None, name):
-            continue
-        version = context.lake.version(table)
-        if version is None and table is RECOMMENDATIONS and only is None:
-            continue  # nobody has scored yet
-        if version is None:
-            raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
-        rows = context.lake.read(table, version)
-        facts: dict[str, bool] = {}
-        if table is SESSIONS:
-            facts = whole_facts(context, rows, context.lake.consumed(SESSIONS, EVENTS))
-        verdict = audit_candidate(context, table, rows, facts)
-        result.tables_in[name] = version
-        result.notes.append(f"{name} version {version}: {verdict.checks} checks hold")
-    return result
