@@ -13,7 +13,7 @@ from jobs import certify, increments, validate
 from jobs import sequences as sequences_job
 from jobs.errors import AuditErrored, AuditFailed
 from jobs.spark import compile_plans
-from jobs.tables import EVENTS, SEQUENCES, SESSIONS
+from jobs.tables import EVENTS, RECOMMENDATIONS, SEQUENCES, SESSIONS, Table
 from tests.spark_tools import Workshop
 
 T = 1_700_000_000
@@ -26,6 +26,19 @@ def shop(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     made.land("log.csv", "\n".join(["user,item,ts", *rows]) + "\n")
     made.run()
     return made
+
+
+BATCH = {
+    EVENTS: ("lines_balance", "reject_share_within_bound"),
+    SESSIONS: ("each_event_once", "events_balance"),
+    SEQUENCES: ("positions_balance",),
+    RECOMMENDATIONS: ("items_are_known", "lists_are_whole", "users_balance"),
+}
+
+
+def stated(table: Table, *but: str) -> dict[str, bool]:
+    """What a job states of a batch that is whole."""
+    return {name: True for name in BATCH[table] if name not in but}
 
 
 def breaking(rows: Any, where: str, changes: dict[str, Column]) -> Any:
@@ -56,7 +69,7 @@ def test_a_broken_session_fails_its_check(shop: Workshop, check: str) -> None:
     rows = shop.lake.read(SESSIONS)
     broken = breaking(rows, where, {name: make(F.col(name)) for name, make in changes.items()})
     with pytest.raises(AuditFailed) as raised:
-        validate.audit_candidate(shop.context(), SESSIONS, broken, {})
+        validate.audit_candidate(shop.context(), SESSIONS, broken, stated(SESSIONS))
     assert f"  {check} (" in str(raised.value) and "such as" in str(raised.value)
 
 
@@ -127,7 +140,7 @@ def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
     ]  # fmt: skip
     cut = halves[0].unionByName(halves[1])
     with pytest.raises(AuditFailed, match=r"1 of \d+ checks failed[\s\S]*neighbours_are_apart"):
-        validate.audit_candidate(shop.context(), SESSIONS, cut, {})
+        validate.audit_candidate(shop.context(), SESSIONS, cut, stated(SESSIONS))
     rule = shop.source.sessions
     assert not certify.times_are_apart(cut, rule) and certify.times_are_apart(halves[0], rule)
     assert not certify.all_hold(cut, validate.suite(shop.context(), SESSIONS), rule)
@@ -162,7 +175,7 @@ def test_a_broken_sequence_fails_its_check(
 ) -> None:
     rows = breaking(shop.lake.read(SEQUENCES), "user_id = 'u0'", {column: make(F.col(column))})
     with pytest.raises(AuditFailed) as raised:
-        validate.audit_candidate(shop.context(), SEQUENCES, rows, {})
+        validate.audit_candidate(shop.context(), SEQUENCES, rows, stated(SEQUENCES))
     assert f"  {check} (" in str(raised.value) and "u0" in str(raised.value)
 
 
@@ -181,7 +194,7 @@ def test_a_broken_event_fails_its_check(
 ) -> None:
     rows = breaking(shop.lake.read(EVENTS), "item_id IN ('i1', 'i2')", {column: value()})
     with pytest.raises(AuditFailed) as raised:
-        validate.audit_candidate(shop.context(), EVENTS, rows, {})
+        validate.audit_candidate(shop.context(), EVENTS, rows, stated(EVENTS))
     assert f"  {check} (" in str(raised.value)
 
 
@@ -190,21 +203,52 @@ def test_lines_that_do_not_balance_fail_and_a_high_reject_share_warns(
 ) -> None:
     rows = shop.lake.read(EVENTS)
     with pytest.raises(AuditFailed, match="lines_balance"):
-        validate.audit_candidate(shop.context(), EVENTS, rows, {"lines_balance": False})
+        validate.audit_candidate(
+            shop.context(), EVENTS, rows, stated(EVENTS) | {"lines_balance": False}
+        )
     verdict = validate.audit_candidate(
-        shop.context(), EVENTS, rows, {"reject_share_within_bound": False},
+        shop.context(), EVENTS, rows, stated(EVENTS) | {"reject_share_within_bound": False},
         severity={"reject_share_within_bound": "warn"},
     )  # fmt: skip
     assert verdict.failed == {} and verdict.warned == {"reject_share_within_bound": 1}
     assert "warning: bronze.events" in capsys.readouterr().out
 
 
-def test_a_suite_that_cannot_be_evaluated_errored_and_did_not_fail(
-    shop: Workshop,
-) -> None:
+@pytest.mark.parametrize("table", BATCH, ids=lambda table: table.full_name)
+def test_a_check_that_no_job_stated_is_an_error(shop: Workshop, table: Table) -> None:
+    """Whichever it is, whichever way the rows were audited."""
+    checks = validate.suite(shop.context(), table)
+    assert tuple(validate.of_batch(checks)) == BATCH[table]
+    rows = shop.lake.spark.createDataFrame([], table.ddl)
+    for name in BATCH[table]:
+        said = rf"{table.full_name}: 1 of \d+ checks were not evaluated[\s\S]*{name} \("
+        with pytest.raises(AuditErrored, match=said):
+            validate.audit_certified(shop.context(), table, 0, stated(table, name))
+        with pytest.raises(AuditErrored, match=said):
+            validate.audit_candidate(shop.context(), table, rows, stated(table, name))
+    verdict = validate.audit_certified(shop.context(), table, 0, stated(table))
+    assert verdict.held == verdict.checks == len(checks) and verdict.not_evaluated == {}
+
+
+def test_an_expectation_that_raises_errored_and_did_not_fail(shop: Workshop) -> None:
+    """Great Expectations says of it `success: false`, as of one that fails."""
+    checks = validate.suite(shop.context(), SEQUENCES)
+    counts: dict[str, Any] = {check.name: 0 for check in checks}
+    assert validate.judge(shop.context(), SEQUENCES, counts, checks, {}).failed == {}
+    name = checks[2].name
+    for wrong in (
+        {one: count for one, count in counts.items() if one != name},  # no such column
+        counts | {name: "several"},
+    ):
+        with pytest.raises(AuditErrored, match=rf"gold.sequences: check {name} \(") as raised:
+            validate.judge(shop.context(), SEQUENCES, wrong, checks, {})
+        assert "nothing is known about the rows" in str(raised.value)
+
+
+def test_rows_that_cannot_be_counted_errored_and_did_not_fail(shop: Workshop) -> None:
     rows = shop.lake.read(SESSIONS).drop("events")
     with pytest.raises(AuditErrored, match="nothing is known about the rows"):
-        validate.audit_candidate(shop.context(), SESSIONS, rows, {})
+        validate.audit_candidate(shop.context(), SESSIONS, rows, stated(SESSIONS))
 
 
 def test_a_failed_audit_publishes_nothing_and_keeps_the_candidate(
