@@ -44,7 +44,19 @@ def _mark(header: Any, success: bool, title: str) -> None:
 
 
 def _section(missing: list[dict[str, str]]) -> RenderedSectionContent:
-    icon = RenderedStringTemplateContent(
+    rows = [[_icon(), one["check"], one["says"], one["why"]] for one in missing]
+    table = RenderedTableContent(
+        content_block_type="table",
+        header_row=["Status", "Check", "Expectation", "Why it was not evaluated"],
+        table=rows,
+        styling={"body": {"classes": ["table"]}, "classes": ["m-2", "table-responsive"]},
+    )
+    return RenderedSectionContent(section_name="Not evaluated", content_blocks=[table])
+
+
+def _icon() -> RenderedStringTemplateContent:
+    """(Rendering changes it: each row needs its own.)"""
+    return RenderedStringTemplateContent(
         content_block_type="string_template",
         string_template={
             "template": "$icon",
@@ -56,11 +68,3 @@ def _section(missing: list[dict[str, str]]) -> RenderedSectionContent:
             },
         },
     )
-    rows = [[icon, one["check"], one["says"], one["why"]] for one in missing]
-    table = RenderedTableContent(
-        content_block_type="table",
-        header_row=["Status", "Check", "Expectation", "Why it was not evaluated"],
-        table=rows,
-        styling={"body": {"classes": ["table"]}, "classes": ["m-2", "table-responsive"]},
-    )
-    return RenderedSectionContent(section_name="Not evaluated", content_blocks=[table])

@@ -398,7 +398,8 @@ def judge(
                 if check.name in missing
             ]
             gx_context.validation_results_store.set(place, found)
-        gx_context.build_data_docs(site_names=["local"], resource_identifiers=[place])
+        pages = [place, place.expectation_suite_identifier]
+        gx_context.build_data_docs(site_names=["local"], resource_identifiers=pages)
     failed: dict[str, int] = {}
     warned: dict[str, int] = {}
     for result in found.results:

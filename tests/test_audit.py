@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pytest
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
+from expectations import sessions as sessions_suite
 from jobs import certify, increments, validate
 from jobs import sequences as sequences_job
 from jobs.errors import AuditErrored, AuditFailed
@@ -50,27 +53,65 @@ def breaking(rows: Any, where: str, changes: dict[str, Column]) -> Any:
     )
 
 
-SESSION_BREAKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "events_in_order": ("event_count > 5", {"events": F.reverse}),
-    "no_boundary_inside": (
+def row_breaks(where: str, **changes: Any) -> Callable[[Any], Any]:
+    """A function that changes columns of the rows of a condition."""
+
+    def make(rows: Any) -> Any:
+        return breaking(rows, where, {n: change(F.col(n)) for n, change in changes.items()})
+
+    return make
+
+
+def halved(rows: Any) -> Any:
+    """A session in two: each holds alone, together they are too near."""
+    rows = rows.where("user_id = 'u1'")
+    halves = [
+        rows.withColumn("events", F.slice("events", start, length)).withColumns(
+            {"session_id": F.lit(f"half {start}"), "event_count": F.size("events"),
+             "start_ts": F.col("events")[0].event_ts,
+             "end_ts": F.element_at("events", -1).event_ts}
+        )
+        for start, length in ((1, 4), (5, 6))
+    ]  # fmt: skip
+    return halves[0].unionByName(halves[1])
+
+
+def inside_the_first(_: Any) -> Column:
+    return F.timestamp_seconds(F.lit(T + 1300))
+
+
+SESSION_BREAKS: dict[str, Callable[[Any], Any]] = {
+    "events_in_order": row_breaks("event_count > 5", events=F.reverse),
+    "no_boundary_inside": row_breaks(
         "event_count > 5",
-        {"events": lambda events: F.transform(
-            events, lambda e, n: e.withField("event_ts", F.timestamp_seconds(F.lit(T) + n * 1801)))},
+        events=lambda events: F.transform(
+            events, lambda e, n: e.withField("event_ts", F.timestamp_seconds(F.lit(T) + n * 1801))),
     ),
-    "bounds_are_the_events": ("event_count > 5", {"event_count": lambda count: count - 1}),
-    "runaways_are_flagged": ("event_count > 5", {"runaway": lambda _: F.lit("hours")}),
-    "session_id_is_key": ("true", {"session_id": lambda _: F.lit("one")}),
+    "bounds_are_the_events": row_breaks("event_count > 5", event_count=lambda count: count - 1),
+    "runaways_are_flagged": row_breaks("event_count > 5", runaway=lambda _: F.lit("hours")),
+    "session_id_is_key": row_breaks("true", session_id=lambda _: F.lit("one")),
+    "neighbours_are_apart": halved,
+    # u0's other session moves into the first one.
+    "neighbours_in_order": row_breaks(
+        "event_count = 1", start_ts=inside_the_first, end_ts=inside_the_first,
+        start_date=lambda _: F.to_date(inside_the_first(_)),
+        events=lambda events: F.transform(
+            events, lambda e: e.withField("event_ts", inside_the_first(e))),
+    ),
 }  # fmt: skip
+
+
+def named(error: BaseException) -> set[str]:
+    """The checks that an audit names."""
+    return set(re.findall(r"^  (\w+) \(", str(error), re.MULTILINE))
 
 
 @pytest.mark.parametrize("check", SESSION_BREAKS)
 def test_a_broken_session_fails_its_check(shop: Workshop, check: str) -> None:
-    where, changes = SESSION_BREAKS[check]
-    rows = shop.lake.read(SESSIONS)
-    broken = breaking(rows, where, {name: make(F.col(name)) for name, make in changes.items()})
+    broken = SESSION_BREAKS[check](shop.lake.read(SESSIONS))
     with pytest.raises(AuditFailed) as raised:
         validate.audit_candidate(shop.context(), SESSIONS, broken, stated(SESSIONS))
-    assert f"  {check} (" in str(raised.value) and "such as" in str(raised.value)
+    assert check in named(raised.value) and "such as" in str(raised.value)
 
 
 def test_what_is_whole_is_certified_and_what_is_broken_is_not(shop: Workshop) -> None:
@@ -83,10 +124,9 @@ def test_what_is_whole_is_certified_and_what_is_broken_is_not(shop: Workshop) ->
     assert certify.all_hold(sessions, unbounded, rule)  # looks at the events of neighbours
     assert certify.all_hold(sequences, validate.suite(shop.context(), SEQUENCES))
     assert certify.all_hold(shop.lake.read(EVENTS), validate.suite(shop.context(), EVENTS))
-    for where, changes in SESSION_BREAKS.values():
-        if "session_id" not in changes:  # a key is asked for apart
-            made = {name: make(F.col(name)) for name, make in changes.items()}
-            assert not certify.all_hold(breaking(sessions, where, made), suite, rule)
+    for name, make in SESSION_BREAKS.items():
+        if name != "session_id_is_key":  # a key is asked for apart
+            assert not certify.all_hold(make(sessions), suite, rule), name
     empty = {"events": F.slice("events", 1, 0)}
     assert not certify.all_hold(breaking(sessions, "event_count > 5", empty), suite, rule)
 
@@ -129,73 +169,91 @@ def test_the_same_events_are_told_from_as_many_others(shop: Workshop) -> None:
 
 
 def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
-    rows = shop.lake.read(SESSIONS).where("user_id = 'u1'")
-    halves = [
-        rows.withColumn("events", F.slice("events", start, length)).withColumns(
-            {"session_id": F.lit(f"half {start}"), "event_count": F.size("events"),
-             "start_ts": F.col("events")[0].event_ts,
-             "end_ts": F.element_at("events", -1).event_ts}
+    whole = shop.lake.read(SESSIONS)
+    cut, rule = halved(whole), shop.source.sessions
+    assert not certify.times_are_apart(cut, rule) and certify.times_are_apart(whole, rule)
+
+
+def test_native_sessions_are_in_order_though_they_are_apart(shop: Workshop) -> None:
+    """Under the native rule `neighbours_in_order` fails alone: b begins while a lasts."""
+    rule = shop.source.sessions.model_copy(update={"rule": "source_session_id"})
+    suite = sessions_suite.checks(
+        rule.rule, rule.gap_us, rule.max_session_us, rule.max_session_events
+    )
+    checks = [check for check in suite if check.across]
+    whole = shop.lake.read(SESSIONS).where("user_id = 'u0'")
+    native = {
+        "events": F.transform(
+            "events",
+            lambda e: e.withField("source_session_id", F.col("event_count").cast("string")),
         )
-        for start, length in ((1, 4), (5, 6))
-    ]  # fmt: skip
-    cut = halves[0].unionByName(halves[1])
-    with pytest.raises(AuditFailed, match=r"1 of \d+ checks failed[\s\S]*neighbours_are_apart"):
-        validate.audit_candidate(shop.context(), SESSIONS, cut, stated(SESSIONS))
-    rule = shop.source.sessions
-    assert not certify.times_are_apart(cut, rule) and certify.times_are_apart(halves[0], rule)
-    assert not certify.all_hold(cut, validate.suite(shop.context(), SESSIONS), rule)
+    }
+    for rows, broken in (
+        (whole, set()),
+        (SESSION_BREAKS["neighbours_in_order"](whole), {"neighbours_in_order"}),
+    ):
+        rows = rows.withColumns(native)
+        frame = validate.broken(certify.with_previous(rows, rule.rule), SESSIONS.key, checks)
+        assert {one.name for one in checks if frame.where(one.name).count()} == broken
+        assert certify.all_hold(rows, checks, rule) is (not broken)
 
 
-@pytest.mark.parametrize(
-    ("check", "column", "make"),
-    [
-        (
-            "ordinals_are_dense",
-            "session_ordinal",
-            lambda c: F.transform(c, lambda o: o * 2),
-        ),
-        ("oldest_first", "event_ts", F.reverse),
-        ("arrays_are_parallel", "feedback", lambda c: F.slice(c, 1, 1)),
-        ("ordinals_begin_with_one", "session_ordinal", lambda c: F.transform(c, lambda o: o + 1)),
-        ("items_are_known", "item_index", lambda c: F.transform(c, lambda i: i - 100)),
-        (
-            "exposed_items_are_known",
-            "exposed_items",
-            lambda c: F.transform(c, lambda _: F.array(F.lit(0))),
-        ),
-        (
-            "feedback_is_known",
-            "feedback",
-            lambda c: F.transform(c, lambda _: F.lit("loved")),
-        ),
-    ],
-)
-def test_a_broken_sequence_fails_its_check(
-    shop: Workshop, check: str, column: str, make: Any
-) -> None:
-    rows = breaking(shop.lake.read(SEQUENCES), "user_id = 'u0'", {column: make(F.col(column))})
+SEQUENCE_BREAKS: dict[str, Callable[[Any], Any]] = {
+    "user_id_is_key": lambda rows: rows.unionByName(rows.where("user_id = 'u0'")),
+    **{
+        check: row_breaks("user_id = 'u0'", **{column: make})
+        for check, column, make in (
+            ("ordinals_are_dense", "session_ordinal", lambda c: F.transform(c, lambda o: o * 2)),
+            ("oldest_first", "event_ts", F.reverse),
+            ("arrays_are_parallel", "feedback", lambda c: F.slice(c, 1, 1)),
+            ("ordinals_begin_with_one", "session_ordinal",
+             lambda c: F.transform(c, lambda o: o + 1)),
+            ("items_are_known", "item_index", lambda c: F.transform(c, lambda i: i - 100)),
+            ("exposed_items_are_known", "exposed_items",
+             lambda c: F.transform(c, lambda _: F.array(F.lit(0)))),
+            ("feedback_is_known", "feedback", lambda c: F.transform(c, lambda _: F.lit("loved"))),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", SEQUENCE_BREAKS)
+def test_a_broken_sequence_fails_its_check(shop: Workshop, check: str) -> None:
+    rows = SEQUENCE_BREAKS[check](shop.lake.read(SEQUENCES))
     with pytest.raises(AuditFailed) as raised:
         validate.audit_candidate(shop.context(), SEQUENCES, rows, stated(SEQUENCES))
-    assert f"  {check} (" in str(raised.value) and "u0" in str(raised.value)
+    assert check in named(raised.value) and "u0" in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("check", "column", "value"),
-    [
+EVENT_BREAKS: dict[str, Callable[[Any], Any]] = {
+    check: row_breaks("item_id IN ('i1', 'i2')", **{column: lambda _, made=made: made()})
+    for check, column, made in (
         ("event_id_is_key", "event_id", lambda: F.lit("same")),
         ("ids_are_there", "user_id", lambda: F.lit(None).cast("string")),
+        ("time_is_plausible", "event_ts", lambda: F.lit(None).cast("timestamp")),
         ("date_is_the_utc_date", "event_date", lambda: F.lit("2020-01-01").cast("date")),
         ("feedback_is_known", "feedback", lambda: F.lit("loved")),
         ("value_is_finite", "value", lambda: F.lit(float("nan"))),
-    ],
-)
-def test_a_broken_event_fails_its_check(
-    shop: Workshop, check: str, column: str, value: Any
-) -> None:
-    rows = breaking(shop.lake.read(EVENTS), "item_id IN ('i1', 'i2')", {column: value()})
+        ("shown_items_have_ids", "exposed_with", lambda: F.array(F.lit("i4"), F.lit(""))),
+    )
+}
+
+
+@pytest.mark.parametrize("check", EVENT_BREAKS)
+def test_a_broken_event_fails_its_check(shop: Workshop, check: str) -> None:
+    rows = EVENT_BREAKS[check](shop.lake.read(EVENTS))
     with pytest.raises(AuditFailed) as raised:
         validate.audit_candidate(shop.context(), EVENTS, rows, stated(EVENTS))
-    assert f"  {check} (" in str(raised.value)
+    assert check in named(raised.value)
+
+
+def test_every_check_of_rows_has_its_break(shop: Workshop) -> None:
+    """(Those of batches: tests/test_batch_checks.py. Those of lists: tests/test_score.py.)"""
+    for table, breaks in (
+        (EVENTS, EVENT_BREAKS), (SESSIONS, SESSION_BREAKS), (SEQUENCES, SEQUENCE_BREAKS),
+    ):  # fmt: skip
+        checks = validate.suite(shop.context(), table)
+        assert set(breaks) | set(BATCH[table]) == {check.name for check in checks}
 
 
 def test_lines_that_do_not_balance_fail_and_a_high_reject_share_warns(

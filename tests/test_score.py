@@ -15,11 +15,16 @@ import pyarrow as pa
 import pytest
 import torch
 from deltalake import DeltaTable, write_deltalake
+from pyspark.sql import functions as F
 
-from jobs import crash, files, validate
+from jobs import crash, files, published, validate
 from jobs import score as score_job
 from jobs.arrow import arrow_schema
 from jobs.arrow_checks import recommendations_hold
+from jobs.context import Context, checked_batch
+from jobs.delta import Lake
+from jobs.errors import AuditFailed
+from jobs.sources import load_source
 from jobs.tables import RECOMMENDATIONS, RUNS
 from models import tracking
 from models.baselines import Popularity
@@ -28,6 +33,8 @@ from models.methods import config
 from models.serving import recommend
 from models.store import Stored, load
 from tests.recorded import World
+from tests.test_audit import named
+from tests.test_batch_checks import spoiled
 from tests.test_models_world import rows_of
 
 
@@ -117,7 +124,7 @@ def test_one_commit_that_is_not_made_twice_and_old_versions_go(
     runs = DeltaTable(RUNS.path(str(world.lake), "toy")).to_pyarrow_table().to_pylist()
     last = max((run for run in runs if run["job"] == "score"), key=lambda run: run["started_ts"])
     assert last["files"] == [f"models:/toy/{versions[1]}"] and last["outcome"] == "ok"
-    assert dict(last["tables_in"]) == {"gold.sequences": 0} or last["tables_in"]
+    assert dict(last["tables_in"]) == {"gold.sequences": 0}
 
 
 def test_what_cannot_be_scored_is_told(world: World, registered: dict[str, str]) -> None:
@@ -169,12 +176,10 @@ def test_broken_lists_are_refused_and_named(spark: Any, tmp_path: Path) -> None:
          "items": items}
         for user in ("u", "v")
     ]  # fmt: skip
-    checks = [
-        one
-        for one in validate.suite(None, RECOMMENDATIONS)
-        if one.condition or one.unique  # type: ignore[arg-type]
-    ]
+    suite = validate.suite(None, RECOMMENDATIONS)  # type: ignore[arg-type]
+    checks = [one for one in suite if one.condition or one.unique]
     assert set(BROKEN) == {one.name for one in checks}
+    assert set(BROKEN) | set(BATCH_BROKEN) == {one.name for one in suite}
     for name, spoil in {"nothing": list, **BROKEN}.items():
         path = str(tmp_path / f"{name}.parquet")
         files.write_parquet(path, pa.Table.from_pylist(spoil(good), schema=schema))
@@ -186,7 +191,66 @@ def test_broken_lists_are_refused_and_named(spark: Any, tmp_path: Path) -> None:
         assert told == (set() if name == "nothing" else {name}), name
 
 
-def test_who_has_seen_all_gets_no_list(world: World, registered: dict[str, str]) -> None:
+BATCH_BROKEN: dict[str, Any] = {
+    "items_are_known": lambda rows: rows[0]["items"][0].update(item_id="a stranger"),
+    "lists_are_whole": lambda rows: rows[0]["items"].pop(),
+    "users_balance": lambda rows: rows.pop(),
+}
+
+
+def audited(world: World, spark: Any, version: str, k: int) -> dict[str, set[str]]:
+    """What an audit names of the lists of a version, by how they were broken."""
+    lake = Lake(lambda: spark, str(world.lake), "toy")
+    context = Context(load_source(str(world.source)), lake, None, checked_batch(None))
+    candidate = score_job.compute(context, model_version=int(version), k=k)
+    score_job.audit(context, candidate)
+    made = next(path for path in candidate.manifest()["made"] if "/lists-" in path)
+    told = {}
+    for name, spoil in BATCH_BROKEN.items():
+        with spoiled([made], spoil), pytest.raises(AuditFailed) as raised:
+            score_job.audit(context, candidate)
+        told[name] = named(raised.value)
+    candidate.remove()
+    return told
+
+
+def test_lists_that_miss_an_item_or_a_user_are_refused_and_named(
+    world: World, registered: dict[str, str], spark: Any
+) -> None:
+    found = audited(world, spark, registered["personal_top"], 9)
+    assert found == {name: {name} for name in BATCH_BROKEN}
+
+
+def test_published_lists_are_held_against_the_users_that_were_scored(
+    world: World, registered: dict[str, str], spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = registered["personal_top"]
+    assert score(world, "--model-version", version, "--k", "4")[0] == 0
+    lake = Lake(lambda: spark, str(world.lake), "toy")
+    context = Context(load_source(str(world.source)), lake, None, checked_batch(None))
+    rows = lake.read(RECOMMENDATIONS).where(f"model_version = '{version}'")
+    user = rows.first()["user_id"]
+    mine = f"user_id = '{user}'"
+    strange = F.transform("items", lambda x: x.withField("item_id", F.lit("a stranger")))
+    short = F.when(F.expr(mine), F.slice("items", 1, 3)).otherwise(F.col("items"))
+    for change, broken in (
+        (rows, set()), (rows.where(f"NOT {mine}"), {"users_balance"}),
+        (rows.withColumn("items", short), {"lists_are_whole"}),
+        (rows.withColumn("items", strange), {"items_are_known"}),
+    ):  # fmt: skip
+        facts = published.list_facts(context, change)
+        assert set(facts.held) == set(BATCH_BROKEN) and facts.unknown == {}
+        assert {name for name, holds in facts.held.items() if not holds} == broken
+    monkeypatch.setattr(published, "_scored_from", lambda _: {})
+    facts = published.list_facts(context, rows)
+    assert facts.held == {"items_are_known": True}
+    why = f"model version {version}: no finished run of score in ops.runs names it"
+    assert facts.unknown == {"lists_are_whole": why, "users_balance": why}
+
+
+def test_who_has_seen_all_gets_no_list(
+    world: World, registered: dict[str, str], spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(The last test of these: it registers another challenger.)"""
     del registered
     world.train("pop", "--comparison", "unseen", "--repeat-policy", "exclude_seen")
@@ -218,7 +282,15 @@ def test_who_has_seen_all_gets_no_list(world: World, registered: dict[str, str])
     [mine] = lists_of(world).query("model_version == @words[1]").to_dict("records")
     assert mine["user_id"] == first["user_id"]
     given = {one["item_id"] for one in mine["items"]}
-    assert given == set(items.item_id) - {names[index] for index in first["item_index"]}
+    unseen = set(items.item_id) - {names[index] for index in first["item_index"]}
+    assert given == unseen
+
+    # Where what was seen is left out a list can be too short, too: for fewer items than are left,
+    # and for all of them.
+    monkeypatch.setattr(score_job, "_longest", lambda *_: None)  # as if no lists were there
+    for k in (3, len(unseen) + 1):
+        found = audited(world, spark, words[1], k)
+        assert found == {name: {name} for name in BATCH_BROKEN}
 
 
 @pytest.mark.parametrize(("size", "longest"), [(5, 3), (3, 3), (2, 2)])
