@@ -302,8 +302,10 @@ def test_a_version_of_0_1_0_loads_beside_this_repository(
 
 @pytest.fixture
 def odd(loaded: Any, tmp_path: Path) -> Any:
-    """Answers a history of one item with that item, then with the first ones of ODD."""
+    """Answers a history of one item with that item, then with the first ones of ODD; sessions are
+    cut by their ids."""
     stored = untrained("personal_top", ODD)
+    stored.facts["session_rule"] = "source_session_id"
     stored.model.count.copy_(stored.popularity)  # type: ignore[operator]
     put_in(loaded, stored, tmp_path)
     return loaded

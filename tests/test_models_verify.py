@@ -91,7 +91,7 @@ def holds(told: dict[str, Any]) -> None:
 def test_what_is_served_is_what_was_scored(raw: World) -> None:
     for number, (rule, options, methods) in enumerate(SOME):
         if rule == raw.rule:  # type: ignore[attr-defined]
-            for method, version in made(raw, f"some{number}", methods, options).items():
+            for version in made(raw, f"some{number}", methods, options).values():
                 told = asked(raw, version)
                 holds(told)
                 if PAPER[0] not in options:  # (of which such a user has no question)

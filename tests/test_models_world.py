@@ -80,6 +80,8 @@ def write_gold(
 
 def write_silver(lake: Path, source: str, users: dict[str, Sequence[Event]]) -> None:
     """silver.sessions that `write_gold` could have been made from."""
+    from deltalake import write_deltalake  # (not on a GPU machine: benchmarks/gpu.py)
+
     rows = []
     for user, events in users.items():
         for ordinal in sorted({event[2] for event in events}):
