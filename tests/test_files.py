@@ -37,6 +37,6 @@ def test_nobody_reads_tables_by_pythons() -> None:
         if ".to_pyarrow_dataset(" in line or ".to_pyarrow_table(" in line
     ]
     assert found == [
-        "jobs/files.py: return table.to_pyarrow_dataset("
+        "jobs/files.py: made = table.to_pyarrow_dataset("
         "filesystem=fs.SubTreeFileSystem(inner, system))"
     ]
