@@ -43,13 +43,11 @@ event_ts = "at"
 
 # In a process of its own: what the DAG files import must not depend on what tests import.
 READ_DAGS = """
-import json, sys, time
+import json, sys
 from airflow.dag_processing.dagbag import DagBag
 
-began = time.monotonic()
 bag = DagBag(dag_folder=sys.argv[1])
 print(json.dumps({
-    "seconds": time.monotonic() - began,
     "errors": bag.import_errors,
     "modules": [name for name in sys.argv[2].split(",") if name in sys.modules],
     "dags": {
@@ -109,10 +107,9 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return read_dags(folder, tmp_path_factory.mktemp("airflow"))
 
 
-def test_reading_the_dag_files_imports_nothing_heavy_and_is_quick(bag: Any) -> None:
-    print(f"all DAG files read in {bag['seconds']:.2f} s")
+def test_reading_the_dag_files_imports_nothing_heavy(bag: Any) -> None:
+    """(The scheduler reads them all the time: what takes long there is what they import.)"""
     assert bag["modules"] == []
-    assert bag["seconds"] < 10  # 0.7 s on a quiet machine
 
 
 def test_every_source_has_its_own_dags(bag: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expectations import nights as suite
 from jobs import notify
 from jobs.drift import Profile, compare, stability_index
 from jobs.errors import AuditFailed, SettingsError
@@ -77,6 +78,7 @@ def test_a_history_then_nights_each_unusual_in_its_own_way(
     assert all(again[day] == made[day] for day in made)  # a history is read once
 
     # A third of the users; the whole log at a click a second; a shop that was filled anew.
+    named: set[str] = set()
     for number, odd, which in (
         (10, a_day(10, users=13), {"events_as_usual", "users_as_usual", "sessions_as_usual"}),
         (11, a_day(11, pause_s=1), {"gaps_as_usual"}),
@@ -84,12 +86,22 @@ def test_a_history_then_nights_each_unusual_in_its_own_way(
     ):
         shop.land(f"{number:02}.csv", odd)
         shop.run()
-        [note] = shop.run("drift", str(days[number])).notes
+        result = shop.run("drift", str(days[number]))
+        [note] = result.notes
         assert note.startswith(f"clicks: {days[number]} is unlike the {number} days before it\n")
         message = told.pop()
         assert not told
         assert message["kind"] == "drift" and set(message["unusual"]) == which
         assert message["text"] == note and message["day"] == str(days[number])
+        assert all(f"  {name}: " in note for name in which)
+        found = result.checks[NIGHTS.full_name]
+        assert set(found["warned"]) == which and found["failed"] == {}
+        unknown = set(found["not_evaluated"])  # 13 users make too few pauses
+        assert unknown == ({"gaps_as_usual"} if number == 10 else set())
+        assert ("gaps_as_usual was not evaluated: 156 pauses" in note) == bool(unknown)
+        assert found["held"] == 5 - len(which) - len(unknown)
+        named |= which
+    assert named == {check.name for check in suite.checks()}
     assert "20 of 20 items were never seen before (100%), 5% are usual" in note
 
     # The same nights by the other policy: the tables stand, the line stops, and the words help.
@@ -118,7 +130,7 @@ def test_what_is_unusual_is_beyond_the_factor_and_beyond_chance() -> None:
 
     def odd(many: int, at: date, before: dict[date, Profile]) -> set[str]:
         night = Profile(events=many, users=many, sessions=many, items=many)
-        return set(compare(at, night, before, rules))
+        return set(compare(at, night, before, rules)[0])
 
     three = {"events_as_usual", "users_as_usual", "sessions_as_usual"}
     busy = weeks(1000, 100)
@@ -132,6 +144,15 @@ def test_what_is_unusual_is_beyond_the_factor_and_beyond_chance() -> None:
     assert odd(3, day, weeks(8, 8)) == set() and odd(20, day, weeks(8, 8)) == three
     # A night without anything.
     assert odd(0, day, busy) == three
+    _, unknown = compare(day, Profile(), busy, rules)
+    assert unknown == {
+        "new_items_as_usual": "the day has no items",
+        "gaps_as_usual": "0 pauses, on the days before 0: at least 500 are needed",
+    }
+    pauses = np.full(24, 50)
+    for at in busy:
+        busy[at].gaps = pauses
+    assert compare(day, Profile(items=1, gaps=pauses), busy, rules)[1] == {}
 
 
 def test_the_stability_index_is_the_textbooks() -> None:

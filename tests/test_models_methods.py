@@ -121,8 +121,14 @@ def test_a_backbone_and_an_encoding_from_outside(
     data = data_of(tmp_path)
     for name in ("mean+shout+st+tsa", "bert4rec+shout", "mean"):
         fitted = fit(config(name, "tiny", epochs=2), data, lambda _: None)
-        assert ndcg(fitted, data) >= 0
-        assert len(fitted.curves["loss"]) == 2
+        loss = fitted.curves["loss"]
+        assert len(loss) == 2 and loss[1] < loss[0]
+        assert 0 < ndcg(fitted, data) < 1
+        learnt = {part: value for part, value in fitted.model.named_parameters() if "shout" in part}
+        assert [value.shape for value in learnt.values()] == [(fitted.model.config.dim,)] * (
+            "shout" in name
+        )
+        assert all(value.abs().max() > 0 for value in learnt.values())
 
 
 @pytest.mark.parametrize("base", ["sasrec", "hstu", "gru4rec"])

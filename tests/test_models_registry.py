@@ -159,7 +159,7 @@ def test_twice_is_once(world: World, compared: dict[str, Any], registered: dict[
 
 
 FRESH = """
-import json, sys, time
+import json, sys
 
 class Absent:
     # A serving machine has none of these (MLflow itself imports pyspark where it can).
@@ -195,10 +195,6 @@ for version in json.loads(sys.argv[2]):
         "event_ts": pd.date_range("2024-01-01", periods=1000, freq="min"),
     })
     sessions = one.assign(source_session_id=["b", "a"], value=[1.0, None], event_type="x")
-    ask(one)
-    began = time.perf_counter()
-    for _ in range(20):
-        ask(one)
     told[version] = {
         "answer": answer.to_dict("records"),
         "all": ask(one, k=100).to_dict("records"),
@@ -227,7 +223,6 @@ for version in json.loads(sys.argv[2]):
         )],
         "late": ask(one, k=2, request_ts="2030-01-01T00:00:00Z").to_dict("records"),
         "default": [len(ask(one)["items"][0]), len(ask(one, k=None, request_ts=None)["items"][0])],
-        "ms": (time.perf_counter() - began) * 50,
     }
 print(json.dumps({"told": told}))
 """
@@ -289,7 +284,6 @@ def test_a_version_answers_raw_ids_in_a_fresh_process(method: str, asked: dict[s
          "event_ts = 5: a number says no unit", "event_ts: "), told["wrong"], strict=True,
     ):  # fmt: skip
         assert says in wrong
-    assert told["ms"] < 200, "one user takes milliseconds"
 
 
 def test_a_version_scores_as_the_model_that_was_evaluated(
@@ -428,7 +422,8 @@ def test_a_session_method_by_the_commands(world: World) -> None:
     asked = ("--comparison", "sessions", "--alpha", "0.1")
     done = world.train("sessionrec-gru4rec+tsa", *options, *asked)
     assert done["target"] == "next_session" and done["num_params_added"] > 0
-    assert 0 <= done["metrics"]["ndcg@10"]["value"] <= 1
+    found = done["metrics"]["ndcg@10"]
+    assert 0.8 < found["low"] < found["value"] < found["high"] < 1  # by chance about 0.5
     of = ("--source", str(world.source), "--comparison", "sessions", "--json")
     assert world.run("compare", *of)[0] == 0
     made = world.run("register", *of)[1]
