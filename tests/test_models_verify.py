@@ -15,7 +15,8 @@ from deltalake import DeltaTable, write_deltalake
 
 from jobs.sources import load_source
 from jobs.tables import SESSIONS
-from models import tracking, verify_worker
+from models import raw_events, tracking, verify_worker
+from models import verify as verify_module
 from models.errors import UserError
 from models.methods import BACKBONES, BASELINES, SESSION_ENCODERS
 from models.verify import in_words, loaded_here, verify
@@ -244,6 +245,21 @@ def test_whole_users_are_drawn(gap: World) -> None:
     assert asked(gap, most=1)["users"] <= 1 and asked(gap, most_users=3)["users"] <= 3
     with pytest.raises(UserError, match="--most 0: ask at least one question"):
         asked(gap, most=0)
+
+
+def test_a_large_log_is_read_and_asked_in_parts(
+    gap: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = asked(gap)
+    monkeypatch.setattr(raw_events, "PART_EVENTS", 70)
+    monkeypatch.setattr(raw_events, "BATCH", 16)
+    monkeypatch.setattr(verify_module, "MOST_SCORES", 100)
+    told = asked(gap)
+    assert told["holds"] and told["left_out"] == {"runaway": 0, "events_differ": 0}
+    assert (told["questions"], told["users"]) == (whole["questions"], whole["users"])
+    assert told["metrics"]["ndcg@10"]["recomputed"] == pytest.approx(
+        whole["metrics"]["ndcg@10"]["recomputed"], abs=1e-6
+    )
 
 
 def test_sessions_that_changed_since_are_left_out(gap: World, tmp_path: Path) -> None:
