@@ -92,7 +92,7 @@ def test_lines_take_what_their_columns_match(spark: Any, tmp_path: Path, form: s
 
 
 def test_a_reject_that_comes_good_takes_what_was_shown(spark: Any, tmp_path: Path) -> None:
-    toml = CLICKS + PART.replace("FORMAT", "csv")
+    toml = CLICKS + PART.replace("FORMAT", "csv") + '[quality]\non_exceed = "warn"\n'
     shop = Workshop(spark, tmp_path, toml.replace('"ts"', '"ts"\nvalue = "week"'))
     write(tmp_path / "shown", "csv", [row | {"week": "one"} for row in [*SHOWN[:4], SHOWN[5]]])
     shop.land("log.csv", "user,item,ts,store,week\nu,1,1714521600,007,one\n")
