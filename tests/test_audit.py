@@ -195,7 +195,7 @@ def test_native_sessions_are_in_order_though_they_are_apart(shop: Workshop) -> N
         rows = rows.withColumns(native)
         frame = validate.broken(certify.with_previous(rows, rule.rule), SESSIONS.key, checks)
         assert {one.name for one in checks if frame.where(one.name).count()} == broken
-        assert certify.all_hold(rows, checks, rule) is (not broken)
+        assert certify.all_hold(rows, suite, rule) is (not broken)
 
 
 SEQUENCE_BREAKS: dict[str, Callable[[Any], Any]] = {
