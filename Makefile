@@ -17,7 +17,7 @@ UV            := $(or $(shell found=$$(uv --version 2>/dev/null) && printf 'uv 0
 WORKERS       ?= 2
 KILLS         ?= 200
 MARK          ?= long
-LONG          ?= $(shell grep -l 'mark\.long' tests/test_*.py)
+LONG          ?= $(shell grep -rl --include='test_*.py' 'mark\.long' tests)
 
 # The tools run from the environment: no activation is assumed, and none is disturbed.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -80,7 +80,7 @@ down:  ## stop what `make up` started
 test: setup  ## all tests but the long ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long and not s3" --durations=12
 
-test-long: setup  ## the long ones, or LONG=tests/test_kill.py; KILLS=200 at random; kept in tests/long_runs
+test-long: setup  ## the long ones, or LONG=tests/jobs/pipeline/test_kill.py; KILLS=200 at random; kept in tests/long_runs
 	@mkdir -p tests/long_runs; all=0; for file in $(LONG); do \
 	  kept=tests/long_runs/$$(basename $$file .py).txt; \
 	  { echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/long_runs' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores, $(KILLS) random kills"; \
@@ -91,7 +91,7 @@ test-long: setup  ## the long ones, or LONG=tests/test_kill.py; KILLS=200 at ran
 test-s3: setup  ## the lake on an S3-compatible server, made here (needs Go; 640 MB of Java); kept in tests/long_runs
 	@GOBIN=$(abspath build/bin) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 	@$(BIN)/python infra/spark/jars.py --s3 --conf build/spark-s3
-	@$(MAKE) --no-print-directory test-long LONG=tests/test_s3.py MARK=s3 WORKERS=0
+	@$(MAKE) --no-print-directory test-long LONG=tests/jobs/pipeline/test_s3.py MARK=s3 WORKERS=0
 
 check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/ruff format --check .

@@ -38,9 +38,9 @@ sys.path.insert(0, str(REPO))
 
 # Tests that need no table. (The others of test_models_methods train, and read tables for it.)
 TESTS = (
-    "tests/test_models_losses.py", "tests/test_models_layers.py", "tests/test_models_batches.py",
-    "tests/test_models_methods.py::test_the_counts_of_paper_a",
-    "tests/test_models_methods.py::test_counts_by_formula",
+    "tests/models/networks/test_losses.py", "tests/models/networks/test_layers.py", "tests/models/networks/test_batch.py",
+    "tests/models/networks/test_methods.py::test_the_counts_of_paper_a",
+    "tests/models/networks/test_methods.py::test_counts_by_formula",
 )  # fmt: skip
 METHODS = (
     "gru4rec+st+sse+tsa+fb", "narm+tsa", "sasrec+st+sse+tsa", "bert4rec+st+sse+tsa", "hstu+st+tsa",
@@ -115,7 +115,7 @@ def learnt(method: str, loss: str, device: str, precision: str) -> tuple[float, 
     import numpy as np
     import torch
 
-    from models.methods import config, recommender
+    from models.networks.methods import config, recommender
 
     rows = log_of(6, 40, 50)
     sessions = method.startswith("sessionrec")
@@ -199,9 +199,10 @@ def train_speed(device: str, sizes: Sizes, method: str, dim: int) -> dict[str, A
     """Tokens a second of training, batches made and all, and the most memory that it took."""
     import torch
 
-    from models.epoch import Epoch
-    from models.methods import config, recommender
-    from models.train import Run, peak_rss_mb
+    from models.core.environment import peak_rss_mb
+    from models.networks.methods import config, recommender
+    from models.training.epoch import Epoch
+    from models.training.fit import Run
 
     on_gpu = device.startswith("cuda")
     rows = log_of(2 * sizes.batch, LENGTH, sizes.items)

@@ -32,7 +32,7 @@ def histories(users: int, length: int, session: int, items: int) -> Any:
     """`Rows`: `users` histories of `length` events, Zipf items, a session a day."""
     import numpy as np
 
-    from models.rows import Rows
+    from models.core.rows import Rows
 
     rng = np.random.default_rng(7)
     share = 1 / np.arange(1, items + 1)
@@ -60,9 +60,10 @@ def measure(method: str, length: int, args: argparse.Namespace) -> dict[str, Any
     """One method at one length, in this process."""
     import torch
 
-    from models.epoch import Epoch
-    from models.methods import config, recommender
-    from models.train import Run, peak_rss_mb
+    from models.core.environment import peak_rss_mb
+    from models.networks.methods import config, recommender
+    from models.training.epoch import Epoch
+    from models.training.fit import Run
 
     torch.set_num_threads(args.threads)
     sessions = method.startswith("sessionrec")

@@ -65,12 +65,12 @@ LAYOUTS = {
 def bench(events: int, past: int, repeat: int, folder: Path) -> list[dict[str, Any]]:
     import great_expectations  # noqa: F401  (its import is no part of what is measured)
 
-    from jobs.context import Context, checked_batch
-    from jobs.delta import Lake
-    from jobs.sources import load_source
-    from jobs.spark import get_spark
-    from jobs.steps import one_job
-    from jobs.tables import EVENTS, SESSIONS
+    from jobs.core.source_file import load_source
+    from jobs.core.tables import EVENTS, SESSIONS
+    from jobs.lake.context import Context, checked_batch
+    from jobs.lake.delta import Lake
+    from jobs.lake.spark import get_spark
+    from jobs.pipeline.steps import one_job
 
     users, night_events = max(events // 100, 1), events // 200
     history, landing = folder / "history", folder / "landing"

@@ -26,13 +26,13 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from jobs import files
-    from models.evaluate import parts
-    from models.gate import latency
-    from models.lists import best, lists
-    from models.methods import build, config
-    from models.rows import Rows
-    from models.store import Stored
+    from jobs.lake import filesystem
+    from models.core.rows import Rows
+    from models.networks.methods import build, config
+    from models.networks.saved_model import Stored
+    from models.networks.scoring import best, parts
+    from models.selection.gate import latency
+    from models.serving.all_users import lists
 
     dice = np.random.default_rng(5)
     length = np.clip(dice.geometric(1 / args.events, args.users), 1, 500)
@@ -66,7 +66,7 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         for number, (_, table) in enumerate(lists(stored, rows, args.k)):
-            files.write_parquet(f"{folder}/{number}.parquet", table)
+            filesystem.write_parquet(f"{folder}/{number}.parquet", table)
         seconds = time.perf_counter() - began
     return {
         "method": method, "users": args.users, "items": args.items, "k": args.k, "dim": args.dim,

@@ -209,12 +209,12 @@ def bench(args: argparse.Namespace, folder: Path, apart: Callable[..., Any]) -> 
     """Every figure; `apart` runs a function of other engines in their own process."""
     import great_expectations  # noqa: F401  (its import is no part of what is measured)
 
-    from jobs.context import Context, checked_batch
-    from jobs.delta import Lake
-    from jobs.sources import load_source
-    from jobs.spark import get_spark
-    from jobs.steps import one_job
-    from jobs.tables import EVENTS, SESSIONS
+    from jobs.core.source_file import load_source
+    from jobs.core.tables import EVENTS, SESSIONS
+    from jobs.lake.context import Context, checked_batch
+    from jobs.lake.delta import Lake
+    from jobs.lake.spark import get_spark
+    from jobs.pipeline.steps import one_job
 
     def say(text: str) -> None:
         print(f"{time.perf_counter() - began:7.1f} s  {text}", file=sys.stderr, flush=True)

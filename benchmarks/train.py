@@ -39,7 +39,7 @@ def read(ratings: Path) -> Any:
     """The file as the arrays of gold.sequences; sessions by gaps of 24 hours."""
     import numpy as np
 
-    from models.dataset import Sequences
+    from models.data.sequences import Sequences
 
     opener = gzip.open if ratings.suffix == ".gz" else open
     with opener(ratings, "rt", encoding="latin-1") as lines:
@@ -67,11 +67,13 @@ def measure(name: str, ratings: Path, epochs: int, threads: int, device: str) ->
     """One configuration, in this process."""
     import torch
 
-    from models.evaluate import evaluate
-    from models.methods import config
-    from models.preprocess import paper_a
-    from models.splits import TEST, Cut, Events, Filters, periods, targets, training_rows
-    from models.train import Data, fit, peak_rss_mb
+    from models.core.environment import peak_rss_mb
+    from models.data.load import Data
+    from models.data.paper_a import paper_a
+    from models.data.splits import TEST, Cut, Events, Filters, periods, targets, training_rows
+    from models.evaluation.evaluate import evaluate
+    from models.networks.methods import config
+    from models.training.fit import fit
 
     torch.set_num_threads(threads)
     events = paper_a(Events.of(read(ratings)))

@@ -1,4 +1,4 @@
-"""Who is told when a task has failed for good, or a run is late: one webhook (jobs/notify.py).
+"""Who is told when a task has failed for good, or a run is late: one webhook (jobs/core/webhook.py).
 
 A task is told after its last try, with what the job itself said (`ops.runs` keeps it), because
 "spark-submit ended with 1" helps nobody. A late run is told once, when its time is over, and goes
@@ -12,9 +12,9 @@ from typing import Any
 
 from airflow.sdk import DeadlineAlert, SyncCallback
 
-from jobs.deadlines import RunQueued
-from jobs.notify import send
-from jobs.settings import settings
+from jobs.airflow_plugin import RunQueued
+from jobs.core.settings import settings
+from jobs.core.webhook import send
 
 
 def tell_failed(context: Any) -> None:
@@ -45,8 +45,8 @@ def _said(source: str, run_id: str, since: datetime | None) -> str | None:
         import pyarrow.dataset as ds
         from deltalake import DeltaTable
 
-        from jobs.files import rows_of, rust_uri
-        from jobs.tables import RUNS
+        from jobs.core.tables import RUNS
+        from jobs.lake.filesystem import rows_of, rust_uri
 
         batch = run_id.replace("~", "-").replace(":", "_")
         table = DeltaTable(rust_uri(RUNS.path(settings().table_root(), source)))

@@ -34,11 +34,11 @@ from airflow.sdk.exceptions import (
 )
 from operators import JobsOperator, ModelsOperator, PageOperator, TrainingOperator
 
-from jobs.errors import SourceError
-from jobs.patterns import DAY_FIELD, landing_patterns
-from jobs.settings import settings
-from jobs.sources import Source, load_source
-from jobs.tables import SEQUENCES
+from jobs.core.errors import SourceError
+from jobs.core.landing_globs import DAY_FIELD, landing_patterns
+from jobs.core.settings import settings
+from jobs.core.source_file import Source, load_source
+from jobs.core.tables import SEQUENCES
 
 log = logging.getLogger(__name__)
 REPO = Path(__file__).resolve().parents[1]
@@ -190,13 +190,13 @@ def arrived(source: ScheduledSource) -> Any:
 
     @task.sensor(task_id="arrived", mode="reschedule", poke_interval=60, timeout=10 * 366 * 86_400)
     def arrived(day: str, **context: Any) -> bool:
-        from jobs import files
+        from jobs.lake import filesystem
 
         # (A person who starts a night knows what there is.)
         if _asked_by(context) not in ("scheduled", "backfill"):
             return True
         [pattern] = landing_patterns(landing, date.fromisoformat(day), 0)
-        if files.glob(pattern):
+        if filesystem.glob(pattern):
             return True
         if datetime.now(UTC) < context["data_interval_end"] + timedelta(hours=hours):
             return False
@@ -305,10 +305,10 @@ def _announced(context: Any, asset: Asset) -> dict[str, Any] | None:
 
 
 def _read_text(source: str, run: str, result: str) -> str:
-    from jobs import files
+    from jobs.lake import filesystem
 
     batch = run.replace(":", "_")
-    return files.read_text(f"{settings().table_root()}/{source}/_runs/{batch}/{result}")
+    return filesystem.read_text(f"{settings().table_root()}/{source}/_runs/{batch}/{result}")
 
 
 # -- models ------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def _skip_what_was_trained(
     source: str, version: int, methods: Sequence[str], seeds: Sequence[int]
 ) -> None:
     """A week in which nothing came: the same seeds on the same rows give the same models."""
-    from models import tracking
+    from models.registry import tracking
 
     client, experiment = tracking.connect(source)
     done = tracking.runs(client, experiment, kind="train", table_version=str(version))
@@ -455,8 +455,8 @@ def score(source: ScheduledSource) -> Any:
 
     @task.short_circuit(task_id="is_there_a_champion")
     def there(name: str) -> bool:
-        from models import tracking
-        from models.register import CHAMPION, aliases_of
+        from models.registry import tracking
+        from models.registry.register import CHAMPION, aliases_of
 
         client, _ = tracking.connect(name)
         return CHAMPION in (aliases_of(client, name) or {})

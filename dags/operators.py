@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowException
 
-from jobs.settings import settings
+from jobs.core.settings import settings
 
 LAST_LINES = 5  # of what a process said, in the words of its failure
 

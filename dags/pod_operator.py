@@ -9,7 +9,7 @@ import pods
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
 
-from jobs.settings import settings
+from jobs.core.settings import settings
 
 
 class PodOperator(KubernetesPodOperator):

@@ -1,5 +1,5 @@
 """What a night should be like, beside the nights before it: `[drift]` of the source file says how
-far from them is unusual, `jobs/drift.py` how it is measured."""
+far from them is unusual, `jobs/ops/drift.py` how it is measured."""
 
 from expectations.check import Check
 

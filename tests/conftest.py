@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.recorded import World
+    from tests.support.recorded import World
 
 for name in [name for name in os.environ if name.startswith("SESSIONMILL_")]:
     del os.environ[name]
@@ -24,13 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One Spark session for all tests of a worker: a JVM costs 8 to 15 seconds."""
-    from jobs.spark import get_spark
+    from jobs.lake.spark import get_spark
 
     home = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("spark"))
     os.environ["SESSIONMILL_SPARK_MASTER"] = "local[2]"
     os.environ["SESSIONMILL_DRIVER_MEMORY"] = "2g"
-    from jobs.settings import settings
+    from jobs.core.settings import settings
 
     settings.cache_clear()
     session = get_spark("tests")
@@ -44,7 +44,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A small log with an MLflow of its own, for the module's tests."""
-    from tests.recorded import opened
+    from tests.support.recorded import opened
 
     with opened(tmp_path_factory.mktemp("recorded")) as there:
         yield there

@@ -317,7 +317,7 @@ def show_methods(found: list[dict[str, Any]]) -> None:
 
 def show_gate(decision: dict[str, Any]) -> None:
     """What the gate said of the winner, with its numbers."""
-    from models.gate import in_words
+    from models.selection.gate import in_words
 
     console.print("The gate to `champion`: " + in_words(decision), markup=False, highlight=False)
 

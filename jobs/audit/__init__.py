@@ -1,0 +1,1 @@
+"""How a candidate is judged: suites by Spark or Arrow, Great Expectations, Data Docs. Knows no layer."""

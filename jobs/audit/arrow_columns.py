@@ -1,0 +1,132 @@
+"""Whether suites hold of many rows, asked of data files in Arrow: all of them hold, or not.
+
+The checks of `expectations/` over flat arrays, in tasks that take a file each. The answer is that
+all holds, or nothing: then `jobs/audit/suite.py` asks Spark row by row, in the suite's own words, and
+names what does not. (`tests/jobs/audit/test_suite.py` breaks tables in every way that the suites know.)
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.lake import filesystem
+from jobs.lake.time_slices import CLOCK
+
+# -- events whose ids are hashes of their lines ---------------------------------------------------
+
+FIRST_YEAR_US, LAST_YEAR_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+
+
+def dates(times: Any) -> Any:
+    return one_array(times).cast(CLOCK).cast(pa.timestamp("us")).cast(pa.date32())
+
+
+# -- sequences ------------------------------------------------------------------------------------
+
+
+def apart(held: list[dict[str, Any]]) -> bool:
+    """Whether no file begins before another, of those that begin earlier, has ended."""
+    ends = sorted((one["first"], one["last"]) for one in held if one["first"] is not None)
+    return all(one[1] < other[0] for one, other in itertools.pairwise(ends))
+
+
+# -- recommendations ------------------------------------------------------------------------------
+
+
+# -- sessions, under the gap rule -----------------------------------------------------------------
+
+PRINT_DDL = "events bigint, digest_xor bigint, digest_sum bigint"
+ID_BYTES = 32  # of a hash as text
+ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def words_of(texts: pa.Array) -> np.ndarray:
+    """A 64-bit hash of each text, the same wherever the text stands: uint64[N]."""
+    texts = texts.cast(pa.string())
+    if not len(texts):
+        return np.zeros(0, np.uint64)
+    hashes: np.ndarray
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1]
+    ours = np.diff(offsets) == ID_BYTES
+    if ours.all():  # our own hashes, of 20 million events in a second
+        block = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+        words = block.view(np.uint64).reshape(len(texts), ID_BYTES // 8)
+        mixed = np.zeros(len(texts), np.uint64)
+        for place in range(words.shape[1]):
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * ODD + words[:, place]
+        return _scattered(mixed)
+    if ours.any():
+        hashes = np.empty(len(texts), np.uint64)
+        for mask in (ours, ~ours):
+            hashes[mask] = words_of(texts.filter(pa.array(mask)))
+        return hashes
+    coded = pc.dictionary_encode(texts)
+    names = coded.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    hashed: np.ndarray = pd.util.hash_array(names, categorize=False)
+    hashes = hashed[coded.indices.to_numpy(zero_copy_only=False)]
+    return hashes
+
+
+def _scattered(number: np.ndarray) -> np.ndarray:
+    """Every bit of the result depends on every bit (the end of splitmix64)."""
+    mixed: np.ndarray
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = number ^ (number >> np.uint64(31))
+    return mixed
+
+
+def fingerprint(users: np.ndarray, events: np.ndarray) -> dict[str, int]:
+    """A print of a set of events of users, that does not depend on their order."""
+    digest = _scattered(users * ODD ^ events)
+    xor, total = np.bitwise_xor.reduce(digest), digest.sum(dtype=np.uint64)
+    return {
+        "events": len(digest),
+        "digest_xor": int(np.uint64(xor).astype(np.int64)),
+        "digest_sum": int(np.uint64(total).astype(np.int64)),
+    }
+
+
+def joined(prints: list[dict[str, Any]]) -> tuple[int, int, int]:
+    """The print of all files together: events, xor, sum."""
+    xor = 0
+    for one in prints:
+        xor ^= one["digest_xor"]
+    total = sum(one["digest_sum"] for one in prints) % 2**64
+    return sum(one["events"] for one in prints), xor, total
+
+
+def print_of_events(path: str) -> list[dict[str, Any]]:
+    """The print of a data file of `bronze.events`."""
+    with filesystem.open_seekable(path) as stream:
+        rows = pq.ParquetFile(stream, read_dictionary=["user_id"]).read(
+            ["user_id", "event_id"], use_threads=False
+        )
+    parts = []
+    for batch in rows.to_batches():
+        users = batch["user_id"]
+        hashed = words_of(users.dictionary)[users.indices.to_numpy(zero_copy_only=False)]
+        parts.append(fingerprint(hashed, words_of(batch["event_id"])))
+    events, xor, total = joined(parts)
+    signed = total - 2**64 if total >= 2**63 else total
+    return [{"events": events, "digest_xor": xor, "digest_sum": signed}]
+
+
+def one_array(column: Any) -> Any:
+    """A column as one array."""
+    made = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return made.chunk(0) if isinstance(made, pa.ChunkedArray) else made
+
+
+def micros_array(column: Any) -> np.ndarray:
+    times: np.ndarray = (
+        one_array(column).cast(CLOCK).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    )
+    return times

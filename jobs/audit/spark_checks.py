@@ -1,0 +1,128 @@
+"""Whether a suite holds of many rows, asked in the way that costs Spark least.
+
+The conditions are those of `expectations/`, word for word. Asked row by row they look into arrays
+with lambdas, which Spark interprets, and drag whole arrays through a sort to find the row before.
+Here arrays are laid out, so that generated code looks at neighbours, and only the ends of sessions
+are sorted. The answer is that all holds, or nothing: then the slow way finds what does not, and
+where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from expectations.check import Check
+from expectations.sessions import order_key
+from jobs.core.source_file import SessionsPart
+
+ENDS = ("event_ts", "source_session_id", "tie_break", "event_id")  # of events, in the order's terms
+PRIME = 16_777_213  # sums of hashes below it fit 64 bits for 2^39 rows
+
+
+def all_hold(rows: DataFrame, checks: Iterable[Check], rule: SessionsPart | None = None) -> bool:
+    """Whether every row check holds; `rule` is the session rule where rows are sessions."""
+    checks = [check for check in checks if check.condition]
+    alone = [check for check in checks if not check.across]
+    across = [check for check in checks if check.across]
+    bounded = any(check.name == "bounds_are_the_events" for check in alone)
+    if across and rule is not None and not (bounded and times_are_apart(rows, rule)):
+        ends = with_previous(ends_only(rows), rule.rule)
+        if not _none(ends.agg(*(F.count_if(_broken(c.condition)) for c in across))):
+            return False
+    arrays = [check for check in alone if check.of_array]
+    if not arrays:
+        return _none(rows.agg(*(F.count_if(_broken(check.condition)) for check in alone)))
+    laid = rows.select("*", F.posexplode_outer(arrays[0].array).alias("at", "_element"))
+    first, later = F.expr("coalesce(at, 0) = 0"), F.expr("at > 0")
+    # An array longer than the one that is laid out is another check's business (they are parallel).
+    return _none(
+        laid.agg(
+            *(
+                F.count_if(
+                    (later if check.pair else F.col("at").isNotNull()) & _broken(check.at("at"))
+                )
+                if check.of_array
+                else F.count_if(first & _broken(check.condition))
+                for check in alone
+            )
+        )
+    )
+
+
+def times_are_apart(sessions: DataFrame, rule: SessionsPart) -> bool:
+    """Whether a user's sessions are further apart than the gap by their `start_ts` and `end_ts`.
+
+    If they are, and if these are the times of their first and last events, then neighbours are
+    apart under the gap rule, and in order: no event needs to be looked at.
+    """
+    if rule.rule != "gap":
+        return False
+    by_user = Window.partitionBy("user_id").orderBy("start_ts", "end_ts")
+    start, end = F.unix_micros("start_ts"), F.unix_micros("end_ts")
+    silence = sessions.select((start - F.lag(end).over(by_user)).alias("silence"))
+    return _none(silence.agg(F.count_if(F.col("silence") <= rule.gap_us)))
+
+
+def _broken(condition: str) -> Column:
+    return F.expr(f"NOT ({condition})")
+
+
+def _none(counts: DataFrame) -> bool:
+    found = counts.first()
+    assert found is not None
+    return not any(found)
+
+
+def ends_only(sessions: DataFrame) -> DataFrame:
+    """Sessions with the first and the last of their events, and of those what orders them."""
+
+    def end(event: Column) -> Column:
+        return F.struct(*(event.getField(name).alias(name) for name in ENDS))
+
+    # (Structs of fields of `get(events, 0)` are Java that does not compile.)
+    ends = (end(F.try_element_at("events", F.lit(place))) for place in (1, -1))
+    return sessions.select("user_id", F.array(*ends).alias("events"))
+
+
+def with_previous(sessions: DataFrame, rule: str) -> DataFrame:
+    """Add `previous_last`: the last event of the user's session before this one."""
+    key = F.expr(order_key(rule, "get(events, 0)"))
+    by_user = Window.partitionBy("user_id").orderBy(key)
+    return sessions.withColumn(
+        "previous_last", F.lag(F.try_element_at("events", F.lit(-1))).over(by_user)
+    )
+
+
+def same_events(sessions: DataFrame, events: DataFrame) -> tuple[int, int, bool]:
+    """How many events stand in the sessions and in the table, and whether they are the same ones
+    of the same users: surely not if this says so, and by the chance of a 64-bit hash if not."""
+    inside = sessions.select("user_id", F.explode("events.event_id").alias("event_id"))
+    one, other = (_print(frame) for frame in (inside, events))
+    return one[0], other[0], one == other
+
+
+def balance_of_all(sessions: DataFrame, events: DataFrame) -> dict[str, bool]:
+    """`events_balance` and `each_event_once` of all sessions together, against the events that they
+    were cut from: `user_id`, `event_id`."""
+    _, _, same = same_events(sessions, events)
+    # (An event of the table is there once: the same ones are, too.)
+    return {"events_balance": same, "each_event_once": same or events_are_distinct(sessions)}
+
+
+def events_are_distinct(sessions: DataFrame) -> bool:
+    """Whether no event stands in the sessions twice."""
+    ids = sessions.select(F.explode("events.event_id").alias("event_id"))
+    return ids.groupBy("event_id").count().where("count > 1").isEmpty()
+
+
+def _print(events: DataFrame) -> tuple[int, int, int]:
+    digest = F.xxhash64("user_id", "event_id")
+    found = events.agg(
+        F.count("*"), F.coalesce(F.bit_xor(digest), F.lit(0)),
+        F.coalesce(F.sum(F.pmod(digest, F.lit(PRIME))), F.lit(0)),
+    ).first()  # fmt: skip
+    assert found is not None
+    return found[0], found[1], found[2]

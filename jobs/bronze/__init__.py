@@ -1,0 +1,1 @@
+"""Landing files to `bronze.events` and `bronze.rejects`: reading, typing, repeats, lateness."""

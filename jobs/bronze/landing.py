@@ -1,0 +1,285 @@
+"""The landing: which files are new or have changed, and what is in them.
+
+They are read once, into the candidate; what each of them was decides whether the run goes on
+(`check_schema`) before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from jobs.bronze import exposures
+from jobs.bronze.readers import reader
+from jobs.bronze.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, Format
+from jobs.bronze.typed_events import typed_events
+from jobs.core import crash_points
+from jobs.core.errors import SchemaError
+from jobs.core.landing_globs import landing_patterns
+from jobs.core.source_file import NULL_IDS, Source, field_of
+from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.lake import filesystem, time_slices
+from jobs.lake.context import Candidate, Context
+from jobs.privacy.pseudonyms import privacy_of
+
+BIN_BYTES = 64 * 1024 * 1024
+LINES_OF_A_CHANGE = 20  # ours
+TYPE_OF = {
+    "bad_event_ts": ("event_ts", "a time of the source's unit"),
+    "bad_value": ("value", "a number"),
+    "bad_tie_break": ("tie_break", "a whole number"),
+}
+# Small row groups: a slice of time reads those that it needs. A dictionary of hashes is none.
+LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
+    f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
+}
+DIGEST = "source.txt"
+NULL_IDS_PROPERTY = "sessionmill.null_ids"
+LINE_BYTES = 64  # about: only to guess how many lines a file has
+FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
+
+
+# -- which files ----------------------------------------------------------------------------------
+
+
+def landing_files(context: Context) -> list[tuple[str, int, int]]:
+    """Files of the landing: (path, bytes, modified ms)."""
+    landing = context.source.source.landing
+    if "://" not in landing:
+        landing = os.path.abspath(landing)
+    found: dict[str, tuple[str, int, int]] = {}
+    for pattern in landing_patterns(landing, context.day, context.source.sessions.lateness_days):
+        for file in filesystem.glob(pattern):
+            found[file[0]] = file
+    return sorted(found.values())
+
+
+def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """The files that the ledger does not know as they are now."""
+    ledger = context.lake.small(FILES).select(["file", "size", "modified_ms"]).to_pylist()
+    known = {row["file"]: (row["size"], row["modified_ms"]) for row in ledger}
+    return [file for file in landed if known.get(file[0]) != file[1:]]
+
+
+# -- what they are --------------------------------------------------------------------------------
+
+
+def file_format(source: Source) -> Format:
+    """How the files are written; what a source's tables say of it is in `reading_format`."""
+    nulls = source.source.null_values
+    return Format(
+        format=source.source.format, mapped=source.mapped(),
+        delimiter=source.source.delimiter, header=source.source.header,
+        null_values=frozenset([""] if nulls is None else nulls), encoding=source.source.encoding,
+        list_separator=source.source.list_separator,
+    )  # fmt: skip
+
+
+def reading_format(context: Context) -> Format:
+    """How ingestion reads: as the files are written, by the tables' rule for ids, without people
+    who were forgotten."""
+    return replace(
+        file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context)
+    )
+
+
+def null_ids(context: Context) -> frozenset[str]:
+    """The texts that mean nothing in `user_id` and `item_id`, beside `null_values`.
+
+    They are stored with `bronze.events` when the source has no data yet. Tables that have data and
+    no such rule go on without: an id that was one yesterday is one tomorrow.
+    """
+    if context.source.source.null_values is not None:
+        return frozenset()
+    lake = context.lake
+    lake.create(EVENTS, {NULL_IDS_PROPERTY: json.dumps(NULL_IDS)})
+    stored = lake.property(EVENTS, NULL_IDS_PROPERTY)
+    if stored is None and not lake.rows(EVENTS) and not lake.rows(FILES):
+        stored = json.dumps(NULL_IDS)
+        lake.set_property(EVENTS, NULL_IDS_PROPERTY, stored)
+    return frozenset(json.loads(stored or "[]"))
+
+
+def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
+    """Paths in groups of about equal bytes, one group a task: the largest files first."""
+    total = sum(size for _, size, _ in chosen)
+    count = max(1, min(len(chosen), max(cores, total // BIN_BYTES)))
+    groups: list[tuple[int, list[str]]] = [(0, []) for _ in range(count)]
+    for path, size, _ in sorted(chosen, key=lambda file: -file[1]):
+        lightest = min(range(count), key=lambda at: groups[at][0])
+        load, paths = groups[lightest]
+        groups[lightest] = (load + size + 100_000, [*paths, path])
+    return [paths for _, paths in groups]
+
+
+def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> None:
+    """Read files once: typed lines in the part `lines`, what the files were in `files`."""
+    spark = context.spark
+    groups = bins(chosen, spark.sparkContext.defaultParallelism)
+    rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
+    frame = spark.createDataFrame(rows, "path string, bin int")
+    paths = frame.repartitionById(len(groups), "bin").select("path")
+    fmt = reading_format(context)
+    records = paths.mapInArrow(reader(fmt), RECORD_DDL)
+    # Hashes of good lines find those that were rejects in an earlier reading of their file.
+    hashed = context.lake.rows(REJECTS) > 0
+    lines = typed_events(records, context.source, oldest_date(context), hashed).withColumn(
+        "facts", F.when(F.col("line") == 0, F.col("raw"))
+    )
+    lines = lines.withColumn("raw", F.when(F.col("facts").isNull(), F.col("raw")))
+    lines = exposures.joined(context, candidate, lines)
+    written = candidate.write("lines", lines, LINES_AS)
+    facts = facts_of(written)
+    stats = {path: (size, modified) for path, size, modified in chosen}
+    for one in facts:
+        one["bytes"], one["modified_ms"] = stats[one["file"]]
+    check_schema(context, facts)
+    filesystem.write_text(candidate.path(DIGEST), context.source.digest())
+    filesystem.write_text(candidate.path("files.json"), json.dumps(facts))
+    crash_points.point("ingest.parsed")
+
+
+def is_parsed(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> bool:
+    """Whether the candidate has these files' lines, as they are now, by the source file as it is:
+    a batch may be computed again after either was mended."""
+    if not all(filesystem.exists(candidate.path(name)) for name in ("files.json", DIGEST)):
+        return False
+    known = [(one["file"], one["bytes"], one["modified_ms"]) for one in facts_read(candidate)]
+    same = filesystem.read_text(candidate.path(DIGEST)) == context.source.digest()
+    return same and sorted(known) == sorted(chosen)
+
+
+def facts_read(candidate: Candidate) -> list[dict[str, Any]]:
+    """What each file of a candidate was, as `parse` found."""
+    found: list[dict[str, Any]] = json.loads(filesystem.read_text(candidate.path("files.json")))
+    return found
+
+
+def facts_of(lines: DataFrame) -> list[dict[str, Any]]:
+    """What each file was, as its reader told, and under `bad` which mapped columns could not be
+    read: how many lines, and the first of them."""
+    bad = {reason: F.col("reason") == reason for reason in TYPE_OF}
+    by_file = lines.groupBy("file").agg(
+        F.max("facts").alias("facts"),
+        *(F.count_if(is_bad).alias(reason) for reason, is_bad in bad.items()),
+        *(
+            F.min_by("raw", F.when(is_bad, F.col("line"))).alias(f"{reason}_raw")
+            for reason, is_bad in bad.items()
+        ),
+    )
+    return [
+        json.loads(row["facts"])
+        | {"bad": {one: (row[one], row[f"{one}_raw"]) for one in TYPE_OF if row[one]}}
+        for row in by_file.collect()
+    ]
+
+
+def changed_types(context: Context, facts: list[dict[str, Any]]) -> Iterator[str]:
+    """Files of text in which a column that was readable before is so in no line any more.
+
+    One bad line is a reject; a file of them is a log that changed. Text has no types, so it takes
+    some lines to tell the two apart.
+    """
+    if not context.lake.rows(EVENTS):
+        return
+    mapped = context.source.columns.mapped()
+    for one in facts:
+        for reason, (count, raw) in one["bad"].items():
+            ours, expected = TYPE_OF[reason]
+            if count == one["lines"] >= LINES_OF_A_CHANGE:
+                yield (
+                    f"{one['file']}: column {mapped[ours]!r} ({field_of(ours)}) is {expected} in none "
+                    f"of its {count} lines, in earlier files it was; the first line: {raw[:200]!r}. "
+                    "Have the log delivered again as it was, correct [time], or load it as a new "
+                    "source"
+                )
+
+
+def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
+    """Stop before anything is written when a file is not what was promised.
+
+    Raises:
+        SchemaError: with every file's complaint: column, file, sample value, remedy.
+    """
+    complaints = [one["error"] for one in facts if one["error"]]
+    complaints += changed_types(context, facts)
+    source = context.source
+    ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
+    before = next((one for one in ledger["columns"].to_pylist() if one), None)
+    if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
+        known = dict(before)
+        for one in facts:
+            there = one["columns"]
+            if not one["lines"] or one["error"]:
+                continue
+            for ours, theirs in source.mapped().items():
+                root = theirs.split(".")[0] if theirs not in known else theirs
+                if root in known and theirs not in there and root not in there:
+                    complaints.append(
+                        f"{one['file']}: column {theirs!r} ({field_of(ours)}) is in none of its "
+                        f"{one['lines']} lines, earlier files had it. Have the log delivered again "
+                        "with it, or take it out of the source file"
+                    )
+                elif there.get(theirs, known.get(theirs)) != known.get(theirs):
+                    complaints.append(
+                        f"{one['file']}: column {theirs!r} ({field_of(ours)}) is {there[theirs]}, in "
+                        f"earlier files it was {known[theirs]}. Write it as before, or load the "
+                        "log as a new source"
+                    )
+            new = sorted(set(there) - set(known))
+            if new and source.source.on_new_column == "fail":
+                complaints.append(
+                    f"{one['file']}: new column {new[0]!r}, and source.on_new_column = 'fail'. "
+                    "Set it to 'ignore' to read the file without the column"
+                )
+    if complaints:
+        shown = "\n".join(complaints[:10])
+        more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
+        raise SchemaError(f"nothing was written:\n{shown}{more}")
+
+
+def too_long(facts: list[dict[str, Any]]) -> list[str]:
+    """What to say of records that are too long for the tables."""
+    found = [one for one in facts if one.get("too_long")]
+    if not found:
+        return []
+    return [
+        f"{sum(one['too_long'] for one in found)} records are too long and were rejected as "
+        f"unparsable: a record has at most {LONGEST_RECORD:,} characters, and a mapped column "
+        f"{LONGEST_TEXT:,}. The first is line {found[0]['first_too_long']} of {found[0]['file']}. "
+        "If the line should count, deliver the file again without the long text"
+    ]
+
+
+def oldest_date(context: Context) -> Column:
+    """The oldest date that is not late tonight; null: nothing is."""
+    return F.lit(context.oldest_day).cast("date")
+
+
+def strange_times(context: Context, candidate: Candidate) -> list[str]:
+    """What to say if a log seems to be of another age than logs are: a unit that is too small or
+    too large by a thousand makes times that are none of anybody's, and that can be read."""
+    parts = [path for path, *_ in filesystem.glob(f"{candidate.path('lines')}/*.parquet")]
+    known = time_slices.extents(parts)
+    if not known:
+        return []
+    first, last = (
+        pa.scalar(end, pa.int64()).cast(time_slices.CLOCK).as_py()
+        for end in (min(one[1] for one in known), max(one[2] for one in known))
+    )
+    if last.year >= FIRST_LOGS and first <= context.started + timedelta(days=366):
+        return []
+    return [
+        f"all times of these lines lie between {first:%Y-%m-%d %H:%M:%S} and "
+        f"{last:%Y-%m-%d %H:%M:%S} UTC: is time.unit = {context.source.time.unit!r} right? If it is "
+        "not: correct it, and load the log under another source.name; what was read stays as it "
+        "was read"
+    ]

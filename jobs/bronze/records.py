@@ -1,0 +1,336 @@
+"""Records: what a line of a log is before anything is typed, and batches of them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.bronze import byte_streams
+from jobs.bronze.byte_streams import Block
+from jobs.core.source_file import LINKS, field_of
+
+if TYPE_CHECKING:
+    from jobs.privacy.pseudonyms import Privacy
+
+SCALARS = (
+    "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
+    "tie_break", *LINKS,
+)  # fmt: skip
+IDS = ("user_id", "item_id")
+RECORD_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        *((name, pa.string()) for name in SCALARS),
+        ("exposed_with", pa.list_(pa.string())),
+        ("clock", pa.string()),
+        ("raw", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
+# clock: null where `event_ts` is the log's own text; where the log has typed times it is their
+# microseconds since 1970, on the clock of `utc`, or of the source file's zone (`local`).
+RECORD_DDL = (
+    "kind string, " + ", ".join(f"{name} string" for name in SCALARS)
+    + ", exposed_with array<string>, clock string, raw string, file string, line bigint"
+)  # fmt: skip
+
+
+LONGEST_RECORD = 16 * 1024 * 1024
+"""Characters. A longer record is `unparsable`, and what follows is never in memory: a file without
+line ends would be one record otherwise. So long a record takes 64 MiB as Python's text, and few
+hundred MiB on its way through a core's 3 GB."""
+LONGEST_TEXT = 1024 * 1024
+"""Characters of the text of a mapped column, and of a rejected line as it is stored. parquet-java
+looks at how much it holds after each 100 rows: at this length that is 100 to 400 MiB. No id is so
+long: a record with a longer text in a mapped column is `unparsable`."""
+CUT = " … [cut: "
+"""Stands in a stored line after its first `LONGEST_TEXT` characters, before how long it was."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to read the files of one source; plain values, sent to the workers."""
+
+    format: str
+    mapped: dict[str, str]
+    """Our column -> the log's column."""
+    delimiter: str = ","
+    header: bool = True
+    null_values: frozenset[str] = frozenset([""])
+    null_ids: frozenset[str] = frozenset()
+    """More texts that mean nothing in `user_id` and `item_id`."""
+    encoding: str = "utf-8"
+    list_separator: str = "|"
+    longest_record: int = LONGEST_RECORD
+    longest_text: int = LONGEST_TEXT
+    privacy: Privacy | None = None
+    """Whose lines are passed over, and whether ids are hashed."""
+
+    def nulls_of(self, ours: str) -> frozenset[str]:
+        """The texts that mean nothing in a column of ours."""
+        return self.null_values | self.null_ids if ours in IDS else self.null_values
+
+
+@dataclass
+class FileFacts:
+    """What one file turned out to be."""
+
+    file: str
+    lines: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+    size: int = 0
+    sha256: str = ""
+    too_long: int = 0
+    """Records that are longer than the format's bounds allow."""
+    first_too_long: int | None = None
+    """The line of the first of them."""
+    header: list[str] | None = None
+    """The columns of a CSV, in order; `columns` has a name once."""
+    point_zero: list[str] = field(default_factory=list)
+    """Those of `user_id` and `item_id` in which an id ends in `.0`."""
+
+    def add_too_long(self, line: int, count: int = 1) -> None:
+        self.too_long += count
+        if self.first_too_long is None:
+            self.first_too_long = line
+
+    def look_at(self, batch: pa.RecordBatch) -> None:
+        """Take note of ids that may be numbers which went through floating point."""
+        for name in IDS:
+            if name not in self.point_zero and pc.any(pc.ends_with(batch[name], ".0")).as_py():
+                self.point_zero.append(name)
+
+
+class Unusable(Exception):
+    """The file is not what the source file promised."""
+
+
+class Batches:
+    """Collects records of one file and turns them into Arrow batches."""
+
+    def __init__(self, fmt: Format, file: str, facts: FileFacts | None = None) -> None:
+        self.fmt, self.file = fmt, file
+        self.facts = FileFacts(file) if facts is None else facts
+        self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
+        self.chars = 0
+        self.listed = fmt.mapped.get("exposed_with")
+        self.nulls = {name: fmt.nulls_of(name) for name in (*SCALARS, "exposed_with")}
+
+    def __len__(self) -> int:
+        return len(self.columns["line"])
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to drain: many records, or long ones."""
+        return len(self) >= byte_streams.BATCH_LINES or self.chars > self.fmt.longest_record
+
+    def add(self, line: int, raw: str, values: dict[str, Any] | None) -> None:
+        """One record; `values` is None where the line is none."""
+        columns = self.columns
+        self.chars += len(raw)
+        if len(raw) > self.fmt.longest_text:  # (no text of a record is longer than the record)
+            if too_long(self.fmt, raw, values):
+                self.facts.add_too_long(line)
+                values = None
+            raw = cut_text(raw, self.fmt)
+        columns["kind"].append("unparsable" if values is None else "record")
+        for name in SCALARS:
+            value = values.get(name) if values else None
+            columns[name].append(None if value in self.nulls[name] else value)
+        columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
+        columns["clock"].append(None)
+        columns["raw"].append(raw)
+        columns["line"].append(line)
+
+    @cached_property
+    def null_arrays(self) -> dict[str, pa.Array]:
+        return {name: pa.array(sorted(texts), pa.string()) for name, texts in self.nulls.items()}
+
+    def without_nulls(self, ours: str, text: pa.Array) -> pa.Array:
+        """A column's texts, null where they mean nothing."""
+        return pc.if_else(pc.is_in(text, self.null_arrays[ours]), None, text)
+
+    def list_of(self, value: Any) -> list[str] | None:
+        """The items of `exposed_with`: of a list, or of a text with separators; without nulls."""
+        if isinstance(value, str):
+            value = None if value in self.fmt.null_values else value.split(self.fmt.list_separator)
+        if value is None:
+            return None
+        return [one for one in value if one is not None and one not in self.fmt.null_values]
+
+    def whole(
+        self, first: int, lines: list[str], columns: list[tuple[str, ...]], places: dict[str, int]
+    ) -> pa.RecordBatch | None:
+        """Records that stand one a line, as `add` would make them; None: a line is no text, or long.
+
+        Args:
+            first: the first record's line.
+            columns: the log's columns; `places` says which of them is which of ours.
+        """
+        if max(map(len, lines)) > self.fmt.longest_text:
+            return None
+        count = len(lines)
+        made: dict[str, pa.Array] = {
+            "kind": pa.repeat("record", count),
+            "file": pa.repeat(self.file, count),
+            "line": pa.array(range(first, first + count), pa.int64()),
+        }  # fmt: skip
+        try:
+            made["raw"] = pc.utf8_rtrim(pa.array(lines, pa.string()), "\r\n")
+            for ours, place in places.items():
+                if ours == "exposed_with":
+                    listed = [self.list_of(text) for text in columns[place]]
+                    made[ours] = pa.array(listed, pa.list_(pa.string()))
+                else:
+                    made[ours] = self.without_nulls(ours, pa.array(columns[place], pa.string()))
+        except UnicodeError:
+            return None
+        return pa.RecordBatch.from_arrays(
+            [made.get(one.name, pa.nulls(count, one.type)) for one in RECORD_SCHEMA],
+            schema=RECORD_SCHEMA,
+        )
+
+    def block(
+        self, first: int, block: Block, delimiter: str, count: int, places: dict[str, int]
+    ) -> pa.RecordBatch | None:
+        """A block's records, one a line, as `add` would make them; None: a line is not one record.
+
+        Args:
+            first: the first record's line.
+            count: how many fields a record has; `places` says which of them is which of ours.
+        """
+        if not block.plain:
+            return None
+        lines = block.raw()
+        if pc.max(pc.binary_length(lines)).as_py() > self.fmt.longest_text:
+            return None
+        try:
+            fields, good = fields_of_lines(lines, delimiter, count, places.values())
+        except (pa.ArrowException, csv.Error):
+            return None
+        made: dict[str, pa.Array] = {
+            "kind": pc.if_else(pa.array(good), "record", "unparsable"),
+            "file": pa.repeat(self.file, len(lines)),
+            "raw": pc.utf8_rtrim(lines, "\r\n"),
+            "line": pa.array(np.arange(first, first + len(lines))),
+        }  # fmt: skip
+        for ours, place in places.items():
+            if ours == "exposed_with":
+                listed = [self.list_of(one) for one in fields[place].to_pylist()]
+                made[ours] = pa.array(listed, pa.list_(pa.string()))
+            else:
+                made[ours] = self.without_nulls(ours, fields[place])
+        return pa.RecordBatch.from_arrays(
+            [made.get(one.name, pa.nulls(len(lines), one.type)) for one in RECORD_SCHEMA],
+            schema=RECORD_SCHEMA,
+        )
+
+    def drain(self) -> pa.RecordBatch:
+        count = len(self)
+        self.columns["file"] = [self.file] * count
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array(self.columns[one.name], one.type) for one in RECORD_SCHEMA],
+            schema=RECORD_SCHEMA,
+        )
+        self.columns = {name: [] for name in RECORD_SCHEMA.names}
+        self.chars = 0
+        return batch
+
+
+def too_long(fmt: Format, raw: str, values: dict[str, Any] | None) -> bool:
+    """Whether a record, or one of its mapped columns, is longer than a table takes."""
+    if len(raw) > fmt.longest_record:
+        return True
+    for value in (values or {}).values():
+        if sum(map(len, value if isinstance(value, list) else [value or ""])) > fmt.longest_text:
+            return True
+    return False
+
+
+def cut_text(text: str, fmt: Format) -> str:
+    """A text as it may be stored: whole, or its beginning, and how long it was."""
+    if len(text) <= fmt.longest_text:
+        return text
+    more = "more than " * (len(text) > fmt.longest_record)
+    length = min(len(text), fmt.longest_record)
+    return f"{text[: fmt.longest_text]}{CUT}{more}{length} characters]"
+
+
+def fields_of_lines(
+    lines: pa.Array, delimiter: str, count: int, places: Iterable[int]
+) -> tuple[dict[int, pa.Array], np.ndarray]:
+    """Some of the `count` fields of every line; null where a line has another number of them.
+
+    Most lines of most logs have no quotes, and no Python object is made of them.
+
+    Args:
+        lines: physical lines with their ends, none of them blank.
+
+    Returns:
+        The fields by their place, and which lines have `count`.
+
+    Raises:
+        csv.Error: a line is not one record.
+        ArrowInvalid: a field is no text.
+    """
+    has_quote = pc.match_substring(lines, '"').to_numpy(zero_copy_only=False)
+    at_plain, at_quoted = np.flatnonzero(~has_quote), np.flatnonzero(has_quote)
+    plain = lines.filter(pa.array(~has_quote)) if len(at_quoted) else lines
+    found, whole = byte_streams.fields(plain, delimiter, count, places)
+    if whole.all() and not len(at_quoted):
+        return found, whole
+    quoted = lines.take(pa.array(at_quoted)).to_pylist()
+    rows = list(csv.reader(quoted, delimiter=delimiter, strict=True))
+    if len(rows) != len(quoted):
+        raise csv.Error("a quoted record has more lines than one")
+    fit = np.array([len(row) == count for row in rows], bool)
+    good = np.zeros(len(lines), bool)
+    good[at_plain], good[at_quoted] = whole, fit
+    if not all(map(str.strip, lines.filter(pa.array(~good)).to_pylist())):
+        raise csv.Error("a line of blanks is no record")
+    source = np.zeros(len(lines), np.int64)
+    source[at_plain[whole]] = np.arange(whole.sum())
+    source[at_quoted[fit]] = whole.sum() + np.arange(fit.sum())
+    order = pa.array(source, mask=~good)
+    rows = [row for row in rows if len(row) == count]
+    for place, array in found.items():
+        more = pa.array([row[place] for row in rows], pa.string())
+        found[place] = pa.concat_arrays([array, more]).take(order)
+    return found, good
+
+
+def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
+    """Our column -> its place in the log's header."""
+    places = {}
+    for ours, theirs in fmt.mapped.items():
+        if theirs not in header:
+            raise Unusable(missing_column(file, ours, theirs, header))
+        if header.count(theirs) > 1:
+            raise Unusable(f"{file}: the header has the column {theirs!r} twice: rename one")
+        places[ours] = header.index(theirs)
+    return places
+
+
+def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> str:
+    names = list(there)
+    others = re.findall(r"[,;\t|]", names[0]) if len(names) == 1 else []
+    if others:
+        return (
+            f"{file}: its header is one column, {names[0]!r}. Set source.delimiter = "
+            f"{max(others, key=others.count)!r} if that is what separates its columns"
+        )
+    return (
+        f"{file} has no column {theirs!r}, which {field_of(ours)} names; it has "
+        f"{', '.join(map(repr, names)) or 'none'}. Correct {field_of(ours)} in the source file, or "
+        "have the log delivered again with the column"
+    )

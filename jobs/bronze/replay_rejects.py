@@ -1,0 +1,296 @@
+"""`bronze.rejects` -> `bronze.events`, after a fix of the source file: lines get a second chance.
+
+Each rejected line is read again, from its stored text, by the source file as it is now. What is
+usable lands as if it had been good the first time (`late` is judged by the night on which it was
+read, `ingest_file` is its own) and leaves `bronze.rejects`, after the events' commit; what is not
+stays, under the reason that holds now.
+
+Not replayed: lines whose bytes were no text (their stored text is escaped; correct
+`source.encoding` and deliver the file again), lines of which the table has only the beginning (a
+note names the first), lines of files that the ledger does not know (the next ingest reads those
+anyway), and lines of CSVs of which nobody knows in which order their file's columns were
+(`jobs/bronze/reject_columns.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from jobs.bronze import exposures, ingest, landing
+from jobs.bronze.readers import record_of
+from jobs.bronze.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Format, missing_column
+from jobs.bronze.reject_columns import Ledger
+from jobs.bronze.typed_events import typed_events
+from jobs.core.errors import SchemaError
+from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.lake.context import Candidate, Context, Result
+
+KEPT = {"raw": "kept_raw", "raw_hash": "kept_hash", "reason": "kept_reason"}
+"""What of a reject's own row travels along: typing makes `raw`, `raw_hash` and `reason` anew."""
+ALONG = {
+    "run_day": "date", "first_seen_ts": "timestamp", "file_columns": "array<string>",
+    "from_ledger": "boolean",
+}  # fmt: skip
+"""And what typing leaves alone. `from_ledger`: `file_columns` is the ledger's, whose columns have a
+name once."""
+SHOWN_FILES = 3
+
+
+def parser(
+    fmt: Format, columns: dict[str, dict[str, str]]
+) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
+    """For `mapInArrow` over rejects: each stored line as a record, beside what is kept of its row.
+
+    Args:
+        columns: per file, the names (and kinds) of its columns, as the ledger has them.
+    """
+
+    def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            texts = (batch[name].to_pylist() for name in ("raw", "file", "line", "file_columns"))
+            rows = [
+                record_of(fmt, raw, file, line, columns[file], header)
+                for raw, file, line, header in zip(*texts, strict=True)
+            ]
+            made = pa.RecordBatch.from_pylist(rows, schema=RECORD_SCHEMA)
+            kept = [*KEPT, *ALONG]
+            yield pa.RecordBatch.from_arrays(
+                [*made.columns, *(batch[name] for name in kept)],
+                names=[*made.schema.names, *(KEPT.get(name, name) for name in kept)],
+            )
+
+    return read
+
+
+def is_cut() -> Column:
+    """Whether the table has only the beginning of a rejected line."""
+    mark = F.substring("raw", LONGEST_TEXT + 1, len(CUT))
+    return F.coalesce((F.length("raw") > LONGEST_TEXT) & (mark == CUT), F.lit(False))
+
+
+def cut_lines(context: Context, base: int) -> list[str]:
+    """What to say of rejects that cannot be read again."""
+    cut = context.lake.read(REJECTS, base).where(is_cut())
+    found = cut.agg(
+        F.count("*").alias("lines"), F.min(F.struct("file", "line")).alias("first")
+    ).first()  # fmt: skip
+    if found is None or not found["lines"]:
+        return []
+    first = found["first"]
+    return [
+        f"{found['lines']} rejected lines were not read again: they are longer than "
+        f"{LONGEST_TEXT:,} characters, and bronze.rejects has only their beginning. The first is "
+        f"line {first['line']} of {first['file']}. To read them again, touch the file (its "
+        f"modification time tells that it changed): python -m jobs run --source "
+        f"{context.source.name} then reads it whole; lines that are known are duplicates"
+    ]
+
+
+@dataclass
+class Left:
+    """Rejects that are not replayed."""
+
+    unknown: Counter[str] = field(default_factory=Counter)
+    """How many of each file, because nobody knows which columns it had."""
+    unread: int = 0
+    """How many of files that the ledger does not know."""
+
+
+def by_order(fmt: Format) -> bool:
+    """Whether a stored line is known by the order of its file's columns. (Where ids are hashed, it
+    is kept as named columns.)"""
+    return fmt.format == "csv" and not (fmt.privacy is not None and fmt.privacy.hashes)
+
+
+def with_columns(context: Context, rejects: DataFrame, ledger: Ledger) -> DataFrame:
+    """Rejects with `file_columns` also where the ledger knows them, and `from_ledger`."""
+    old = rejects.where("file_columns IS NULL")
+    pairs = old.select("file", F.unix_micros("first_seen_ts").alias("us")).distinct().collect()
+    named = [(file, us, ledger.columns_then(file, us)) for file, us in pairs]
+    known = [one for one in named if one[2] is not None]
+    frame = context.spark.createDataFrame(known, "file string, us bigint, names array<string>")
+    rejects = rejects.withColumn("us", F.unix_micros("first_seen_ts"))
+    rejects = rejects.join(F.broadcast(frame), ["file", "us"], "left")
+    return rejects.withColumns(
+        {
+            "from_ledger": F.col("file_columns").isNull(),
+            "file_columns": F.coalesce("file_columns", "names"),
+        }
+    )
+
+
+def check_columns(fmt: Format, names: Iterable[str], file: str) -> None:
+    """Raises: SchemaError: the source file names a column that is not there, or there twice."""
+    names = list(names)
+    for ours, theirs in fmt.mapped.items():
+        if theirs not in names:
+            raise SchemaError(missing_column(file, ours, theirs, names))
+        if names.count(theirs) > 1:
+            raise SchemaError(f"{file}: the header has the column {theirs!r} twice: rename one")
+
+
+def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Left) -> DataFrame:
+    """The rejects that can be read by the columns that their file had then.
+
+    Args:
+        left: which rejects are left out; added to.
+
+    Raises:
+        SchemaError: the source file names a column that a rejected line's file does not have.
+    """
+    if fmt.format not in ("csv", "parquet"):
+        return rejects
+    for row in rejects.select("file").distinct().collect():
+        check_columns(fmt, ledger.columns[row["file"]], row["file"])
+    if not by_order(fmt):
+        return rejects
+    keep = F.col("file_columns").isNotNull()
+    for file, names, count in rejects.groupBy("file", "file_columns").count().collect():
+        if names is None:
+            left.unknown[file] += count
+        elif not set(fmt.mapped.values()) <= set(names):
+            left.unknown[file] += (
+                count  # the file as it is now has the column, as it was then it had not
+            )
+            then = F.array(*map(F.lit, names))
+            keep = keep & ~((F.col("file") == file) & (F.col("file_columns") == then))
+        else:
+            check_columns(fmt, names, file)
+    return rejects.where(keep)
+
+
+def rejected_lines(context: Context, base: int, left: Left) -> DataFrame:
+    """The rejects as typed lines, with `run_day`, `first_seen_ts`, `file_columns` and the `kept_…`
+    columns.
+
+    Args:
+        left: which rejects are left out; added to.
+
+    Raises:
+        SchemaError: the source file names a column that a rejected line's file does not have.
+    """
+    lake, source, ledger = context.lake, context.source, Ledger(context.lake)
+    stored, is_read = lake.read(REJECTS, base), F.col("file").isin(list(ledger.columns))
+    left.unread = stored.where(~is_read).count()
+    rejects = stored.where(is_read & ~is_cut())
+    fmt = landing.reading_format(context)
+    if by_order(fmt):
+        rejects = with_columns(context, rejects, ledger)
+    else:
+        rejects = rejects.withColumn("from_ledger", F.lit(False))
+    rejects = readable(fmt, rejects, ledger, left)
+    kept = "".join(f", {name} string" for name in KEPT.values())
+    along = "".join(f", {name} {kind}" for name, kind in ALONG.items())
+    records = rejects.select(*REJECTS.columns, "from_ledger").mapInArrow(
+        parser(fmt, ledger.columns), RECORD_DDL + kept + along
+    )
+    lines = typed_events(records, source)
+    lines = lines.withColumns({"raw": F.col("kept_raw"), "raw_hash": F.col("kept_hash")})
+    if by_order(fmt):
+        # What was a record then is one by the same columns: the ledger's are not all of them.
+        lost = F.col("from_ledger") & (F.col("reason") == "unparsable")
+        lost = F.coalesce(lost & (F.col("kept_reason") != "unparsable"), F.lit(False))
+        for file, count in lines.where(lost).groupBy("file").count().collect():
+            left.unknown[file] += count
+        lines = lines.where(~lost)
+    return lines
+
+
+def left_notes(context: Context, left: Left) -> list[str]:
+    """What to say of the rejects that were not replayed."""
+    run = f"python -m jobs run --source {context.source.name}"
+    notes, unknown = [], left.unknown
+    if unknown:
+        files = ", ".join(f"{count} of {file}" for file, count in unknown.most_common(SHOWN_FILES))
+        more = f" and {len(unknown) - SHOWN_FILES} more files" if len(unknown) > SHOWN_FILES else ""
+        notes.append(
+            f"{unknown.total()} rejected lines were not replayed ({files}{more}), because it is not "
+            "known which columns these files had, in which order, when the lines were read. They "
+            f"stay in bronze.rejects. Deliver these files again, or touch them, and {run}"
+        )
+    if left.unread:
+        notes.append(
+            f"{left.unread} rejected lines are of files that no run has read to its end: {run} reads "
+            "them again"
+        )
+    return notes
+
+
+def oldest_date(context: Context) -> Column:
+    """Per line: the oldest date that was not late on the night that read it; null: none was."""
+    return F.date_sub("run_day", context.source.sessions.lateness_days)
+
+
+def compute(context: Context) -> Candidate:
+    lake, candidate = context.lake, context.candidate(EVENTS)
+    landing.null_ids(context)
+    for table in (EVENTS, REJECTS, FILES):
+        lake.create(table)
+    version = lake.version(REJECTS)
+    assert version is not None
+    base = {EVENTS.full_name: lake.version(EVENTS), REJECTS.full_name: version}
+    manifest: dict[str, Any] = {
+        "batch": context.batch, "day": None, "base": base, "empty": lake.rows(REJECTS) == 0,
+        "counts": {"read": 0}, "rejects": {}, "files": [], "notes": [],
+    }  # fmt: skip
+    if not manifest["empty"]:
+        context.expect(lake.rows(REJECTS), lake.rows(EVENTS))
+        left = Left()
+        lines = rejected_lines(context, version, left)
+        lines = exposures.joined(context, candidate, lines)
+        lines = candidate.write("lines", lines)
+        manifest["counts"]["read"] = candidate.row_count("lines")
+        manifest["notes"] += left_notes(context, left)
+        manifest["notes"] += exposures.told(context, candidate) + cut_lines(context, version)
+        ingest.fill_events(context, candidate, manifest, oldest_date(context))
+        unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
+        still = candidate.write("rejects", unusable)
+        ingest.count_rejects(candidate, manifest)
+        key = list(REJECTS.key)
+        good = lines.join(still.select(*key), key, "left_anti").select(*REJECTS.columns)
+        other = still.where("reason <> kept_reason").select(*REJECTS.columns)
+        change = good.withColumn("gone", F.lit(True)).unionByName(
+            other.withColumn("gone", F.lit(False))
+        )
+        candidate.write("change", change)
+        manifest["rejects_changed"] = candidate.row_count("change")
+    candidate.save(manifest)
+    return candidate
+
+
+def audit(context: Context, candidate: Candidate) -> None:
+    """Raises: AuditFailed, AuditErrored. The share of rejects is no question here."""
+    manifest = candidate.manifest()
+    if not manifest["empty"]:
+        ingest.audit_events(context, candidate, manifest)
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """Events, then the rejects that came good or have another reason now.
+
+    Raises:
+        Conflict: another run changed `bronze.events` since the candidate was computed.
+    """
+    lake, manifest = context.lake, candidate.manifest()
+    result = Result(
+        **manifest["counts"], rejects=manifest["rejects"], notes=manifest.get("notes", [])
+    )
+    if not manifest["empty"]:
+        ingest.publish_events(context, candidate, manifest)
+        if manifest["rejects_changed"]:
+            ingest.change_rejects(context, candidate, "change")
+        if result.events_new or result.events_replaced:
+            result.notes.append(
+                f"{EVENTS.full_name} has grown: python -m jobs run --source "
+                f"{context.source.name} takes the sessions along (so does the next night)"
+            )
+    for table in (EVENTS, REJECTS):
+        result.tables[table.full_name] = lake.told(table)
+    return result

@@ -1,0 +1,216 @@
+"""Text to typed events, as Spark SQL expressions: times, numbers, feedback, hashes, reasons.
+
+Pure: frame in, frame out. The meaning of every rule is in ARCHITECTURE.md ("What things mean").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from jobs.bronze.records import CUT, LONGEST_TEXT
+from jobs.core.source_file import CONDITION, LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
+
+FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
+ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
+COMMON_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})$"
+ISO_ZONE = r"^(\d{4}-\d{2}-\d{2}[T ][\d:.]+) ?(Z|z|[+-]\d{2}(:?\d{2})?)$"
+HASHED = (
+    "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "tie_break",
+    "exposed_with",
+)  # fmt: skip
+
+
+def local_to_utc(local: Column, zone: str) -> Column:
+    """A time without a zone, read in `zone`, as a UTC timestamp.
+
+    A doubled hour takes the earlier offset, a missing hour moves forward (java.time's rule).
+    """
+    return F.convert_timezone(F.lit(zone), F.lit("UTC"), local).cast("timestamp")
+
+
+def iso_time(text: Column, zone: str) -> Column:
+    """ISO 8601, with or without a zone; null where it is neither."""
+    dotted = F.regexp_replace(text, ",", ".")
+    offset = F.regexp_replace(
+        F.regexp_replace(F.upper(F.regexp_extract(dotted, ISO_ZONE, 2)), r"^([+-]\d\d)$", "$1:00"),
+        r"^([+-]\d\d)(\d\d)$", "$1:$2",
+    )  # fmt: skip
+    moment = F.regexp_replace(
+        F.regexp_extract(dotted, ISO_ZONE, 1), r"^(.{10}[T ]\d\d:\d\d)$", "$1:00"
+    )
+    zoned = F.concat(moment, offset).try_cast("timestamp")
+    local = local_to_utc(dotted.try_cast("timestamp_ntz"), zone)
+    any_form = F.when(text.rlike(ISO), F.when(dotted.rlike(ISO_ZONE), zoned).otherwise(local))
+    # The commonest form by one expression instead of six.
+    return F.coalesce(F.when(text.rlike(COMMON_ISO), text.try_cast("timestamp")), any_form)
+
+
+def number_time(text: Column, unit: str) -> Column:
+    """A number of seconds, milliseconds or microseconds since 1970, fractions cut at the us."""
+    us_each = NUMERIC_UNITS[unit]
+    number = F.trim(text).try_cast("decimal(28,9)")
+    us = F.floor(number * F.lit(us_each).cast("decimal(8,0)")).try_cast("bigint")
+    any_number = F.when(us.between(FIRST_US, LAST_US), F.timestamp_micros(us))
+    # Most logs have whole numbers; decimals of this width cost several times as much.
+    whole = F.trim(text).try_cast("bigint")
+    first, last = -(-FIRST_US // us_each), LAST_US // us_each
+    quick = F.when(whole.between(first, last), F.timestamp_micros(whole * F.lit(us_each)))
+    return F.coalesce(quick, any_number)
+
+
+def event_time(text: Column, clock: Column, time: TimePart) -> Column:
+    """The event's UTC timestamp, or null where the text is no time the source file describes, or
+    one that is not in the years 1 to 9999 in UTC.
+
+    Args:
+        clock: as in `records.RECORD_DDL`.
+    """
+    typed = F.timestamp_micros(text.try_cast("bigint"))
+    parsed = (
+        F.when(clock.isNull(), _any_time(text, time))
+        .when(clock == "utc", typed)
+        .otherwise(local_to_utc(typed.cast("timestamp_ntz"), time.zone))
+    )
+    return F.when(F.unix_micros(parsed).between(FIRST_US, LAST_US), parsed)
+
+
+def _any_time(text: Column, time: TimePart) -> Column:
+    if time.unit == "iso8601":
+        return iso_time(text, time.zone)
+    if time.unit in NUMERIC_UNITS:
+        return number_time(text, time.unit)
+    parsed = F.try_to_timestamp(text, F.lit(time.unit))
+    if time.pattern_has_zone:
+        return parsed
+    return local_to_utc(parsed.cast("timestamp_ntz"), time.zone)
+
+
+def feedback_of(feedback: FeedbackPart) -> Column:
+    """`positive`, `negative`, `exposed` or `neutral`, tried negative, positive, exposed."""
+
+    def any_of(entries: list[str]) -> Column:
+        found = F.lit(False)
+        for entry in entries:
+            condition = CONDITION.match(entry)
+            if condition:
+                operator, number = condition.groups()
+                one = F.expr(f"value {operator} {float(number)!r}D")
+            else:
+                one = F.col("event_type") == F.lit(entry)
+            found = found | F.coalesce(one, F.lit(False))
+        return found
+
+    chosen = F.when(any_of(feedback.negative), "negative")
+    if feedback.positive is not None:
+        chosen = chosen.when(any_of(feedback.positive), "positive")
+        return chosen.when(any_of(feedback.exposed), "exposed").otherwise("neutral")
+    return chosen.when(any_of(feedback.exposed), "exposed").otherwise("positive")
+
+
+def row_hash(columns: Collection[str] = HASHED) -> Column:
+    """Hash of the typed values of all mapped columns but the event's id; null is not empty.
+
+    Columns that are null in every row (those that the source file does not map) may be left out.
+    128 of SHA-256's bits: at ten billion events a clash has probability 1.5e-19.
+    """
+    texts = {
+        "event_ts": F.unix_micros("event_ts").cast("string"),
+        "value": (F.col("value") + F.lit(0.0)).cast("string"),  # no negative zero
+        "tie_break": F.col("tie_break").cast("string"),
+        "exposed_with": F.to_json(F.col("exposed_with")),
+    }
+    parts = []
+    for name in (one for one in HASHED if one in columns):
+        text = texts.get(name, F.col(name))
+        known = F.concat(F.lit(f"{name}="), F.length(text).cast("string"), F.lit(":"), text)
+        parts.append(F.coalesce(known, F.lit("")))
+    return F.left(F.sha2(F.concat(*parts), 256), F.lit(32))
+
+
+def typed_events(
+    records: DataFrame, source: Source, oldest: Column | None = None, hashed: bool = True
+) -> DataFrame:
+    """Records as text -> typed lines with `reason` (null: usable), `raw` and `raw_hash`; where the
+    log has event ids of its own, also `row_hash`, which is the id where it has none.
+
+    The reason is the first that holds, in the order of `tables.REJECT_REASONS`; `late` is judged
+    where the stored events are known.
+
+    Args:
+        oldest: the oldest date that is not late; null: nothing is. `raw` is kept of lines that may
+            be rejects, and of those that tell of a file.
+        hashed: whether all lines have `raw_hash`, or only those that may be rejects.
+    """
+    mapped = source.mapped()
+    text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
+    lines = records.withColumnsRenamed(text)
+    clock = F.col("clock") if source.source.format == "parquet" else F.lit(None)
+    number = F.col("_value").try_cast("double")
+    finite = ~F.isnan(number) & (F.abs(number) != F.lit(float("inf")))
+    whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
+    lines = lines.withColumns(
+        {
+            "event_ts": event_time(F.col("_event_ts"), clock, source.time),
+            "value": F.when(finite, number + F.lit(0.0)),
+            "tie_break": whole.try_cast("bigint"),
+        }
+    )
+    native = F.col("event_id").isNull() if "event_id" in mapped else F.lit(False)
+    reason = (
+        F.when(F.col("kind") == "unparsable", "unparsable")
+        .when(F.col("user_id").isNull(), "missing_user_id")
+        .when(F.col("item_id").isNull(), "missing_item_id")
+        .when(F.col("event_ts").isNull(), "bad_event_ts")
+        .when(F.col("_value").isNotNull() & F.col("value").isNull(), "bad_value")
+        .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
+        .when(native, "missing_event_id")
+    )
+    if source.source.format == "parquet" or source.privacy.hash_user_id:
+        log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
+        raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
+        raw = cut_text(raw)
+    else:
+        raw = F.col("raw")
+    lines = lines.withColumns({"reason": reason, "event_date": F.to_date("event_ts")})
+    late = (
+        F.lit(False) if oldest is None else F.coalesce(F.col("event_date") < oldest, F.lit(False))
+    )
+    may_be_reject = F.col("reason").isNotNull() | late
+    tells = F.col("kind") == "file"
+    lines = lines.withColumns(
+        {
+            "raw": F.when(tells, F.col("raw")).when(may_be_reject, raw),
+            "raw_hash": F.when(may_be_reject | F.lit(hashed), F.hex(F.xxhash64(raw))),
+            "row_hash" if "event_id" in mapped else "event_id": row_hash(mapped),
+            "feedback": feedback_of(source.feedback),
+        }
+    ).drop("_event_ts", "_value", "_tie_break", "clock", "kind")
+    if source.exposures is not None:
+        lines = lines.withColumn("link", link_of([F.col(n) for n in source.exposures.mapped()]))
+    return lines.drop(*LINKS)
+
+
+def cut_text(text: Column) -> Column:
+    """`records.cut_text`, of a text that is made here."""
+    mark = F.concat(F.lit(CUT), F.length(text).cast("string"), F.lit(" characters]"))
+    beginning = F.substring(text, 1, LONGEST_TEXT)
+    return F.when(F.length(text) > LONGEST_TEXT, F.concat(beginning, mark)).otherwise(text)
+
+
+def link_of(columns: list[Column]) -> Column:
+    """What a line and an exposure are matched by, as one text; null where a column is."""
+    known = F.forall(F.array(*columns), lambda one: one.isNotNull())
+    return F.when(known, F.to_json(F.array(*columns)))
+
+
+def _original(ours: str) -> Column:
+    """A column as the log has it; typed times as ISO 8601."""
+    if ours != "event_ts":
+        return F.col(f"_{ours}" if ours in ("value", "tie_break") else ours)
+    typed = F.timestamp_micros(F.col("_event_ts").try_cast("bigint"))
+    iso = F.date_format(typed, "yyyy-MM-dd'T'HH:mm:ss.SSSSSS")
+    zone = F.when(F.col("clock") == "utc", "Z").otherwise("")
+    return F.when(F.col("clock").isNull(), F.col("_event_ts")).otherwise(F.concat(iso, zone))

@@ -1,0 +1,289 @@
+"""All commands of `python -m jobs` and `spark-submit jobs/__main__.py`: arguments in, an answer out."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from jobs.core.errors import SessionmillError, SettingsError, of_engine
+from jobs.core.json_output import answer
+from jobs.core.settings import settings
+from jobs.core.source_file import Source, load_source
+
+if TYPE_CHECKING:
+    from jobs.lake.context import Context, Result
+
+STEPS = ("compute", "audit", "publish", "all")
+JOBS = {
+    "run": "ingest, sessionize, items and sequences, audits included, in one application",
+    "ingest": "landing files -> bronze.events, bronze.rejects",
+    "sessionize": "bronze.events -> silver.sessions",
+    "items": "bronze.events -> gold.items",
+    "sequences": "silver.sessions -> gold.sequences",
+    "drift": "is the night's day like the days before it? ops.nights, a warning, or a stop",
+    "score": "gold.sequences and a registered model -> gold.recommendations",
+    "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
+    "validate": "run the suites on the published tables",
+    "compare-rules": "how far native sessions and the gap rule agree, boundary by boundary",
+    "maintain": "pack small files, remove what no version needs, say what it freed",
+    "forget": "a person, out of every table, older version, candidate, cache and landing file",
+    "explain": "one session: its events with their files, and the nights that changed it",
+}
+
+KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be read by version
+
+# What file systems say, whichever engine passes it on.
+REMEDIES = {
+    "No space left on device": "a disk is full: make room in the lake and in Spark's local folder",
+    "Read-only file system": "a file system is read-only: mount it for writing",
+    # (What Spark says of files that it reads together, which only [exposures] asks of it.)
+    "CSV header does not conform": "a file of [exposures] has other columns than the first of them, "
+    "or in another order: deliver it again as the others are",
+    "Generic S3 error": "the object store does not answer, or not to us: look at AWS_ENDPOINT_URL, "
+    "AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "OutOfMemoryError": "Spark has too little memory for these rows: raise "
+    "SESSIONMILL_DRIVER_MEMORY, or on a cluster the executors' memory",
+    "Permission denied": "a folder or file is closed to this user: grant the rights",
+}
+
+
+def parse_day(text: str) -> date:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+    if day.year < 1900:
+        raise argparse.ArgumentTypeError(f"{text!r} is no night's day: it is before 1900")
+    return day
+
+
+def parse_days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < 36_500:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days: 0 or more")
+    return days
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="python -m jobs",
+        description="From raw interaction logs to session and sequence tables.",
+    )
+    commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
+    for job, says in JOBS.items():
+        command = commands.add_parser(job, help=says, description=says)
+        command.add_argument("--source", required=True, help="a source file, or its name")
+        command.add_argument("--json", action="store_true", help="the result as JSON, last line")
+        if job == "explain":
+            command.add_argument("--session", required=True, metavar="ID", help="a session_id")
+            continue
+        if job == "forget":
+            command.add_argument("--user", required=True, metavar="ID", help="as the log has it")
+            continue
+        if job == "maintain":
+            command.add_argument(
+                "--keep-days", type=parse_days, default=KEEP_DAYS, metavar="N",
+                help="keep what was removed from the tables in the last N days (default %(default)g)",
+            )  # fmt: skip
+        if job in ("compare-rules", "maintain"):
+            continue
+        command.add_argument("--batch", help="ties the steps of one run; names its candidate")
+        if job == "replay-rejects":
+            continue
+        if job == "score":
+            which = command.add_mutually_exclusive_group()
+            which.add_argument("--alias", default="champion", help="default %(default)s")
+            which.add_argument(
+                "--model-version", type=int, metavar="N", help="in place of an alias"
+            )
+            command.add_argument("--k", type=int, default=100, help="items of a list, at most")
+            command.add_argument("--step", choices=STEPS, default="all")
+            continue
+        command.add_argument("--day", type=parse_day, help="the night's day, YYYY-MM-DD (UTC); "
+                             "without one: whatever is new, nothing is late",
+                             required=job == "drift")  # fmt: skip
+        if job in ("ingest", "sessionize", "items", "sequences"):
+            command.add_argument("--step", choices=STEPS, default="all")
+        if job == "sessionize":
+            command.add_argument("--rebuild", action="store_true",
+                                 help="make silver.sessions anew, by the source file's rule")  # fmt: skip
+        if job == "validate":
+            command.add_argument("--table", help="one table, such as silver.sessions; default all")
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        source = load_source(args.source)
+        outcome = WITHOUT_CANDIDATE.get(args.job, execute)(args, source)
+    except SessionmillError as error:
+        print(f"{args.job} stopped: {error}", file=sys.stderr, flush=True)
+        return 1
+    except Exception as error:
+        remedy = next((REMEDIES[words] for words in REMEDIES if words in str(error)), None)
+        if remedy is None and (cause := of_engine(error)):
+            print(
+                f"{args.job} stopped: a task of Spark failed: {cause}. The published tables are as "
+                "their last commits left them. Run it again; if it fails again, report it with "
+                "what follows", file=sys.stderr, flush=True,
+            )  # fmt: skip
+            traceback.print_exc()
+            return 1
+        if remedy is None:
+            raise
+        print(
+            f"{args.job} stopped: {remedy}, and run it again; the published tables stand as their "
+            f"last commits left them. Lake: {settings().table_root()}. "
+            f"{str(error).splitlines()[0][:300]}", file=sys.stderr, flush=True,
+        )  # fmt: skip
+        return 1
+    if args.json:
+        answer(outcome)
+    return 0
+
+
+def explain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs.ops import explain as explaining
+
+    found = explaining.explain(settings().table_root(), source, args.session)
+    print(explaining.in_words(found), flush=True)
+    return found
+
+
+def compare_rules(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs.silver import compare_rules as silver_compare_rules
+
+    found = silver_compare_rules.compare_rules(opened(args, source))
+    print(silver_compare_rules.in_words(found), flush=True)
+    return found
+
+
+def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs.core.tables import EVENTS
+    from jobs.lake.context import Result
+    from jobs.ops import maintain as maintaining
+    from jobs.ops import model_registry
+    from jobs.pipeline.steps import recorded
+
+    context = opened(args, source)
+    if context.lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"there are no tables of {source.name} in SESSIONMILL_LAKE = {context.lake.root!r}: "
+            "name the folder or URI that the jobs write to"
+        )
+    pins, registry = model_registry.registry_pins(source.name)
+    with recorded(context, "maintain", "all", Result()):
+        done = maintaining.maintain(context, args.keep_days, pins)
+    done |= {"run_id": context.run_id, "source": source.name, "registry": registry}
+    print(maintaining.in_words(source.name, done), flush=True)
+    return done
+
+
+def forget(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs.forget import forget as forgetting
+    from jobs.lake.context import Result
+    from jobs.pipeline.steps import recorded
+
+    context = opened(args, source)
+    with recorded(context, "forget", "all", Result()):
+        done = forgetting.forget(context, args.user)
+    print(forgetting.in_words(done), flush=True)
+    return done
+
+
+WITHOUT_CANDIDATE = {
+    "explain": explain, "compare-rules": compare_rules, "maintain": maintain, "forget": forget,
+}  # fmt: skip
+
+
+def opened(args: argparse.Namespace, source: Source) -> Context:
+    """The run's context. Spark is not started yet."""
+    from jobs.lake.context import Context, checked_batch
+    from jobs.lake.delta import Lake
+    from jobs.lake.spark import get_spark
+
+    lake = Lake(
+        lambda: get_spark(f"sessionmill {args.job} {source.name}"), settings().table_root(),
+        source.name,
+    )  # fmt: skip
+    batch = checked_batch(getattr(args, "batch", None))
+    return Context(source, lake, getattr(args, "day", None), batch)
+
+
+def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """Start Spark, run the job, write down what it did."""
+    context = opened(args, source)
+    root = settings().table_root()
+    if "://" not in root:
+        try:
+            os.makedirs(root, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"SESSIONMILL_LAKE = {root!r} cannot be written: {error.strerror}"
+            ) from None
+    step = getattr(args, "step", "all")
+    if args.job not in ("items", "score") and step in ("audit", "all"):
+        # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts. (Scoring
+        # starts none, and MLflow must not import Spark at the same time.)
+        threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
+    from jobs.pipeline.steps import run_job
+
+    names = ("rebuild", "table", "alias", "model_version", "k")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    began = time.monotonic()
+    result = run_job(context, args.job, step, options)
+    seconds = time.monotonic() - began
+    return told(context, args.job, step, result, seconds)
+
+
+def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:
+    """Print what was done, and keep it as JSON beside the lake."""
+    from jobs.lake import filesystem
+
+    outcome = {
+        "run_id": context.run_id, "batch": context.batch, "job": job, "step": step,
+        "source": context.source.name, "day": context.day, **result.counts(),
+        "rejects": result.rejects, "tables": result.tables, "checks": result.checks,
+        "notes": result.notes, "seconds": round(seconds, 1),
+    }  # fmt: skip
+    rejects = ", ".join(f"{count} {reason}" for reason, count in result.rejects.items()) or "none"
+    tables = ", ".join(
+        f"{name} version {one['version']} ({one['rows']:,} rows)"
+        for name, one in result.tables.items()
+    )
+    head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
+    done = (
+        f"read {result.read:,} lines, {result.events_new:,} new events, "
+        f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}; "
+        f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
+        f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
+        f"{result.runaways:,} runaway. {tables or 'nothing published'}."
+    )
+    if job == "validate":
+        done = f"{len(result.tables_in)} tables, nothing is changed."
+    elif job in ("score", "drift"):
+        done = f"{tables or 'nothing published'}."
+    head += f" [{step}]" if step != "all" else ""
+    print(f"{head}: {done} {seconds:.1f} s.", flush=True)
+    for note in result.notes:
+        print(f"note: {note}", flush=True)
+    answer = context.lake.folder("_runs", context.batch) + f"/{job}.{step}.json"
+    filesystem.write_text(answer, json.dumps(outcome, default=str))
+    if step == "publish":
+        # Only now: a publish whose answer was lost must find either its candidate or its answer.
+        from jobs.pipeline.steps import MODULES, OTHERS
+
+        context.candidate((MODULES | OTHERS)[job][1]).remove()
+    return outcome

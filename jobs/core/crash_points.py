@@ -1,0 +1,32 @@
+"""Crash points: the places between two writes, where a test may kill the process.
+
+`SESSIONMILL_CRASH_AT=<name>` makes the process send itself SIGKILL there. The names are the
+commits of a run, in order; `tests` go through all of them. (`rows.rewritten` is where a night that
+changes sessions has written its files and not committed them; `items.attributes-published` is met
+where there is a catalogue.)
+"""
+
+import os
+import signal
+import sys
+
+from jobs.core.settings import settings
+
+POINTS = (
+    "ingest.parsed", "ingest.computed", "ingest.audited", "ingest.rejects-published",
+    "ingest.events-published", "ingest.rejects-cleaned", "ingest.ledger-published",
+    "sessionize.computed", "sessionize.audited", "rows.rewritten", "sessionize.published",
+    "items.computed", "items.attributes-published", "items.published",
+    "sequences.computed", "sequences.audited", "sequences.published",
+)  # fmt: skip
+
+SCORING = ("score.computed", "score.audited", "score.published")
+"""Those of `jobs score`, which is no part of `run`."""
+
+
+def point(name: str) -> None:
+    """Die here if the environment says so."""
+    assert name in POINTS + SCORING, name
+    if settings().crash_at == name:
+        print(f"crash point {name}: killing myself", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,386 @@
+"""Removes a person: from the tables and all that is left of their older versions, from candidates,
+caches, answers and pages, and from the landing files; and sees to it that they do not come back.
+
+The order makes it safe to be killed and run again: first the keyed hash that ingestion obeys, then
+the landing, then the events, whose going the other tables follow as they follow every change, then
+what older versions kept. Files of older versions that have the person are deleted, whoever pinned
+them: those versions cannot be read any more, and registered models that need them are marked
+(`rebuildable = false`), as are those that have seen the person (`saw_forgotten = true`).
+
+What it does not reach, and says so: copies outside the lake and MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+from pyarrow import fs
+
+from jobs.bronze import landing, replay_rejects
+from jobs.bronze.readers import record_of
+from jobs.bronze.reject_columns import Ledger
+from jobs.core.errors import SettingsError
+from jobs.core.settings import settings
+from jobs.core.tables import (
+    ALL,
+    EVENTS,
+    FORGOTTEN,
+    RECOMMENDATIONS,
+    REJECTS,
+    RUNS,
+    SEQUENCES,
+    Table,
+)
+from jobs.forget.landing_files import from_landing
+from jobs.lake import filesystem
+from jobs.lake.context import Context
+from jobs.lake.delta import Lake
+from jobs.ops.model_registry import _from_tracking, _mark, registry_pins
+from jobs.pipeline.steps import one_job
+from jobs.privacy import pseudonyms
+from jobs.privacy.person import Person
+
+NAMING = ("user_id", "raw", "message")  # columns in which a person may stand
+NUMBERS = (".bin", ".npy", ".safetensors")  # files of caches that hold no text, and may be large
+UNREADABLE = (DeltaError, OSError, pa.ArrowException)
+
+
+def forget(context: Context, user: str) -> dict[str, Any]:
+    """Remove a person from everything that this source has of them.
+
+    Args:
+        user: the id as the log has it.
+
+    Raises:
+        SettingsError: no key, or the model registry does not answer: nothing was removed.
+    """
+    lake, source = context.lake, context.source
+    if not user:
+        raise SettingsError("--user is empty: name the person by the log's id")
+    if lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"there are no tables of {source.name} in SESSIONMILL_LAKE = {lake.root!r}: name the "
+            "folder or URI that the jobs write to"
+        )
+    secret = pseudonyms.keyed(context, source.privacy.hash_user_id)
+    hashed = secret.pseudonym(user)
+    person = Person(user, hashed if source.privacy.hash_user_id else user)
+    pins, registry = registry_pins(source.name)
+    seen = sorted(name for version, names in pins.items() if _has(lake, version, person)
+                  for name in names)  # fmt: skip
+    _mark(seen, "saw_forgotten", "true")
+
+    lake.create(FORGOTTEN)
+    lake.put_small(FORGOTTEN, [(hashed, secret.key_check, context.started)])
+    lines = from_landing(context, person)
+    events = _delete(context, EVENTS, person)
+    for job in ("sessionize", "items", "sequences"):
+        one_job(context, job, "all", {})
+    lists = _delete(context, RECOMMENDATIONS, person)
+    rejects = _delete(context, REJECTS, person)
+    _from_messages(context, person)
+    removed = sum(_purge(lake, table, person) for table in ALL) + _from_folders(context, person)
+    lost = sorted(name for version, names in pins.items() if not _readable(lake, version)
+                  for name in names)  # fmt: skip
+    _mark(lost, "rebuildable", "false")
+    artifacts = _from_tracking(source.name, person, hashed)
+    return {
+        "source": source.name, "user_hash": hashed, "events": events, "rejects": rejects,
+        "lists": lists, "landing_lines": lines, "files_removed": removed,
+        "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
+        "artifacts": artifacts,
+    }  # fmt: skip
+
+
+def in_words(done: dict[str, Any]) -> str:
+    """What was done, for a person; without the id."""
+    marked = (
+        f"Models that have seen them, to be trained anew: {', '.join(done['models_that_saw'])}. "
+        if done["models_that_saw"]
+        else "No registered model has seen them. "
+    )
+    lost = (
+        f"Their data can no longer be rebuilt: {', '.join(done['models_not_rebuildable'])}. "
+        if done["models_not_rebuildable"]
+        else ""
+    )
+    return (
+        f"forget {done['source']}: {done['events']:,} events, {done['rejects']:,} rejects, "
+        f"{done['lists']:,} lists and {done['landing_lines']:,} lines of landing files removed, and "
+        f"{done['files_removed']:,} files of older versions, candidates and caches. {marked}{lost}"
+        f"Ingestion passes over {done['user_hash']} from now on ({done['registry']}); "
+        f"{done['artifacts']:,} of MLflow's files, scores and pages, name them no more. Not reached: "
+        "copies outside the lake and MLflow."
+    )
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+def _has(lake: Lake, version: int, person: Person) -> bool:
+    """Whether a version of gold.sequences has the person; one that cannot be read may have had."""
+    try:
+        table = DeltaTable(filesystem.rust_uri(lake.path(SEQUENCES)), version=version)
+        wanted = ds.field("user_id") == person.stored
+        return bool(filesystem.rows_of(table).count_rows(filter=wanted) > 0)
+    except UNREADABLE:
+        return True
+
+
+def _readable(lake: Lake, version: int) -> bool:
+    try:
+        there = DeltaTable(filesystem.rust_uri(lake.path(SEQUENCES)), version=version).file_uris()
+    except UNREADABLE:
+        return False
+    return all(filesystem.exists(path) for path in there)
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def _condition(context: Context, table: Table, base: int, person: Person) -> Any:
+    from pyspark.sql import functions as F
+
+    if table is REJECTS:
+        place = F.concat_ws("\n", "file", F.col("line").cast("string"), "raw_hash")
+        return place.isin(_rejects_of(context, base, person))
+    return F.col("user_id") == F.lit(person.stored)
+
+
+def _rejects_of(context: Context, base: int, person: Person) -> list[str]:
+    """Keys of the rejected lines that are the person's: read as records where they are ones, since
+    an id that is a number stands in many lines; else by the id as a word."""
+    from pyspark.sql import functions as F
+
+    lake, source = context.lake, context.source
+    raw = F.col("raw")
+    named = F.lit(False)  # may be: as it is, or in one of the writings of which `Person` knows
+    for sign in (person.said, person.stored, "\\", '""', "&"):
+        named = named | raw.contains(sign)
+    secret = pseudonyms.keyed(context, True) if source.privacy.hash_user_id else None
+    fmt = replace(landing.file_format(source), privacy=secret)
+    ledger, found = Ledger(lake), []
+    rows = lake.read(REJECTS, base).where(named)
+    for row in rows.withColumn("us", F.unix_micros("first_seen_ts")).toLocalIterator():
+        file = row["file"]
+        try:
+            header = row["file_columns"] or ledger.columns_then(file, row["us"])
+            if header is None and replay_rejects.by_order(fmt):
+                raise KeyError(file)
+            line = record_of(
+                fmt, row["raw"], file, row["line"], ledger.columns.get(file, {}), header
+            )
+            user = line["user_id"] if line["kind"] == "record" else None
+        except (KeyError, ValueError):  # a file or a column that nobody knows any more
+            user = None
+        if user in (person.said, person.stored) or (
+            user is None and person.stands_in(row["raw"] or "")
+        ):
+            found.append(f"{row['file']}\n{row['line']}\n{row['raw_hash']}")
+    return found
+
+
+def _delete(context: Context, table: Table, person: Person) -> int:
+    """Delete the person's rows in one commit; how many there were."""
+    lake = context.lake
+    if lake.version(table) is None:
+        return 0
+    lake.create(table)  # (one that an earlier version made may lack columns)
+    base = lake.version(table)
+    assert base is not None
+    spark = context.spark
+    condition = _condition(context, table, base, person)
+    count = int(lake.read(table, base).where(condition).count())
+    if count:
+        from delta.tables import DeltaTable as SparkDeltaTable
+
+        context.expect(count, lake.rows(table))
+        target = SparkDeltaTable.forPath(spark, lake.path(table))
+        with lake.transaction(table, lake.guard(table), base + 1, context.run_id):
+            target.delete(condition)
+    return count
+
+
+def _from_messages(context: Context, person: Person) -> None:
+    """What runs said may quote a line."""
+    lake = context.lake
+    rows = [
+        tuple({**row, "message": person.taken_out(row["message"])}.values())
+        for row in lake.small(RUNS).to_pylist()
+        if row["message"] and person.stands_in(row["message"])
+    ]
+    if rows:
+        lake.put_small(RUNS, rows)
+
+
+# -- what is left of older versions ---------------------------------------------------------------
+
+
+def _purge(lake: Lake, table: Table, person: Person) -> int:
+    """Delete the files of older versions that have the person, and forget them in the log."""
+    if lake.version(table) is None:
+        return 0
+    root = lake.path(table)
+    found = DeltaTable(filesystem.rust_uri(root))
+    current = {os.path.basename(uri) for uri in found.file_uris()}
+    columns = [name for name in NAMING if name in table.columns]
+    removed = 0
+    for path in _below(root):
+        if "/_delta_log/" in path or not path.endswith(".parquet"):
+            continue
+        if os.path.basename(path) not in current and columns and _file_has(path, columns, person):
+            _drop(path)
+            removed += 1
+    if columns:
+        found.create_checkpoint()  # from here on the table is read without what is taken out below
+        for path in _below(f"{root}/_delta_log"):
+            removed += _clean_log(path, person, found.version())
+    return removed
+
+
+def _below(folder: str) -> list[str]:
+    """All files below a folder, hidden ones too."""
+    system, inner = filesystem.located(folder)
+    selector = fs.FileSelector(inner, recursive=True, allow_not_found=True)
+    infos = system.get_file_info(selector)
+    base = folder.rstrip("/")
+    return [
+        base + one.path.removeprefix(inner.rstrip("/"))
+        for one in infos
+        if one.type == fs.FileType.File
+    ]
+
+
+def _drop(path: str) -> None:
+    """Delete a file, and the checksum that Hadoop keeps beside files of a local disk."""
+    system, inner = filesystem.located(path)
+    system.delete_file(inner)
+    beside = f"{os.path.dirname(inner)}/.{os.path.basename(inner)}.crc"
+    if system.get_file_info(beside).type == fs.FileType.File:
+        system.delete_file(beside)
+
+
+def _file_has(path: str, columns: list[str], person: Person) -> bool:
+    """Whether a Parquet file has the person in one of these columns."""
+    with filesystem.open_seekable(path) as stream:
+        file = pq.ParquetFile(stream)
+        names = [name for name in columns if name in file.schema_arrow.names]
+        for group in range(file.metadata.num_row_groups):
+            rows = file.read_row_group(group, columns=names)
+            for name in names:
+                column = rows[name].cast(pa.string())  # (delta-rs writes string views)
+                if name == "user_id":
+                    if pc.any(pc.equal(column, person.stored)).as_py():
+                        return True
+                elif any(person.stands_in(text or "") for text in column.to_pylist()):
+                    return True
+    return False
+
+
+def _clean_log(path: str, person: Person, newest: int) -> int:
+    """Take the person out of one file of a table's log: statistics, predicates, old checkpoints."""
+    name = os.path.basename(path)
+    number = name.partition(".")[0]
+    if (
+        ".checkpoint" in name
+        and name.endswith(".parquet")
+        and number.isdigit()
+        and int(number) < newest
+    ):
+        told = filesystem.read_parquet(path).to_pylist()
+        if person.stands_in(json.dumps(told, default=str, ensure_ascii=False)):
+            _drop(path)
+            return 1
+    elif name.endswith(".json") and number.isdigit():
+        text = filesystem.read_text(path)
+        lines = [_clean_action(line, person) for line in text.splitlines()]
+        if (cleaned := "\n".join(lines) + "\n") != text:
+            system, inner = filesystem.located(path)
+            beside = f"{os.path.dirname(inner)}/.{name}.crc"
+            if system.get_file_info(beside).type == fs.FileType.File:
+                system.delete_file(beside)
+            filesystem.write_text(path, cleaned)
+    elif name.endswith(".crc") and not name.startswith("."):  # Delta's checksum of a version
+        told_of = person.stands_in(filesystem.read_text(path))
+        if told_of:
+            _drop(path)
+    return 0
+
+
+def _clean_action(line: str, person: Person) -> str:
+    """One action of a commit without statistics or conditions that name the person."""
+    if not person.stands_in(json.dumps(json.loads(line or "null"), ensure_ascii=False)):
+        return line
+    action = json.loads(line)
+    for kind in ("add", "remove"):
+        if kind in action and person.stands_in(str(action[kind].get("stats") or "")):
+            action[kind].pop("stats")
+    if "commitInfo" in action:
+        action["commitInfo"].pop("operationParameters", None)
+    return json.dumps(action, ensure_ascii=False)
+
+
+def _from_folders(context: Context, person: Person) -> int:
+    """Candidates, caches, answers and pages that name the person; how many there were."""
+    lake, removed = context.lake, 0
+    base = lake.folder()
+    folders = [f"{base}/{name}" for name in ("_candidates", "_cache", "_runs", "_quality")]
+    whole = folders[:2]  # a candidate or a cache is of use as a whole only
+    if "://" in base:
+        whole.append(f"{settings().cache_root()}/{context.source.name}")
+        folders.append(whole[-1])
+    for folder in folders:
+        for path in sorted(path for path in _below(folder) if _mentions(path, person)):
+            inside = path.removeprefix(f"{folder}/")
+            top = f"{folder}/{inside.partition('/')[0]}"
+            if folder in whole and "/" in inside:
+                removed += filesystem.exists(top) or _is_folder(top)
+                filesystem.remove(top)
+            else:
+                removed += 1
+                _drop(path)
+    for path in _below(base):
+        if os.path.dirname(path) == base and _mentions(path, person):
+            removed += 1
+            _drop(path)
+    return removed
+
+
+def _is_folder(path: str) -> bool:
+    system, inner = filesystem.located(path)
+    return bool(system.get_file_info(inner).type == fs.FileType.Directory)
+
+
+def _mentions(path: str, person: Person) -> bool:
+    system, inner = filesystem.located(path)
+    if system.get_file_info(inner).type != fs.FileType.File:
+        return False  # gone with its folder
+    if path.endswith(NUMBERS):
+        return False
+    if path.endswith((".parquet", ".arrow")):
+        rows = _read_any(path)
+        return any(
+            person.stands_in(str(text))
+            for column, kind in zip(rows.columns, rows.schema.types, strict=True)
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            for text in column.to_pylist()
+            if text
+        )
+    with filesystem.open_binary(path) as stream:
+        return person.stands_in(stream.read().decode("utf-8", "replace"))
+
+
+def _read_any(path: str) -> pa.Table:
+    if path.endswith(".parquet"):
+        return filesystem.read_parquet(path)
+    with filesystem.open_seekable(path) as stream:
+        return pa.ipc.open_file(stream).read_all()

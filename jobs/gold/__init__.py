@@ -1,0 +1,1 @@
+"""`silver.sessions` to `gold.items`, `gold.item_attributes` and `gold.sequences`."""

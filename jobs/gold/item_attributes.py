@@ -1,0 +1,259 @@
+"""`[items]`: the catalogue -> `gold.item_attributes`, with the history of what was known when.
+
+A catalogue says how items are, not how they were. A row says from when on an item's attributes were
+known to be these, so that a model can be shown only what was known before its cut:
+ * a dated catalogue (`{day}` in its landing) is known from the end of its day on;
+ * an undated one from the end of the run's day, without a day from now on; but what it says of an
+   item that had no row holds for always (`ALWAYS`), because it does not say since when [ours].
+An item whose attributes are as before gets no row; one that leaves the catalogue keeps what is
+known of it. A day that is read later than the days after it makes these be read again, so the
+order in which days are read changes nothing that a reader sees.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from jobs.core import crash_points
+from jobs.core.arrow_types import arrow_schema
+from jobs.core.errors import SchemaError, SourceError
+from jobs.core.landing_globs import DAY_FIELD, landing_patterns
+from jobs.core.source_file import ItemsPart
+from jobs.core.tables import ITEM_ATTRIBUTES
+from jobs.lake import filesystem
+from jobs.lake.context import Context, Result
+from jobs.lake.data_files import staging
+
+ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
+DAYS = {"%Y": r"\d{4}", "%m": r"\d\d", "%d": r"\d\d", "%y": r"\d\d", "%j": r"\d{3}"}
+
+History = dict[str, list[tuple[datetime, dict[str, str]]]]
+"""Item -> (known from, attributes), oldest first."""
+
+
+def snapshots(part: ItemsPart, day: date | None) -> list[tuple[datetime | None, list[str]]]:
+    """(known from, files) of the catalogues to read, oldest first; None: undated, read without a
+    day.
+
+    Raises:
+        SourceError: an undated catalogue that is not there.
+    """
+    landing = part.landing if "://" in part.landing else os.path.abspath(part.landing)
+    if not DAY_FIELD.search(landing):
+        found = [path for path, *_ in filesystem.glob(landing)]
+        if not found:
+            raise SourceError(
+                f"items.landing = {part.landing!r} matches no file (from {os.getcwd()}): correct "
+                "it, or put the catalogue there"
+            )
+        return [(None if day is None else _end(day), sorted(found))]
+    dated: dict[date, list[str]] = {}
+    [pattern] = landing_patterns(landing, None, 0)
+    for path, *_ in filesystem.glob(pattern):
+        of = _date_in(landing, path)
+        if of is not None and (day is None or of >= day):
+            dated.setdefault(of, []).append(path)
+    return [(_end(of), sorted(dated[of])) for of in sorted(dated)]
+
+
+def _end(day: date) -> datetime:
+    return datetime.combine(day + timedelta(days=1), time(), UTC)
+
+
+def _date_in(landing: str, path: str) -> date | None:
+    """The day that a path was matched by."""
+    [first, *_] = DAY_FIELD.finditer(landing)
+    form = first.group(1) or "%Y-%m-%d"
+    digits = re.sub(r"%[YmdyjHMS]", lambda one: DAYS.get(one[0], r"\d\d"), re.escape(form))
+    head, tail = landing[: first.start()], landing[first.end() :]
+    around = [re.escape(text).replace(r"\*", ".*").replace(r"\?", ".") for text in (head, tail)]
+    around[1] = DAY_FIELD.sub(lambda _: ".*", tail) if DAY_FIELD.search(tail) else around[1]
+    found = re.fullmatch(f"{around[0]}({digits}){around[1]}", path)
+    try:
+        return datetime.strptime(found[1], form).date() if found else None
+    except ValueError:
+        return None
+
+
+def read(part: ItemsPart, path: str) -> pa.Table:
+    """The id and the named columns of a catalogue file, as texts.
+
+    Raises:
+        SchemaError: a column is not there, a number is none, or ids are floating-point numbers.
+    """
+    wanted = [part.id, *part.categories, *part.numbers]
+    system, inner = filesystem.located(path)
+    opened = (
+        filesystem.open_seekable(path)
+        if part.format == "parquet"
+        else system.open_input_stream(inner)
+    )
+    try:
+        with opened as stream:
+            if part.format == "csv":
+                texts = pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True,
+                    null_values=[""],
+                )  # fmt: skip
+                how = pyarrow.csv.ParseOptions(delimiter=part.delimiter, newlines_in_values=True)
+                rows = pyarrow.csv.read_csv(stream, parse_options=how, convert_options=texts)
+            elif part.format == "jsonl":
+                rows = pyarrow.json.read_json(stream)
+            else:
+                rows = pq.read_table(stream)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise SchemaError(
+            f"{path}: cannot be read as items.format = {part.format}: {error}. Name its format and "
+            "delimiter, or deliver it again, in UTF-8"
+        ) from None
+    for name in wanted:
+        if name not in rows.column_names:
+            raise SchemaError(
+                f"{path}: column {name!r} of [items] is not there: it has "
+                f"{', '.join(rows.column_names)}. Correct the name or items.delimiter, or deliver the "
+                "file again"
+            )
+    if pa.types.is_floating(rows.schema.field(part.id).type):
+        raise SchemaError(
+            f"{path}: items.id = {part.id!r} holds floating-point numbers, which do not say how an "
+            "id is written: deliver whole numbers or texts"
+        )
+    rows = rows.select(wanted)
+    texts_of = {name: pc.cast(rows[name], pa.string()) for name in dict.fromkeys(wanted)}
+    for name in part.numbers:
+        _refuse_texts(path, name, texts_of[name])
+    return pa.table(texts_of)
+
+
+def _refuse_texts(path: str, name: str, column: pa.ChunkedArray) -> None:
+    number = pc.match_substring_regex(column, r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
+    wrong = column.filter(pc.invert(pc.fill_null(number, True)))
+    if len(wrong):
+        raise SchemaError(
+            f"{path}: {name} = {wrong[0].as_py()!r} is no number ({len(wrong):,} such rows): name "
+            f"the column under items.categories, or correct the file"
+        )
+
+
+def rows_of(part: ItemsPart, paths: list[str]) -> tuple[dict[str, dict[str, str]], int, int]:
+    """Item -> its attributes in one catalogue, how many rows spoke of an item once more (the last
+    one counts), and how many had no id and are left out."""
+    found: dict[str, dict[str, str]] = {}
+    names, again, without = [*part.categories, *part.numbers], 0, 0
+    for path in paths:
+        columns = read(part, path).to_pydict()
+        lists = [columns[name] for name in names]
+        for item, *values in zip(columns[part.id], *lists, strict=True):
+            if item is None:
+                without += 1
+                continue
+            again += item in found
+            found[item] = {
+                name: value for name, value in zip(names, values, strict=True) if value is not None
+            }
+    return found, again, without
+
+
+def changes(
+    known: History, came: dict[str, dict[str, str]], since: datetime, dated: bool
+) -> tuple[list[tuple[str, datetime, dict[str, str]]], int]:
+    """Rows that a catalogue adds to what is known (which is brought up to date), and of how many
+    items it contradicts what was once said of the same time: the table only grows."""
+    added, against = [], 0
+    for item, attributes in came.items():
+        rows = known.setdefault(item, [])
+        start = since if dated or rows else ALWAYS
+        before = [values for at, values in rows if at <= start]
+        if before and before[-1] == attributes:
+            continue
+        if any(at == start for at, _ in rows):
+            against += 1
+            continue
+        rows.append((start, attributes))
+        rows.sort(key=lambda row: row[0])
+        added.append((item, start, attributes))
+    return added, against
+
+
+def history(table: pa.Table) -> History:
+    """The table as it is."""
+    found: History = {}
+    columns = [table[name].to_pylist() for name in ("item_id", "known_from", "attributes")]
+    for item, since, attributes in zip(*columns, strict=True):
+        found.setdefault(item, []).append((since, dict(attributes)))
+    for rows in found.values():
+        rows.sort(key=lambda row: row[0])
+    return found
+
+
+def compute(context: Context) -> dict[str, Any] | None:
+    """Stage the rows that this run adds; what `publish` must know, or None where nothing is new."""
+    part, lake = context.source.items, context.lake
+    if part is None:
+        return None
+    lake.create(ITEM_ATTRIBUTES)
+    base = lake.version(ITEM_ATTRIBUTES)
+    assert base is not None
+    known = history(lake.table_of(ITEM_ATTRIBUTES, base, list(ITEM_ATTRIBUTES.columns)))
+    added: list[tuple[str, datetime, dict[str, str]]] = []
+    notes: list[str] = []
+    found = snapshots(part, context.day)
+    for since, paths in found:
+        came, again, without = rows_of(part, paths)
+        if again:
+            notes.append(f"{again:,} rows of {paths[-1]} speak of an item again: the last counts")
+        if without:
+            notes.append(f"{without:,} rows of {paths[-1]} have no {part.id} and are left out")
+        dated = DAY_FIELD.search(part.landing) is not None
+        more, against = changes(known, came, since or context.started, dated)
+        added += more
+        if against:
+            notes.append(
+                f"{paths[-1]}: {against:,} items differ from what was read of the same day before, "
+                "which stays; the next day's catalogue can say otherwise"
+            )
+    if not known:
+        why = f"of the files it matched none has a row with {part.id}" if found else (
+            f"has matched no file so far (from {os.getcwd()})"
+        )  # fmt: skip
+        notes.append(
+            f"nothing is known of any item: items.landing = {part.landing!r}: {why}; correct it, or "
+            "put a catalogue there"
+        )
+    if not added:
+        return {"rows": 0, "notes": notes}
+    schema = arrow_schema(ITEM_ATTRIBUTES.columns)
+    columns = list(zip(*sorted(added, key=lambda row: row[:2]), strict=True))
+    columns[2] = tuple(list(values.items()) for values in columns[2])
+    rows = pa.Table.from_arrays(
+        [pa.array(one, field.type) for one, field in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
+    folder = staging(context.run_id)
+    filesystem.write_parquet(f"{lake.path(ITEM_ATTRIBUTES)}/{folder}/part-0.parquet", rows)
+    staged = lake.entries(ITEM_ATTRIBUTES, folder)
+    return {"rows": len(rows), "base": base, "staged": staged, "notes": notes}
+
+
+def publish(context: Context, told: dict[str, Any] | None, result: Result) -> None:
+    """Raises: Conflict: another run added rows since."""
+    if told is None:
+        return
+    result.notes += told["notes"]
+    lake = context.lake
+    if told["rows"]:
+        lake.commit(
+            ITEM_ATTRIBUTES, told["staged"], told["base"], lake.guard(ITEM_ATTRIBUTES),
+            told["base"] + 1, context.run_id,
+        )  # fmt: skip
+        crash_points.point("items.attributes-published")
+    result.tables[ITEM_ATTRIBUTES.full_name] = lake.told(ITEM_ATTRIBUTES)

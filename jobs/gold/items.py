@@ -1,0 +1,229 @@
+"""`bronze.events` -> `gold.items`: every item ever seen or shown, numbered once and for good.
+
+`item_index` starts at 1 and is append-only: new items of one commit are numbered by
+`first_seen_ts, item_id`, so a model trained last week still means the same items. What a catalogue
+says of them goes along (`jobs/gold/item_attributes.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.core import crash_points
+from jobs.core.arrow_types import arrow_schema
+from jobs.core.errors import SettingsError
+from jobs.core.tables import EVENTS, ITEMS
+from jobs.gold import item_attributes
+from jobs.lake import filesystem
+from jobs.lake.change_feed import CAME, GONE
+from jobs.lake.context import Candidate, Context, Result
+from jobs.lake.delta_errors import FeedGone, feed_gone
+
+MOST_ROWS = 2_000_000
+"""Ours: so many new events, and so many items, are counted in one process; more in Spark."""
+
+
+def sightings(events: DataFrame, count: int = 1) -> DataFrame:
+    """Events and exposures as `item_id, event_ts, count`: an exposure counts nothing."""
+    own = events.select("item_id", "event_ts", F.lit(count).alias("count"))
+    shown = events.select(
+        F.explode("exposed_with").alias("item_id"), "event_ts", F.lit(0).alias("count")
+    )
+    return own.unionByName(shown)
+
+
+def summarised(seen: DataFrame) -> DataFrame:
+    """One row an item: `item_id, first_seen_ts, event_count`."""
+    return seen.groupBy("item_id").agg(
+        F.min("event_ts").alias("first_seen_ts"), F.sum("count").cast("bigint").alias("event_count")
+    )
+
+
+def updated(items: DataFrame, seen: DataFrame, highest: int) -> DataFrame:
+    """Rows of `gold.items` that change.
+
+    Args:
+        items: the table as it is.
+        seen: the change, per item: `item_id, first_seen_ts` (earliest new sighting, or null)`,
+            event_count` (difference), and `whole`: the row says all there is, not a difference.
+        highest: the highest `item_index` given so far.
+    """
+    old = items.select(
+        "item_id", F.col("item_index").alias("_index"), F.col("first_seen_ts").alias("_first"),
+        F.col("event_count").alias("_count"),
+    )  # fmt: skip
+    both = seen.join(old, "item_id", "left")
+    first = F.when(F.col("whole"), F.coalesce("first_seen_ts", "_first")).otherwise(
+        F.least("first_seen_ts", "_first")
+    )
+    count = F.when(F.col("whole"), F.coalesce("event_count", F.lit(0))).otherwise(
+        F.coalesce("_count", F.lit(0)) + F.col("event_count")
+    )
+    both = both.withColumns({"_new_first": first, "_new_count": count.cast("bigint")})
+    changed = both.where(
+        F.col("_index").isNull()
+        | ~F.col("_new_first").eqNullSafe(F.col("_first"))
+        | (F.col("_new_count") != F.col("_count"))
+    )
+    fresh = F.col("_index").isNull()
+    number = F.row_number().over(Window.partitionBy(fresh).orderBy("_new_first", "item_id"))
+    return changed.select(
+        "item_id", F.coalesce("_index", number + F.lit(highest)).cast("int").alias("item_index"),
+        F.col("_new_first").alias("first_seen_ts"), F.col("_new_count").alias("event_count"),
+    )  # fmt: skip
+
+
+def change_of(feed: DataFrame, events: DataFrame) -> DataFrame:
+    """What a change feed means per item. Items that lost an event are counted anew from `events`
+    (their earliest sighting may be gone); an item whose events vanish keeps its row."""
+    came = sightings(feed.where(F.col("_change_type").isin(*CAME)))
+    if feed.where(F.col("_change_type").isin(*GONE)).isEmpty():
+        return summarised(came).withColumn("whole", F.lit(False))
+    gone = sightings(feed.where(F.col("_change_type").isin(*GONE)), -1)
+    lost = gone.select("item_id").distinct()
+    grown = summarised(came.join(lost, "item_id", "left_anti")).withColumn("whole", F.lit(False))
+    anew = summarised(sightings(events).join(F.broadcast(lost), "item_id", "left_semi"))
+    anew = lost.join(anew, "item_id", "left").withColumn("whole", F.lit(True))
+    return grown.unionByName(anew)
+
+
+def compute(context: Context) -> Candidate:
+    lake = context.lake
+    if lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"{lake.path(EVENTS)} is no table: run python -m jobs ingest --source "
+            f"{context.source.name} first"
+        )
+    lake.create(ITEMS)
+    candidate = context.candidate(ITEMS)
+    upto, base = lake.version(EVENTS), lake.version(ITEMS)
+    after = lake.consumed(ITEMS, EVENTS)
+    assert upto is not None and base is not None
+    manifest: dict[str, Any] = {"base": base, "upto": upto, "empty": after == upto, "notes": []}
+    if not manifest["empty"] and not fill_in_arrow(context, candidate, manifest, after):
+        context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
+        events = lake.read(EVENTS, upto)
+        whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
+        if after is None:
+            fill(context, candidate, manifest, whole)
+        else:
+            try:
+                with feed_gone(EVENTS, after, upto):
+                    change = change_of(lake.changes(EVENTS, after, upto), events)
+                    fill(context, candidate, manifest, change)
+            except FeedGone as gone:
+                manifest["notes"].append(
+                    f"the change feed is gone, items are counted anew ({gone})"
+                )
+                fill(context, candidate, manifest, whole)
+    manifest["attributes"] = item_attributes.compute(context)
+    candidate.save(manifest)
+    crash_points.point("items.computed")
+    return candidate
+
+
+def fill_in_arrow(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], after: int | None
+) -> bool:
+    """Make the rows that change in this process: where not too many events came, and none went."""
+    lake = context.lake
+    known = lake.rows(ITEMS)
+    if after is None or not known or max(lake.grown(EVENTS, after), known) > MOST_ROWS:
+        return False
+    try:
+        feed = lake.changes_few(
+            EVENTS, after, manifest["upto"], ["item_id", "event_ts", "exposed_with", "_change_type"]
+        )
+    except FeedGone:
+        return False
+    if pc.all(pc.equal(feed["_change_type"], "insert")).as_py() is False:
+        return False
+    items = lake.table_of(ITEMS, manifest["base"], list(ITEMS.columns))
+    rows = grown(items, feed)
+    filesystem.write_parquet(candidate.path("items") + "/part-0.parquet", rows)
+    candidate.adopt("items", ITEMS.ddl)
+    manifest["rows"] = rows.num_rows
+    manifest["empty"] = not rows.num_rows
+    return True
+
+
+def grown(items: pa.Table, came: pa.Table) -> pa.Table:
+    """Rows of `gold.items` that change when events come: `updated`, in Arrow.
+
+    Args:
+        items: the table as it is, not empty.
+        came: `item_id, event_ts, exposed_with` of the events.
+    """
+    schema = arrow_schema(ITEMS.columns)
+    items = items.select(schema.names).cast(schema).combine_chunks()
+    came = came.combine_chunks()
+    times = came["event_ts"].combine_chunks().cast(pa.int64())
+    shown = came["exposed_with"].combine_chunks()
+    place = pc.list_parent_indices(shown)
+    seen = pa.table(
+        {
+            "item_id": pa.chunked_array([came["item_id"].combine_chunks(), pc.list_flatten(shown)]),
+            "event_ts": pa.chunked_array([times, times.take(place)]),
+            "count": np.repeat([1, 0], [came.num_rows, len(place)]),
+        }
+    )
+    seen = seen.group_by("item_id").aggregate([("event_ts", "min"), ("count", "sum")])
+    at = pc.index_in(seen["item_id"], items["item_id"].combine_chunks()).combine_chunks()
+    first, count = items["first_seen_ts"].cast(pa.int64()).take(at), items["event_count"].take(at)
+    earliest = pc.min_element_wise(seen["event_ts_min"], first)
+    total = pc.add(seen["count_sum"], pc.fill_null(count, 0))
+    new = pc.is_null(at)
+    moved = pc.or_(
+        new, pc.or_(pc.not_equal(total, count), pc.fill_null(pc.less(earliest, first), True))
+    )
+    rows = pa.table(
+        {"item_id": seen["item_id"], "item_index": items["item_index"].take(at),
+         "first_seen_ts": earliest, "event_count": total}
+    ).filter(pc.fill_null(moved, True))  # fmt: skip
+    fresh = rows.filter(pc.is_null(rows["item_index"]))
+    fresh = fresh.sort_by([("first_seen_ts", "ascending"), ("item_id", "ascending")])
+    highest = pc.max(items["item_index"]).as_py()
+    numbers = pa.array(np.arange(highest + 1, highest + 1 + fresh.num_rows), pa.int32())
+    fresh = fresh.set_column(1, "item_index", numbers)
+    old = rows.filter(pc.is_valid(rows["item_index"]))
+    return pa.concat_tables([part.cast(schema) for part in (old, fresh)])
+
+
+def fill(
+    context: Context, candidate: Candidate, manifest: dict[str, Any], change: DataFrame
+) -> None:
+    """Write the rows that change; the first ones where they will stay."""
+    lake = context.lake
+    items = lake.read(ITEMS, manifest["base"])
+    if lake.rows(ITEMS) == 0:
+        rows = updated(items, change, 0).coalesce(1)
+        manifest["staged"] = lake.stage(ITEMS, rows, context.run_id)
+        manifest["rows"] = sum(one["rows"] for one in manifest["staged"])
+    else:
+        highest = items.agg(F.max("item_index")).first()
+        assert highest is not None
+        candidate.write("items", updated(items, change, highest[0]).coalesce(1))
+        manifest["rows"] = candidate.row_count("items")
+    manifest["empty"] = manifest["rows"] == 0
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """Raises: Conflict: another run changed `gold.items` since the candidate was computed."""
+    lake, manifest = context.lake, candidate.manifest()
+    result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
+    item_attributes.publish(context, manifest["attributes"], result)
+    if not manifest["empty"]:
+        consumed, base, upto = lake.app_id(ITEMS, EVENTS), manifest["base"], manifest["upto"]
+        if "staged" in manifest:
+            lake.commit(ITEMS, manifest["staged"], base, consumed, upto, context.run_id)
+        else:
+            context.merge(ITEMS, candidate, "items", base, consumed, upto)
+        crash_points.point("items.published")
+    result.tables[ITEMS.full_name] = lake.told(ITEMS)
+    return result

@@ -1,0 +1,292 @@
+"""What one run of a job carries: its source, its lake, its day, and the candidate it works on."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from jobs.core import crash_points
+from jobs.lake import filesystem
+from jobs.lake.data_files import staging
+from jobs.lake.delta import Lake
+from jobs.core.errors import Conflict, SettingsError
+from jobs.lake.rewrite import BEFORE, CHANGE_FEED, DDL, Put, Rewrite
+from jobs.core.settings import settings
+from jobs.core.source_file import Source
+from jobs.core.tables import Table
+from jobs.lake.tasks import run
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+# Above these many rows plans are compiled. Ours, between two measured loads: some 30 lines, where
+# interpreting won, and 290,000, where compiling did (LAB_LOG.md).
+FEW_MOVED, FEW_THERE = 30_000, 1_000_000
+FEW_BYTES = 64 * 2**20
+"""Ours: a table of at most so many bytes is small."""
+SAFE_BATCH = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
+
+
+def checked_batch(text: str | None) -> str:
+    """The name that ties compute, audit and publish of one run; made up where none is given."""
+    if text is None:
+        return f"hand-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    if not SAFE_BATCH.fullmatch(text) or text in (".", ".."):
+        raise SettingsError(
+            f"--batch {text!r}: use 1 to 200 letters, digits and _ . : + - (it names a folder)"
+        )
+    return text.replace(":", "_")  # Hadoop paths know no colon
+
+
+@dataclass
+class Context:
+    """One run of a job.
+
+    Args:
+        day: the night's day, or None: whatever is new, nothing is late.
+        batch: names the candidate's folder; the same for compute, audit and publish.
+    """
+
+    source: Source
+    lake: Lake
+    day: date | None
+    batch: str
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    many: bool = True
+    """Whether many rows are coming, by `expect`."""
+
+    @property
+    def spark(self) -> SparkSession:
+        return self.lake.spark
+
+    @staticmethod
+    def is_many(moved: int, there: int = 0) -> bool:
+        """Whether a step that moves and looks through so many rows is worth Spark's tasks."""
+        by_hand = settings().short_jobs
+        if by_hand is not None:
+            return not by_hand
+        return moved > FEW_MOVED or there > FEW_THERE
+
+    def is_small(self, table: Table) -> bool:
+        """Whether writing the whole table anew costs less than finding what to write."""
+        return self.lake.bytes(table) <= FEW_BYTES
+
+    def expect(self, moved: int, there: int = 0) -> None:
+        """Tell how much is coming: few rows are done before a plan for them is compiled.
+
+        Args:
+            moved: rows that the step works on.
+            there: rows of a table that it looks through.
+        """
+        from jobs.lake.spark import compile_plans
+
+        spark = self.spark  # a step of its own process starts it here: columns need it, too
+        self.many = self.is_many(moved, there)
+        if settings().short_jobs is None:
+            compile_plans(spark, self.many)
+
+    def merge(
+        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int
+    ) -> None:  # fmt: skip
+        """Put a part of the candidate into the table by its key, in one commit. Rows whose column
+        `gone`, if there is one, is true are removed.
+
+        A small table that nobody takes changes from is written anew without a JVM; others are
+        merged by Spark.
+
+        Args:
+            base: the table's version that the part was computed from.
+            app_id, version: the progress that the commit carries.
+
+        Raises:
+            Conflict: another run changed the table since `base`.
+        """
+        lake = self.lake
+        if not table.feed and self.is_small(table):
+            lake.merge_few(table, candidate.arrow(part), base, app_id, version, self.run_id)
+            return
+        if lake.changed_rows(table, base):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        self.expect(candidate.row_count(part), lake.rows(table))
+        with lake.transaction(table, app_id, version, self.run_id):
+            lake.merge(table, candidate.part(part))
+
+    def replace_rows(
+        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
+        within: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Put a part of the candidate into the table by its key, in one commit: `jobs/lake/rewrite.py`.
+
+        Args:
+            part: the table's columns and `change`: new, changed or retired.
+            base, app_id, version: as in `merge`.
+            within: the first and last `order` time (us) of the table's rows that are touched.
+
+        Raises:
+            Conflict: another run changed the table since `base`.
+        """
+        lake = self.lake
+        seen = lake.version(table)
+        if seen is None or lake.changed_rows(table, base):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        many = self.is_many(candidate.row_count(part), lake.rows(table))
+        spark = (lambda: self.spark) if many else None
+        [key] = table.key
+        keys = candidate.arrow(part, [key, "change"])
+        keys = keys.filter(pc.is_in(keys["change"], pa.array(list(BEFORE))))
+        filesystem.write_parquet(candidate.path("keys.parquet"), keys)
+        old = lake.files_of(table, seen) if keys.num_rows else []
+        if within is not None:
+            name, (first, last) = table.order[0], within
+            old = [f for f in old if f.first_us(name) <= last and f.last_us(name) >= first]
+        path, folder = lake.path(table), staging(self.run_id)
+        feed = f"{path}/{CHANGE_FEED}" if table.feed else None
+        columns, place = table.columns, f"{path}/{folder}"
+        done = run(spark, Put(columns, place, feed), candidate.files(part), DDL, "string")
+        rewrite = Rewrite(columns, key, candidate.path("keys.parquet"), place, feed, table.group)
+        done += run(spark, rewrite, [one.path for one in old], DDL, "string")
+        replaced = {one["old"] for one in done}
+        entries = lake.entries(table, folder, [one["new"] for one in done if one["new"]])
+        told = [one["feed"] for one in done if one["feed"]]
+        crash_points.point("rows.rewritten")
+        lake.swap(
+            table, [one for one in old if one.path in replaced], entries, told, seen, app_id,
+            version, self.run_id,
+        )  # fmt: skip
+
+    @property
+    def oldest_day(self) -> date | None:
+        """Events of a day before this one are late; None: nothing is."""
+        if self.day is None:
+            return None
+        return self.day - timedelta(days=self.source.sessions.lateness_days)
+
+    def candidate(self, table: Table) -> Candidate:
+        return Candidate(self.lake, self.lake.folder("_candidates", self.batch, table.full_name))
+
+
+SCHEMA = "/_schema.json"  # Spark would start a job to find out what we know
+DDL_FILE = "/_schema.ddl"  # the same, of parts that were written without it
+
+
+class Candidate:
+    """The rows that would change, with what they were computed from: not yet seen by any reader.
+
+    `manifest.json` is written last, so a candidate without one was never finished. It records the
+    versions of target and inputs, and the counts.
+    """
+
+    def __init__(self, lake: Lake, folder: str) -> None:
+        self.lake, self.folder = lake, folder
+
+    def path(self, part: str) -> str:
+        return f"{self.folder}/{part}"
+
+    def write(self, part: str, rows: DataFrame, options: dict[str, str] | None = None) -> DataFrame:
+        """Write a part of the candidate and read it back: computed once, whatever comes after."""
+        rows.write.options(**(options or {})).mode("overwrite").parquet(self.path(part))
+        filesystem.write_text(self.path(part) + SCHEMA, rows.schema.json())
+        return self.part(part)
+
+    def part(self, name: str) -> DataFrame:
+        from pyspark.sql.types import StructType
+
+        reader = self.lake.spark.read
+        if filesystem.exists(self.path(name) + DDL_FILE):
+            reader = reader.schema(filesystem.read_text(self.path(name) + DDL_FILE))
+        else:
+            known = json.loads(filesystem.read_text(self.path(name) + SCHEMA))
+            reader = reader.schema(StructType.fromJson(known))
+        return reader.parquet(self.path(name))
+
+    def files(self, name: str) -> list[str]:
+        """The data files of a part."""
+        return [path for path, *_ in filesystem.glob(f"{self.path(name)}/*.parquet")]
+
+    def arrow(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A part, or some of its columns, read without Spark."""
+        system, inner = filesystem.located(self.path(name))
+        return ds.dataset(inner, format="parquet", filesystem=system).to_table(columns=columns)
+
+    def adopt(self, part: str, ddl: str) -> None:
+        """Make a part of files that were written into its folder without Spark."""
+        filesystem.write_text(self.path(part) + DDL_FILE, ddl)
+
+    def has(self, name: str) -> bool:
+        """Whether a part was written."""
+        return any(filesystem.exists(self.path(name) + one) for one in (SCHEMA, DDL_FILE))
+
+    def row_count(self, name: str) -> int:
+        """Rows of a part, from its files' footers."""
+        system, inner = filesystem.located(self.path(name))
+        return int(ds.dataset(inner, format="parquet", filesystem=system).count_rows())
+
+    @property
+    def finished(self) -> bool:
+        return filesystem.exists(self.path("manifest.json"))
+
+    def save(self, manifest: dict[str, Any]) -> None:
+        filesystem.write_text(self.path("manifest.json"), json.dumps(manifest, default=str))
+
+    def manifest(self) -> dict[str, Any]:
+        if not self.finished:
+            raise SettingsError(
+                f"there is no finished candidate in {self.folder}: run the compute step of this "
+                "--batch first"
+            )
+        found: dict[str, Any] = json.loads(filesystem.read_text(self.path("manifest.json")))
+        return found
+
+    def remove(self) -> None:
+        filesystem.remove(self.folder)
+
+
+@dataclass
+class Result:
+    """What a job did; the JSON that others may rely on (ARCHITECTURE.md)."""
+
+    read: int = 0
+    events_new: int = 0
+    events_replaced: int = 0
+    duplicates: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    sessions_new: int = 0
+    sessions_changed: int = 0
+    sessions_retired: int = 0
+    sessions_merged: int = 0
+    runaways: int = 0
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables_in: dict[str, int] = field(default_factory=dict)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By table: how many `checks` its suite has, how many `held`, and which `failed`, `warned` or
+    were `not_evaluated` (check -> why)."""
+    files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    COUNTS = (
+        "read", "events_new", "events_replaced", "duplicates", "sessions_new", "sessions_changed",
+        "sessions_retired", "sessions_merged", "runaways",
+    )  # fmt: skip
+
+    def add(self, other: Result) -> None:
+        for name in self.COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + count
+        self.tables |= other.tables
+        self.tables_in |= other.tables_in
+        self.checks |= other.checks
+        self.files += other.files
+        self.notes += other.notes
+
+    def counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.COUNTS}

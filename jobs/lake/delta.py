@@ -1,0 +1,489 @@
+"""What the jobs need of Delta and of the file system: versions, progress, feeds, commits, texts.
+
+Progress is recorded in the tables' own commits and nowhere else: a derived table's commit carries
+`txnAppId = <source>/<target><-<input>` and `txnVersion` = the input version that it consumed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs.lake import filesystem
+from jobs.core.arrow_types import arrow_schema
+from jobs.lake.data_files import DataFile, staging, statistics
+from jobs.lake.delta_errors import conflicts, feed_gone, retried
+from jobs.core.errors import Conflict
+from jobs.lake.filesystem import rust_uri
+from jobs.core.tables import Table
+
+
+class Lake:
+    """The tables of one source.
+
+    Args:
+        start: gives the Spark session. Called when first needed: many a step (a publish that
+            appends, a night that found nothing) is done without.
+        root: folder or URI of the lake.
+        source: the source's name, its folder in the lake.
+    """
+
+    def __init__(self, start: Callable[[], SparkSession], root: str, source: str) -> None:
+        self._start, self.root, self.source = start, root.rstrip("/"), source
+
+    @cached_property
+    def spark(self) -> SparkSession:
+        return self._start()
+
+    # -- places -----------------------------------------------------------------------------
+
+    def path(self, table: Table) -> str:
+        return table.path(self.root, self.source)
+
+    def folder(self, *parts: str) -> str:
+        """A folder of this source that is no published table (its name starts with `_`)."""
+        return "/".join([self.root, self.source, *parts])
+
+    # -- snapshots: read by delta-rs, milliseconds without a Spark job ---------------------------
+
+    def open(self, table: Table) -> DeltaTable | None:
+        """The table as it is now; None: there is no such table yet."""
+        path = self.path(table)
+        if not DeltaTable.is_deltatable(rust_uri(path)):
+            return None
+        return DeltaTable(rust_uri(path))
+
+    def version(self, table: Table) -> int | None:
+        """The table's newest version; None: there is no such table yet."""
+        found = self.open(table)
+        return None if found is None else int(found.version())
+
+    def consumed(self, target: Table, of: Table) -> int | None:
+        """The version of `of` that `target` was last made from; None: never."""
+        found = self.open(target)
+        return None if found is None else found.transaction_version(self.app_id(target, of))
+
+    def app_id(self, target: Table, of: Table) -> str:
+        return f"{self.source}/{target.full_name}<-{of.full_name}"
+
+    def guard(self, table: Table) -> str:
+        """The `txnAppId` by which writers of a table without an input table exclude each other."""
+        return f"{self.source}/{table.full_name}"
+
+    def property(self, table: Table, name: str) -> str | None:
+        found = self.open(table)
+        return None if found is None else found.metadata().configuration.get(name)
+
+    def rows(self, table: Table) -> int:
+        """Rows of the newest version, from file statistics."""
+        found = self.open(table)
+        return 0 if found is None else _rows(found)
+
+    def bytes(self, table: Table) -> int:
+        """Size of the newest version's data files."""
+        found = self.open(table)
+        sizes = pa.table(found.get_add_actions())["size_bytes"] if found else None
+        return 0 if sizes is None else int(pa.compute.sum(sizes).as_py() or 0)
+
+    def grown(self, table: Table, after: int | None) -> int:
+        """By how many rows the table has grown since a version; all, where it is forgotten."""
+        found = self.open(table)
+        if found is None:
+            return 0
+        now = _rows(found)
+        if after is None:
+            return now
+        try:
+            found.load_as_version(after)
+        except DeltaError:
+            return now
+        return now - _rows(found)
+
+    def told(self, table: Table) -> dict[str, Any]:
+        """`path`, `version` and `rows`, as a job's answer has them."""
+        return {
+            "path": self.path(table), "version": self.version(table), "rows": self.rows(table),
+        }  # fmt: skip
+
+    def read(self, table: Table, version: int | None = None) -> DataFrame:
+        reader = self.spark.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        return reader.load(self.path(table))
+
+    def history(self, table: Table, since: int) -> list[dict[str, Any]]:
+        """Commits above a version, newest first."""
+        found = self.open(table)
+        if found is None:
+            return []
+        count = int(found.version()) - since
+        return found.history(count) if count > 0 else []
+
+    def create(self, table: Table, properties: dict[str, str] | None = None) -> bool:
+        """Make the table, empty, if there is none; one that an earlier version made gets the columns
+        that it lacks. Returns whether it was made."""
+        if self.version(table) is not None:
+            self._add_columns(table)
+            return False
+        DeltaTable.create(
+            rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table.columns)), mode="ignore",
+            description=table.doc, configuration=_properties(table, properties),
+            raise_if_key_not_exists=False,
+        )  # fmt: skip
+        return True
+
+    def _add_columns(self, table: Table) -> None:
+        """Add the declared columns that the table lacks; they are null in the rows it has."""
+
+        def attempt(_: int) -> None:
+            found = self.open(table)
+            assert found is not None
+            there = {one.name for one in found.schema().fields}
+            declared = Schema.from_arrow(arrow_schema(table.columns)).fields
+            if lacking := [one for one in declared if one.name not in there]:
+                with conflicts(table):
+                    found.alter.add_columns(lacking)
+
+        retried(5, attempt)
+
+    def set_property(self, table: Table, name: str, value: str) -> None:
+        def attempt(_: int) -> None:
+            found = self.open(table)
+            assert found is not None
+            with conflicts(table):
+                found.alter.set_table_properties({name: value}, raise_if_not_exists=False)
+
+        retried(5, attempt)
+
+    # -- changes ----------------------------------------------------------------------------
+
+    def changes(self, table: Table, after: int, upto: int) -> DataFrame:
+        """Rows of the change data feed of the versions in (after, upto]; empty if there are none.
+
+        Raises:
+            FeedGone: the feed no longer reaches back to `after`. Reading the rows may raise it
+                too, inside `feed_gone`.
+        """
+        if after >= upto:
+            return (
+                self.read(table, upto)
+                .where("false")
+                .withColumns({"_change_type": F.lit(""), "_commit_version": F.lit(0).cast("long")})
+            )
+        with feed_gone(table, after, upto):
+            feed = (
+                self.spark.read.format("delta")
+                .option("readChangeFeed", "true")
+                .option("startingVersion", after + 1)
+                .option("endingVersion", upto)
+                .load(self.path(table))
+            )
+        return feed.drop("_commit_timestamp")
+
+    def changed_rows(self, table: Table, since: int) -> bool:
+        """Whether rows of the table have moved since a version (compaction moves none)."""
+        return any(one.get("operation") not in QUIET for one in self.history(table, since))
+
+    # -- commits ----------------------------------------------------------------------------
+
+    def stage(self, table: Table, rows: DataFrame, run_id: str) -> list[dict[str, Any]]:
+        """Write rows as data files of the table that no version names yet; `commit` makes them
+        part of it without touching them again, and VACUUM takes those that nobody committed.
+
+        Returns:
+            One entry a file: `path` (below the table), `size`, `modified_ms`, `rows`, `stats`.
+        """
+        folder = staging(run_id)
+        place = f"{self.path(table)}/{folder}"
+        rows.select(*table.columns).write.parquet(place)
+        return self.entries(table, folder)
+
+    def entries(
+        self, table: Table, folder: str, paths: list[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The files of a folder below the table, as `stage` tells them.
+
+        Args:
+            paths: those that count; None: all. (Attempts that Spark gave up leave files, too.)
+        """
+        place = f"{self.path(table)}/{folder}"
+        wanted = None if paths is None else {path.rpartition("/")[2] for path in paths}
+        return [
+            {"path": f"{folder}/{info.base_name}", "size": info.size,
+             "modified_ms": info.mtime_ns // 1_000_000, **statistics(f"{place}/{info.base_name}")}
+            for info in filesystem.listed(place)
+            if wanted is None or info.base_name in wanted
+        ]  # fmt: skip
+
+    def file_uris(self, table: Table, version: int) -> list[str]:
+        """The data files of a version."""
+        found: list[str] = DeltaTable(rust_uri(self.path(table)), version=version).file_uris()
+        return found
+
+    def files_of(self, table: Table, version: int) -> list[DataFile]:
+        """The data files of a version, with what the log says of them."""
+        found = DeltaTable(rust_uri(self.path(table)), version=version)
+        rows = pa.table(found.get_add_actions(flatten=True)).to_pylist()
+        root = self.path(table)
+        return [
+            DataFile(one if (one := row["path"]).startswith("/") or "://" in one else f"{root}/{one}", row)
+            for row in rows
+        ]  # fmt: skip
+
+    def table_of(self, table: Table, version: int, columns: list[str]) -> pa.Table:
+        """Some columns of a version, read without Spark."""
+        found = DeltaTable(rust_uri(self.path(table)), version=version)
+        return filesystem.rows_of(found).to_table(columns=columns)
+
+    def changes_few(self, table: Table, after: int, upto: int, columns: list[str]) -> pa.Table:
+        """Columns of the change feed of the versions in (after, upto], read without Spark.
+
+        Raises:
+            FeedGone: the feed no longer reaches back to `after`.
+        """
+        found = self.open(table)
+        assert found is not None
+        with feed_gone(table, after, upto):
+            reader = found.load_cdf(
+                starting_version=after + 1, ending_version=upto, columns=columns
+            )
+            # (What comes are string views, which few functions take.)
+            of_feed = {"_change_type": "string", "_commit_version": "bigint"}
+            types = {name: (table.columns | of_feed)[name] for name in columns}
+            return pa.table(reader).select(columns).cast(arrow_schema(types)).combine_chunks()
+
+    def staged(self, table: Table, entries: list[dict[str, Any]]) -> DataFrame:
+        """Staged files, read by Spark."""
+        paths = [f"{self.path(table)}/{one['path']}" for one in entries if one["rows"]]
+        if not paths:
+            return self.read(table).limit(0)
+        return self.spark.read.schema(table.ddl).parquet(*paths)
+
+    def commit(
+        self, table: Table, entries: list[dict[str, Any]], base: int, app_id: str, version: int,
+        run_id: str, overwrite: bool = False,
+    ) -> None:  # fmt: skip
+        """Append staged files in one commit, as a compare-and-set; or put them in place of all
+        there are.
+
+        The commit carries `app_id` and `version`, by which two writers exclude each other: Delta
+        lets blind appends of both through otherwise.
+
+        Raises:
+            Conflict: another run changed the table since `base`, or the files are gone.
+        """
+        entries = [one for one in entries if one["rows"]]
+        for one in entries:
+            if not filesystem.exists(f"{self.path(table)}/{one['path']}"):
+                raise Conflict(f"{table.full_name}: the staged file {one['path']} was removed")
+        found = self.open(table)
+        assert found is not None
+        if self.changed_rows(table, base):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        actions = [
+            AddAction(one["path"], one["size"], {}, one["modified_ms"], True, one["stats"])
+            for one in entries
+        ]
+        with conflicts(table):
+            found.create_write_transaction(
+                actions, "overwrite" if overwrite else "append", found.schema(),
+                commit_properties=CommitProperties(
+                    custom_metadata={"userMetadata": run_id},
+                    app_transactions=[Transaction(app_id, version)],
+                ),
+            )  # fmt: skip
+
+    def swap(
+        self, table: Table, old: list[DataFile], entries: list[dict[str, Any]],
+        feed: list[str], seen: int, app_id: str, version: int, run_id: str,
+    ) -> None:  # fmt: skip
+        """Take data files out and put staged ones in, in one commit: by Delta's own transaction,
+        because delta-rs only puts files in, or takes all out.
+
+        Args:
+            old: data files of version `seen`.
+            feed: the change feed's files of the commit.
+
+        Raises:
+            Conflict: another run changed the table since `seen`.
+        """
+        now = int(time.time() * 1000)
+        actions: list[dict[str, Any]] = [{"txn": {"appId": app_id, "version": version}}]
+        for gone in old:
+            actions.append({"remove": {
+                "path": gone.told["path"], "deletionTimestamp": now, "dataChange": True,
+                "extendedFileMetadata": True, "partitionValues": {},
+                "size": gone.told["size_bytes"],
+            }})  # fmt: skip
+        for one in entries:
+            if not filesystem.exists(f"{self.path(table)}/{one['path']}"):
+                raise Conflict(f"{table.full_name}: the staged file {one['path']} was removed")
+            actions.append({"add": {
+                "path": one["path"], "partitionValues": {}, "size": one["size"],
+                "modificationTime": one["modified_ms"], "dataChange": True, "stats": one["stats"],
+            }})  # fmt: skip
+        for path in feed:
+            below = path.removeprefix(f"{self.path(table)}/")
+            cdc = {"path": below, "partitionValues": {}, "size": filesystem.size(path)}
+            actions.append({"cdc": cdc | {"dataChange": False}})
+        jvm: Any = self.spark._jvm
+        delta = jvm.org.apache.spark.sql.delta
+        listed = jvm.java.util.ArrayList()
+        for action in actions:
+            listed.add(delta.actions.Action.fromJson(json.dumps(action)))
+        converters = jvm.scala.jdk.javaapi.CollectionConverters
+        operation = getattr(getattr(delta, "DeltaOperations$ManualUpdate$"), "MODULE$")
+        session: Any = self.spark._jsparkSession
+        with self.userdata(run_id), conflicts(table):
+            transaction = delta.DeltaLog.forTable(session, self.path(table)).startTransaction()
+            if transaction.readVersion() != seen:
+                raise Conflict(f"{table.full_name} was changed by another run since version {seen}")
+            transaction.commit(converters.asScala(listed).toSeq(), operation)
+
+    @contextmanager
+    def userdata(self, run_id: str) -> Iterator[None]:
+        """Commits inside carry the run's id."""
+        self.spark.conf.set("spark.databricks.delta.commitInfo.userMetadata", run_id)
+        try:
+            yield
+        finally:
+            self.spark.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+
+    @contextmanager
+    def transaction(self, target: Table, app_id: str, version: int, run_id: str) -> Iterator[None]:
+        """Commits inside carry what they consumed. Unset after: it would reach later writes.
+
+        Delta skips, silently, a commit whose `version` is not above the last one of its `app_id`:
+        one that makes the table anew from the same input goes without.
+        """
+        conf, found = self.spark.conf, self.open(target)
+        last = found.transaction_version(app_id) if found else None
+        if last is None or last < version:
+            conf.set("spark.databricks.delta.write.txnAppId", app_id)
+            conf.set("spark.databricks.delta.write.txnVersion", str(version))
+        try:
+            with self.userdata(run_id), conflicts(target):
+                yield
+        finally:
+            conf.unset("spark.databricks.delta.write.txnAppId")
+            conf.unset("spark.databricks.delta.write.txnVersion")
+
+    def replace(self, table: Table, rows: DataFrame, properties: dict[str, str]) -> None:
+        """Put other rows and other properties in place of the table's own, in one commit."""
+        writer = rows.select(*table.columns).writeTo(f"delta.`{self.path(table)}`").using("delta")
+        for name, value in _properties(table, properties).items():
+            writer = writer.tableProperty(name, value)
+        writer.createOrReplace()
+
+    def merge(self, table: Table, rows: DataFrame) -> None:
+        """One MERGE by the table's key; see `Context.merge`."""
+        delete = "gone" in rows.columns
+        from delta.tables import DeltaTable as SparkDeltaTable
+
+        match = F.lit(True)
+        for name in table.key:
+            match = match & (F.col(f"t.{name}") == F.col(f"s.{name}"))
+        put = {name: f"s.{name}" for name in table.columns}
+        keep = "NOT s.gone" if delete else "true"
+        target = SparkDeltaTable.forPath(self.spark, self.path(table))
+        merge = target.alias("t").merge(rows.alias("s"), match)
+        if delete:
+            merge = merge.whenMatchedDelete("s.gone")
+        merge = merge.whenMatchedUpdate(set=put).whenNotMatchedInsert(keep, values=put)
+        merge.execute()
+
+    def merge_few(
+        self, table: Table, rows: pa.Table, base: int, app_id: str, version: int, run_id: str
+    ) -> None:
+        """`merge` into a small table that nobody takes changes from: all its rows are written anew,
+        without a JVM, and put in place of the old ones in one commit. (delta-rs has a MERGE; the
+        files that it writes in 1.6 hold string views, which pyarrow cannot filter.)
+
+        Raises:
+            Conflict: another run changed the table since `base`.
+        """
+        key, schema = list(table.key), arrow_schema(table.columns)
+        found = self.open(table)
+        assert found is not None
+        found.load_as_version(base)
+        old = filesystem.rows_of(found).to_table()
+        places = old.select(key).append_column("_at", pa.array(range(old.num_rows), pa.int64()))
+        kept = places.join(rows.select(key), key, join_type="left anti")["_at"]
+        if "gone" in rows.column_names:
+            rows = rows.filter(pa.compute.invert(rows["gone"]))
+        kept = kept.take(pa.compute.sort_indices(kept))
+        new = pa.concat_tables([part.cast(schema) for part in (
+            old.take(kept), rows.select(schema.names))])  # fmt: skip
+        new = new.sort_by([(name, "ascending") for name in table.order or table.key])
+        folder = staging(run_id)
+        filesystem.write_parquet(f"{self.path(table)}/{folder}/part-0.parquet", new)
+        self.commit(
+            table, self.entries(table, folder), base, app_id, version, run_id, overwrite=True
+        )
+
+    # -- operations tables: small, written by delta-rs alone ----------------------------------
+
+    def small(self, table: Table) -> pa.Table:
+        """A small table whole, as Arrow."""
+        found = self.open(table)
+        return (
+            filesystem.rows_of(found).to_table() if found else arrow_schema(table.columns).empty_table()
+        )
+
+    def put_small(self, table: Table, rows: list[tuple[Any, ...]]) -> None:
+        """Put rows into an operations table, in place of those of the same key."""
+        schema = arrow_schema(table.columns)
+        columns = zip(*rows, strict=True)
+        arrays = [pa.array(one, field.type) for one, field in zip(columns, schema, strict=True)]
+        batch = pa.Table.from_arrays(arrays, schema=schema)
+        match = " AND ".join(f"t.{name} = s.{name}" for name in table.key)
+
+        def attempt(_: int) -> None:
+            found = self.open(table)
+            assert found is not None
+            merge = found.merge(batch, match, source_alias="s", target_alias="t")
+            merge = merge.when_matched_update_all().when_not_matched_insert_all()
+            with conflicts(table):
+                merge.execute()
+
+        retried(5, attempt)
+
+
+PROPERTIES = {
+    # delta-rs cannot read tables with deletion vectors, and copy-on-write was no slower here.
+    "delta.enableDeletionVectors": "false",
+    # Blind appends of two runs must conflict, not interleave.
+    "delta.isolationLevel": "Serializable",
+}
+
+
+def _properties(table: Table, more: dict[str, str] | None) -> dict[str, str]:
+    """Delta's properties of a table."""
+    feed = {"delta.enableChangeDataFeed": "true"} if table.feed else {}
+    return PROPERTIES | feed | table.properties | (more or {})
+
+
+QUIET = {
+    "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CLUSTER BY", "CREATE TABLE",
+    "ADD COLUMN", "ADD COLUMNS",
+}  # fmt: skip
+"""Operations of Delta's history that move no rows."""
+
+
+def _rows(table: DeltaTable) -> int:
+    counts = pa.table(table.get_add_actions(flatten=True))["num_records"]
+    if counts.null_count:  # written by another engine, without statistics
+        return int(table.count())
+    return int(pa.compute.sum(counts).as_py() or 0)

@@ -1,0 +1,1 @@
+"""What keeps a lake well: drift, packing and vacuum, lineage, what the model registry pins. May import `models`."""

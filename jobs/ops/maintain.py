@@ -1,0 +1,166 @@
+"""Keeps a lake small and quick: nights' small files are packed, what no version needs is removed.
+
+Done by delta-rs, without a JVM. Packing keeps the order of files, so that neighbouring nights stay
+neighbours and file statistics prune as before; it moves no row, and nothing downstream runs again.
+That order was measured against Z-orders, which make one user's sessions quicker to find and the
+next night a quarter dearer (benchmarks/README.md).
+
+What is never removed, however old: files of versions of `gold.sequences` that a registered model
+names as the data it was trained on, and what a derived table has not yet consumed of its input's
+change feed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from deltalake import CommitProperties, DeltaTable, WriterProperties
+from pyarrow import fs
+
+from jobs.core.errors import SettingsError
+from jobs.core.tables import ALL, EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.lake import filesystem
+from jobs.lake.context import Context
+from jobs.lake.delta import QUIET
+from jobs.lake.delta_errors import conflicts
+
+CONSUMERS = {EVENTS: (SESSIONS, ITEMS), SESSIONS: (SEQUENCES,)}
+# Larger files make a night dearer, which writes anew the files that its late events touch
+# (benchmarks/layout.py); what is larger already stays as it is.
+TARGET_BYTES = 32 * 2**20
+
+
+def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]) -> dict[str, Any]:
+    """Pack and clean every table of a source, and what killed runs left.
+
+    Args:
+        keep_days: what was removed from the tables since is kept, and can be read by version.
+        pinned: versions of `gold.sequences` to keep for ever, with what needs them.
+
+    Returns:
+        `freed_bytes`; `tables`: for each one `files_before`, `files_after`, `removed_files`,
+        `freed_bytes`, `kept_hours`, `kept_versions`; `candidates`: folders removed.
+
+    Raises:
+        SettingsError: under a day, while another run may be writing.
+    """
+    if keep_days < 1:
+        _alone(context)
+    tables = {}
+    for table in ALL:
+        found = context.lake.open(table)
+        if found is not None:
+            keep = sorted(pinned) if table is SEQUENCES else []
+            tables[table.full_name] = _tend(context, table, found, keep_days, keep)
+    candidates = _abandoned(context, keep_days)
+    freed = sum(one["freed_bytes"] for one in [*tables.values(), *candidates])
+    return {"freed_bytes": freed, "tables": tables, "candidates": candidates}
+
+
+def _alone(context: Context) -> None:
+    """Files of a run that is writing are named by no version: only their age protects them."""
+    since = datetime.now(UTC) - timedelta(days=1)
+    for run in context.lake.small(RUNS).to_pylist():
+        if (
+            run["outcome"] == "running"
+            and run["run_id"] != context.run_id
+            and run["started_ts"] > since
+        ):
+            raise SettingsError(
+                f"--keep-days under 1, and {run['job']} (run {run['run_id']}) has been running since "
+                f"{run['started_ts']:%Y-%m-%d %H:%M} UTC, or was killed: what it writes could be "
+                "removed. Use --keep-days 1 or more, or wait for a day without other runs"
+            )
+
+
+def _tend(
+    context: Context, table: Table, found: DeltaTable, keep_days: float, keep: list[int]
+) -> dict[str, Any]:
+    by_run = CommitProperties(custom_metadata={"userMetadata": context.run_id})
+    before = len(found.file_uris())
+    with conflicts(table):
+        found.optimize.compact(
+            target_size=TARGET_BYTES,
+            writer_properties=WriterProperties(max_row_group_size=table.group),
+            commit_properties=by_run,
+        )
+    keep = [version for version in keep if version <= found.version()]
+    hours = math.ceil(max(keep_days * 24, _unconsumed_hours(context, table, found)))
+    how: dict[str, Any] = {
+        "retention_hours": hours, "enforce_retention_duration": False, "full": True,
+        "keep_versions": keep or None,
+    }  # fmt: skip
+    sizes = _sizes(found, found.vacuum(dry_run=True, **how))
+    removed = found.vacuum(dry_run=False, commit_properties=by_run, **how) if sizes else []
+    return {
+        "files_before": before, "files_after": len(found.file_uris()),
+        "removed_files": len(removed), "freed_bytes": sum(sizes), "kept_hours": hours,
+        "kept_versions": keep,
+    }  # fmt: skip
+
+
+def _unconsumed_hours(context: Context, table: Table, found: DeltaTable) -> float:
+    """Since when a derived table has not read this one's changes; 0: all have read everything."""
+    waiting = [
+        commit["timestamp"]
+        for consumer in CONSUMERS.get(table, ())
+        # One that has consumed nothing starts from the whole table.
+        if (consumed := context.lake.consumed(consumer, table)) is not None
+        for commit in context.lake.history(table, consumed)
+        if commit.get("operation") not in QUIET
+    ]
+    return (time.time() * 1000 - min(waiting)) / 3_600_000 + 1 if waiting else 0.0
+
+
+def _sizes(found: DeltaTable, names: list[str]) -> list[int]:
+    """Bytes of files below a table."""
+    if not names:
+        return []
+    system, inner = filesystem.located(found.table_uri)
+    infos = system.get_file_info([f"{inner.rstrip('/')}/{name}" for name in names])
+    return [info.size or 0 for info in infos]
+
+
+def _abandoned(context: Context, keep_days: float) -> list[dict[str, Any]]:
+    """Remove the candidates of runs that were killed or failed their audit, once they are old."""
+    lake, since = context.lake, datetime.now(UTC) - timedelta(days=keep_days)
+    system, inner = filesystem.located(lake.folder("_candidates"))
+    removed = []
+    for batch in system.get_file_info(fs.FileSelector(inner, allow_not_found=True)):
+        below = system.get_file_info(fs.FileSelector(batch.path, recursive=True))
+        newest = max((one.mtime for one in [batch, *below] if one.mtime), default=None)
+        if batch.type == fs.FileType.Directory and newest is not None and newest < since:
+            system.delete_dir(batch.path)
+            freed = sum(one.size or 0 for one in below if one.type == fs.FileType.File)
+            if freed:  # an ended run leaves an empty folder
+                removed.append({"batch": batch.base_name, "freed_bytes": freed})
+    return removed
+
+
+def in_words(source: str, done: dict[str, Any]) -> str:
+    """What was done, for a person."""
+    lines = [
+        f"maintain {source}: {size(done['freed_bytes'])} freed, "
+        f"{sum(one['removed_files'] for one in done['tables'].values()):,} files removed, "
+        f"{len(done['candidates'])} abandoned candidates removed. {done['registry']}."
+    ]
+    for name, one in done["tables"].items():
+        kept = f", versions {one['kept_versions']} kept" if one["kept_versions"] else ""
+        lines.append(
+            f"  {name}: {one['files_before']} files -> {one['files_after']}; "
+            f"{one['removed_files']} unneeded ones removed, {size(one['freed_bytes'])}; what was "
+            f"replaced less than {one['kept_hours'] / 24:.3g} days ago is kept{kept}"
+        )
+    return "\n".join(lines)
+
+
+def size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

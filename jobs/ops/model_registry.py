@@ -1,0 +1,54 @@
+"""What the model registry says about table versions, and what it is told of erased users."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jobs.core.errors import SettingsError
+from jobs.privacy.person import Person
+
+
+def _mark(models: list[str], tag: str, value: str) -> None:
+    if not models:
+        return
+    from models.registry import tracking
+
+    client, _ = tracking.connect(models[0].rpartition("/")[0])
+    for one in models:
+        name, _, version = one.rpartition("/")
+        client.set_model_version_tag(name, version, tag, value)
+
+
+def _from_tracking(source: str, person: Person, hashed: str) -> int:
+    """MLflow's files that named the person; the id there is the tables'."""
+    if not knows_registry():
+        return 0
+    from models.registry import forget
+
+    return forget.forget(source, person.stands_in, person.stored, hashed)
+
+
+def knows_registry() -> bool:
+    """Whether there is an MLflow to ask."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(".mlflow/mlflow.db").exists()
+
+
+def registry_pins(source: str) -> tuple[dict[int, list[str]], str]:
+    """Versions of `gold.sequences` that registered models name, and in words where was asked."""
+    if not knows_registry():
+        return {}, (
+            "no model registry was asked: MLFLOW_TRACKING_URI is not set, and there is no .mlflow "
+            "folder here"
+        )
+    from models.core.errors import UserError
+    from models.registry.register import trained_on
+
+    try:
+        pins, where = trained_on(source)
+    except UserError as error:
+        raise SettingsError(
+            f"{error}. Without the registry nobody knows which versions its models need: nothing "
+            "was removed"
+        ) from error
+    return pins, f"{len(pins)} versions are kept for registered models of {where}"

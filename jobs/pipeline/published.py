@@ -1,0 +1,220 @@
+"""The suites over whole published tables, as they stand (`jobs validate`).
+
+What a night's audit knows of its batch is computed here from the tables themselves, against the
+versions that they were made from. What only a run knows (how many lines it read), and what cannot
+be read any more (an older version, a model), is not evaluated, and the reason is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.audit import spark_checks
+from jobs.audit.suite import audit_candidate
+from jobs.core.errors import SettingsError
+from jobs.core.tables import EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.lake.context import Context, Result
+from jobs.lake.delta_errors import FeedGone, feed_gone
+
+if TYPE_CHECKING:
+    from models.networks.saved_model import Stored
+
+
+@dataclass
+class Facts:
+    """What is known of the checks of a whole table.
+
+    held: check -> whether it holds. unknown: check -> why it was not evaluated.
+    """
+
+    held: dict[str, bool] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, parts: Mapping[str, bool | str]) -> None:
+        """Join the answers of several parts, by the part's name: one that fails decides, then one
+        that is unknown (a text: why)."""
+        why = [f"{part}: {one}" for part, one in parts.items() if isinstance(one, str)]
+        if any(one is False for one in parts.values()):
+            self.held[name] = False
+        elif why:
+            self.unknown[name] = "; ".join(why)
+        else:
+            self.held[name] = True
+
+
+def validate_tables(context: Context, only: str | None) -> Result:
+    """Run the suites on the whole published tables, as they stand.
+
+    Raises:
+        SettingsError: `only` names no table with a suite, or there is no such table yet.
+        AuditFailed, AuditErrored: as in a night.
+    """
+    tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS)}
+    if only is not None and only not in tables:
+        raise SettingsError(f"--table {only}: tables with a suite are {', '.join(tables)}")
+    result = Result()
+    for name, table in tables.items():
+        if only not in (None, name):
+            continue
+        version = context.lake.version(table)
+        if version is None and table is RECOMMENDATIONS and only is None:
+            continue  # nobody has scored yet
+        if version is None:
+            raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
+        rows = context.lake.read(table, version)
+        facts = FACTS[table.full_name](context, rows)
+        verdict = audit_candidate(context, table, rows, facts.held, not_evaluated=facts.unknown)
+        result.tables_in[name] = version
+        result.checks[name] = {"version": version, **verdict.counts()}
+        result.notes.append(f"{name} version {version}: {verdict.in_words()}")
+    return result
+
+
+def readable(context: Context, table: Table, version: int) -> int:
+    """The version, or the newest one where no row has moved since: its files are there."""
+    newest = context.lake.version(table)
+    assert newest is not None
+    return version if context.lake.changed_rows(table, version) else newest
+
+
+# -- each table's checks of the batch -------------------------------------------------------------
+
+
+def event_facts(context: Context, rows: DataFrame) -> Facts:
+    del context, rows
+    why = "it belongs to a run: the audit of each night evaluates it"
+    return Facts(unknown=dict.fromkeys(("lines_balance", "reject_share_within_bound"), why))
+
+
+def session_facts(context: Context, rows: DataFrame) -> Facts:
+    """Against the events that the sessions were cut from."""
+    upto = context.lake.consumed(SESSIONS, EVENTS)
+    if upto is None:
+        once = spark_checks.events_are_distinct(rows)
+        return Facts({"events_balance": rows.isEmpty(), "each_event_once": once})
+    upto = readable(context, EVENTS, upto)
+    try:
+        with feed_gone(EVENTS, upto - 1, upto):
+            events = context.lake.read(EVENTS, upto).select("user_id", "event_id")
+            return Facts(spark_checks.balance_of_all(rows, events))
+    except FeedGone:
+        return Facts(
+            {"each_event_once": spark_checks.events_are_distinct(rows)},
+            {"events_balance": f"{EVENTS.full_name} version {upto} cannot be read any more"},
+        )
+
+
+def sequence_facts(context: Context, rows: DataFrame) -> Facts:
+    """Against the sessions that the sequences were made from, user by user."""
+    upto = context.lake.consumed(SEQUENCES, SESSIONS)
+    if upto is None:
+        return Facts({"positions_balance": rows.isEmpty()})
+    upto = readable(context, SESSIONS, upto)
+    try:
+        with feed_gone(SESSIONS, upto - 1, upto):
+            sessions = context.lake.read(SESSIONS, upto).where("runaway IS NULL")
+            events = sessions.groupBy("user_id").agg(F.sum("event_count").alias("events"))
+            positions = rows.groupBy("user_id").agg(F.sum(F.size("item_index")).alias("positions"))
+            both = events.join(positions, "user_id", "full_outer")
+            same = F.col("events").eqNullSafe(F.col("positions"))
+            return Facts({"positions_balance": both.where(~same).isEmpty()})
+    except FeedGone:
+        why = f"{SESSIONS.full_name} version {upto} cannot be read any more"
+        return Facts(unknown={"positions_balance": why})
+
+
+def list_facts(context: Context, rows: DataFrame) -> Facts:
+    """Against `gold.items`, and each model version's lists against the users that it scored.
+
+    How many items a list was asked to have is not recorded: the longest list of a version tells.
+    """
+    facts = Facts()
+    ids = rows.select(F.explode("items.item_id").alias("item_id")).distinct()
+    known = context.lake.read(ITEMS).select("item_id")
+    facts.held["items_are_known"] = ids.join(known, "item_id", "left_anti").isEmpty()
+    scored = _scored_from(context)
+    whole: dict[str, bool | str] = {}
+    users: dict[str, bool | str] = {}
+    versions = sorted(row[0] for row in rows.select("model_version").distinct().collect())
+    for version in versions:
+        lists = rows.where(F.col("model_version") == version)
+        sizes = lists.select("user_id", F.size("items").alias("size")).toArrow()
+        part = f"model version {version}"
+        whole[part], users[part] = _of_version(context, sizes, version, scored.get(version))
+    facts.put("lists_are_whole", whole)
+    facts.put("users_balance", users)
+    return facts
+
+
+def _scored_from(context: Context) -> dict[str, int]:
+    """Model version -> the version of `gold.sequences` that it scored last, from `ops.runs`."""
+    runs = context.lake.small(RUNS).to_pylist()
+    found: dict[str, int] = {}
+    for run in sorted(runs, key=lambda one: one["started_ts"]):
+        upto = dict(run["tables_in"] or ()).get(SEQUENCES.full_name)
+        if run["job"] == "score" and run["outcome"] == "ok" and upto is not None:
+            found |= {uri.rpartition("/")[2]: upto for uri in run["files"] or ()}
+    return found
+
+
+def _of_version(
+    context: Context, sizes: pa.Table, version: str, upto: int | None
+) -> tuple[bool | str, bool | str]:
+    """Whether a model version's lists are whole, and of all users that it scored; or why that is
+    not known.
+
+    Args:
+        sizes: `user_id`, `size` of its lists.
+        upto: the version of `gold.sequences` that it scored.
+    """
+    if upto is None:
+        return (why := "no finished run of score in ops.runs names it"), why
+    upto = readable(context, SEQUENCES, upto)
+    try:
+        with feed_gone(SEQUENCES, upto - 1, upto):
+            stored, most = _model(context, version, upto)
+            names = context.lake.table_of(SEQUENCES, upto, ["user_id"])["user_id"]
+    except FeedGone:
+        return (why := f"{SEQUENCES.full_name} version {upto} cannot be read any more"), why
+    except SettingsError as error:
+        return (why := f"the model cannot be loaded ({error})"), why
+    return _whole(sizes, stored, most), _balanced(sizes, names, most)
+
+
+def _model(context: Context, version: str, upto: int) -> tuple[Stored, pa.Table | None]:
+    """The stored model, and where it leaves out what was seen, `user_id` and `unseen`: how many
+    items of its vocabulary a user has not seen."""
+    from jobs.recommend import score
+
+    _, stored = score.loaded(context.source.name, "", int(version))
+    if not score.excludes(stored):
+        return stored, None
+    return stored, score.unseen_of_users(context, stored, upto)
+
+
+def _whole(sizes: pa.Table, stored: Stored, unseen: pa.Table | None) -> bool:
+    size = sizes["size"].to_numpy()
+    asked = int(size.max(initial=0))
+    if unseen is None:
+        return bool((size == min(asked, len(stored.item_ids))).all())
+    from jobs.recommend.score import as_long_as_can_be
+
+    return as_long_as_can_be(sizes["user_id"], size, unseen, asked)
+
+
+def _balanced(sizes: pa.Table, names: Any, unseen: pa.Table | None) -> bool:
+    nothing = 0 if unseen is None else int(np.sum(unseen["unseen"].to_numpy() == 0))
+    return bool(sizes.num_rows + nothing == len(names))
+
+
+FACTS: dict[str, Callable[[Context, DataFrame], Facts]] = {
+    EVENTS.full_name: event_facts, SESSIONS.full_name: session_facts,
+    SEQUENCES.full_name: sequence_facts, RECOMMENDATIONS.full_name: list_facts,
+}  # fmt: skip

@@ -1,0 +1,147 @@
+"""Who a line is about: ids hashed as they are read, and people who must not come back.
+
+A pseudonym is an HMAC-SHA256 of source and user id under `SESSIONMILL_ID_KEY`; without the key it
+cannot be made again or tried out. `ops.forgotten` keeps the pseudonyms of people who were forgotten
+(`jobs forget`), so that a file that is delivered again does not bring them back, and a check of the
+key, so that another key is noticed rather than obeyed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.core.errors import SettingsError
+from jobs.core.settings import settings
+from jobs.core.tables import FORGOTTEN
+from jobs.privacy.person import writings
+
+if TYPE_CHECKING:
+    from jobs.lake.context import Context
+
+PREFIX = "u-"
+WORD = re.compile(r"[^\s,;|\"'{}\[\]()<>:=&\t]+")
+WORDS = 8  # ours: so many words of an id are tried, where only its hash is known
+HOW = (
+    "set SESSIONMILL_ID_KEY to a secret of at least 32 characters (python -c 'import secrets; "
+    "print(secrets.token_hex(32))'), and keep it: without it nobody can say who was meant"
+)
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What ingestion obeys; sent to the workers that read files.
+
+    Args:
+        hashes: whether user ids become pseudonyms.
+        forgotten: pseudonyms of those whose lines are passed over.
+    """
+
+    key: bytes
+    source: str
+    hashes: bool
+    forgotten: frozenset[str]
+
+    def pseudonym(self, user: str) -> str:
+        told = f"{self.source}\0{user}".encode("utf-8", "surrogatepass")
+        return PREFIX + hmac.new(self.key, told, hashlib.sha256).hexdigest()[:32]
+
+    @property
+    def key_check(self) -> str:
+        return hmac.new(self.key, b"sessionmill: is it this key?", hashlib.sha256).hexdigest()[:16]
+
+    def guarded(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The records of one file without those of forgotten people; user ids hashed, if so.
+
+        The record that tells of the file counts them apart: what is passed over was not read.
+        """
+        passed = 0
+        for batch in batches:
+            kinds = batch.column("kind").to_pylist()
+            if kinds == ["file"]:
+                yield _told(batch, passed) if passed else batch
+                continue
+            names = batch.column("user_id").dictionary_encode()
+            made = [self.pseudonym(name) for name in names.dictionary.to_pylist()]
+            hashed = pa.array(made, pa.string()).take(names.indices)
+            gone = pc.fill_null(
+                pc.is_in(hashed, pa.array(sorted(self.forgotten), pa.string())), False
+            )
+            if "unparsable" in kinds and self.forgotten:
+                raw = batch.column("raw").to_pylist()
+                named = [
+                    kind == "unparsable" and self.names_forgotten(text or "")
+                    for kind, text in zip(kinds, raw, strict=True)
+                ]
+                gone = pc.or_(gone, pa.array(named, pa.bool_()))
+            if self.hashes:
+                batch = batch.set_column(batch.schema.get_field_index("user_id"), "user_id", hashed)
+            left = batch.filter(pc.invert(gone))
+            passed += batch.num_rows - left.num_rows
+            yield left
+
+    def names_forgotten(self, text: str) -> bool:
+        """Whether a text that is no record has the id of a forgotten person: as a word, or as up to
+        `WORDS` words in a row with what stands between them."""
+        return any(self._named(one) for one in writings(text))
+
+    def _named(self, text: str) -> bool:
+        spans = [found.span() for found in WORD.finditer(text)]
+        for at, (begin, _) in enumerate(spans):
+            for _, end in spans[at : at + WORDS]:
+                word = text[begin:end]
+                for one in {word, word.rstrip(".!?")}:
+                    if self.pseudonym(one) in self.forgotten:
+                        return True
+        return False
+
+
+def _told(batch: pa.RecordBatch, passed: int) -> pa.RecordBatch:
+    facts = json.loads(batch.column("raw")[0].as_py())
+    facts["lines"] -= passed
+    facts["forgotten"] = passed
+    raw = pa.array([json.dumps(facts)], pa.string())
+    return batch.set_column(batch.schema.get_field_index("raw"), "raw", raw)
+
+
+def keyed(context: Context, hashes: bool, forgotten: frozenset[str] = frozenset()) -> Privacy:
+    """Raises: SettingsError: there is no key, or another than this source's tables know."""
+    name = context.source.name
+    secret = settings().id_key
+    if secret is None or len(secret.get_secret_value()) < 32:
+        short = "is too short" if secret else "is not set"
+        raise SettingsError(f"SESSIONMILL_ID_KEY {short}, and {name} needs it: {HOW}")
+    made = Privacy(secret.get_secret_value().encode(), name, hashes, forgotten)
+    known = set(context.lake.small(FORGOTTEN)["key_check"].to_pylist())
+    if known - {made.key_check}:
+        raise SettingsError(
+            f"SESSIONMILL_ID_KEY is not the key by which people of {name} were hashed or forgotten "
+            "before: with another one they would come back. Set the old key"
+        )
+    return made
+
+
+def privacy_of(context: Context) -> Privacy | None:
+    """What ingestion obeys for this source; None: nothing.
+
+    Raises:
+        SettingsError: it needs a key, and the right one is not there.
+    """
+    lake, hashes = context.lake, context.source.privacy.hash_user_id
+    rows = lake.small(FORGOTTEN).to_pylist()
+    if not rows and not hashes:
+        return None
+    gone = frozenset(row["user_hash"] for row in rows if row["user_hash"])
+    made = keyed(context, hashes, gone)
+    if hashes and not rows:
+        lake.create(FORGOTTEN)  # the key's check, before anything is hashed by it
+        lake.put_small(FORGOTTEN, [("", made.key_check, context.started)])
+    return made

@@ -1,0 +1,1 @@
+"""`gold.sequences` and a registered model to `gold.recommendations`. May import `models`."""

@@ -1,0 +1,323 @@
+"""`gold.sequences` and a registered model -> `gold.recommendations`: a list for every user.
+
+compute   the version that the alias names (or the one that is asked for), loaded once, scores all
+          users of the newest `gold.sequences`; its lists are staged as data files (where a model
+          leaves out what was seen, users who have seen every item get none, and are counted)
+audit     the suite of `expectations/recommendations.py`
+publish   one commit: the new lists, and those of other versions that have an alias still; lists of
+          versions that nobody names any more go
+
+A plain process: PyTorch needs no JVM. Scored again from the same versions nothing is written.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from jobs.audit import arrow_columns, suite
+from jobs.core import crash_points
+from jobs.core.arrow_types import arrow_schema
+from jobs.core.errors import SettingsError
+from jobs.core.tables import ITEMS, RECOMMENDATIONS, SEQUENCES
+from jobs.lake import filesystem
+from jobs.lake.context import Candidate, Context, Result
+from jobs.lake.data_files import staging
+from jobs.lake.filesystem import rows_of, rust_uri
+from jobs.lake.tasks import run
+from jobs.recommend import checks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from models.core.rows import Ints, Rows
+    from models.networks.saved_model import Stored
+    from models.registry.register import Registered
+
+OPTIONS = ("alias", "model_version", "k")
+USERS_A_FILE = 131_072  # ours
+UNSEEN = "unseen.parquet"
+
+
+def compute(
+    context: Context, alias: str = "champion", model_version: int | None = None, k: int = 100
+) -> Candidate:
+    """Score all users.
+
+    Raises:
+        SettingsError: no such model, or one that cannot be asked about these sequences.
+    """
+    lake, name = context.lake, context.source.name
+    if k < 1:
+        raise SettingsError(f"--k {k}: a list has at least one item")
+    upto = lake.version(SEQUENCES)
+    if upto is None or not lake.rows(SEQUENCES):
+        raise SettingsError(
+            f"{lake.path(SEQUENCES)} has no rows: run python -m jobs run --source {name} first"
+        )
+    lake.create(RECOMMENDATIONS)
+    base = lake.version(RECOMMENDATIONS)
+    assert base is not None
+    model, stored = loaded(name, alias, model_version)
+    candidate = context.candidate(RECOMMENDATIONS)
+    size, each = min(k, len(stored.item_ids)), excludes(stored)
+    there = False
+    if lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
+        longest = _longest(context, base, model.version, each)
+        there = longest == (_possible(context, stored, upto, size) if each else size)
+    manifest: dict[str, Any] = {
+        "base": base, "upto": upto, "version": model.version, "uri": model.uri, "size": size,
+        "method": stored.facts["method"], "excludes": each, "empty": there,
+    }  # fmt: skip
+    if not manifest["empty"]:
+        manifest |= fill(context, candidate, stored, model, upto, base, size)
+    candidate.save(manifest)
+    crash_points.point("score.computed")
+    return candidate
+
+
+def loaded(source: str, alias: str, number: int | None) -> tuple[Registered, Stored]:
+    """The model that is meant, from MLflow."""
+    from models.core.errors import UserError
+    from models.networks.saved_model import load
+    from models.registry import tracking
+    from models.registry.register import find
+
+    try:
+        client, _ = tracking.connect(source)
+        model = find(client, source, alias, number)
+        with tracking.downloaded(client, model.run_id, "trained") as folder:
+            stored = load(folder)
+    except UserError as error:
+        raise SettingsError(str(error)) from None
+    if stored.facts.get("preprocess", "gold") != "gold":
+        raise SettingsError(
+            f"{model.uri} was trained on what --preprocess {stored.facts['preprocess']} left of "
+            "gold.sequences, and knows nothing of its other users: register one trained on gold"
+        )
+    return model, stored
+
+
+def excludes(stored: Stored) -> bool:
+    """Whether the model leaves out what a user has seen."""
+    return stored.config.model.repeat_policy == "exclude_seen"
+
+
+def _longest(context: Context, base: int, version: str, each: bool) -> int | None:
+    """The length of the longest list of a model version that is there already (one tells, unless
+    `each` has its own); None: there are none."""
+    table = context.lake.open(RECOMMENDATIONS)
+    assert table is not None
+    table.load_as_version(base)
+    rows, own = rows_of(table), ds.field("model_version") == version
+    found = (
+        rows.to_table(columns=["items"], filter=own)
+        if each
+        else rows.head(1, columns=["items"], filter=own)
+    )
+    longest: int | None = pc.max(pc.list_value_length(found["items"])).as_py()
+    return longest
+
+
+def _possible(context: Context, stored: Stored, upto: int, size: int) -> int:
+    """The longest list where what a user has seen is left out."""
+    _, rows = _asked(context, stored, upto)
+    return min(size, int(_unseen(stored, rows).max()))
+
+
+def _unseen(stored: Stored, rows: Rows) -> Ints:
+    """How many items of the model's vocabulary each user has not seen: int64[U]."""
+    users, size = len(rows.start) - 1, len(stored.item_ids)
+    user = np.repeat(np.arange(users), np.diff(rows.start))
+    pairs = np.unique(user * (size + 1) + rows.item)
+    return size - np.bincount(pairs // (size + 1), minlength=users)
+
+
+def _asked(context: Context, stored: Stored, upto: int) -> tuple[list[str], Rows]:
+    """The users of a version of gold.sequences, and what the model knows of their events."""
+    from models.data.sequences import cache_folder, open_sequences, read_items
+    from models.data.splits import Events, known_rows, vocabulary_of
+
+    lake, source = context.lake, context.source.name
+    make = f"python -m jobs run --source {source}"
+    sequences = open_sequences(
+        rust_uri(lake.path(SEQUENCES)), upto, cache_folder(lake.root, source), make
+    )
+    known = read_items(rust_uri(lake.path(ITEMS)), make)
+    rows, _, _ = known_rows(Events.of(sequences), vocabulary_of(stored.item_ids, *known))
+    return sequences.user_id, rows
+
+
+def unseen_of_users(context: Context, stored: Stored, upto: int) -> pa.Table:
+    """`user_id` of a version of gold.sequences, and how many items each has not seen: `unseen`."""
+    names, rows = _asked(context, stored, upto)
+    return _unseen_table(names, _unseen(stored, rows))
+
+
+def _unseen_table(names: list[str], unseen: Ints) -> pa.Table:
+    return pa.table({"user_id": pa.array(names, pa.string()), "unseen": pa.array(unseen)})
+
+
+def as_long_as_can_be(users: Any, size: Ints, unseen: pa.Table, asked: int) -> bool:
+    """Whether each user's list has as many items as were asked for, or all that may be returned.
+
+    Args:
+        users, size: of the lists: whose they are, and how many items they have.
+        unseen: as `unseen_of_users` gives it.
+    """
+    place = pc.index_in(users, unseen["user_id"].combine_chunks())
+    if place.null_count:
+        return False  # nobody of that name was to have a list
+    most = unseen["unseen"].to_numpy()[place.to_numpy(zero_copy_only=False)]
+    return bool((size == np.minimum(most, asked)).all())
+
+
+def fill(
+    context: Context, candidate: Candidate, stored: Stored, model: Registered, upto: int,
+    base: int, size: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Stage the lists of all users, and those that stay."""
+    from models.serving.all_users import lists
+
+    lake = context.lake
+    names, rows = _asked(context, stored, upto)
+    began = time.monotonic()
+    folder, users = staging(context.run_id), pa.array(names, pa.string())
+    # Who has seen the whole catalogue can be given nothing. Any other empty list is a fault of the
+    # model's, and stays for the suite to refuse.
+    nothing = np.zeros(len(names), dtype=bool)
+    if excludes(stored):
+        unseen = _unseen(stored, rows)
+        nothing = unseen == 0
+        filesystem.write_parquet(candidate.path(UNSEEN), _unseen_table(names, unseen))
+
+    def parts() -> Iterator[pa.Table]:
+        for at, table in lists(stored, rows, size):
+            given = ~(nothing[at] & (pc.list_value_length(table["items"]).to_numpy() == 0))
+            some = table["items"].filter(pa.array(given))
+            yield _rows(context, users.take(pa.array(at[given])), some, model)
+
+    made = _write(context, folder, "lists", parts())
+    seconds = time.monotonic() - began
+    kept = 0
+    for version in sorted(model.aliased - {model.version}):
+        table = lake.open(RECOMMENDATIONS)
+        assert table is not None
+        table.load_as_version(base)
+        old = rows_of(table).to_table(filter=ds.field("model_version") == version)
+        old = old.cast(arrow_schema(RECOMMENDATIONS.columns)).sort_by("user_id")
+        if old.num_rows:
+            made += _write(context, folder, f"kept-{version}", iter([old]))
+            kept += old.num_rows
+    return {
+        "users": len(users), "nothing": int(nothing.sum()), "kept": kept, "scoring_s": round(seconds, 3), "made": made,
+        "staged": lake.entries(RECOMMENDATIONS, folder, made),
+    }  # fmt: skip
+
+
+def _rows(context: Context, users: pa.Array, items: Any, model: Registered) -> pa.Table:
+    count = len(users)
+    columns = [
+        users, pa.repeat(model.name, count), pa.repeat(model.version, count),
+        pa.repeat(pa.scalar(context.started, pa.timestamp("us", "UTC")), count),
+        items.combine_chunks(),
+    ]  # fmt: skip
+    schema = arrow_schema(RECOMMENDATIONS.columns)
+    return pa.table(columns, names=schema.names).cast(schema)
+
+
+def _write(context: Context, folder: str, name: str, parts: Iterator[pa.Table]) -> list[str]:
+    """Rows as files of at most so many users; their paths."""
+    place = f"{context.lake.path(RECOMMENDATIONS)}/{folder}"
+    made: list[str] = []
+    waiting: list[pa.Table] = []
+
+    def put() -> None:
+        made.append(f"{place}/{name}-{len(made):05d}.parquet")
+        filesystem.write_parquet(made[-1], pa.concat_tables(waiting))
+        waiting.clear()
+
+    for part in parts:
+        waiting.append(part)
+        if sum(one.num_rows for one in waiting) >= USERS_A_FILE:
+            put()
+    if waiting:
+        put()
+    return made
+
+
+def audit(context: Context, candidate: Candidate) -> None:
+    """Raises: AuditFailed, AuditErrored."""
+    manifest = candidate.manifest()
+    if manifest["empty"]:
+        return
+    lake = context.lake
+    held = run(None, checks.recommendations_hold, manifest["made"], checks.LISTS_DDL, "string")
+    new = [one for one in held if one["version"] == manifest["version"]]
+    known = lake.table_of(ITEMS, int(lake.version(ITEMS) or 0), ["item_id"])["item_id"]
+    facts = {
+        "items_are_known": all(
+            pc.all(
+                pc.is_in(pa.array(one["items"], pa.string()), known.combine_chunks()), min_count=0
+            ).as_py()
+            for one in new
+        ),
+        "lists_are_whole": _whole(candidate, manifest, new),
+        "users_balance": sum(one["rows"] for one in new) + manifest["nothing"]
+        == lake.table_of(SEQUENCES, manifest["upto"], ["user_id"]).num_rows,
+    }
+    versions = {one["version"] for one in held}
+    apart = all(arrow_columns.apart([h for h in held if h["version"] == v]) for v in versions)
+    if apart and all(one["holds"] for one in held):
+        number = sum(one["rows"] for one in held)
+        suite.audit_certified(context, RECOMMENDATIONS, number, facts)
+    else:
+        staged = lake.staged(RECOMMENDATIONS, manifest["staged"])
+        suite.audit_candidate(context, RECOMMENDATIONS, staged, facts)
+    crash_points.point("score.audited")
+
+
+def _whole(candidate: Candidate, manifest: dict[str, Any], new: list[dict[str, Any]]) -> bool:
+    """Whether the new lists have as many items as were asked for, or all that may be returned."""
+    size = manifest["size"]
+    if not manifest["excludes"]:
+        return all(one["least"] == one["most"] == size for one in new)
+    unseen = filesystem.read_parquet(candidate.path(UNSEEN))
+    for path in manifest["made"]:
+        rows = filesystem.read_parquet(path, ["user_id", "model_version", "items"])
+        rows = rows.filter(pc.equal(rows["model_version"], manifest["version"]))
+        length = pc.fill_null(pc.list_value_length(rows["items"]), 0).to_numpy()
+        if not as_long_as_can_be(rows["user_id"], length, unseen, size):
+            return False
+    return True
+
+
+def publish(context: Context, candidate: Candidate) -> Result:
+    """Raises: Conflict: another run changed `gold.recommendations` since."""
+    lake, manifest = context.lake, candidate.manifest()
+    result = Result(files=[manifest["uri"]], tables_in={SEQUENCES.full_name: manifest["upto"]})
+    said = f"{manifest['uri']} ({manifest['method']}), gold.sequences version {manifest['upto']}"
+    if manifest["empty"]:
+        result.notes.append(f"{said}: these lists are there already")
+    else:
+        lake.commit(
+            RECOMMENDATIONS, manifest["staged"], manifest["base"],
+            lake.app_id(RECOMMENDATIONS, SEQUENCES), manifest["upto"], context.run_id,
+            overwrite=True,
+        )  # fmt: skip
+        crash_points.point("score.published")
+        rate = manifest["users"] / max(manifest["scoring_s"], 1e-3)
+        kept = f", {manifest['kept']:,} lists of other versions stay" if manifest["kept"] else ""
+        if manifest["nothing"]:
+            kept += f", {manifest['nothing']:,} users have seen every item and get no list"
+        result.notes.append(
+            f"{said}: {manifest['users']:,} users, {'at most ' if manifest['excludes'] else ''}{manifest['size']} items each, {rate:,.0f} users "
+            f"a second{kept}"
+        )
+    result.tables[RECOMMENDATIONS.full_name] = lake.told(RECOMMENDATIONS)
+    return result

@@ -1,0 +1,1 @@
+"""`bronze.events` to `silver.sessions`: the session rule, cut anew or around what changed."""

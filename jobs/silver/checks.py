@@ -1,0 +1,157 @@
+"""The suite of `silver.sessions` under the gap rule, over the arrays of data files."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.audit.arrow_columns import dates, fingerprint, micros_array, one_array, words_of
+from jobs.lake import filesystem
+from jobs.silver.cut_nightly import near
+
+SESSIONS_DDL = "holds boolean, events bigint, digest_xor bigint, digest_sum bigint, bounds string"
+
+
+MOST_SESSIONS = 10_000_000
+"""Ours: the bounds of so many sessions are compared in one place, 32 bytes each."""
+
+
+@dataclass(frozen=True)
+class SessionsHold:
+    """A task: a file of sessions, of the table or of a candidate.
+
+    Its answer says whether each session keeps the checks that speak of it alone, the print of the
+    events, and where the `bounds` are: for each session the hashes of its user and its id, and its
+    first and last time (us), for `sessions_apart`.
+    """
+
+    gap_us: int
+    max_session_us: int
+    max_session_events: int
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        rows = read_sessions(path)
+        if "change" in rows.column_names:
+            rows = rows.filter(pc.not_equal(rows["change"], "retired")).combine_chunks()
+        made = {"holds": True, "events": 0, "digest_xor": 0, "digest_sum": 0, "bounds": None}
+        if not rows.num_rows:
+            return [made]
+        lists = one_array(rows["events"])
+        flat = lists.flatten()
+        flat_columns = ("session_id", "user_id", "start_ts", "end_ts", "start_date", "event_count")
+        if any(rows[name].null_count for name in flat_columns) or lists.null_count:
+            return [made | {"holds": False}]
+        if flat.null_count or any(flat.field(n).null_count for n in ("event_id", "event_ts")):
+            return [made | {"holds": False}]
+        count = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+        users = words_of(one_array(rows["user_id"]))
+        start, end = micros_array(rows["start_ts"]), micros_array(rows["end_ts"])
+        bounds = f"{self.folder}/{uuid.uuid4().hex}.parquet"
+        ids = words_of(one_array(rows["session_id"]))
+        filesystem.write_parquet(
+            bounds, pa.table({"user": users, "id": ids, "start": start, "end": end})
+        )
+        return [
+            made | fingerprint(np.repeat(users, count), words_of(flat.field("event_id")))
+            | {"holds": self._hold(rows, flat, count, start, end), "bounds": bounds}
+        ]  # fmt: skip
+
+    def _hold(
+        self, rows: pa.Table, flat: Any, count: np.ndarray, start: np.ndarray, end: np.ndarray
+    ) -> bool:
+        if count.min() < 1 or not np.array_equal(count, rows["event_count"].to_numpy()):
+            return False
+        times = micros_array(flat.field("event_ts"))
+        first = np.cumsum(count) - count
+        runaway = np.full(len(count), "", object)
+        runaway[count > self.max_session_events] = "events"
+        runaway[end - start > self.max_session_us] = "hours"
+        inside = np.ones(len(times), bool)
+        inside[first] = False
+        step = np.diff(times)[inside[1:]]
+        if not (
+            np.array_equal(times[first], start)
+            and np.array_equal(times[first + count - 1], end)
+            and dates(rows["start_ts"]).equals(one_array(rows["start_date"]))
+            and pc.fill_null(one_array(rows["runaway"]), "").equals(pa.array(runaway, pa.string()))
+            and ((step >= 0) & (step <= self.gap_us)).all()
+        ):
+            return False
+        tied = np.flatnonzero(inside[1:] & (np.diff(times) == 0))
+        return _ties_in_order(flat, tied) if len(tied) else True
+
+
+def _ties_in_order(events: Any, at: np.ndarray) -> bool:
+    """Whether the events after `at`, of equal time, come after those at it: (tie_break, event_id),
+    nulls last."""
+    here, after = pa.array(at), pa.array(at + 1)
+    one, other = (events.field("tie_break").take(place) for place in (here, after))
+    by_id = pc.less(*(events.field("event_id").take(place) for place in (here, after)))
+    rises = pc.if_else(pc.equal(one, other), by_id, pc.less(one, other))  # null where one is null
+    without = pc.if_else(pc.is_null(one), pc.and_(pc.is_null(other), by_id), True)
+    return bool(pc.all(pc.coalesce(rises, without)).as_py())
+
+
+def read_sessions(path: str) -> pa.Table:
+    """What the checks need of a file of sessions."""
+    wanted = ("event_id", "event_ts", "tie_break")
+    names = {"session_id", "user_id", "start_ts", "end_ts", "start_date", "event_count", "runaway"}
+    with filesystem.open_seekable(path) as stream:
+        file = pq.ParquetFile(stream)
+        columns = []
+        for at in range(file.metadata.num_columns):
+            place = file.metadata.schema.column(at).path.split(".")
+            if place[0] in names | {"change"} or (place[0] == "events" and place[3] in wanted):
+                columns.append(".".join(place))
+        return file.read(columns, use_threads=False).combine_chunks()
+
+
+@dataclass(frozen=True)
+class Around:
+    """A task: of a data file of `silver.sessions`, the bounds of the sessions that stand near
+    those of a candidate and are none of it; see `SessionsHold`."""
+
+    keys: str
+    """A Parquet file, as `increments.keys_of` makes it: what the candidate touches."""
+    ids: str
+    """A Parquet file: `session_id` of the candidate's rows, retired ones too."""
+    gap_us: int
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        rows = filesystem.read_parquet(path, ["session_id", "user_id", "start_ts", "end_ts"])
+        keys = filesystem.read_parquet(self.keys)
+        rows = rows.filter(pa.array(near(rows, keys, self.gap_us)))
+        rows = rows.filter(
+            pc.invert(pc.is_in(rows["session_id"], filesystem.read_parquet(self.ids)["session_id"]))
+        ).combine_chunks()
+        if not rows.num_rows:
+            return []
+        bounds = f"{self.folder}/{uuid.uuid4().hex}.parquet"
+        made = {
+            "user": words_of(one_array(rows["user_id"])), "id": words_of(one_array(rows["session_id"])),
+            "start": micros_array(rows["start_ts"]), "end": micros_array(rows["end_ts"]),
+        }  # fmt: skip
+        filesystem.write_parquet(bounds, pa.table(made))
+        return [{"bounds": bounds}]
+
+
+def sessions_apart(bounds: list[str], gap_us: int) -> bool:
+    """Whether sessions, by their bounds, are further apart than the gap, and their ids differ:
+    surely not if this says so, and by the chance of a 64-bit hash if not."""
+    if not bounds:
+        return True
+    rows = pa.concat_tables([filesystem.read_parquet(path) for path in bounds])
+    user, ids, start, end = (rows[name].to_numpy() for name in ("user", "id", "start", "end"))
+    ids = np.sort(ids)
+    order = np.lexsort((start, user))
+    user, start, end = user[order], start[order], end[order]
+    silent = start[1:] - end[:-1] > gap_us
+    return bool((ids[1:] != ids[:-1]).all() and (silent | (user[1:] != user[:-1])).all())

@@ -1,0 +1,413 @@
+"""`python -m models train|grid|scaling|evaluate|compare|register|verify|score|promote|rollback|report|
+params|results`: gold tables in, a registry out.
+
+Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
+heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.core.json_output import answer
+from models.core.config import ModelConfig, TrainConfig
+from models.core.errors import UserError
+from models.training.options import add_method, add_training, asked_for, given, train_parser
+
+
+def _evaluate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run-id", required=True, help="of a training run in MLflow")
+    command.add_argument("--table-version", type=int, help="default: the run's own")
+    _threads(command)
+
+
+def _compare_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID")
+    command.add_argument("--expect", help="methods that should be there, by comma")
+
+
+def _register_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID")
+
+
+def _threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", type=int, help="CPU threads")
+
+
+def _version_options(command: argparse.ArgumentParser) -> None:
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--alias", default="champion", help="default %(default)s")
+    which.add_argument("--model-version", type=int, metavar="N", help="in place of an alias")
+
+
+def _verify_options(command: argparse.ArgumentParser) -> None:
+    _version_options(command)
+    command.add_argument(
+        "--most", type=int, metavar="N",
+        help="at most so many questions, of whole users drawn at random; default: all",
+    )  # fmt: skip
+    _threads(command)
+
+
+def _score_options(command: argparse.ArgumentParser) -> None:
+    _version_options(command)
+    command.add_argument("--k", type=int, default=100, help="items of a list, at most")
+    _threads(command)
+
+
+def _promote_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model-version", type=int, metavar="N", help="default: the challenger")
+    command.add_argument("--force", action="store_true", help="whatever the gate would say")
+    command.add_argument("--reason", default="", help="why; recorded")
+    _threads(command)
+
+
+def _rollback_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--reason", default="", help="why; recorded")
+
+
+def _report_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", metavar="ID", help="default: the newest")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: report.html in the lake"
+    )
+
+
+def _grid_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID")
+    command.add_argument(
+        "--methods", required=True, help="by comma; `sasrec*` with its encodings; all"
+    )
+    command.add_argument("--seeds", default="1,2", help="by comma")
+    command.add_argument(
+        "--variant", action="append", default=[], metavar="NAME:OPTIONS",
+        help="every method once more, with these options; may be given again",
+    )  # fmt: skip
+    command.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
+    command.add_argument(
+        "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
+    )
+
+
+def _scaling_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID")
+    command.add_argument("--method", required=True, help="such as sessionrec-hstu")
+    command.add_argument("--widths", default="8,16,32,64,128", help="D, by comma")
+    command.add_argument("--shares", default="0.125,0.25,0.5", help="of the users, by comma")
+    command.add_argument("--seeds", default="1,2,3", help="by comma")
+    command.add_argument(
+        "--one-seed-from", type=float, default=math.inf, metavar="D",
+        help="only the first seed where width times share is this or more",
+    )  # fmt: skip
+    command.add_argument("--results", metavar="FILE", required=True, help="a small JSON file")
+    command.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`")
+
+
+def _results_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("document", nargs="?", default="RESULTS.md")
+
+
+def _params_options(command: argparse.ArgumentParser) -> None:
+    add_method(command)
+    command.add_argument("--items", type=int, help="V; default: the preset's data set")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, one in COMMANDS.items():
+        added = commands.add_parser(name, help=one.says, description=one.says)
+        if one.source:
+            added.add_argument("--source", required=True, help="a source's name or its file")
+        added.add_argument("--json", action="store_true", help="JSON as the last line")
+        one.options(added)
+    return top
+
+
+def _params(args: argparse.Namespace) -> dict[str, Any]:
+    from models.core.config import PRESET_ITEMS
+    from models.networks.methods import config, count_parameters
+
+    preset = args.preset or "small"
+    chosen = config(args.method, preset, **given(args, ModelConfig))
+    items = args.items if args.items is not None else PRESET_ITEMS.get(preset)
+    if items is None:
+        raise UserError(f"--items V is needed: preset {preset!r} has no catalogue of its own")
+    if not 1 <= items < 2**31:
+        raise UserError(f"--items {items}: a whole number, 1 to {2**31 - 1:,}")
+    counted = {"method": args.method, **count_parameters(items, chosen)}
+    parts = ", ".join(f"{name} {number:,}" for name, number in counted["by_module"].items())
+    print(
+        f"{args.method} with {items:,} items, preset {preset}: {counted['num_params']:,} "
+        f"parameters, {counted['num_params_added']:,} ({counted['params_added_pct']:.3f} %) more "
+        f"than the backbone alone. {parts}"
+    )
+    return counted
+
+
+def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] | None:
+    from jobs.core.settings import settings
+    from models.core import environment
+    from models.evaluation import rescore
+    from models.networks.methods import config
+    from models.training import run
+
+    wanted = given(args, ModelConfig, TrainConfig)
+    wanted["target"] = args.target or source.training.target
+    if wanted["seed"] is None:
+        wanted["seed"] = source.training.seeds[0]
+    chosen = config(args.method, args.preset or source.training.preset, **wanted)
+    environment.use_threads(args.threads)
+    return run.train(
+        source=source,
+        lake=lake,
+        config=chosen,
+        version=args.table_version,
+        split=args.split,
+        preprocess=args.preprocess,
+        valid_from=rescore.parse_ts(args.valid_from),
+        test_from=rescore.parse_ts(args.test_from),
+        comparison=args.comparison,
+        variant=args.variant,
+        device=environment.pick_device(args.device),
+        checkpoint_s=settings().checkpoint_s if args.checkpoint_s is None else args.checkpoint_s,
+        sampled=args.sampled,
+        asked_for=asked_for(args),
+        say=environment.note,
+    )
+
+
+def _evaluate(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core import environment
+    from models.evaluation import rescore
+
+    environment.use_threads(args.threads)
+    return rescore.score_again(
+        source=source, lake=lake, run_id=args.run_id, version=args.table_version
+    )
+
+
+def _compare(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.selection.compare import compare, show
+
+    expect = [name.strip() for name in (args.expect or "").split(",") if name.strip()]
+    outcome = compare(source.name, args.comparison, expect)
+    show(outcome)
+    return outcome
+
+
+def _register(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.registry.register import register
+
+    done = register(source.name, args.comparison)
+    made = ", ".join(
+        f"version {v['version']} {v['method']}{'' if v['new'] else ' (was there)'}"
+        for v in done["versions"]
+    )
+    print(
+        f"registered model {done['model']}: {made}. Alias challenger is version "
+        f"{done['challenger']['version']}, {done['challenger']['method']}: load it with "
+        f'mlflow.pyfunc.load_model("{done["uri"]}")'
+    )
+    return done
+
+
+def _score(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from jobs.cli import execute
+    from jobs.cli import parser as jobs_parser
+    from models.core.environment import use_threads
+
+    use_threads(args.threads)
+    words = ["score", "--source", args.source, "--k", str(args.k), "--alias", args.alias]
+    if args.model_version is not None:
+        words[-2:] = ["--model-version", str(args.model_version)]
+    return execute(jobs_parser().parse_args(words), source)
+
+
+def _verify(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import use_threads
+    from models.selection.verify import in_words, verify
+
+    use_threads(args.threads)
+    told = verify(source, lake, args.alias, args.model_version, args.most)
+    print(in_words(told))
+    return told
+
+
+def _promote(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import use_threads
+    from models.selection.gate import in_words, promote
+
+    use_threads(args.threads)
+    decision = promote(source, lake, args.model_version, args.force, args.reason)
+    print(in_words(decision))
+    return decision
+
+
+def _rollback(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.selection.gate import in_words, rollback
+
+    decision = rollback(source, args.reason)
+    print(in_words(decision))
+    return decision
+
+
+def _report(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.report.report import report
+
+    done = report(source, lake, args.comparison, args.out)
+    print(
+        f"{done['page']}: comparison {done['comparison']}"
+        + (f"; {done['url']}" if done["url"] else "")
+    )
+    return done
+
+
+def _numbers(option: str, text: str, kind: Any) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: numbers by comma, such as 1,2") from None
+
+
+def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import note
+    from models.experiments.grid import cells_of, command_line, grid
+    from models.selection.compare import show
+
+    seeds = _numbers("--seeds", args.seeds, int)
+    file = Path(args.results) if args.results else None
+    told, _ = train_parser().parse_known_args(
+        ["--source", args.source, "--method", "pop", *args.options]
+    )
+    target = told.target or source.training.target
+    outcome = grid(
+        args.source, args.comparison, cells_of(args.methods, args.variant, seeds, target),
+        args.options,
+        command_line(
+            "grid", args.source, args.comparison, args.options, methods=args.methods,
+            seeds=args.seeds, variant=args.variant,
+        ),
+        file, note,
+    )  # fmt: skip
+    show(outcome)
+    return outcome
+
+
+def _scaling(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import note
+    from models.experiments.scaling import in_words, scaling
+
+    written = scaling(
+        args.source, args.comparison, args.method, _numbers("--widths", args.widths, int),
+        _numbers("--shares", args.shares, float), _numbers("--seeds", args.seeds, int),
+        args.options, Path(args.results), note, args.one_seed_from,
+    )  # fmt: skip
+    print(in_words(written))
+    return written
+
+
+def _results(args: argparse.Namespace) -> dict[str, Any]:
+    from models.experiments.results import render
+
+    document = Path(args.document)
+    if not document.is_file():
+        raise UserError(f"{document} is not there: name the document whose tables are to be made")
+    made = render(document)
+    print(f"{document}: tables made from {', '.join(made) or 'nothing: it names no results file'}")
+    return {"document": str(document), "files": made}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what `--help` says, its options, and what it does.
+
+    source: whether it is about one source; then `run` takes the source and the lake, too.
+    """
+
+    says: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., dict[str, Any] | None]
+    source: bool = True
+
+
+COMMANDS = {
+    "train": Command("train one method, score it, record it in MLflow", add_training, _train),
+    "evaluate": Command(
+        "score a recorded run's model again on its cut", _evaluate_options, _evaluate
+    ),
+    "compare": Command("compare the finished runs of a comparison", _compare_options, _compare),
+    "register": Command(
+        "make versions of the source's registered model", _register_options, _register
+    ),
+    "verify": Command(
+        "ask a registered model its test period: are its scores those stored?",
+        _verify_options, _verify,
+    ),
+    "score": Command(
+        "write gold.recommendations; the same as python -m jobs score", _score_options, _score
+    ),
+    "promote": Command(
+        "make the challenger the champion, if it has shown itself better",
+        _promote_options, _promote,
+    ),
+    "rollback": Command(
+        "make the champion before this one the champion again", _rollback_options, _rollback
+    ),
+    "report": Command(
+        "one HTML page: nights, log, methods, gate, lists, lineage", _report_options, _report
+    ),
+    "grid": Command(
+        "train many methods and seeds, one after another; goes on where it was",
+        _grid_options, _grid,
+    ),
+    "scaling": Command(
+        "loss against parameters and against data; goes on where it was",
+        _scaling_options, _scaling,
+    ),
+    "results": Command(
+        "make a document's tables from results/*.json", _results_options, _results, source=False
+    ),
+    "params": Command("count parameters, exactly", _params_options, _params, source=False),
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    from jobs.core.errors import SessionmillError
+
+    args = parser().parse_args(argv)
+    if argv is None:  # a scheduler that ends a task asks first: say in MLflow that the run ended
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    done: dict[str, Any] | None
+    try:
+        command = COMMANDS[args.command]
+        if not command.source:
+            done = command.run(args)
+        else:
+            from jobs.core.settings import settings
+            from jobs.core.source_file import load_source
+
+            source = load_source(args.source)
+            done = command.run(args, source, settings().table_root())
+    except (UserError, SessionmillError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if args.json and done is not None:
+        answer(done)
+    if done and args.command == "verify" and not done["holds"]:
+        return 1
+    failed = done.get("failed") if done and args.command in ("grid", "scaling") else None
+    if failed:
+        print(
+            f"error: {len(failed)} of the trainings failed, {', '.join(failed)}: see above why. The "
+            "same command tries them again",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""What all models share: errors, configurations, ragged rows, processes, the machine. No table, no MLflow."""

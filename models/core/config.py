@@ -1,0 +1,206 @@
+"""How methods are sized and trained: the settings, and the presets that fill them in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from models.core.knobs import MOST, knob
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a model is. Stored beside its weights; enough to build it again."""
+
+    dim: int = knob(64, "D, the width", low=1, high=MOST)
+    heads: int = knob(2, "H, of attention", low=1)
+    layers: int = knob(2, "blocks of a transformer, layers of a GRU", low=1, high=MOST)
+    max_len: int = knob(128, "L, tokens of a history", low=1, high=MOST, option="--length")
+    dropout: float = knob(0.1, "of embeddings and layers", low=0, high=1, open_high=True)
+    attention_dropout: float = knob(
+        0.0, "of attention weights", low=0, high=1, open_high=True, hidden=True
+    )
+    positions: str = knob(
+        "from_newest", "of transformers: from_oldest: later tokens move no earlier position",
+        choices=("from_newest", "from_oldest"),
+    )  # fmt: skip
+    tied: bool = knob(True, "scored by the item table itself, else by an output layer", hidden=True)
+    reference: bool = knob(
+        False, "the reference's network to the last parameter (presets paper_a_*)", hidden=True
+    )
+    segments: int = knob(5, "S_max of +sse", low=1, high=MOST)
+    sse_index: str = knob(
+        "from_oldest", "which end +sse counts sessions from", choices=("from_oldest", "from_newest")
+    )
+    time_features: int = knob(16, "T of +tsa", low=1, high=MOST)
+    tsa_time: str = knob(
+        "float64", "raw_float32 reproduces the reference", choices=("float64", "raw_float32")
+    )
+    time_origin_us: int = knob(
+        0, "start of the phase of +tsa: the first training event", hidden=True
+    )
+    request_time: str = knob(
+        "last_event", "may the model know when it is asked, and that a session opens?",
+        choices=("last_event", "known"),
+    )  # fmt: skip
+    repeat_policy: str = knob(
+        "allow", "exclude_seen: items of the history are never listed",
+        choices=("allow", "exclude_seen"),
+    )  # fmt: skip
+    recent_days: float = knob(7.0, "of recent_pop", low=0, open_low=True, hidden=True)
+    neighbours: int = knob(100, "items of item_knn, sessions of vsknn", low=1, hidden=True)
+    pooling: str = knob(
+        "mean", "of sessionrec: how a session's items become one vector",
+        choices=("mean", "attention", "transformer"),
+    )  # fmt: skip
+    feedback: bool = knob(True, "of sessionrec: does history say what became of an item?")
+    exposures: int = knob(
+        20, "of sessionrec and +fb: items shown but not chosen, a session, at most; those that are "
+        "events of their own only of sessionrec", low=0,
+    )  # fmt: skip
+
+    side: bool = knob(True, "of sessionrec: does it see what a catalogue says of items?")
+    side_dim: int = knob(16, "width of a category's embedding", low=1, high=MOST, hidden=True)
+    categories: tuple[int, ...] = ()  # how many values each has, 0 (unknown) counted; from the data
+    numbers: int = 0  # how many numbers an item has; from the data
+
+    @property
+    def table_std(self) -> float:
+        """How far embeddings start from 0: the reference leaves PyTorch's 1 as it is [code]."""
+        return 1.0 if self.reference else 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. AdamW; betas .9, .999."""
+
+    target: str = knob(
+        "next_item", "what is predicted; default: the source file's",
+        choices=("next_item", "next_session"),
+    )  # fmt: skip
+    loss: str = knob(
+        "auto",
+        "auto: full up to losses.FULL_ITEMS items",
+        choices=("auto", "full", "sampled", "gbce"),
+    )
+    negatives: int = knob(256, "items drawn a step: sampled, gbce", low=1, high=MOST)
+    alpha: float = knob(0.0, "of sessionrec: share of the rank loss", low=0)
+    gbce_t: float = knob(
+        0.75, "calibration of gbce: 0 is plain, 1 fully corrected", low=0, high=1, hidden=True
+    )
+    epochs: int = knob(20, "at most so many", low=1)
+    patience: int = knob(
+        3, "epochs without a better validation NDCG@10 before stopping, after the warm-up", low=1
+    )
+    batch_size: int = knob(64, "rows a step", low=1)
+    learning_rate: float = knob(2e-3, "of AdamW", low=0, open_low=True)
+    weight_decay: float = knob(0.01, "of AdamW", low=0, hidden=True)
+    schedule: str = knob(
+        "cosine", "of the learning rate", choices=("cosine", "constant"), hidden=True
+    )
+    clip_norm: float = knob(1.0, "of gradients; 0: none", low=0, hidden=True)
+    mask_share: float = knob(0.2, "cloze", low=0, high=1, open_low=True, hidden=True)
+    item_noise: float = knob(
+        0.0, "causal: share of input items replaced at random", low=0, high=1, open_high=True,
+        hidden=True,
+    )  # fmt: skip
+    all_windows: bool = knob(
+        True, "learn from a user's whole history, not only the newest L tokens", hidden=True
+    )
+    precision: str = knob(
+        "auto", "of training; auto: what is fast on this machine",
+        choices=("auto", "float32", "bfloat16"),
+    )  # fmt: skip
+    data_share: float = knob(
+        1.0, "of the training users, by a hash of their id; the vocabulary stays", low=0, high=1,
+        open_low=True,
+    )  # fmt: skip
+    validation_targets: int = knob(
+        4000, "at most so many, drawn once, decide about stopping; 0: the last epoch's weights stay",
+        low=0, hidden=True,
+    )  # fmt: skip
+    seed: int = knob(0, "of weights, order, masks and noise", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    method: str
+    preset: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Config:
+        model = dict(values["model"])
+        model["categories"] = tuple(model.get("categories", ()))  # JSON has lists only
+        return Config(
+            method=values["method"],
+            preset=values["preset"],
+            model=ModelConfig(**model),
+            train=TrainConfig(**values["train"]),
+        )
+
+
+def small(base: str) -> tuple[ModelConfig, TrainConfig]:
+    """One core, well under a minute of training on a fifth of a million events [ours].
+
+    Short windows and small batches: many steps count more than long histories at this size.
+    """
+    model = ModelConfig(dim=64, layers=1, max_len=64, dropout=0.1)
+    if base.startswith("sessionrec-"):
+        # A position is a session: as many steps ask for shorter rows and more, cheaper epochs.
+        rate = 4e-3 if base.endswith("gru4rec") else 2e-3
+        return replace(model, max_len=16), TrainConfig(
+            epochs=12, patience=2, batch_size=32, learning_rate=rate
+        )
+    rate = 8e-3 if base == "gru4rec" else 4e-3  # twice that spoils the transformers
+    return model, TrainConfig(
+        epochs=6, patience=2, batch_size=32, learning_rate=rate, mask_share=0.4
+    )
+
+
+def tiny(base: str) -> tuple[ModelConfig, TrainConfig]:
+    """For tests: seconds on a few hundred users."""
+    model = ModelConfig(dim=32, layers=1, max_len=24, dropout=0.0, segments=3, time_features=8)
+    return model, TrainConfig(epochs=25, patience=25, learning_rate=1e-2, batch_size=32)
+
+
+def _paper_a(
+    *, max_len: int, heads: int, mask: float, batch: int, epochs: int, segments: int, times: int
+) -> tuple[ModelConfig, TrainConfig]:
+    model = ModelConfig(
+        dim=256, heads=heads, layers=4, max_len=max_len, dropout=0.2, attention_dropout=0.2,
+        tied=False, reference=True, segments=segments, sse_index="from_newest",
+        time_features=times, request_time="known",
+    )  # fmt: skip
+    train = TrainConfig(
+        epochs=epochs, patience=epochs // 2, batch_size=batch, learning_rate=1e-3,
+        weight_decay=0.05, schedule="constant", clip_norm=0.0, mask_share=mask, item_noise=0.02,
+        all_windows=False,
+    )  # fmt: skip
+    return model, train
+
+
+def paper_a_ml1m(base: str) -> tuple[ModelConfig, TrainConfig]:
+    """Paper A's settings for ML-1M [code]."""
+    return _paper_a(max_len=200, heads=2, mask=0.2, batch=128, epochs=800, segments=3, times=16)
+
+
+def paper_a_ml20m(base: str) -> tuple[ModelConfig, TrainConfig]:
+    """Paper A's settings for ML-20M [code]."""
+    return _paper_a(max_len=100, heads=4, mask=0.2, batch=256, epochs=400, segments=5, times=64)
+
+
+def paper_a_steam(base: str) -> tuple[ModelConfig, TrainConfig]:
+    """Paper A's settings for Steam [code]."""
+    return _paper_a(max_len=15, heads=2, mask=0.15, batch=2048, epochs=800, segments=5, times=32)
+
+
+PRESETS: dict[str, Callable[[str], tuple[ModelConfig, TrainConfig]]] = {
+    f.__name__: f for f in (small, tiny, paper_a_ml1m, paper_a_ml20m, paper_a_steam)
+}
+PRESET_ITEMS = {"paper_a_ml1m": 3328, "paper_a_steam": 4332}

@@ -1,0 +1,82 @@
+"""The machine and the process: threads, device, memory, code version."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models.core.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+import os
+import platform
+import resource
+import subprocess
+from collections.abc import Callable
+
+
+def use_threads(number: int | None) -> None:
+    if number is not None:
+        if number < 1:
+            raise UserError(f"--threads {number}: at least one")
+        torch.set_num_threads(number)
+
+
+def pick_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
+    return name
+
+
+def note(text: str) -> None:
+    """Progress goes to standard output, at once."""
+    print(text, flush=True, file=sys.stdout)
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, in words that mean something elsewhere."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return {
+        "processor": model, "cores": os.cpu_count(),
+        # A maker gives one name to processors of very different speed; this tells them apart.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }  # fmt: skip
+
+
+Say = Callable[[str], None]
+
+
+def peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+
+
+def code_version() -> str | None:
+    """The git commit of this code, with `+changes` if files differ from it; None outside git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *args],
+            capture_output=True, text=True, check=True, timeout=20,
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

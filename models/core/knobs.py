@@ -1,0 +1,111 @@
+"""One setting of a model or its training, declared once: default, range or choices, option, help.
+
+The command line (`models/training/options.py`), the checks (`check`), `python -m models params`
+and the reference of options all read the declaration; there is no second list of names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from models.core.errors import UserError
+
+MOST = 1_000_000  # of what sizes a tensor: what is larger is a slip, and torch's error says little
+LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """What may be set, and how a person sets it.
+
+    Args:
+        help: what it means, as `--help` prints it.
+        choices: the texts that are allowed; empty: any, or a number.
+        low, high: the range of a number; whole numbers include both ends.
+        open_low, open_high: a fraction may not be the end itself.
+        option: on the command line; empty: the field's name with dashes.
+        hidden: not on the command line: presets, or the data, set it.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    option: str = ""
+    hidden: bool = False
+
+    def fault(self, option: str, value: Any, whole: bool) -> str:
+        """What is wrong with a value, with the way out; empty: nothing."""
+        if self.choices:
+            right = value in self.choices
+            return "" if right else f"{option} {value}: one of {', '.join(self.choices)}"
+        if self.low is None:
+            return ""
+        if whole:
+            high = int(min(self.high, LARGEST))
+            inside = self.low <= value <= high
+            return "" if inside else f"{option} {value}: a whole number, {self.low:.0f} to {high:,}"
+        if (
+            self.low < value < self.high
+            or (value == self.low and not self.open_low)
+            or (value == self.high < math.inf and not self.open_high)
+        ):
+            return ""
+        ends = f"{'above' if self.open_low else 'from'} {self.low:g}"
+        if self.high < math.inf:
+            ends += f" {'to below' if self.open_high else 'to'} {self.high:g}"
+        else:
+            ends += ", finite"
+        return f"{option} {value}: a number {ends}"
+
+
+def knob(default: Any, help: str, **how: Any) -> Any:
+    """A dataclass field that is a setting; `how` as in `Knob`."""
+    return field(default=default, metadata={"knob": Knob(help=help, **how)})
+
+
+def knobs(kind: type) -> Iterator[tuple[Field[Any], Knob]]:
+    """The settings of a configuration class, in order."""
+    for one in fields(kind):
+        if "knob" in one.metadata:
+            yield one, one.metadata["knob"]
+
+
+def option_of(one: Field[Any]) -> str:
+    """How a setting is written on the command line."""
+    told: Knob = one.metadata["knob"]
+    return told.option or "--" + one.name.replace("_", "-")
+
+
+def check(config: Any) -> None:
+    """Raises:
+    UserError: a setting is out of its range or no choice; named as the option that sets it.
+    """
+    for one, told in knobs(type(config)):
+        value = getattr(config, one.name)
+        if fault := told.fault(option_of(one), value, isinstance(value, int)):
+            raise UserError(fault)
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """An option for each setting that is not hidden; none has a default: what is not given stays
+    as the preset has it."""
+    types_of = typing.get_type_hints(kind)
+    for one, told in knobs(kind):
+        if told.hidden:
+            continue
+        how: dict[str, Any] = {"dest": one.name, "default": None, "help": told.help}
+        if types_of[one.name] is bool:
+            how["action"] = argparse.BooleanOptionalAction
+        elif not told.choices:
+            how["type"] = types_of[one.name]
+        else:
+            how["metavar"] = "{" + ",".join(told.choices) + "}"
+        parser.add_argument(option_of(one), **how)

@@ -1,0 +1,1 @@
+"""`gold` tables at a pinned version as flat arrays; splits, vocabularies, catalogues."""

@@ -1,0 +1,1 @@
+"""Metrics with intervals, full rankings, stored models scored again."""

@@ -1,0 +1,143 @@
+"""A stored model scored again, on a version of `gold.sequences`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from models.core.environment import Say
+from models.core.errors import UserError
+from models.core.rows import Target
+from models.data.load import prepared
+from models.data.sequences import cache_folder
+from models.data.splits import (
+    TEST,
+    Cut,
+    Events,
+    Targets,
+    periods,
+    targets,
+    vocabulary_of,
+)
+from models.evaluation.evaluate import Result, evaluate
+from models.networks.saved_model import Stored, load
+from models.registry import tracking
+
+if TYPE_CHECKING:
+    from jobs.core.source_file import Source
+
+SHOWN = ("ndcg@10", "hr@10", "recall@10", "mrr@10", "first_item_hr@10")
+
+
+def rescored(
+    stored: Stored, source: Source, lake: str, version: int | None, cut: Cut, target: str
+) -> tuple[int, list[str], Result]:
+    """A stored model's score on the test period of a cut of a table version (None: the newest):
+    the version, the users that it was asked about, and the result."""
+    events, asked = questions(stored, source, lake, version, cut, target)
+    result = evaluate(
+        stored.model, asked, repeat_policy=stored.facts["repeat_policy"],
+        popularity=stored.popularity.long().numpy(),
+    )  # fmt: skip
+    sequences = events.sequences
+    return sequences.version, [sequences.user_id[u] for u in result.users], result
+
+
+def questions(
+    stored: Stored, source: Source, lake: str, version: int | None, cut: Cut, target: str
+) -> tuple[Events, Targets]:
+    """What a stored model is asked in the test period of a cut of a table version (None: the
+    newest), and the events that it is asked about."""
+    from jobs.core.tables import ITEMS, SEQUENCES
+    from models.data.sequences import open_sequences, read_items
+
+    make = f"python -m jobs run --source {source.name}"
+    path = SEQUENCES.path(lake, source.name)
+    sequences = open_sequences(path, version, cache_folder(lake, source.name), make)
+    events = prepared(Events.of(sequences), stored.facts.get("preprocess", "gold"))
+    index, names = read_items(ITEMS.path(lake, source.name), make)
+    vocabulary = vocabulary_of(stored.item_ids, index, names)
+    asked = targets(events, periods(events, cut), TEST, vocabulary, cast(Target, target))
+    return events, asked
+
+
+def stored_cut(stored: Stored) -> Cut:
+    """The cut that a model was trained on."""
+    cut = stored.facts["cut"]
+    return Cut(
+        split=cut["split"],
+        valid_from=parse_ts(cut["valid_from"]),
+        test_from=parse_ts(cut["test_from"]),
+    )
+
+
+def score_again(
+    *, source: Source, lake: str, run_id: str, version: int | None, say: Say = print
+) -> dict[str, Any]:
+    """`evaluate`: a stored run's model on its own cut, at its own table version or another one."""
+    client, _ = tracking.connect(source.name)
+    with tracking.downloaded(client, run_id, "trained") as folder:
+        stored = load(folder)
+    facts = stored.facts
+    if facts["source"] != source.name:
+        raise UserError(f"run {run_id} is of source {facts['source']!r}, not {source.name!r}")
+    began = time.perf_counter()
+    at = facts["table_version"] if version is None else version
+    _, _, result = rescored(stored, source, lake, at, stored_cut(stored), facts["target"])
+    report = {
+        "method": facts["method"], "source": source.name, "mlflow_run_id": run_id,
+        "table_version": at, "cut": facts["cut"], "target": facts["target"],
+        "metrics": result.summary() | result.plain(), "counts": result.counts,
+        "seconds": round(time.perf_counter() - began, 2),
+    }  # fmt: skip
+    say(describe_report(report))
+    return report
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """The result of a run as a paragraph."""
+    scores = ", ".join(
+        f"{name} {report['metrics'][name]['value']:.4f} "
+        f"[{report['metrics'][name]['low']:.4f}, {report['metrics'][name]['high']:.4f}]"
+        for name in SHOWN
+        if name in report["metrics"]
+    )
+    counts = report["counts"]
+    text = (
+        f"{report['method']}, {report['target'].replace('_', ' ')}, full ranking, gold.sequences "
+        f"version {report['table_version']}: {scores} over {counts['users']:,} users and "
+        f"{counts['targets']:,} targets ({100 * counts['unseen_share']:.1f} % of the items unseen "
+        f"in training; {counts['users_without_history']:,} users without history left out"
+    )
+    if counts.get("first_of_a_session") in (0, counts["targets"]):
+        text += (
+            "; each is inside a session" if not counts["first_of_a_session"] else "; each opens one"
+        )
+    if counts.get("sampled_short"):
+        text += (
+            f"; for {counts['sampled_short']:,} of them there were fewer unseen items than --sampled "
+            "asks for: lists of what there is"
+        )
+    text += ")"
+    if "num_params" in report:
+        text += (
+            f". {report['num_params']:,} parameters, {report['num_params_added']:,} added "
+            f"({report['params_added_pct']:.2f} %); {report['epochs']} epochs, best "
+            f"{report['best_epoch']}, {report['events_per_second']:,.0f} events/s, "
+            f"{report['seconds']:.0f} s, {report['peak_rss_mb']:,.0f} MB"
+        )
+    return text + f". MLflow run {report['mlflow_run_id']}"
+
+
+def parse_ts(text: str | None) -> int | None:
+    """Microseconds of an ISO 8601 time (UTC where it names no zone), None for None."""
+    from datetime import UTC, datetime, timedelta
+
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{text!r} is no time: write 2017-10-01 or 2017-10-01T12:00:00Z") from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

@@ -1,0 +1,1 @@
+"""Grids, scaling laws, and the tables of result documents."""

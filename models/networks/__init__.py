@@ -1,0 +1,1 @@
+"""Backbones, encodings, losses and baselines, and how methods are put together. Arrays in, scores out."""

@@ -1,0 +1,83 @@
+"""What every model must beat: popularity, popularity of late, the user's own most frequent items.
+
+They have no parameters, only counts; they are kept and registered like any other method.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.core.rows import Rows, ragged
+
+DAY_US = 86_400_000_000
+
+
+class BaselineSizes(Protocol):
+    @property
+    def recent_days(self) -> float: ...
+    @property
+    def neighbours(self) -> int: ...
+
+
+class Popularity(nn.Module):
+    """`pop`: how often an item had positive feedback in the training rows, the same for everyone."""
+
+    def __init__(self, num_items: int, config: BaselineSizes) -> None:
+        super().__init__()
+        self.num_items, self.config = num_items, config
+        self.count: torch.Tensor
+        self.register_buffer("count", torch.zeros(num_items, dtype=torch.float64))
+
+    def fit(self, rows: Rows) -> None:
+        self._count(rows.item[rows.positive])
+
+    def _count(self, item: np.ndarray) -> None:
+        count = np.bincount(item, minlength=self.num_items + 1)[1:]
+        self.count.copy_(torch.from_numpy(count))
+
+    @property
+    def share(self) -> torch.Tensor:
+        """float64[V] below 1, for the places that counts of the method's own leave equal."""
+        return self.count / (self.count.max() + 1)
+
+    def score(self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object) -> torch.Tensor:
+        """float64[R, V] for the histories rows[begin[r]:end[r]]."""
+        return self.count.expand(len(begin), -1)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        """What was counted has sizes of its own: take them from what is loaded."""
+        for name in list(self._buffers):
+            if prefix + name in state:
+                self._buffers[name] = torch.empty_like(state[prefix + name])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class RecentPopularity(Popularity):
+    """`recent_pop`: popularity of the last `recent_days` of the training rows; equal ones, and what
+    was not seen then, by popularity of all time."""
+
+    def fit(self, rows: Rows) -> None:
+        late = rows.ts > rows.ts.max() - self.config.recent_days * DAY_US
+        self._count(rows.item[rows.positive])
+        share = self.share.clone()
+        self._count(rows.item[rows.positive & late])
+        self.count += share
+
+
+class PersonalTop(Popularity):
+    """`personal_top`: the user's most frequent items, equal ones and the rest by popularity.
+
+    score = own count + popularity / (largest popularity + 1). The whole history counts.
+    """
+
+    def score(self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object) -> torch.Tensor:
+        event, row = ragged(begin, end - begin)
+        event, row = event[rows.positive[event]], row[rows.positive[event]]
+        cell = row * self.num_items + rows.item[event] - 1
+        own = np.bincount(cell, minlength=len(begin) * self.num_items)
+        own_RV = torch.from_numpy(own.reshape(len(begin), self.num_items))
+        return own_RV + self.share

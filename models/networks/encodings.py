@@ -1,0 +1,220 @@
+"""Ways of telling a model about sessions and feedback: +st, +sse, +tsa, +fb. None knows the
+backbone it is in.
+
+An encoding may put tokens into the sequence, before labels are given (`evidence`) or after
+(`layout`), change the embedded tokens (`embed`), and
+offer features of each position (`features`), which a backbone takes in its own way. Everything it
+does not need it inherits, doing nothing. Formulas: IEEE Access 2025, Seol, Ko and Lee (paper A).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.core.rows import EXPOSED, NO_LABEL, Ints, Rows, ragged
+from models.networks.batch import NO_FEEDBACK, Batch, Tokens
+
+ROOM = 3  # tokens: the newest event, its session token, and the request
+
+
+class EncodingSizes(Protocol):
+    """What encodings read of a model's configuration."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def max_len(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    @property
+    def time_features(self) -> int: ...
+    @property
+    def sse_index(self) -> str: ...
+    @property
+    def tsa_time(self) -> str: ...
+    @property
+    def time_origin_us(self) -> int: ...
+    @property
+    def request_time(self) -> str: ...
+    @property
+    def exposures(self) -> int: ...
+    @property
+    def table_std(self) -> float: ...
+
+
+class Encoding(nn.Module):
+    """The interface, and an encoding that does nothing."""
+
+    feature_dim: int = 0
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__()
+
+    def extra_tokens(self, rows: Rows) -> Ints:
+        """int64[E]: how many tokens this puts beside each event."""
+        return np.zeros(len(rows.item), dtype=np.int64)
+
+    def evidence(self, tokens: Tokens, rows: Rows) -> Tokens:
+        return tokens
+
+    def layout(self, tokens: Tokens, causal: bool) -> Tokens:
+        return tokens
+
+    def embed(self, x_BLD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return x_BLD
+
+    def features(self, batch: Batch) -> torch.Tensor | None:
+        """float[B, L, feature_dim], or None."""
+        return None
+
+    def of_another_scale(self) -> list[nn.Parameter]:
+        """Parameters whose gradients say nothing of the size of others': they are clipped apart."""
+        return []
+
+
+class SessionToken(Encoding):
+    """+st: one learned token before the first item of every session. Costs D.
+
+    It has that item's time and segment and a position of its own; it is never masked and, in cloze
+    models, never a label [code]. In causal models, by `request_time` [ours]:
+     * `known`: crossing into a session is predicted from its token and only from it (label at the
+       token = the session's first item, or its set; label at the item before = none);
+     * `last_event`: no label at the token; the last item of a session predicts the next one.
+    """
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__(config)
+        self.known = config.request_time == "known"
+        self.token = nn.Parameter(torch.randn(config.dim) * config.table_std)
+
+    def extra_tokens(self, rows: Rows) -> Ints:
+        return rows.opens.astype(np.int64)
+
+    def layout(self, tokens: Tokens, causal: bool) -> Tokens:
+        at = np.flatnonzero(tokens.opens)
+        predicts = causal and self.known
+        if predicts:
+            tokens = replace(tokens, label=np.where(tokens.crossing, NO_LABEL, tokens.label))
+        return tokens.insert(
+            at,
+            row=tokens.row[at],
+            event=tokens.event[at],
+            token=tokens.session_token,
+            ts=tokens.ts[at],
+            ordinal=tokens.ordinal[at],
+            opens=False,
+            feedback=NO_FEEDBACK,
+            own=NO_LABEL,
+            label=tokens.own[at] if predicts else NO_LABEL,
+            crossing=False,
+        )
+
+    def embed(self, x_BLD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        is_token = (batch.token == batch.num_items + 2).unsqueeze(-1)
+        return torch.where(is_token, self.token.to(x_BLD.dtype), x_BLD)
+
+
+class SessionSegment(Encoding):
+    """+sse: a learned vector for the session's place, added before dropout. Costs S_max * D.
+
+    `from_newest` [code]: the newest session is S_max, all older than the newest S_max-1 share 1.
+    `from_oldest` [ours]: min(ordinal, S_max), which no later session can change. Padding adds 0.
+    """
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__(config)
+        self.from_newest = config.sse_index == "from_newest"
+        self.table = nn.Parameter(torch.randn(config.segments, config.dim) * config.table_std)
+
+    def index(self, batch: Batch) -> torch.Tensor:
+        """int64[B, L]: 0 at padding, else 1..S_max."""
+        size = self.table.shape[0]
+        if self.from_newest:
+            index = (size - batch.newest[:, None] + batch.ordinal).clamp(1, size)
+        else:
+            index = batch.ordinal.clamp(1, size)
+        return index.masked_fill(batch.padding, 0)
+
+    def embed(self, x_BLD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        zero = self.table.new_zeros(1, self.table.shape[1])
+        return x_BLD + nn.functional.embedding(self.index(batch), torch.cat([zero, self.table]))
+
+
+class TimeFeatures(Encoding):
+    """+tsa: phi(t) = cos(w*t + b), w and b learned, t in seconds. Costs 2T here.
+
+    What a backbone adds for taking them (a projection in every attention layer, wider inputs of
+    recurrent layers) is the backbone's. The phase is float64, counted from the data's own epoch;
+    `raw_float32` counts from 1970 in float32, as the reference does.
+    """
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__(config)
+        self.feature_dim = config.time_features
+        self.raw = config.tsa_time == "raw_float32"
+        self.origin_us = config.time_origin_us
+        self.frequency = nn.Parameter(10.0 ** -torch.linspace(0, 9, self.feature_dim))
+        self.shift = nn.Parameter(torch.zeros(self.feature_dim))
+
+    def of_another_scale(self) -> list[nn.Parameter]:
+        # d cos(w*t) / dw grows with t, up to years in seconds: 10^5 times all other gradients
+        # together. Clipped with them it would leave them nothing.
+        return [self.frequency]
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        if self.raw:
+            seconds = (batch.ts // 1_000_000).to(torch.float32)
+            return torch.cos(seconds[..., None] * self.frequency + self.shift)
+        seconds = (batch.ts - self.origin_us).to(torch.float64) / 1e6
+        phase = seconds[..., None] * self.frequency.to(torch.float64)
+        phase = torch.remainder(phase, 2 * torch.pi) + self.shift.to(torch.float64)
+        return torch.cos(phase).to(self.frequency.dtype)
+
+
+class Feedback(Encoding):
+    """+fb: a learned vector for what became of an item, added to its token. Costs 4 D.
+
+    What makes next-item models equal to SessionRec in what they know: items that were shown with
+    an event and not taken follow it as tokens of their own, `exposures` a session at most (and so
+    few that the event itself stays in the window), each once, the first shown first [ours]. They are known when the event is, so the event's label
+    moves to the last of them. A hidden item has neither.
+    """
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__(config)
+        self.most = max(0, min(config.exposures, config.max_len - ROOM))
+        self.table = nn.Parameter(torch.randn(4, config.dim) * config.table_std)
+
+    def extra_tokens(self, rows: Rows) -> Ints:
+        start, _, nth = rows.offered
+        before = np.concatenate([[0], np.cumsum(nth < self.most)])
+        return np.asarray(before[start[1:]] - before[start[:-1]])
+
+    def evidence(self, tokens: Tokens, rows: Rows) -> Tokens:
+        start, item, nth = rows.offered
+        shown, at = ragged(start[tokens.event], np.diff(start)[tokens.event])
+        shown, at = shown[nth[shown] < self.most], at[nth[shown] < self.most]
+        return tokens.insert(
+            at + 1,
+            row=tokens.row[at],
+            event=tokens.event[at],
+            token=item[shown],
+            ts=tokens.ts[at],
+            ordinal=tokens.ordinal[at],
+            opens=False,
+            feedback=EXPOSED,
+            own=NO_LABEL,
+            label=NO_LABEL,
+            crossing=False,
+        )
+
+    def embed(self, x_BLD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        zero = self.table.new_zeros(1, self.table.shape[1])
+        return x_BLD + nn.functional.embedding(
+            batch.feedback - NO_FEEDBACK, torch.cat([zero, self.table])
+        )

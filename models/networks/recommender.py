@@ -1,0 +1,234 @@
+"""A trained model: items embedded, encodings applied, a backbone run, the catalogue scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.core.config import Config, ModelConfig, TrainConfig
+from models.core.rows import Ints, Rows, Target
+from models.networks.batch import (
+    Batch,
+    Tokens,
+    append_request,
+    label_cloze,
+    label_next,
+    pad,
+    take,
+    windows,
+)
+from models.networks.encodings import Encoding
+from models.networks.losses import FULL_ITEMS, full_cross_entropy, gbce, sampled_softmax
+
+SCORED_TOKENS = 8192  # ours
+
+
+class Recommender(nn.Module):
+    """Items embedded, encodings applied, the backbone run, all V items scored.
+
+    The item table has rows 0 (padding), 1..V and, for cloze models, [MASK]. Tied models score by
+    that table plus a bias an item; others by a layer D -> V+1, whose class 0 is never returned. A
+    backbone with a `temperature` is always tied and scores by cosine / temperature, without bias.
+
+    A backbone has the flags `cloze` and, where its `forward` can be told which positions are asked
+    for, `chooses`.
+    """
+
+    full_loss = staticmethod(full_cross_entropy)
+    gives_logits = True  # baselines score by counts, of which no loss can be told
+
+    def __init__(
+        self,
+        num_items: int,
+        config: Config,
+        backbone: Callable[[ModelConfig, int], nn.Module],
+        encodings: Mapping[str, Callable[[ModelConfig], Encoding]],
+    ) -> None:
+        super().__init__()
+        self.config = config.model
+        self.num_items = num_items
+        self.precision = config.train.precision  # what layers compute in; `auto`: float32
+        made = {name: encoding(config.model) for name, encoding in encodings.items()}
+        self.encodings = nn.ModuleDict(made)
+        widths = sum(encoding.feature_dim for encoding in self.all_encodings())
+        self.backbone = backbone(config.model, widths)
+        self.cloze = bool(self.backbone.cloze)
+        dim, masks = config.model.dim, int(self.cloze or config.model.reference)
+        self.item = nn.Embedding(num_items + 1 + masks, dim, padding_idx=0)
+        self.temperature: float | None = getattr(self.backbone, "temperature", None)
+        tied = config.model.tied or self.temperature is not None
+        self.first_class = int(tied)
+        self.output = None if tied else nn.Linear(dim, num_items + 1)
+        biased = tied and self.temperature is None
+        self.bias = nn.Parameter(torch.zeros(num_items)) if biased else None
+        self.share: torch.Tensor  # float32[V], of positive training events; see `fit`
+        self.register_buffer("share", torch.full((num_items,), 1 / num_items), persistent=False)
+        nn.init.normal_(
+            self.item.weight, std=config.model.table_std if config.model.reference else dim**-0.5
+        )
+        with torch.no_grad():
+            self.item.weight[0].zero_()
+
+    def all_encodings(self) -> list[Encoding]:
+        return [cast(Encoding, encoding) for encoding in self.encodings.values()]
+
+    def fit(self, rows: Rows) -> None:
+        """Count popularity, from which sampled losses draw; start item biases at its log [ours]."""
+        count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
+        share = (count + 1) / (count.sum() + self.num_items)
+        self.share = torch.from_numpy(share.astype(np.float32))
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(torch.from_numpy(np.log(share) - np.log(share).mean()))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """float[B, L, D]"""
+        return self._run(batch)
+
+    def states(self, batch: Batch, at_N: torch.Tensor) -> torch.Tensor:
+        """[N, D]: of `forward`, the positions `at_N` (indices into B*L), in the model's precision."""
+        low = self.precision == "bfloat16"
+        with torch.autocast(at_N.device.type, torch.bfloat16, enabled=low):
+            if getattr(self.backbone, "chooses", False):
+                h_ND = self._run(batch, at_N)
+            else:
+                h_ND = self._run(batch).flatten(0, 1).index_select(0, at_N)
+        return h_ND.to(torch.bfloat16) if low else h_ND
+
+    def _run(self, batch: Batch, *at_N: torch.Tensor) -> torch.Tensor:
+        x_BLD = self.embedded(batch)
+        extra = []
+        for encoding in self.all_encodings():
+            x_BLD = encoding.embed(x_BLD, batch)
+            extra.append(encoding.features(batch))
+        parts = [part for part in extra if part is not None]
+        features = torch.cat(parts, dim=-1) if parts else None
+        result: torch.Tensor = self.backbone(x_BLD, batch, features, *at_N)
+        return result if self.temperature is None else nn.functional.normalize(result, dim=-1)
+
+    def embedded(self, batch: Batch) -> torch.Tensor:
+        """float[B, L, D]: what stands at each position, before encodings."""
+        known = batch.token.masked_fill(batch.token >= self.item.num_embeddings, 0)
+        x_BLD: torch.Tensor = self.item(known)
+        return x_BLD
+
+    def catalogue(self) -> torch.Tensor:
+        """float[V, D]: the items as they are scored."""
+        return self.item.weight[1 : self.num_items + 1]
+
+    def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight [C, D] and bias [C] of the output; item i is class i - first_class."""
+        if self.output is not None:
+            return self.output.weight, self.output.bias
+        weight = self.catalogue()
+        if self.temperature is not None:
+            weight = nn.functional.normalize(weight, dim=-1) / self.temperature
+        return weight, weight.new_zeros(len(weight)) if self.bias is None else self.bias
+
+    @property
+    def tokens_at_once(self) -> int:
+        """So many tokens, with their padding, are best scored together; a history has at most L."""
+        on_cpu = self.item.weight.device.type == "cpu"
+        return SCORED_TOKENS if on_cpu else 16 * SCORED_TOKENS
+
+    def windows(self, rows: Rows, shift: Ints | None) -> tuple[Ints, Ints]:
+        """Users' events in windows that fit: (begin, end); see `batch.windows`."""
+        cost = np.ones(len(rows.item), dtype=np.int64)
+        for encoding in self.all_encodings():
+            cost += encoding.extra_tokens(rows)
+        return windows(rows, self.config.max_len, cost, shift)
+
+    def lesson(
+        self, rows: Rows, begin: Ints, end: Ints, train: TrainConfig, rng: np.random.Generator
+    ) -> Tokens:
+        """Windows as tokens with what is to be predicted at them."""
+        target = cast(Target, train.target)
+        tokens = take(rows, begin, end, self.num_items, target)
+        for encoding in self.all_encodings():
+            tokens = encoding.evidence(tokens, rows)
+        if self.cloze:
+            newest = self.config.request_time == "last_event"
+            tokens = label_cloze(tokens, target, rng, train.mask_share, newest)
+        else:
+            tokens = label_next(tokens, rows, target)
+            if train.item_noise:
+                noisy = rng.random(len(tokens.token)) < train.item_noise
+                other = rng.integers(1, self.num_items + 1, len(tokens.token))
+                tokens = replace(tokens, token=np.where(noisy, other, tokens.token))
+        for encoding in self.all_encodings():
+            tokens = encoding.layout(tokens, causal=not self.cloze)
+        return tokens
+
+    def padded(self, tokens: Tokens, rows: Rows, train: TrainConfig) -> Batch:
+        """A lesson, or a part of one, as tensors."""
+        return pad(tokens, self.config.max_len, rows, cast(Target, train.target))
+
+    def loss(self, batch: Batch, train: TrainConfig) -> torch.Tensor:
+        """The mean loss over the batch's labels."""
+        return self.retrieval(self.states(batch, batch.label_at), batch, train)
+
+    def retrieval(self, h_ND: torch.Tensor, batch: Batch, train: TrainConfig) -> torch.Tensor:
+        """The labels found among all items, or among drawn ones, from the states at them."""
+        label = batch.label_item - self.first_class
+        given = (h_ND, *self.classes(), batch.label_start, label)
+        kind = train.loss
+        if kind == "auto":
+            kind = "full" if self.num_items <= FULL_ITEMS else "sampled"
+        if kind == "full":
+            return self.full_loss(*given)
+        if kind == "sampled":
+            item = torch.multinomial(self.share, train.negatives, replacement=True)
+            return sampled_softmax(*given, item + 1 - self.first_class, self.share[item])
+        item = torch.randint(self.num_items, (train.negatives,), device=h_ND.device)
+        return gbce(*given, item + 1 - self.first_class, self.num_items, train.gbce_t)
+
+    def request(
+        self,
+        rows: Rows,
+        begin: Ints,
+        end: Ints,
+        request_ts: Ints | None = None,
+        new_session: np.ndarray | None = None,
+    ) -> Batch:
+        """The batch that asks what follows the histories rows[begin[r]:end[r]] (none empty).
+
+        `request_ts` and `new_session` are read under the policy `known` only.
+        """
+        known = self.config.request_time == "known" and request_ts is not None
+        begin = np.maximum(begin, end - self.config.max_len)
+        tokens = take(rows, begin, end, self.num_items, None)
+        for encoding in self.all_encodings():
+            tokens = encoding.evidence(tokens, rows)
+        if self.cloze or known:
+            tokens = append_request(
+                tokens,
+                cloze=self.cloze,
+                request_ts=request_ts if known else None,
+                new_session=new_session if known else None,
+            )
+        for encoding in self.all_encodings():
+            tokens = encoding.layout(tokens, causal=not self.cloze)
+        return pad(tokens, self.config.max_len)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        rows: Rows,
+        begin: Ints,
+        end: Ints,
+        request_ts: Ints | None = None,
+        new_session: np.ndarray | None = None,
+    ) -> torch.Tensor:
+        """float[R, V]: how well each item follows each history. No [MASK], no [ST], no padding."""
+        batch = self.request(rows, begin, end, request_ts, new_session)
+        weight, bias = self.classes()
+        batch = batch.to(weight.device)
+        many, length = batch.token.shape
+        last = torch.arange(1, many + 1, device=weight.device) * length - 1
+        h_RD = self.states(batch, last).to(weight.dtype)
+        return torch.addmm(bias, h_RD, weight.T)[:, 1 - self.first_class :].cpu()

@@ -1,0 +1,1 @@
+"""MLflow: runs, artefacts, registered versions."""

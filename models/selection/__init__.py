@@ -1,0 +1,1 @@
+"""Comparisons of methods, and the gate that decides about the champion."""

@@ -1,0 +1,313 @@
+"""Who is better than whom, on the same cut of the same table, and where we cannot tell.
+
+Each method is represented by its best seed on validation. Intervals of differences are paired:
+both methods are asked about the same users, users are drawn, 95 % percentile. "Better" means that
+the interval excludes 0. Against the vanilla backbone there is also the difference over all seeds,
+where the trainings are drawn too, and the differences by kind of target (the first item of a
+session, an item inside one). A next-session model is held against the next-item model of its
+encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.core.errors import UserError
+from models.data.splits import in_words
+from models.evaluation.metrics import bootstrap, bootstrap_seeds
+from models.registry import tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BY = "ndcg@10"
+SAME = {  # what has to be equal -> by what it is set
+    "table_id": "--table-version", "table_version": "--table-version",
+    "cut": "--split, --valid-from and --test-from", "target": "--target",
+    "request_time": "--request-time", "repeat_policy": "--repeat-policy",
+    "filters": "[filters] of the source file", "preprocess": "--preprocess",
+}  # fmt: skip
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method's best seed: its report, its facts, and NDCG@10 of each user."""
+
+    report: dict[str, Any]
+    facts: dict[str, Any]
+    user_id: list[str]
+    by_user: NDArray[np.float64]
+    parts: dict[str, tuple[list[str], NDArray[np.float64]]]  # the same by kind of target
+
+
+def compare(
+    source: str, comparison: str, expect: list[str] | None = None, baseline: str | None = None
+) -> dict[str, Any]:
+    """Compare the finished runs tagged `comparison`; record the outcome as a run of its own."""
+    client, experiment = tracking.connect(source)
+    found = tracking.runs(client, experiment, kind="train", comparison=comparison)
+    if not found:
+        raise UserError(
+            f"no finished training run of {source!r} is tagged comparison={comparison!r} in "
+            f"{tracking.tracking_uri()}: train with `--comparison {comparison}` first"
+        )
+    # A task that ran twice counts once: the newest run of a method and seed.
+    newest: dict[tuple[str, str], Any] = {}
+    for run in found:
+        newest.setdefault((run.data.tags["method"], run.data.tags["seed"]), run)
+    read = [_read(client, run.info.run_id) for run in newest.values()]
+    _same(read)
+    best: dict[str, Entry] = {}
+    for entry in read:
+        method = entry.report["method"]
+        if method not in best or _validation(entry) > _validation(best[method]):
+            best[method] = entry
+    order = sorted(best.values(), key=lambda e: (-_score(e), e.report["method"]))
+    winner = order[0]
+    trainings: dict[str, list[Entry]] = {}
+    for entry in read:
+        trainings.setdefault(entry.report["method"], []).append(entry)
+    methods = [_row(entry, best, winner, trainings) for entry in order]
+    outcome = {
+        "comparison": comparison,
+        "source": source,
+        "winner": winner.report["method"],
+        **{name: winner.facts.get(name) for name in SAME},
+        "users": len(winner.user_id),
+        "methods": methods,
+        "missing": [name for name in expect or [] if name not in best],
+    }
+    outcome["mlflow_run_id"] = _record(client, experiment, outcome)
+    return outcome
+
+
+def _read(client: MlflowClient, run_id: str) -> Entry:
+    with tracking.downloaded(client, run_id, "evaluation") as folder:
+        values = tracking.read_json(folder / "result.json")
+        with np.load(folder / "per_user.npz", allow_pickle=False) as arrays:
+            user_id = arrays["user_id"].tolist()
+            name = BY.replace("@", "_at_")
+            by_user = arrays[name]
+            parts = {
+                kind: (arrays[f"{kind}.user_id"].tolist(), arrays[f"{kind}.{name}"])
+                for kind in values["report"].get("by_target", {})
+            }
+    return Entry(values["report"], values["facts"], user_id, by_user, parts)
+
+
+def _same(entries: list[Entry]) -> None:
+    """Refuse to compare what was not asked the same questions."""
+    first = entries[0]
+    for other in entries[1:]:
+        for name, option in SAME.items():
+            if other.facts.get(name) != first.facts.get(name):
+                raise UserError(
+                    f"cannot compare: {name} of {first.report['method']} (run "
+                    f"{first.report['mlflow_run_id']}) is {first.facts.get(name)}, of "
+                    f"{other.report['method']} (run {other.report['mlflow_run_id']}) "
+                    f"{other.facts.get(name)}. Train both with the same {option}, under a new "
+                    "--comparison"
+                )
+        if other.user_id != first.user_id:
+            raise UserError(
+                f"cannot compare: {first.report['method']} and {other.report['method']} were "
+                f"asked about {len(first.user_id)} and {len(other.user_id)} users that differ"
+            )
+
+
+def _score(entry: Entry) -> float:
+    return float(entry.report["metrics"][BY]["value"])
+
+
+def _validation(entry: Entry) -> float:
+    value = float(entry.report["validation_ndcg@10"])
+    return -np.inf if np.isnan(value) else value
+
+
+def _row(
+    entry: Entry, best: dict[str, Entry], winner: Entry, trainings: dict[str, list[Entry]]
+) -> dict[str, Any]:
+    report = entry.report
+    names = (
+        "method", "seed", "num_params", "num_params_added", "params_added_pct", "epochs",
+        "events_per_second", "peak_rss_mb", "seconds", "mlflow_run_id",
+    )  # fmt: skip
+    row: dict[str, Any] = {name: report[name] for name in names}
+    for name, value in report["metrics"].items():
+        row |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
+    row["validation_ndcg@10"] = report["validation_ndcg@10"]
+    row["epoch_s"] = round(report["train_s"] / report["epochs"], 3) if report["epochs"] else None
+    row["by_target"] = {
+        kind: {"users": part["counts"]["users"], "targets": part["counts"]["targets"]}
+        | {BY: part["metrics"][BY]["value"]}
+        | {f"{BY}_{end}": part["metrics"][BY][end] for end in ("low", "high")}
+        for kind, part in report.get("by_target", {}).items()
+    }
+    mine = trainings[report["method"]]
+    row["seeds"] = len(mine)
+    scores = [_score(one) for one in mine]
+    row[f"{BY}_mean"], row[f"{BY}_std"] = float(np.mean(scores)), float(np.std(scores))
+    vanilla = _plainer(report["method"], best)
+    if vanilla is None:
+        row["vs_vanilla"] = row["vs_vanilla_seeds"] = None
+    else:
+        row["vs_vanilla"] = _against(entry, vanilla)
+        row["vs_vanilla_seeds"] = _over_seeds(mine, trainings[vanilla.report["method"]])
+        for kind, part in row["by_target"].items():
+            part["vs_vanilla"] = _against(entry, vanilla, kind)
+    row["vs_winner"] = _against(entry, winner) if winner is not entry else None
+    sees = report.get("catalogue", False)
+    row["sees_more"] = bool(vanilla and sees and not vanilla.report.get("catalogue", False))
+    return row
+
+
+def sees_more(outcome: dict[str, Any]) -> str:
+    """Which methods know more than what they are held against, in words; empty if none does."""
+    more = [row["method"] for row in outcome["methods"] if row.get("sees_more")]
+    if not more:
+        return ""
+    return (
+        f"{', '.join(more)} read the catalogue ([items]), which no next-item model does: --no-side "
+        "trains without it"
+    )
+
+
+def _plainer(method: str, best: dict[str, Entry]) -> Entry | None:
+    """What a method is measured against: its backbone alone; a variant, the method as it is; a next-session model without
+    encodings against the next-item model of its encoder, with feedback if that is there."""
+    plain = tracking.method_of(method)
+    if plain != method:
+        return best.get(plain)
+    base, *encodings = method.split("+")
+    if encodings:
+        return best.get(base)
+    below = base.removeprefix("sessionrec-")
+    return None if below == base else best.get(f"{below}+fb") or best.get(below)
+
+
+def _against(entry: Entry, other: Entry, kind: str | None = None) -> dict[str, Any]:
+    """Mean difference of NDCG@10 over users, with its paired interval."""
+    ours, theirs = (e.by_user if kind is None else e.parts[kind][1] for e in (entry, other))
+    difference = ours - theirs
+    low, high = bootstrap(difference[:, None], DRAWS)[:, 0]
+    return _verdict(other, float(difference.mean()), float(low), float(high))
+
+
+def _over_seeds(mine: list[Entry], others: list[Entry]) -> dict[str, Any]:
+    """Mean difference over all trainings of two methods: users and trainings are drawn."""
+    ours, theirs = (np.stack([one.by_user for one in each], axis=1) for each in (mine, others))
+    return _verdict(others[0], *bootstrap_seeds(ours, theirs, DRAWS)) | {
+        "seeds": [len(mine), len(others)]
+    }
+
+
+def _verdict(other: Entry, difference: float, low: float, high: float) -> dict[str, Any]:
+    return {
+        "method": other.report["method"],
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "verdict": "better" if low > 0 else "worse" if high < 0 else "cannot tell",
+    }
+
+
+def _record(client: MlflowClient, experiment: str, outcome: dict[str, Any]) -> str:
+    """One compare run a comparison: comparing again replaces what it says."""
+    comparison = outcome["comparison"]
+    earlier = tracking.runs(client, experiment, kind="compare", comparison=comparison)
+    if earlier:
+        run_id = str(earlier[0].info.run_id)
+    else:
+        tags = {tracking.KIND: "compare", tracking.COMPARISON: comparison}
+        run = client.create_run(experiment, run_name=f"compare {comparison}", tags=tags)
+        run_id = str(run.info.run_id)
+    with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
+        file = Path(folder) / "compare.json"
+        file.write_text(json.dumps(outcome, indent=1))
+        client.log_artifact(run_id, str(file))
+    client.set_tag(run_id, "winner", outcome["winner"])
+    # MLflow takes neither of these in a metric's name.
+    names = str.maketrans({"+": ".", "(": None, ")": None})
+    scores = {f"{BY}.{row['method'].translate(names)}": row[BY] for row in outcome["methods"]}
+    tracking.log_values(client, run_id, metrics=scores)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def show(outcome: dict[str, Any]) -> None:
+    """The table a person reads, and a sentence a method."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{outcome['source']}: {outcome['target'].replace('_', ' ')}, full ranking")
+    for name in (
+        "method",
+        "ndcg@10",
+        "95 % interval",
+        "hr@10",
+        "parameters",
+        "added",
+        "s/epoch",
+        "seconds",
+    ):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in outcome["methods"]:
+        mark = " *" if row["method"] == outcome["winner"] else ""
+        table.add_row(
+            row["method"] + mark,
+            f"{row[BY]:.4f}",
+            f"{row[f'{BY}_low']:.4f} - {row[f'{BY}_high']:.4f}",
+            f"{row['hr@10']:.4f}",
+            f"{row['num_params']:,}",
+            f"{row['num_params_added']:,} ({row['params_added_pct']:.2f} %)"
+            if row["num_params_added"]
+            else "",
+            f"{row['epoch_s']:.1f}" if row["epoch_s"] else "",
+            f"{row['seconds']:.0f}",
+        )
+    console = Console(width=None if Console().is_terminal else 100)
+    console.print(table)
+    print(
+        f"* winner: {outcome['winner']}, of {len(outcome['methods'])} methods, the same "
+        f"{outcome['users']:,} users, gold.sequences version {outcome['table_version']}, "
+        f"cut {in_words(outcome['cut'])}"
+    )
+    for row in outcome["methods"]:
+        versus = row["vs_vanilla"]
+        if versus:
+            print(
+                f"  {row['method']} against {versus['method']}: {versus['difference']:+.4f} "
+                f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
+                + _and_seeds(row["vs_vanilla_seeds"])
+                + _and_kinds(row["by_target"])
+            )
+    if sees_more(outcome):
+        print(f"  not equal in what they know: {sees_more(outcome)}")
+    if outcome["missing"]:
+        print(f"  missing (not finished): {', '.join(outcome['missing'])}")
+
+
+def _and_seeds(versus: dict[str, Any]) -> str:
+    if min(versus["seeds"]) < 2:
+        return ""
+    return (
+        f"; over {versus['seeds'][0]} and {versus['seeds'][1]} seeds {versus['difference']:+.4f} "
+        f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
+    )
+
+
+def _and_kinds(by_target: dict[str, Any]) -> str:
+    return "".join(
+        f"; {'first of a session' if kind == 'first' else 'inside a session'} "
+        f"{part['vs_vanilla']['difference']:+.4f} [{part['vs_vanilla']['low']:+.4f}, "
+        f"{part['vs_vanilla']['high']:+.4f}], {part['vs_vanilla']['verdict']}"
+        for kind, part in by_target.items()
+    )

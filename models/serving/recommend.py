@@ -1,0 +1,407 @@
+"""A stored model asked with raw events: the behaviour of a registered model, without MLflow.
+
+One row an event in, one row a user out, in order of first appearance. Decisions at the edges:
+ * Sessions are cut by the rule that the model was trained under. Under the native rule neighbours
+   belong together if both `source_session_id` are non-null and equal, or both null and the silence
+   is at most the gap; without that column the gap rule cuts. Under the gap rule it is not read.
+ * Events are put in the order of the tables: (event_ts, [source_session_id under the native rule],
+   tie_break, event_id), nulls last; what these columns leave equal stays in the order of the rows.
+ * Unknown items are skipped after sessions are cut. Without a known item: popularity.
+ * `event_ts` is a timestamp or an ISO 8601 text; without a zone it is UTC.
+ * A row with null `item_id` or `event_ts` names its user and is no event. NaN is a null, but an item
+   that is NaN in a row with a time is refused: so pandas reads the ids NA, nan and null of a CSV.
+ * Ids are texts and taken as they are; numbers are refused.
+ * `request_ts` is read under the policy `known` only; default the last event's time.
+ * `request_session_id`, under `known` and the native rule, names the session that the request is
+   made in; without it the silence since the newest event decides.
+ * `event_type` and `value` decide about feedback as they do at ingestion; null says nothing. A
+   request without any column that the source's `positive` rule reads says nothing at all: its
+   events are positive, unless they are negative or exposed.
+ * `exposed_with` is a list of item ids, or null; unknown ones are skipped.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE, Bools, Ints, Rows
+from models.networks.saved_model import Stored
+from models.networks.scoring import best, exclude
+
+CHUNK_SCORES = 16_000_000
+COMPARE = {
+    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
+    "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+TEXTS = ("user_id", "item_id", "source_session_id", "event_id", "event_type")
+# As jobs.sources has it (a serving machine has no jobs).
+CONDITION = re.compile(r"^\s*value\s*(>=|<=|>|<|==|!=)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*$")
+NATIVE = "source_session_id"  # the session rule, and the column that it reads
+
+
+def recommend(
+    stored: Stored,
+    frame: pd.DataFrame,
+    k: int = 10,
+    request_ts: str = "",
+    request_session_id: str | None = None,
+) -> pd.DataFrame:
+    """columns user_id, items (a list of {"item_id", "score"}, score falling, at most k)."""
+    if k < 1:
+        raise ValueError(f"k = {k}: ask for at least one item")
+    if frame["user_id"].isna().any():
+        raise ValueError("user_id is null in some rows: every row needs its user")
+    for name in TEXTS:
+        if name in frame.columns:
+            texts(frame[name])
+    _no_lost_items(frame)
+    user, users = distinct(frame["user_id"])
+    told = _told(stored, frame, user, len(users))
+    rows = told.rows
+    begin, end = rows.start[:-1], rows.start[1:]
+    items: list[list[dict[str, Any]]] = [[] for _ in users]
+    popular = _top(stored.popularity[None, :].to(torch.float64), k, stored.item_ids)[0]
+    for place in np.flatnonzero(begin == end):
+        items[place] = list(popular)
+    asked = np.flatnonzero(begin < end)
+    now, new = _request(stored, told, asked, request_ts, request_session_id)
+    step = max(1, min(512, CHUNK_SCORES // max(1, len(stored.item_ids))))
+    for low in range(0, len(asked), step):
+        part, at = asked[low : low + step], slice(low, low + step)
+        scores = stored.model.score(
+            rows,
+            begin[part],
+            end[part],
+            None if now is None else now[at],
+            None if new is None else new[at],
+        )
+        if stored.config.model.repeat_policy == "exclude_seen":
+            scores = exclude(scores, rows, begin[part], end[part])
+        for place, top in zip(part, _top(scores, k, stored.item_ids), strict=True):
+            items[place] = top
+    return pd.DataFrame({"user_id": pd.Series(users, dtype=object), "items": items})
+
+
+def _top(scores_RV: torch.Tensor, k: int, item_ids: list[str]) -> list[list[dict[str, Any]]]:
+    """The k best of each row; equal scores in order of the vocabulary."""
+    return [
+        [
+            {"item_id": item_ids[place], "score": score}
+            for place, score in zip(places, scores, strict=True)
+            if np.isfinite(score)
+        ]
+        for places, scores in zip(*(part.tolist() for part in best(scores_RV, k)), strict=True)
+    ]
+
+
+def times(column: pd.Series) -> pd.Series:
+    """Timestamps or ISO 8601 texts as UTC; without a zone they are UTC already. Null stays null.
+
+    Raises:
+        ValueError: numbers, or a text that is no time; says which.
+    """
+    if pd.api.types.is_numeric_dtype(column) and column.notna().any():
+        raise ValueError(
+            f"event_ts = {column.dropna().iloc[0]}: a number says no unit. Give timestamps, or "
+            "texts such as '2024-06-01T10:00:00Z'"
+        )
+    if pd.api.types.is_datetime64_any_dtype(column):
+        zoned = column.dt.tz is not None
+        return column.dt.tz_convert("UTC") if zoned else column.dt.tz_localize("UTC")
+    try:
+        return pd.to_datetime(column, utc=True, format="ISO8601")
+    except pd.errors.OutOfBoundsDatetime:
+        return _far(column)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"event_ts: {error}. Give timestamps, or ISO 8601 texts") from None
+
+
+def _far(column: pd.Series) -> pd.Series:
+    """Times of the years 1 to 9999, some of which nanoseconds cannot say."""
+    found = [np.datetime64("NaT") if pd.isna(one) else _moment(str(one)) for one in column]
+    series = pd.Series(np.array(found, dtype="datetime64[us]"), index=column.index)
+    return series.dt.tz_localize("UTC")
+
+
+def _moment(text: str) -> np.datetime64:
+    """An ISO 8601 text of the years 1 to 9999 in UTC, in microseconds.
+
+    Raises:
+        ValueError, OverflowError: it is none.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC).replace(tzinfo=None)
+    return np.datetime64(moment, "us")
+
+
+def texts(column: pd.Series) -> None:
+    """Raises:
+    ValueError: something is no text, and not null.
+    """
+    what = "types of events" if column.name == "event_type" else "ids"
+    for value in column:
+        if isinstance(value, str) or _is_null(value):
+            continue
+        way = f"give {str(value)!r} if that is what it has"
+        if not pd.api.types.is_scalar(value):
+            way = "a row is one event (dataframe_records, dataframe_split or instances)"
+        raise ValueError(f"{column.name} = {value!r}: {what} are texts, as the log has them; {way}")
+
+
+def _is_null(value: Any) -> bool:
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _no_lost_items(frame: pd.DataFrame) -> None:
+    """Raises:
+    ValueError: a row has a time and NaN as its item; says where this comes from.
+    """
+    nan = np.array([isinstance(one, float) for one in frame["item_id"]], dtype=bool)
+    lost = nan & frame["event_ts"].notna().to_numpy()
+    if lost.any():
+        raise ValueError(
+            f"item_id is NaN in {int(lost.sum())} of the rows that have an event_ts: so pandas reads "
+            "NA, nan, null and None of a CSV file, whatever was meant. Read it with dtype=str, "
+            "keep_default_na=False; in a row without an item give None (JSON: null)"
+        )
+
+
+def distinct(column: pd.Series) -> tuple[Ints, list[str]]:
+    """Of each text its number among the distinct ones, by first appearance, null -1; and those.
+
+    (`pd.factorize` takes texts that differ only behind a zero character for one.)
+    """
+    found: dict[str, int] = {}
+    code = [found.setdefault(one, len(found)) if isinstance(one, str) else -1 for one in column]
+    return np.array(code, dtype=np.int64), list(found)
+
+
+def whole_numbers(column: pd.Series) -> pd.Series:
+    """Int64 with nulls.
+
+    Raises:
+        ValueError: something is no whole number.
+    """
+    try:
+        return column.astype("Int64")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{column.name}: {error}. Give whole numbers, or null") from None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a request says of U users.
+
+    `rows`: the events that the model knows. Of each user's newest event, known or not: its time
+    `newest` int64[U] (0 without one), its id of a session `native` object[U] (None: null; no array
+    where ids are not read), and whether it is of a later session than the newest known one,
+    `moved_on` bool[U].
+    """
+
+    rows: Rows
+    newest: Ints
+    moved_on: Bools
+    native: NDArray[Any] | None
+
+
+def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Told:
+    """The events in order, cut into sessions, then without the unknown ones.
+
+    Args:
+        user: int64[rows of the frame], 0..num_users-1.
+    """
+    table, by_ids = _table(stored, frame, user)
+    owner, when = table["user"].to_numpy(), table["ts"].to_numpy()
+    every = np.cumsum(_opens(stored, table, by_ids))
+    index = stored.lookup.get_indexer(table["item"].to_numpy(dtype=object)) + 1
+    known = index > 0
+    last = np.searchsorted(owner, np.arange(num_users), "right") - 1
+    session, known_owner = every[known], owner[known]
+    start = np.searchsorted(known_owner, np.arange(num_users + 1))
+    newest, moved_on = np.zeros(num_users, np.int64), np.zeros(num_users, bool)
+    there = start[1:] > start[:-1]
+    newest[there] = when[last[there]]
+    moved_on[there] = every[last[there]] > session[start[1:][there] - 1]
+    native = None
+    if by_ids:
+        native = np.full(num_users, None, dtype=object)
+        ids = table["native"].to_numpy(dtype=object)[last[there]]
+        native[there] = [None if pd.isna(one) else one for one in ids]
+    first = np.ones(len(session), dtype=bool)
+    first[1:] = (session[1:] != session[:-1]) | (known_owner[1:] != known_owner[:-1])
+    running = np.cumsum(first)
+    base = np.concatenate([[0], running])[start[:-1]]
+    feedback = table["feedback"].to_numpy()[known]
+    shown_start, shown = _shown(stored, table["shown"].to_numpy()[known])
+    rows = Rows(
+        item=index[known].astype(np.int32),
+        ts=when[known],
+        ordinal=(running - base[known_owner]).astype(np.int32),
+        positive=feedback == POSITIVE,
+        start=start.astype(np.int64),
+        feedback=feedback,
+        shown_start=shown_start,
+        shown=shown,
+    )
+    return Told(rows, newest, moved_on, native)
+
+
+def _table(stored: Stored, frame: pd.DataFrame, user: Ints) -> tuple[pd.DataFrame, bool]:
+    """The rows that are events, typed and in order; and whether ids of sessions cut them."""
+    ts = times(frame["event_ts"])
+    by_ids = stored.facts.get("session_rule", "gap") == NATIVE and NATIVE in frame.columns
+    columns: dict[str, Any] = {
+        "user": user,
+        "ts": ts.dt.as_unit("us").astype("int64"),
+        "item": frame["item_id"].astype("string"),
+        "feedback": _feedback(stored.facts.get("feedback", {}), frame),
+        "shown": frame["exposed_with"] if "exposed_with" in frame.columns else None,
+    }
+    if by_ids:
+        columns["native"] = frame[NATIVE].astype("string")
+    if "tie_break" in frame.columns:
+        columns["tie_break"] = whole_numbers(frame["tie_break"])
+    if "event_id" in frame.columns:
+        texts(frame["event_id"])
+        columns["event_id"] = frame["event_id"]
+    table = pd.DataFrame(columns)[(frame["item_id"].notna() & ts.notna()).to_numpy()]
+    ties = [table[name] for name in ("native", "tie_break", "event_id") if name in columns]
+    return table.iloc[_order(table["user"].to_numpy(), table["ts"].to_numpy(), ties)], by_ids
+
+
+def _order(user: Ints, ts: Ints, ties: list[pd.Series]) -> Ints:
+    """Places of the rows by user, time and what decides among equal times, nulls last."""
+    order = np.lexsort((ts, user))
+    user, ts = user[order], ts[order]
+    same = (user[1:] == user[:-1]) & (ts[1:] == ts[:-1])
+    if ties and same.any():
+        tied = np.zeros(len(order), dtype=bool)
+        tied[1:] |= same
+        tied[:-1] |= same
+        at = np.flatnonzero(tied)
+        moment = np.cumsum(np.concatenate([[True], ~same]))[at]
+        rows = order[at]
+        keys = [_places(column.iloc[rows]) for column in ties]
+        order[at] = rows[np.lexsort((*reversed(keys), moment))]
+    return order
+
+
+def _places(column: pd.Series) -> Ints:
+    """The place of each value among the distinct ones; null comes after all of them."""
+    if pd.api.types.is_numeric_dtype(column):
+        place, numbers = pd.factorize(column, sort=True)
+        return np.where(place < 0, len(numbers), place)
+    code, values = distinct(column)
+    rank = np.empty(len(values) + 1, dtype=np.int64)
+    rank[sorted(range(len(values)), key=values.__getitem__)] = np.arange(len(values))
+    rank[-1] = len(values)  # (of null, whose code is -1)
+    return rank[code]
+
+
+def _opens(stored: Stored, table: pd.DataFrame, by_ids: bool) -> Bools:
+    """bool[E]: which events, in order, open a session."""
+    owner = table["user"].to_numpy()
+    close = np.diff(table["ts"].to_numpy()) <= int(stored.facts["gap_us"])
+    if by_ids:
+        code, _ = distinct(table["native"])
+        close = (code[1:] == code[:-1]) & ((code[1:] >= 0) | close)
+    opens = np.ones(len(table), dtype=bool)
+    opens[1:] = ~close | (owner[1:] != owner[:-1])
+    return opens
+
+
+def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Known items shown with each event: (start int64[E+1], vocabulary index int64[X])."""
+    held = [[] if _is_null(one) else one for one in lists]
+    for one in held:
+        if not isinstance(one, list | tuple | np.ndarray):
+            raise ValueError(f"exposed_with = {one!r}: give a list of item ids, or null")
+    flat = pd.Series([item for one in held for item in one], dtype=object, name="exposed_with")
+    texts(flat)
+    index = np.asarray(stored.lookup.get_indexer(flat.to_numpy()), dtype=np.int64) + 1
+    event = np.repeat(np.arange(len(held)), [len(one) for one in held])[index > 0]
+    count = np.bincount(event, minlength=len(held))
+    return np.concatenate([[0], np.cumsum(count)]), index[index > 0]
+
+
+def _request(
+    stored: Stored, told: Told, asked: Ints, request_ts: str, request_session_id: str | None
+) -> tuple[Ints | None, Bools | None]:
+    """Time of the request in microseconds and whether it opens a session, of the users `asked`.
+
+    The silence is counted from the newest event at all. Where that one is of a later session than
+    the newest known one, the model has heard nothing of the session that is open.
+
+    Raises:
+        ValueError: `request_ts` is no time.
+    """
+    if stored.config.model.request_time != "known":
+        return None, None
+    when = told.rows.ts[told.rows.start[1:][asked] - 1]
+    named = request_session_id is not None and told.native is not None
+    if not request_ts and not named:
+        return when, np.zeros(len(when), dtype=bool)
+    if request_ts:
+        try:
+            now = _moment(request_ts).astype(np.int64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"request_ts = {request_ts!r}: {error}. Give an ISO 8601 text, or none"
+            ) from None
+        when = np.full(len(when), now, dtype=np.int64)
+    if named and told.native is not None:
+        apart = np.array([one != request_session_id for one in told.native[asked]], dtype=bool)
+    else:
+        apart = when - told.newest[asked] > int(stored.facts["gap_us"])
+    return when, told.moved_on[asked] | apart
+
+
+def _feedback(rules: dict[str, Any], frame: pd.DataFrame) -> Ints:
+    """int8[E], as `jobs.bronze.typed_events.feedback_of`: tried negative, positive, exposed, else neutral;
+    without a `positive` rule, or a column that it reads, the rest is positive."""
+    values: list[NDArray[np.float64]] = []  # typed once, where some rule reads them
+
+    def any_of(entries: list[str] | None) -> Bools:
+        found = np.zeros(len(frame), dtype=bool)
+        for entry in entries or []:
+            match = CONDITION.match(entry)
+            if match and "value" in frame.columns:
+                values[:] = values or [_values(frame["value"])]
+                found |= COMPARE[match[1]](values[0], float(match[2])) & ~np.isnan(values[0])
+            elif not match and "event_type" in frame.columns:
+                same = frame["event_type"].astype("string") == entry
+                found |= same.fillna(False).to_numpy(bool)
+        return found
+
+    positive = rules.get("positive")
+    reads = {"value" if CONDITION.match(entry) else "event_type" for entry in positive or []}
+    unsaid = positive is None or bool(reads and reads.isdisjoint(frame.columns))
+    became = np.where(any_of(rules.get("exposed")), EXPOSED, POSITIVE if unsaid else NEUTRAL)
+    became[any_of(positive)] = POSITIVE
+    became[any_of(rules.get("negative"))] = NEGATIVE
+    return became.astype(np.int8)
+
+
+def _values(column: pd.Series) -> NDArray[np.float64]:
+    """float64[E], NaN for null.
+
+    Raises:
+        ValueError: something is no finite number (ingestion rejects such a line).
+    """
+    try:
+        numbers = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"value: {error}. Give numbers, or null") from None
+    if np.isinf(numbers).any():
+        raise ValueError(f"value = {numbers[np.isinf(numbers)][0]}: give finite numbers, or null")
+    return np.asarray(numbers)

@@ -1,0 +1,1 @@
+"""One method's training: batches, checkpoints, early stopping, its record in MLflow."""

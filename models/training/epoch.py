@@ -1,0 +1,58 @@
+"""An epoch of training as batches, each made when it is asked for.
+
+Windows, their order, masks and noise follow from the seed, the epoch and the batch's number, and
+from nothing that happened before: a training that goes on from a checkpoint sees what it would
+have seen, and so do several processes that share the rows of each batch.
+
+A batch is worked on in parts of rows of similar length, whose gradients are summed: little padding,
+little memory, and batches as random as if nobody had looked at lengths.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.core.config import Config
+from models.core.process_group import ALONE, Team
+from models.core.rows import Rows
+from models.networks.batch import Batch
+from models.networks.recommender import Recommender
+
+PART_TOKENS = {"cpu": 2048, "cuda": 65_536}  # ours: padded tokens of a part, at most
+
+
+class Epoch:
+    """The batches of one epoch; `epoch[n]` are the parts of this process's share of batch n."""
+
+    def __init__(
+        self,
+        model: Recommender,
+        rows: Rows,
+        config: Config,
+        number: int,
+        team: Team = ALONE,
+        device: str = "cpu",
+    ) -> None:
+        self.model, self.rows, self.config, self.team = model, rows, config, team
+        self.budget = PART_TOKENS[device.partition(":")[0]]
+        self.number = number
+        train, size = config.train, config.model.max_len
+        rng = np.random.default_rng([train.seed, number])
+        shift = rng.integers(0, size, len(rows.start) - 1) if train.all_windows else None
+        self.begin, self.end = model.windows(rows, shift)
+        self.order = rng.permutation(len(self.begin))
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.config.train.batch_size)
+
+    def __getitem__(self, number: int) -> list[Batch]:
+        train, model = self.config.train, self.model
+        first = number * train.batch_size
+        rng = np.random.default_rng([train.seed, self.number, number])
+        at = self.order[first : first + train.batch_size]
+        tokens = model.lesson(self.rows, self.begin[at], self.end[at], train, rng)
+        if self.team.size > 1:
+            tokens = tokens.share(self.team.rank, self.team.size)
+        size = self.config.model.max_len
+        parts = [model.padded(one, self.rows, train) for one in tokens.parts(size, self.budget)]
+        return [part for part in parts if len(part.label_at)]

@@ -1,0 +1,340 @@
+"""Train one method on the training rows, and stop when validation stops improving.
+
+AdamW. Deterministic on one kind of CPU: weights, masks, windows and order follow from the seed,
+also where a killed training goes on from a checkpoint. A model is chosen by NDCG@10 (full ranking)
+on the validation period and is **not** trained again on it: one training run a method, and every
+method's vocabulary and weights end at the same validation cut.
+The histories it is asked about at test time do contain the validation period.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from models.core.config import Config
+from models.core.environment import Say
+from models.core.errors import UserError
+from models.core.process_group import ALONE, Team
+from models.core.rows import Rows, Target
+from models.data.load import Data
+from models.data.splits import (
+    VALIDATION,
+    Targets,
+    targets,
+)
+from models.evaluation.evaluate import evaluate
+from models.networks.baselines import Popularity
+from models.networks.batch import Batch
+from models.networks.methods import build
+from models.networks.recommender import Recommender
+from models.networks.sessionrec import SessionRec
+from models.training.checkpoints import Checkpoints, Tensors
+from models.training.epoch import Epoch
+
+SELECT_BY = "ndcg@10"
+WARM_UP = 0.05  # ours: of the epochs
+BF16_DIM = 128  # ours: narrower models gain nothing by bfloat16
+
+
+@dataclass
+class Fitted:
+    """A trained model, its curves (name -> one value an epoch) and what it cost."""
+
+    model: Recommender | Popularity
+    epochs: int = 0
+    best_epoch: int = 0
+    validation: float = math.nan
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    events_per_second: float = 0.0
+    precision: str | None = None  # what layers computed in; None: nothing was trained
+
+
+def precision(config: Config, device: str) -> str:
+    """`auto`: bfloat16 where the processor multiplies it faster and the backbone gains by it."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        can = torch.cpu.get_capabilities()
+        fast = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return "bfloat16" if fast and config.model.dim >= BF16_DIM else "float32"
+
+
+def _sample(asked: Targets, most: int) -> Targets:
+    if len(asked.user) <= most:
+        return asked
+    drawn = np.random.default_rng(0).choice(len(asked.user), most, replace=False)
+    return asked.select(np.sort(drawn))
+
+
+def fit(
+    config: Config,
+    data: Data,
+    say: Say = print,
+    device: str = "cpu",
+    keep: Checkpoints | None = None,
+    team: Team = ALONE,
+    each_epoch: Callable[[int, dict[str, list[float]]], None] | None = None,
+) -> Fitted:
+    """Train a method. Baselines are counted, not trained.
+
+    With `keep`, go on from its newest checkpoint, and write more. `each_epoch` is told the number
+    of the epoch that ended, and all curves so far.
+    """
+    train = config.train
+    torch.manual_seed(train.seed)
+    num_items = len(data.training.vocabulary)
+    asked = targets(
+        data.events, data.period, VALIDATION, data.training.vocabulary, cast(Target, train.target)
+    )
+    validation = _sample(asked, train.validation_targets)
+    if train.validation_targets and not len(validation.user):
+        say(
+            "the validation period has no target of a user with a history: nothing says which epoch "
+            "is best, and the last is taken. Under --split temporal, move the cut with --valid-from and --test-from"
+        )
+    model = build(num_items, config)
+    model.fit(data.training.rows)
+    if isinstance(model, SessionRec) and model.side is not None and data.side is not None:
+        model.side.fill(data.side)
+    policy = config.model.repeat_policy
+    if isinstance(model, Popularity):
+        value = evaluate(model, validation, (10,), policy, team).mean(SELECT_BY)
+        return Fitted(model, validation=value)
+    run = Run(model.to(device), config, data.training.rows, device, team)
+    if keep is not None and (found := keep.newest(say)):
+        run.restore(*found)
+        say(f"going on from a checkpoint: epoch {run.at.epoch}, batch {run.at.batch}")
+    return _fit(run, validation, say, keep, each_epoch)
+
+
+@dataclass
+class Place:
+    """Where a training is, and what it has seen."""
+
+    epoch: int = 1
+    batch: int = 0  # of the epoch, done
+    step: int = 0
+    total: float = 0.0  # loss of the epoch's batches
+    count: int = 0
+    seen: int = 0  # tokens
+    epoch_s: float = 0.0
+    trained_s: float = 0.0
+    elapsed_s: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    curves: dict[str, list[float]] = field(
+        default_factory=lambda: {"loss": [], f"validation_{SELECT_BY}": [], "epoch_s": []}
+    )
+
+
+class Run:
+    """All that changes while a model is trained; `tensors` and `at` are a checkpoint of it."""
+
+    def __init__(
+        self, model: Recommender, config: Config, rows: Rows, device: str, team: Team
+    ) -> None:
+        self.model, self.config, self.rows = model, config, rows
+        self.device, self.team, self.at = device, team, Place()
+        model.precision = precision(config, device)
+        train = config.train
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+        )
+        apart = [one for e in model.all_encodings() for one in e.of_another_scale()]
+        rest = [p for p in model.parameters() if not any(p is one for one in apart)]
+        self.scales = [rest, *([one] for one in apart)]
+        self.best = self._weights()
+        # Equal weights everywhere, unequal dropout; the first process is as if alone.
+        torch.manual_seed(train.seed + team.rank)
+
+    def _weights(self) -> Tensors:
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def step(self, parts: list[Batch], share: float) -> None:
+        """One step over the parts of a batch; `share` of all training is done after it."""
+        at, train, team = self.at, self.config.train, self.team
+        for group in self.optimiser.param_groups:
+            group["lr"] = _rate(train.schedule, share) * train.learning_rate
+        labels = sum(len(part.label_at) for part in parts)
+        sums = team.total(torch.tensor([labels, sum(part.tokens for part in parts)]))
+        if not int(sums[0]):
+            return
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = torch.zeros(1, dtype=torch.float64)
+        for part in parts:
+            mean = self.model.loss(part.to(self.device), train)
+            its = mean * (len(part.label_at) / int(sums[0]))
+            its.backward()  # type: ignore[no-untyped-call]
+            loss += its.detach().cpu().double()
+        team.total_gradients(self.model.parameters())
+        if train.clip_norm:
+            for scale in self.scales:
+                torch.nn.utils.clip_grad_norm_(scale, train.clip_norm)
+        self.optimiser.step()
+        together = float(team.total(loss))
+        if not math.isfinite(together):
+            raise self._diverged(f"the loss of batch {at.batch + 1} is {together}")
+        at.total += together
+        at.count, at.step, at.seen = at.count + 1, at.step + 1, at.seen + int(sums[1])
+
+    def _diverged(self, how: str) -> UserError:
+        train = self.config.train
+        return UserError(
+            f"{self.config.method} cannot be trained so: epoch {self.at.epoch}, {how}. Take a lower "
+            f"--learning-rate than {train.learning_rate:g}, or --precision float32"
+        )
+
+    def validate(self, validation: Targets) -> float:
+        """Score the validation period; remember the weights if they are the best so far.
+
+        Raises:
+            UserError: some weight is no number any more.
+        """
+        for name, weight in self.model.named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise self._diverged(f"{name} has values that are no numbers")
+        policy = self.config.model.repeat_policy
+        value = evaluate(self.model, validation, (10,), policy, self.team).mean(SELECT_BY)
+        if value > self.at.best or math.isnan(value):
+            self.at.best, self.at.best_epoch, self.best = value, self.at.epoch, self._weights()
+        return value
+
+    @property
+    def tensors(self) -> Tensors:
+        """Everything of a checkpoint but `at`. All processes must ask for it together."""
+        found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        found |= {f"best.{k}": v for k, v in self.best.items()}
+        for number, values in self.optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{number}.{name}": v for name, v in values.items()}
+        found["rng.cpu"] = self.team.each(torch.get_rng_state())
+        if self.device.startswith("cuda"):
+            found["rng.cuda"] = self.team.each(torch.cuda.get_rng_state(self.device))
+        return found
+
+    def restore(self, tensors: Tensors, values: dict[str, Any]) -> None:
+        parts: dict[str, Tensors] = {"model": {}, "best": {}, "optimiser": {}, "rng": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        self.best = {k: v.to(self.device) for k, v in parts["best"].items()}
+        state: dict[int, Tensors] = {}
+        for name, value in parts["optimiser"].items():
+            number, _, rest = name.partition(".")
+            state.setdefault(int(number), {})[rest] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(parts["rng"]["cpu"][self.team.rank])
+        if "cuda" in parts["rng"] and self.device.startswith("cuda"):
+            torch.cuda.set_rng_state(parts["rng"]["cuda"][self.team.rank], self.device)
+        self.at = Place(**values["at"])
+
+    def keep_if_due(self, keep: Checkpoints | None) -> None:
+        """A checkpoint when one is due: the first process decides, all take part."""
+        due = torch.tensor([int(keep is not None and keep.due)])
+        if not int(self.team.each(due)[0]):
+            return
+        tensors = self.tensors
+        if keep is not None and self.team.leads:
+            keep.write(self.at.step, tensors, {"at": asdict(self.at)})
+        elif keep is not None:
+            keep.written = time.monotonic()
+
+
+def _fit(
+    run: Run,
+    validation: Targets,
+    say: Say,
+    keep: Checkpoints | None,
+    each_epoch: Callable[[int, dict[str, list[float]]], None] | None,
+) -> Fitted:
+    train, at, model = run.config.train, run.at, run.model
+    began, before_s = time.perf_counter(), at.elapsed_s
+    while at.epoch <= train.epochs:
+        # While the learning rate still rises, no better score says little: that is not waiting.
+        since = max(at.best_epoch, _warming(train.schedule, train.epochs))
+        if at.epoch > 1 and at.epoch - 1 - since >= train.patience:
+            say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
+            break
+        epoch = Epoch(model, run.rows, run.config, at.epoch, run.team, run.device)
+        model.train()
+        start, said, earlier_s = time.perf_counter(), time.perf_counter(), at.epoch_s
+        for number in range(at.batch, len(epoch)):
+            run.step(epoch[number], (at.epoch - 1 + (number + 1) / len(epoch)) / train.epochs)
+            at.batch = number + 1
+            at.epoch_s = earlier_s + time.perf_counter() - start
+            at.elapsed_s = before_s + time.perf_counter() - began
+            if time.perf_counter() - said > 5 and at.count:
+                said = time.perf_counter()
+                say(
+                    f"epoch {at.epoch}: batch {at.batch}/{len(epoch)}, loss {at.total / at.count:.3f}"
+                )
+            run.keep_if_due(keep)
+        if not at.count:
+            raise UserError(
+                f"nothing to learn from: no training row of {len(run.rows.item)} events has a "
+                f"label for target {train.target}. {_why(run.rows, train.target)}"
+            )
+        value = run.validate(validation)
+        at.trained_s += at.epoch_s
+        at.elapsed_s = before_s + time.perf_counter() - began
+        for name, one in zip(at.curves, (at.total / at.count, value, at.epoch_s), strict=True):
+            at.curves[name].append(one)
+        left = at.elapsed_s / at.epoch * (train.epochs - at.epoch)
+        say(
+            f"epoch {at.epoch}/{train.epochs}: loss {at.total / at.count:.4f}, validation "
+            f"{SELECT_BY} {value:.4f}, {at.seen / at.trained_s:,.0f} events/s, at most {left:.0f} s left"
+        )
+        done = at.epoch
+        at.epoch, at.batch, at.total, at.count, at.epoch_s = done + 1, 0, 0.0, 0, 0.0
+        run.keep_if_due(keep)
+        if each_epoch:
+            each_epoch(done, at.curves)
+    model.load_state_dict(run.best)
+    model.to("cpu").eval()
+    return Fitted(
+        model,
+        epochs=at.epoch - 1,
+        best_epoch=at.best_epoch,
+        validation=at.best,
+        curves=at.curves,
+        seconds=at.elapsed_s,
+        events_per_second=at.seen / at.trained_s,
+        precision=model.precision,
+    )
+
+
+def _why(rows: Rows, target: str) -> str:
+    """What is missing where no event has a label."""
+    if not rows.positive.any():
+        return "None of them is positive: look at [feedback] in the source file"
+    if target == "next_session":
+        return (
+            "A next session needs a user whose second session, or a later one, has a positive event"
+        )
+    return "A next item needs a user whose second event, or a later one, is positive"
+
+
+def _rate(schedule: str, share: float) -> float:
+    """Share of the learning rate when `share` of the epochs are done: 5 % warm-up, then a cosine
+    to a twentieth."""
+    if schedule == "constant":
+        return 1.0
+    if share < WARM_UP:
+        return share / WARM_UP
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
+
+
+def _warming(schedule: str, epochs: int) -> int:
+    """The whole epochs during which the learning rate rises."""
+    return 0 if schedule == "constant" else int(WARM_UP * epochs)

@@ -1,0 +1,71 @@
+"""The options of a training on the command line: settings from their declarations
+(`models/core/config.py`), and what else one run is told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+from typing import Any
+
+from models.core.config import ModelConfig, TrainConfig
+from models.core.knobs import add_options
+
+HOW = (  # and not what: a training's names, and what leaves its outcome as it is
+    "command", "source", "method", "seed", "comparison", "variant", "threads", "device",
+    "checkpoint_s", "json",
+)  # fmt: skip
+
+
+def add_method(command: argparse.ArgumentParser) -> None:
+    """The method, its preset, and the settings of its model."""
+    command.add_argument("--method", required=True, help="such as bert4rec+st")
+    command.add_argument("--preset", help="small, tiny or paper_a_…; default: the source's, small")
+    add_options(command, ModelConfig)
+
+
+def add_training(command: argparse.ArgumentParser) -> None:
+    """The options of `python -m models train`, without its source."""
+    add_method(command)
+    add_options(command, TrainConfig)
+    command.add_argument(
+        "--checkpoint-s", type=float, metavar="SECONDS",
+        help="between checkpoints (default SESSIONMILL_CHECKPOINT_S, or 60); 0: after every step",
+    )  # fmt: skip
+    command.add_argument("--split", help="temporal (default), last_session or last_item")
+    command.add_argument(
+        "--preprocess", default="gold", help="gold, or paper_a: cut anew as it did"
+    )
+    command.add_argument("--valid-from", metavar="TS", help="pins the validation cut")
+    command.add_argument("--test-from", metavar="TS", help="pins the test cut")
+    command.add_argument("--table-version", type=int, help="of gold.sequences; default: the newest")
+    command.add_argument("--comparison", metavar="ID", help="names the comparison this belongs to")
+    command.add_argument(
+        "--sampled", type=int, default=0, metavar="N",
+        help="also the ranks among N drawn items, as sampled_…",
+    )  # fmt: skip
+    command.add_argument(
+        "--variant", metavar="NAME", help="tells it from others of its method in the comparison"
+    )
+    command.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run too")
+    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """`python -m models train` alone, for what a grid asks of its trainings."""
+    parser = argparse.ArgumentParser(prog="python -m models train")
+    parser.add_argument("--source", required=True)
+    add_training(parser)
+    return parser
+
+
+def given(args: argparse.Namespace, *kinds: type) -> dict[str, Any]:
+    """The settings of configuration classes as the command line gives them; None: not given."""
+    return {one.name: getattr(args, one.name, None) for kind in kinds for one in fields(kind)}
+
+
+def asked_for(args: argparse.Namespace) -> str:
+    """By what options a training is asked for, in one line that equal options have in common."""
+    bare = train_parser().parse_args(["--source", "", "--method", ""])
+    wanted = {k: v for k, v in vars(args).items() if k not in HOW and v != getattr(bare, k)}
+    return json.dumps(wanted, sort_keys=True)

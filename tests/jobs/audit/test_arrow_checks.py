@@ -1,0 +1,250 @@
+"""Certificates by file: whole tables have them, tables broken in any way do not. No Spark."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.audit import arrow_columns
+from jobs.bronze import checks as bronze_checks
+from jobs.core.arrow_types import arrow_schema
+from jobs.core.tables import EVENTS, SEQUENCES, SESSIONS
+from jobs.gold import checks as gold_checks
+from jobs.lake import filesystem
+from jobs.silver import checks as silver_checks
+from jobs.silver import cut_arrow
+from jobs.silver.cut_spark import EVENT_FIELDS
+
+T = 1_700_000_000_000_000
+GAP_US = 1_800_000_000
+HOW = cut_arrow.Cut(
+    gap_us=GAP_US, max_session_us=3 * 3_600_000_000, max_session_events=12, fields=EVENT_FIELDS,
+    events=EVENTS.columns, sessions=SESSIONS.columns,
+)  # fmt: skip
+
+
+def events(count: int = 400) -> pa.Table:
+    """Events of users with ids of several lengths, some of equal time."""
+    drawn = random.Random(7)
+    users = ["u1", "u2", "x" * 32, "ü" * 16]
+    rows = []
+    for number in range(count):
+        at = T + drawn.randrange(200) * 400_000_000
+        rows.append(
+            {"event_id": f"{number:032x}", "user_id": drawn.choice(users), "item_id": "i",
+             "event_ts": at, "feedback": "positive", "tie_break": drawn.choice([None, 1, 2])}
+        )  # fmt: skip
+    schema = arrow_schema({name: EVENTS.columns[name] for name in ("user_id", *EVENT_FIELDS)})
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+@pytest.fixture(scope="module")
+def sessions() -> list[dict[str, Any]]:
+    made, _ = cut_arrow.cut(events(), HOW)
+    rows: list[dict[str, Any]] = made.to_pylist()
+    assert len(rows) > 20 and any(row["runaway"] for row in rows)
+    return rows
+
+
+def held(folder: Path, rows: list[dict[str, Any]]) -> tuple[bool, bool]:
+    """Whether each session holds alone, and whether all are apart."""
+    path = f"{folder}/sessions.parquet"
+    filesystem.write_parquet(
+        path, pa.Table.from_pylist(rows, schema=arrow_schema(SESSIONS.columns))
+    )
+    check = silver_checks.SessionsHold(
+        HOW.gap_us, HOW.max_session_us, HOW.max_session_events, f"{folder}/bounds"
+    )
+    [found] = check(path)
+    if not found["bounds"]:
+        return found["holds"], False
+    return found["holds"], silver_checks.sessions_apart([found["bounds"]], GAP_US)
+
+
+def longest(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: row["event_count"])
+
+
+def tied(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    """A session with two neighbours of equal time, neither its first nor last, and their place."""
+    return next(
+        (row, at)
+        for row in rows
+        for at in range(1, row["event_count"] - 2)
+        if row["events"][at]["event_ts"] == row["events"][at + 1]["event_ts"]
+    )
+
+
+def swap_ties(rows: list[dict[str, Any]]) -> None:
+    row, at = tied(rows)
+    one = row["events"]
+    one[at], one[at + 1] = one[at + 1], one[at]
+
+
+def split(rows: list[dict[str, Any]]) -> None:
+    """A session in two: each holds alone, together they are too near."""
+    row = longest(rows)
+    parts = row["events"][:3], row["events"][3:]
+    rows.remove(row)
+    for number, part in enumerate(parts):
+        rows.append(
+            row | {"session_id": f"half {number}", "events": part, "event_count": len(part),
+                   "start_ts": part[0]["event_ts"], "end_ts": part[-1]["event_ts"],
+                   "runaway": None}
+        )  # fmt: skip
+
+
+BREAKS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "events turned round": lambda rows: longest(rows)["events"].reverse(),
+    "ties out of order": swap_ties,
+    "an event too many": lambda rows: longest(rows)["events"].append(longest(rows)["events"][-1]),
+    "no event": lambda rows: longest(rows).update(events=[]),
+    "another count": lambda rows: longest(rows).update(event_count=1),
+    "another start": lambda rows: longest(rows).update(start_ts=rows[0]["end_ts"]),
+    "another date": lambda rows: rows[0].update(start_date=None),
+    "a flag too many": lambda rows: min(rows, key=lambda row: row["event_count"]).update(runaway="hours"),
+    "a flag too few": lambda rows: next(row for row in rows if row["runaway"]).update(runaway=None),
+    "no user": lambda rows: rows[0].update(user_id=None),
+    "an event without id": lambda rows: rows[0]["events"][0].update(event_id=None),
+    "a silence inside": lambda rows: rows[0].update(
+        events=[rows[0]["events"][0], longest(rows)["events"][-1]], event_count=2,
+        start_ts=rows[0]["events"][0]["event_ts"], end_ts=longest(rows)["events"][-1]["event_ts"]),
+    "the same session twice": lambda rows: rows.append(rows[3]),
+    "one id for two": lambda rows: rows[0].update(session_id=rows[1]["session_id"]),
+    "two that belong together": split,
+}  # fmt: skip
+
+
+def test_whole_sessions_hold(tmp_path: Path, sessions: list[dict[str, Any]]) -> None:
+    assert held(tmp_path, sessions) == (True, True)
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_broken_sessions_do_not(tmp_path: Path, sessions: list[dict[str, Any]], name: str) -> None:
+    rows = [row | {"events": [dict(event) for event in row["events"]]} for row in sessions]
+    BREAKS[name](rows)
+    assert held(tmp_path, rows) != (True, True)
+
+
+def test_the_print_is_of_events_and_their_users(tmp_path: Path) -> None:
+    """The same in sessions and in the table, whatever the files; another if one event moves."""
+    log = events()
+    made, _ = cut_arrow.cut(log, HOW)
+    check = silver_checks.SessionsHold(HOW.gap_us, HOW.max_session_us, 12, f"{tmp_path}/bounds")
+
+    def of_table(table: pa.Table) -> tuple[int, int, int]:
+        found = []
+        for number, low in enumerate((0, 150)):  # two files, cut elsewhere than the sessions
+            part = table.slice(low, 150 if number == 0 else None)
+            filesystem.write_parquet(f"{tmp_path}/{number}.parquet", part)
+            found += arrow_columns.print_of_events(f"{tmp_path}/{number}.parquet")
+        return arrow_columns.joined(found)
+
+    parts = []
+    for number, part in enumerate((made.slice(0, 10), made.slice(10))):
+        filesystem.write_parquet(f"{tmp_path}/s{number}.parquet", part)
+        parts += check(f"{tmp_path}/s{number}.parquet")
+    inside = arrow_columns.joined(parts)
+    assert inside[0] == log.num_rows and inside == of_table(log)
+    users = log["user_id"].to_pylist()
+    other = next(at for at, user in enumerate(users) if user != users[0])
+    users[0], users[other] = users[other], users[0]
+    moved = log.set_column(log.column_names.index("user_id"), "user_id", pa.array(users))
+    assert of_table(moved) != inside
+    assert of_table(pa.concat_tables([log.slice(1), log.slice(1, 1)])) != inside
+
+
+@given(
+    st.lists(st.one_of(st.text(max_size=12), st.text("0123456789abcdef", min_size=32, max_size=32)))
+)
+def test_a_text_has_one_hash_wherever_it_stands(texts: list[str]) -> None:
+    together = arrow_columns.words_of(pa.array(["before", *texts], pa.string())[1:])
+    alone = [arrow_columns.words_of(pa.array([text], pa.string()))[0] for text in texts]
+    assert together.tolist() == [int(one) for one in alone]
+    assert len(set(together.tolist())) == len(set(texts))
+
+
+EVENT = {
+    "event_id": "a" * 32, "user_id": "ann", "item_id": "i", "event_ts": T,
+    "event_date": date(2023, 11, 14), "feedback": "positive", "value": 1.5, "exposed_with": ["j"],
+}  # fmt: skip
+EVENT_BREAKS: dict[str, dict[str, Any]] = {
+    "the same id": {"event_id": "b" * 32}, "no id": {"event_id": None}, "empty id": {"event_id": ""},
+    "no user": {"user_id": None}, "no item": {"item_id": None}, "no time": {"event_ts": None},
+    "year 0": {"event_ts": -62_135_596_800_000_001, "event_date": date(1, 1, 1)},
+    "the day after": {"event_date": date(2023, 11, 15)}, "unknown feedback": {"feedback": "loved"},
+    "not a number": {"value": float("nan")}, "endless": {"value": float("inf")},
+    "shown without id": {"exposed_with": ["j", ""]}, "shown null": {"exposed_with": [None]},
+}  # fmt: skip
+
+
+def test_events_hold_or_do_not(tmp_path: Path) -> None:
+    schema = arrow_schema(EVENTS.columns)
+    other = EVENT | {"event_id": "b" * 32, "value": None, "exposed_with": None}
+
+    def holds(*rows: dict[str, Any]) -> bool:
+        filesystem.write_parquet(
+            f"{tmp_path}/e.parquet", pa.Table.from_pylist(list(rows), schema=schema)
+        )
+        return bool(bronze_checks.events_hold(f"{tmp_path}/e.parquet")[0]["holds"])
+
+    assert holds(EVENT, other) and holds()
+    for what, change in EVENT_BREAKS.items():
+        assert not holds(EVENT | change, other), what
+
+
+SEQUENCE = {
+    "user_id": "ann", "item_index": [1, 2, 3], "event_ts": [T, T, T + 9],
+    "session_ordinal": [1, 1, 2], "feedback": ["positive", "neutral", "exposed"],
+    "exposed_items": [[], [4], [1, 2]],
+}  # fmt: skip
+SEQUENCE_BREAKS: dict[str, dict[str, Any]] = {
+    "an item below 1": {"item_index": [1, 0, 3]}, "no item": {"item_index": [1, None, 3]},
+    "time runs back": {"event_ts": [T, T - 1, T + 9]}, "a hole": {"session_ordinal": [1, 1, 3]},
+    "numbers run back": {"session_ordinal": [1, 2, 1]}, "begins with 2": {"session_ordinal": [2, 2, 3]},
+    "unknown feedback": {"feedback": ["positive", "loved", "exposed"]},
+    "a list too short": {"feedback": ["positive", "neutral"]},
+    "shown below 1": {"exposed_items": [[], [0], [1, 2]]}, "shown null": {"exposed_items": [[], None, [1]]},
+    "no list": {"feedback": None}, "no user": {"user_id": None},
+    "no position": {name: [] for name in SEQUENCE if name != "user_id"},
+    "the same user twice": {"user_id": "bob"},
+}  # fmt: skip
+
+
+def test_sequences_hold_or_do_not(tmp_path: Path) -> None:
+    schema = arrow_schema(SEQUENCES.columns)
+    bob = SEQUENCE | {"user_id": "bob"}
+
+    def holds(*rows: dict[str, Any]) -> bool:
+        filesystem.write_parquet(
+            f"{tmp_path}/q.parquet", pa.Table.from_pylist(list(rows), schema=schema)
+        )
+        return bool(gold_checks.sequences_hold(f"{tmp_path}/q.parquet")[0]["holds"])
+
+    assert holds(SEQUENCE, bob) and holds()
+    for what, change in SEQUENCE_BREAKS.items():
+        assert not holds(SEQUENCE | change, bob), what
+    assert not holds(bob, SEQUENCE)  # `apart` relies on the order
+
+
+def test_files_are_apart_if_no_user_is_in_two() -> None:
+    one, other = {"first": "a", "last": "c"}, {"first": "d", "last": "f"}
+    empty = {"first": None, "last": None}
+    assert arrow_columns.apart([other, empty, one])
+    assert not arrow_columns.apart([one, {"first": "c", "last": "f"}])
+    assert not arrow_columns.apart([one, {"first": "b", "last": "b"}])
+
+
+def test_hashes_are_spread() -> None:
+    numbers = arrow_columns.words_of(pa.array([f"{n:032x}" for n in range(1000)]))
+    ones = np.unpackbits(numbers.view(np.uint8)).reshape(1000, 64).mean(axis=0)
+    assert (abs(ones - 0.5) < 0.1).all()  # every bit of every second one

@@ -1,0 +1,52 @@
+"""Repeats in a large table are found by ids made again from columns: they must be the ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.bronze import ingest
+from jobs.bronze.typed_events import row_hash
+from jobs.core.tables import EVENTS
+from jobs.lake import context, time_slices
+from tests.support.spark_tools import CLICKS, Workshop
+
+EVERY_COLUMN = CLICKS.replace(
+    'event_ts = "ts"',
+    'event_ts = "ts"\nevent_type = "kind"\nvalue = "value"\ntie_break = "tie"\n'
+    'source_session_id = "sid"\nexposed_with = "shown"',
+)
+LINES = """user,item,ts,kind,value,tie,sid,shown
+u,1,1700000000,view,-0.0,1,s,a|b
+u,1,1700000000,view,0.0,2,s,a|b
+u,1,1700000000.000001,"a ""quoted"", ünïcode kind",0.1,-9223372036854775808,,
+u,2,1700000000,,1e300,,,a
+ü,2,1700000060,,,,,
+-7,9223372036854775807,1700000060,buy,5e-324,0,s,"a,""b""|c"
+"""
+
+
+@pytest.mark.parametrize("brought_together", [False, True])
+def test_a_file_delivered_again_is_all_repeats(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought_together: bool
+) -> None:
+    """As if rows were many; first loads by slices as the files lie, and through Spark's shuffle."""
+    monkeypatch.setattr(context, "FEW_MOVED", -1)
+    monkeypatch.setattr(time_slices, "SMALLEST_SLICE", 2)
+    if brought_together:
+        monkeypatch.setattr(time_slices, "parted", lambda *_: None)
+    shop = Workshop(spark, tmp_path, EVERY_COLUMN)
+    shop.land("1.csv", LINES)
+    first = shop.run("ingest")
+    assert (first.events_new, first.rejects) == (6, {})
+    events = shop.lake.read(EVENTS)
+    assert events.where(events.event_id != row_hash()).count() == 0
+    shop.land("2.csv", LINES + "u,3,1700000060,,,,,\n")
+    asked = []
+    by_time = ingest.stored_by_time
+    monkeypatch.setattr(ingest, "stored_by_time", lambda *a: asked.append(1) or by_time(*a))
+    again = shop.run("ingest", day="2023-11-14")
+    assert asked, "this was to go the way of large tables"
+    assert (again.events_new, again.duplicates) == (1, 6)

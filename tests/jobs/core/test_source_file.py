@@ -1,0 +1,146 @@
+"""Every mistake in a source file is told with its field, its value and the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.core.errors import SettingsError, SourceError
+from jobs.core.settings import settings
+from jobs.core.source_file import load_source
+
+GOOD = """
+[source]
+name = "clicks"
+landing = "landing/*.csv"
+format = "csv"
+[columns]
+user_id = "u"
+item_id = "i"
+event_ts = "t"
+[time]
+unit = "s"
+[feedback]
+[sessions]
+[quality]
+[filters]
+"""
+
+
+def message(tmp_path: Path, old: str, new: str) -> str:
+    assert old in GOOD
+    file = tmp_path / "clicks.toml"
+    file.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(SourceError) as raised:
+        load_source(str(file))
+    text = str(raised.value)
+    assert str(file) in text
+    return text
+
+
+def test_a_good_source_file_has_the_documented_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.toml"
+    file.write_text(GOOD)
+    source = load_source(str(file))
+    assert (source.sessions.rule, source.sessions.gap_s) == ("gap", 1800)
+    assert (source.sessions.lateness_days, source.sessions.max_session_hours) == (30, 24)
+    assert source.sessions.max_session_events == 5000
+    assert (source.quality.max_reject_share, source.quality.on_exceed) == (0.5, "fail")
+    assert source.source.null_values is None and source.source.header
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('name = "clicks"', 'name = "my clicks"', ["source.name", "'my clicks'", "letters"]),
+        ('format = "csv"', 'format = "cvs"', ["source.format", "'cvs'", "'csv'"]),
+        ('format = "csv"', 'format = "csv"\ndelimeter = ";"', ["delimeter", "'delimiter'"]),
+        ('format = "csv"', "", ["source.format", "missing", "[source]"]),
+        ('landing = "landing/*.csv"', "", ["source.landing", "missing"]),
+        ('user_id = "u"', "", ["columns.user_id", "missing"]),
+        ('user_id = "u"', "user_id = 3", ["columns.user_id", "3", "string"]),
+        ('user_id = "u"', 'user_id = ""', ["columns.user_id", "''"]),
+        ('format = "csv"', 'format = "csv"\nheader = "no"', ["source.header", "'no'"]),
+        ('unit = "s"', 'unit = "yyyy-MM-DD"', ["time.unit", "write d for"]),
+        ('unit = "s"', 'unit = "yyyy-MM-dd hh:mm"', ["time.unit", "write H"]),
+        ("[filters]", '[schedule]\ncron = "sometimes"', ["schedule.cron", "'sometimes'", "five"]),
+        ('unit = "s"', 'unit = "seconds"', ["time.unit", "'seconds'", "iso8601"]),
+        ('unit = "s"', 'unit = "yyyy-MM-dd jj"', ["time.unit", "'j'"]),
+        ('unit = "s"', 'unit = "s"\nzone = "Mars/Base"', ["time.zone", "'Mars/Base'"]),
+        ('unit = "s"', 'unit = "s"\nzone = "Europe/Pariss"', ["'Europe/Paris'"]),
+        ("[sessions]", "[sessions]\ngap_s = 0", ["sessions.gap_s", "0", "greater than 0"]),
+        ("[sessions]", '[sessions]\ngap_s = "30 min"', ["sessions.gap_s", "'30 min'"]),
+        ("[sessions]", '[sessions]\nrule = "day"', ["sessions.rule", "'day'"]),
+        (
+            "[sessions]",
+            '[sessions]\nrule = "source_session_id"',
+            ["columns.source_session_id", "rule = 'gap'"],
+        ),
+        ("[sessions]", "[sessions]\nlateness_days = -1", ["lateness_days", "-1"]),
+        ("[quality]", "[quality]\nmax_reject_share = 5", ["max_reject_share", "5"]),
+        ("[quality]", '[quality]\non_exceed = "explode"', ["on_exceed", "'explode'"]),
+        ("[filters]", "[filters]\nmin_item_events = 0", ["min_item_events", "0"]),
+        ("[feedback]", '[feedback]\npositive = ["value >= 4"]', ["columns.value", "mapped"]),
+        ("[feedback]", '[feedback]\npositive = ["value => 4"]', ["'value => 4'", ">="]),
+        ("[feedback]", '[feedback]\npositive = ["read"]', ["'read'", "columns.event_type"]),
+        ("[filters]", "[filter]", ["filter is not a field", "'filters'"]),
+        ("[filters]", "[filters", ["not valid TOML"]),
+    ],
+)
+def test_a_mistake_is_told(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
+    text = message(tmp_path, old, new)
+    for word in words:
+        assert word in text
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.toml"
+    file.write_text(GOOD.replace('"csv"', '"cvs"').replace('unit = "s"', 'unit = "x"'))
+    with pytest.raises(SourceError) as raised:
+        load_source(str(file))
+    assert "source.format" in str(raised.value) and "time.unit" in str(raised.value)
+
+
+def test_a_section_is_no_value(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.toml"
+    file.write_text("time = 3\n" + GOOD.replace('[time]\nunit = "s"\n', ""))
+    with pytest.raises(SourceError, match=r"time = 3: time is a section: write \[time\]"):
+        load_source(str(file))
+    file.write_text("[columns]\n")
+    with pytest.raises(SourceError, match=r"\[source\] is missing: add the section"):
+        load_source(str(file))
+
+
+def test_columns_of_a_log_without_header_are_numbered(tmp_path: Path) -> None:
+    text = message(tmp_path, 'format = "csv"', 'format = "csv"\nheader = false')
+    assert "columns.user_id = 'u'" in text and "_0, _1" in text
+
+
+def test_columns_of_a_web_log_are_known(tmp_path: Path) -> None:
+    text = message(tmp_path, 'format = "csv"', 'format = "combined_log"')
+    assert "columns.user_id = 'u'" in text and "user_agent" in text
+
+
+def test_a_source_that_is_not_there_names_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clicks.toml").write_text(GOOD)
+    monkeypatch.setenv("SESSIONMILL_SOURCES", str(tmp_path))
+    settings.cache_clear()
+    try:
+        assert load_source("clicks").name == "clicks"
+        with pytest.raises(SourceError, match=r"views.toml does not exist \(sources there: clicks"):
+            load_source("views")
+    finally:
+        settings.cache_clear()
+
+
+def test_a_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSIONMILL_LAKKE", "somewhere")
+    settings.cache_clear()
+    try:
+        with pytest.raises(
+            SettingsError, match=r"SESSIONMILL_LAKKE .* did you mean SESSIONMILL_LAKE"
+        ):
+            settings()
+    finally:
+        settings.cache_clear()

@@ -1,0 +1,211 @@
+"""Arrival order does not matter: hundreds of generated histories, the real jobs, another engine.
+
+Each history arrives over three nights, in any order, with repeats, late lines and faults; after
+the nights, and again after one load of everything into an empty lake, sessions, sequences, items
+and rejects must be what the oracle makes of the set of accepted events.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from jobs.core.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
+from jobs.gold import items, sequences
+from jobs.lake import context, time_slices
+from jobs.silver import cut_nightly
+from tests.support import histories
+from tests.support.histories import GAP_S, KINDS, MAX_EVENTS, MAX_HOURS, NIGHTS, Fate, History, Kind
+from tests.support.oracle import expected_sequences, expected_sessions
+from tests.support.spark_tools import Workshop
+
+HISTORIES = 252  # of each of two kinds: 504
+
+
+class Mill:
+    """Runs histories as users of one source, by nights or at once, and names those that differ."""
+
+    def __init__(self, spark: Any, folder: Path, kind: Kind) -> None:
+        self.spark, self.folder, self.kind = spark, folder, kind
+        self.numbers, self.turns = itertools.count(), itertools.count()
+
+    def failing(self, batch: list[History], by_nights: bool) -> dict[int, str]:
+        """Users (places in the batch) whose tables are not the oracle's, and what differs."""
+        if not batch:
+            return {}
+        folder = self.folder / str(next(self.numbers))
+        folder.mkdir()
+        shop = Workshop(self.spark, folder, self.kind.toml)
+        nights = NIGHTS if by_nights else [None]
+        fates = [
+            histories.fate(self.kind, user, history, nights) for user, history in enumerate(batch)
+        ]
+        for number in range(len(NIGHTS)):
+            self.land(shop, batch, number)
+            if by_nights:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(time_slices, "SMALLEST_SLICE", 10)
+                    if number == 1:  # as if they were many: Spark merges into all tables
+                        patch.setattr(context, "FEW_BYTES", -1)
+                        patch.setattr(sequences, "MOST", 2)
+                    if number == 2:  # what is cut again goes through Spark
+                        patch.setattr(cut_nightly, "MOST_EVENTS", -1)
+                        patch.setattr(items, "MOST_ROWS", -1)
+                        patch.setattr(sequences, "MOST_CHANGES", -1)
+                    if number == 1 and not self.kind.native_rule:
+                        patch.setattr(context, "FEW_MOVED", -1)
+                    shop.run_steps(str(NIGHTS[number]), f"night-{number}")
+        if not by_nights:
+            # As if they were many: first loads have ways of their own, which take turns here.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(context, "FEW_MOVED", -1)
+                patch.setattr(time_slices, "SMALLEST_SLICE", 10)
+                if next(self.turns) % 2:
+                    patch.setattr(time_slices, "parted", lambda *_: None)
+                shop.run()
+        return self.differences(shop, fates)
+
+    def land(self, shop: Workshop, batch: list[History], night: int) -> None:
+        """What arrives on a night: a new file, and an older one that has grown."""
+        lines = [
+            self.kind.text(user, line)
+            for user, history in enumerate(batch)
+            for line in history
+            for at in line.nights
+            if at == night
+        ]
+        random.Random(len(lines)).shuffle(lines)
+        half = len(lines) // 2
+        grown = shop.landing / "grows.csv"
+        head = ",".join(self.kind.columns)
+        before = grown.read_text() if grown.exists() else head + "\n"
+        shop.land("grows.csv", before + "".join(f"{line}\n" for line in lines[:half]))
+        shop.land(f"{night}.csv", "\n".join([head, *lines[half:]]) + "\n")
+
+    def differences(self, shop: Workshop, fates: list[Fate]) -> dict[int, str]:
+        user_of = {histories.user_name(user): user for user in range(len(fates))}
+        found: dict[int, str] = {}
+
+        def compare(what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
+            for name, user in user_of.items():
+                if got.get(name) != wanted.get(name):
+                    found.setdefault(
+                        user, f"{what}\n  got    {got.get(name)}\n  wanted {wanted.get(name)}"
+                    )
+
+        def read(table: Any) -> pa.Table:
+            return shop.table(table).to_pyarrow_table()
+
+        events = read(EVENTS)
+        accepted: dict[str, Any] = defaultdict(list)
+        for row in events.select(["user_id", "event_ts", "item_id"]).to_pylist():
+            accepted[row["user_id"]].append((row["event_ts"], row["item_id"]))
+        wanted: dict[str, Any] = {
+            name: sorted(
+                (self.kind.moment(line), f"i{line.item}") for line in fates[user].events.values()
+            )
+            for name, user in user_of.items()
+            if fates[user].events
+        }
+        compare("accepted events", {n: sorted(a) for n, a in accepted.items()}, wanted)
+
+        expected = expected_sessions(
+            events, native=self.kind.native_rule, gap_s=GAP_S, max_hours=MAX_HOURS,
+            max_events=MAX_EVENTS,
+        )  # fmt: skip
+        cut: dict[str, Any] = defaultdict(list)
+        for row in read(SESSIONS).to_pylist():
+            assert row["start_date"] == row["start_ts"].date()
+            assert row["event_count"] == len(row["events"])
+            cut[row["user_id"]].append(
+                (row["session_id"], row["runaway"], [one["event_id"] for one in row["events"]])
+            )
+        wanted = defaultdict(list)
+        for row in expected:
+            wanted[row["user_id"]].append((row["session_id"], row["runaway"], row["events"]))
+        compare("sessions", {n: sorted(c) for n, c in cut.items()},
+                {n: sorted(c) for n, c in wanted.items()})  # fmt: skip
+
+        indexed = {row["item_index"]: row for row in read(ITEMS).to_pylist()}
+        assert sorted(indexed) == list(range(1, len(indexed) + 1))
+        found_sequences = {
+            row["user_id"]: [
+                (indexed[index]["item_id"], ordinal)
+                for index, ordinal in zip(row["item_index"], row["session_ordinal"], strict=True)
+            ]
+            for row in read(SEQUENCES).to_pylist()
+        }
+        compare("sequences", found_sequences, expected_sequences(expected))
+
+        counted: dict[str, tuple[int, datetime]] = {}
+        for row in events.select(["item_id", "event_ts"]).to_pylist():
+            count, first = counted.get(row["item_id"], (0, row["event_ts"]))
+            counted[row["item_id"]] = (count + 1, min(first, row["event_ts"]))
+        for item in indexed.values():
+            assert (item["event_count"], item["first_seen_ts"]) == counted.get(
+                item["item_id"], (0, item["first_seen_ts"])
+            )
+
+        stored: dict[str, set[str]] = defaultdict(set)
+        for row in read(REJECTS).to_pylist():
+            stored[row["raw"]].add(row["reason"])
+        for user, one in enumerate(fates):
+            late = {text for text, identity in one.late.items() if identity not in one.events}
+            for text, reason in one.unusable | {(text, "late") for text in late}:
+                if reason not in stored[text]:
+                    found.setdefault(user, f"the line {text} is no reject for being {reason}")
+            for text, reason in one.unusable | {(text, "late") for text in one.late}:
+                stored[text].discard(reason)
+        left = {text: reasons for text, reasons in stored.items() if reasons}
+        assert not left, f"rejects that nothing explains: {left}"
+        return found
+
+
+def check(
+    spark: Any, folder: Path, kind: Kind, batch: list[History], orders: tuple[bool, ...]
+) -> None:
+    mill = Mill(spark, folder, kind)
+    for by_nights in orders:
+        found = mill.failing(batch, by_nights)
+        if found:
+            user = next(iter(found))
+
+            def still(steps: list[History], nights: bool = by_nights) -> list[History]:
+                return [steps[at] for at in mill.failing(steps, nights)]
+
+            small = histories.shrunk(batch[user], still)
+            [(_, what)] = mill.failing([small], by_nights).items()
+            pytest.fail(
+                f"{len(found)} of {len(batch)} histories ({kind.name}, "
+                f"{'three nights' if by_nights else 'one load'}) differ. The simplest found:\n"
+                f"{histories.in_words(small)}\n{what}"
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "orders"),
+    [("gap", (True,)), ("native sessions and ids, local times", (False,))],
+)
+def test_any_arrival_gives_the_oracles_tables(
+    spark: Any, tmp_path: Path, name: str, orders: tuple[bool, ...]
+) -> None:
+    check(spark, tmp_path, KINDS[name], histories.make(HISTORIES, seed=len(name)), orders)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("round_", range(2))
+@pytest.mark.parametrize("name", KINDS)
+def test_any_arrival_of_thousands(
+    spark: Any, tmp_path: Path, name: str, round_: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if round_ == 0:  # plans compiled, as they are for larger logs
+        monkeypatch.setattr(context, "FEW_MOVED", -1)
+    batch = histories.make(2500, seed=1000 + round_)  # in one run: a Spark job costs more
+    check(spark, tmp_path, KINDS[name], batch, (True, False))
