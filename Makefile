@@ -96,6 +96,7 @@ test-s3: setup  ## the lake on an S3-compatible server, made here (needs Go; 640
 check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 # -- for maintainers ---------------------------------------------------------------------------
