@@ -24,7 +24,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONHOME PYTHONPATH
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: help setup demo clean-demo up down test test-long test-s3 check lock audit wheel
+.PHONY: help setup demo clean-demo up down test test-quick test-long test-s3 check lock audit wheel
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -79,6 +79,9 @@ down:  ## stop what `make up` started
 
 test: setup  ## all tests but the long ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long and not s3" --durations=12
+
+test-quick: setup  ## those without a JVM, a server or another process; a minute
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "quick and not training and not long" --durations=5
 
 test-long: setup  ## the long ones, or LONG=tests/jobs/pipeline/test_kill.py; KILLS=200 at random; kept in tests/long_runs
 	@mkdir -p tests/long_runs; all=0; for file in $(LONG); do \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,22 @@ for name in [name for name in os.environ if name.startswith("SESSIONMILL_")]:
     del os.environ[name]
 # Short JVM lives: the second compiler costs more than it gives.
 os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
+
+# Tests that start no JVM, no server and no other process of ours, and end in seconds: `make test-quick`.
+QUICK = (
+    "test_rooms.py", "jobs/audit/test_arrow_checks.py", "jobs/bronze/test_readers.py",
+    "jobs/core/", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py", "models/data/",
+    "models/evaluation/", "models/networks/", "models/serving/test_recommend.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(root).as_posix().startswith(QUICK):
+            assert "spark" not in getattr(item, "fixturenames", ()), f"{item.nodeid} starts a JVM"
+            item.add_marker(pytest.mark.quick)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -178,6 +178,7 @@ def test_splits_by_user(tmp_path: Path) -> None:
         data_of(tmp_path, split="random")
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("method", ["pop", "personal_top", "gru4rec+st", "bert4rec+st+sse+tsa"])
 @pytest.mark.parametrize("target", ["next_item", "next_session"])
 def test_nothing_before_the_cut_knows_what_comes_after(

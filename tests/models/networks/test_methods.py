@@ -163,6 +163,7 @@ def ring_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return data_of(lake)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("policy", ["last_event", "known"])
 @pytest.mark.parametrize("method", ["gru4rec", "gru4rec+st", "bert4rec", "bert4rec+st"])
 def test_it_learns_what_follows_what(method: str, policy: str, ring_data: Data) -> None:
@@ -182,6 +183,7 @@ def test_waiting_for_a_better_score_begins_after_the_warm_up(
     assert fitted.best_epoch == 1 and len(fitted.curves["loss"]) == epochs
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -208,6 +210,7 @@ def basket_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return data_of(lake)
 
 
+@pytest.mark.training
 def test_people_buy_again(basket_data: Data) -> None:
     """personal_top beats pop where people have favourites; so does a model of next sessions."""
     score = {

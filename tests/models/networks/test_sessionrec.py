@@ -376,6 +376,7 @@ FIRST, *OTHERS = SESSION_ENCODERS
 ONE_OF = [FIRST, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("method", ONE_OF)
 def test_two_items_together_tell_the_next_session(method: str, tmp_path: Path) -> None:
     write_gold(tmp_path, "toy", pairs(150))
@@ -385,6 +386,7 @@ def test_two_items_together_tell_the_next_session(method: str, tmp_path: Path) -
     assert score(method, data, **patient) > 0.95
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("method", ONE_OF)
 def test_only_what_was_ignored_tells(method: str, tmp_path: Path) -> None:
     """Seven in eight sessions show what the next one takes; without that, one in eight is luck."""
@@ -482,6 +484,7 @@ def test_side_information_costs_what_it_says_and_reaches_history_and_candidates(
     assert model_of().side is None
 
 
+@pytest.mark.training
 def test_attributes_are_learnt_where_items_alone_say_nothing(tmp_path: Path) -> None:
     """120 items of 6 kinds, bought once or twice each: after kind k comes kind k+1."""
     rng = np.random.default_rng(5)
