@@ -7,25 +7,21 @@ the first night. Running it again is harmless: what was read before is recognise
 **It went red?** The log's last lines say what, where and the remedy. Fix it and clear the task.
 """
 
-import sys
-from pathlib import Path
-
 from airflow.sdk import DAG
 
-sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
-import mill
+from sessionmill_dags import dag_factory
 
-for source in mill.sources():
+for source in dag_factory.sources():
     with DAG(
         f"load_history.{source.name}",
         schedule=None,
-        start_date=mill.LONG_AGO,
+        start_date=dag_factory.LONG_AGO,
         max_active_runs=1,
-        default_args=mill.PATIENCE,
+        default_args=dag_factory.PATIENCE,
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
-        history = mill.spark_job(source, "run", by_day=False)
-        announced = mill.announce(source, "run.all.json")
+        history = dag_factory.spark_job(source, "run", by_day=False)
+        announced = dag_factory.announce(source, "run.all.json")
 
         history >> announced

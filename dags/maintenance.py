@@ -8,24 +8,20 @@ and says what it freed. Kept are: everything of the last `keep_days` days, every
 its models need, so nothing was removed. Start MLflow and clear the task; it can wait for days.
 """
 
-import sys
-from pathlib import Path
-
 from airflow.sdk import DAG, CronDataIntervalTimetable
 
-sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
-import mill
+from sessionmill_dags import dag_factory
 
-for source in mill.sources():
+for source in dag_factory.sources():
     with DAG(
         f"maintenance.{source.name}",
         schedule=CronDataIntervalTimetable("0 5 * * 0", timezone="UTC"),
-        start_date=mill.LONG_AGO,
+        start_date=dag_factory.LONG_AGO,
         catchup=False,
         max_active_runs=1,
-        params=mill.KEEP_DAYS_PARAM,
-        default_args=mill.PATIENCE,
+        params=dag_factory.KEEP_DAYS_PARAM,
+        default_args=dag_factory.PATIENCE,
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
-        mill.maintain(source)
+        dag_factory.maintain(source)

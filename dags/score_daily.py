@@ -8,23 +8,19 @@ that breaks the suite is not published, and the table stays as it was. Clear the
 from the same versions writes nothing twice.
 """
 
-import sys
-from pathlib import Path
-
 from airflow.sdk import DAG
 
-sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
-import mill
+from sessionmill_dags import dag_factory
 
-for source in mill.sources():
+for source in dag_factory.sources():
     with DAG(
         f"score_daily.{source.name}",
         schedule=source.sequences | source.champion,
-        start_date=mill.LONG_AGO,
+        start_date=dag_factory.LONG_AGO,
         catchup=False,
         max_active_runs=1,
-        default_args=mill.PATIENCE,
+        default_args=dag_factory.PATIENCE,
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
-        mill.score(source)
+        dag_factory.score(source)

@@ -19,35 +19,30 @@ that found nothing new writes no version and starts no training. To load a day a
 trigger this DAG with `day`. Rejected lines are in `bronze.rejects` with file, line and reason.
 """
 
-import sys
-from pathlib import Path
-
 from airflow.sdk import DAG
 
-sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
-import alarms
-import mill
+from sessionmill_dags import alarms, dag_factory
 
-for source in mill.sources():
+for source in dag_factory.sources():
     with DAG(
         f"sessions_daily.{source.name}",
         schedule=source.schedule,
         start_date=source.start_date,
         catchup=source.catchup,
         max_active_runs=1,
-        params=mill.DAY_PARAM,
-        default_args=mill.PATIENCE,
+        params=dag_factory.DAY_PARAM,
+        default_args=dag_factory.PATIENCE,
         deadline=alarms.deadline(source.spec.schedule.deadline_hours, "a night"),
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
-        events = mill.write_audit_publish(source, "events", "ingest")
-        sessions = mill.write_audit_publish(source, "sessions", "sessionize")
-        items = mill.spark_job(source, "items")
-        sequences = mill.write_audit_publish(source, "sequences", "sequences")
-        drifted = mill.drift(source)
-        announced = mill.announce(source, "sequences.publish.json")
+        events = dag_factory.write_audit_publish(source, "events", "ingest")
+        sessions = dag_factory.write_audit_publish(source, "sessions", "sessionize")
+        items = dag_factory.spark_job(source, "items")
+        sequences = dag_factory.write_audit_publish(source, "sequences", "sequences")
+        drifted = dag_factory.drift(source)
+        announced = dag_factory.announce(source, "sequences.publish.json")
 
-        if awaited := mill.arrived(source):
+        if awaited := dag_factory.arrived(source):
             awaited >> events
         events >> [sessions, items] >> sequences >> drifted >> announced

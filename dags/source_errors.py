@@ -3,11 +3,7 @@ like a DAG file). It has no DAG of its own, because an import error takes every 
 out of service; so a broken source file stops its own DAGs only.
 """
 
-import sys
-from pathlib import Path
+from sessionmill_dags import dag_factory
 
-sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
-import mill
-
-if mistakes := mill.source_errors():
-    raise mill.SourceError("\n".join(mistakes))
+if mistakes := dag_factory.source_errors():
+    raise dag_factory.SourceError("\n".join(mistakes))

@@ -19,28 +19,23 @@ A gate that says no is not red: `promote` returns why (so do the version's tags 
 By hand: trigger it with other methods, seeds, preset, or an older `table_version`.
 """
 
-import sys
-from pathlib import Path
-
 from airflow.sdk import DAG
 
-sys.path.append(str(Path(__file__).parent))  # Airflow does this itself; other readers do not
-import alarms
-import mill
+from sessionmill_dags import alarms, dag_factory
 
-for source in mill.sources():
+for source in dag_factory.sources():
     with DAG(
         f"train_methods.{source.name}",
         schedule=source.retrained,
         catchup=False,
         max_active_runs=1,
-        params=mill.training_params(source),
-        default_args=mill.PATIENCE,
+        params=dag_factory.training_params(source),
+        default_args=dag_factory.PATIENCE,
         deadline=alarms.deadline(source.spec.training.deadline_hours, "a training"),
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):
-        compared = mill.compare(source)
-        gate = mill.promote(source)
-        mill.train_each(source) >> compared >> mill.register(source) >> gate
-        [compared, gate] >> mill.report(source)
+        compared = dag_factory.compare(source)
+        gate = dag_factory.promote(source)
+        dag_factory.train_each(source) >> compared >> dag_factory.register(source) >> gate
+        [compared, gate] >> dag_factory.report(source)

@@ -197,7 +197,7 @@ def test_every_failure_and_every_late_run_has_someone_to_tell(bag: Any) -> None:
     assert all(dag["tells"] for dag in bag["dags"].values())
     deadlines = {name: dag["deadlines"] for name, dag in bag["dags"].items() if dag["deadlines"]}
     assert deadlines == {
-        f"{kind}.{source}": [[hours * 3600, "alarms.tell_late"]]
+        f"{kind}.{source}": [[hours * 3600, "sessionmill_dags.alarms.tell_late"]]
         for kind, hours in (("sessions_daily", 8), ("train_methods", 24))
         for source in ("baskets", "clicks")
     }
@@ -221,15 +221,12 @@ def test_training_runs_by_the_week_too_or_only_so(bag: Any, tmp_path: Path) -> N
 
 
 SKIPS = """
-import sys
-
-sys.path.insert(0, sys.argv[1])
-import mill
 from airflow.sdk.exceptions import AirflowSkipException
+from sessionmill_dags import dag_factory
 
 for methods, seeds, version in ((["pop"], [1], 0), (["pop", "sasrec"], [1], 0), (["pop"], [1], 1)):
     try:
-        mill._skip_what_was_trained("toy", version, methods, seeds)
+        dag_factory._skip_what_was_trained("toy", version, methods, seeds)
         print("trains")
     except AirflowSkipException as skipped:
         print("skips", skipped)
@@ -239,8 +236,8 @@ for methods, seeds, version in ((["pop"], [1], 0), (["pop", "sasrec"], [1], 0), 
 def test_a_week_in_which_nothing_came_trains_nothing_again(world: World, tmp_path: Path) -> None:
     world.train("pop", "--seed", "1")
     done = subprocess.run(
-        [sys.executable, "-c", SKIPS, str(REPO / "dags")],
-        env=os.environ | {"AIRFLOW_HOME": str(tmp_path), "PYTHONPATH": str(REPO)},
+        [sys.executable, "-c", SKIPS],
+        env=os.environ | {"AIRFLOW_HOME": str(tmp_path)},
         check=False, cwd=world.root, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     said = [line for line in done.stdout.splitlines() if line.startswith(("trains", "skips"))]
@@ -250,14 +247,13 @@ def test_a_week_in_which_nothing_came_trains_nothing_again(world: World, tmp_pat
 
 # What a task sees of Airflow's events, without Airflow.
 ANNOUNCED = """
-import json, sys
+import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
-sys.path.insert(0, sys.argv[1])
-import mill
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
+from sessionmill_dags import dag_factory
 
 EVENTS = [  # seconds of the announcement, version
     SimpleNamespace(timestamp=datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=at),
@@ -284,13 +280,13 @@ def context(told, known):
     return {"triggering_asset_events": {"asset": told} if told else {}, "inlet_events": [Inlet(known)]}
 
 print(json.dumps({
-    "within a second, the lower last": mill._highest_announced(context(EVENTS[1:4], EVENTS[:4])),
-    "the later two not given": mill._highest_announced(context(EVENTS[1:2], EVENTS)),
-    "nothing given": mill._highest_announced(context([], EVENTS)),
-    "Airflow cannot list them": mill._highest_announced(context(EVENTS[1:3], None)),
-    "newest": mill._announced(context([], EVENTS), 0),
-    "none yet": mill._announced(context([], []), 0),
-    "newest, not listed": mill._announced(context([], None), 0),
+    "within a second, the lower last": dag_factory._highest_announced(context(EVENTS[1:4], EVENTS[:4])),
+    "the later two not given": dag_factory._highest_announced(context(EVENTS[1:2], EVENTS)),
+    "nothing given": dag_factory._highest_announced(context([], EVENTS)),
+    "Airflow cannot list them": dag_factory._highest_announced(context(EVENTS[1:3], None)),
+    "newest": dag_factory._announced(context([], EVENTS), 0),
+    "none yet": dag_factory._announced(context([], []), 0),
+    "newest, not listed": dag_factory._announced(context([], None), 0),
 }))
 """
 
@@ -299,7 +295,7 @@ def ask(script: str, home: Path, **env: str) -> Any:
     """What a script about the DAGs prints last, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", script, str(REPO / "dags")],
-        env=os.environ | {"AIRFLOW_HOME": str(home), "PYTHONPATH": str(REPO)} | env,
+        env=os.environ | {"AIRFLOW_HOME": str(home)} | env,
         check=False, cwd=home, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -326,17 +322,17 @@ from datetime import datetime, timedelta, timezone
 from airflow.dag_processing.dagbag import DagBag
 from airflow.serialization.encoders import coerce_to_core_timetable
 from airflow.timetables.base import DataInterval, TimeRestriction
+from sessionmill_dags import dag_factory
 
 bag = DagBag(dag_folder=sys.argv[1])
 nights = bag.dags["sessions_daily.clicks"]
-import mill
 
 def following(dag, last, catchup, earliest=None):
     return coerce_to_core_timetable(dag.timetable).next_dagrun_info(
         last_automated_data_interval=last, restriction=TimeRestriction(earliest, None, catchup))
 
 def day(interval):
-    return nights.get_template_env().from_string(mill.DAY).render(
+    return nights.get_template_env().from_string(dag_factory.DAY).render(
         params={"day": None}, data_interval_start=interval.start)
 
 found = {"local": datetime(2026, 7, 1).astimezone().tzname(), "nights": []}

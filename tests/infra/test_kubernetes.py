@@ -23,7 +23,6 @@ GPU = "nvidia.com/gpu"
 # In a process of its own: whether there are pods is decided when the DAG files are read.
 RENDER = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
 from airflow.dag_processing.dagbag import DagBag
 from kubernetes.client import ApiClient
 

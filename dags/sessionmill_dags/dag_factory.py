@@ -14,8 +14,6 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import alarms
-import pods
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import (
     Asset,
@@ -32,16 +30,23 @@ from airflow.sdk.exceptions import (
     AirflowRuntimeError,
     AirflowSkipException,
 )
-from operators import JobsOperator, ModelsOperator, PageOperator, TrainingOperator
 
+import jobs
 from jobs.core.errors import SourceError
 from jobs.core.landing_globs import DAY_FIELD, landing_patterns
 from jobs.core.settings import settings
 from jobs.core.source_file import Source, load_source
 from jobs.core.tables import SEQUENCES
+from sessionmill_dags import alarms, pods
+from sessionmill_dags.operators import (
+    JobsOperator,
+    ModelsOperator,
+    PageOperator,
+    TrainingOperator,
+)
 
 log = logging.getLogger(__name__)
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(jobs.__file__).resolve().parents[1]
 
 # Ties the steps of one run, and names the candidate's folder and the comparison.
 RUN = "{{ run_id | replace('~', '-') }}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DeadlineAlert, SyncCallback
+from airflow.sdk import DeadlineAlert, SyncCallback  # type: ignore[attr-defined]  # (its stub lacks them)
 
 from jobs.airflow_plugin import RunQueued
 from jobs.core.settings import settings

@@ -62,9 +62,16 @@ class ProcessOperator(BaseOperator):
             self._process.terminate()
 
 
-Operator: Any = ProcessOperator
-if settings().pod_template is not None:
-    from pod_operator import PodOperator as Operator
+def _operator() -> Any:
+    """Where commands run, decided when the DAG files are read."""
+    if settings().pod_template is None:
+        return ProcessOperator
+    from sessionmill_dags.pod_operator import PodOperator
+
+    return PodOperator
+
+
+Operator: Any = _operator()
 
 
 class ModelsOperator(Operator):
@@ -95,7 +102,7 @@ class PageOperator(ModelsOperator):
     url: str | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        done = super().execute(context)
+        done: dict[str, Any] = super().execute(context)
         self.url = done["url"]
         return done
 
