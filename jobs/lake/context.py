@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from jobs.core import crash_points
-from jobs.lake import filesystem
-from jobs.lake.data_files import staging
-from jobs.lake.delta import Lake
 from jobs.core.errors import Conflict, SettingsError
-from jobs.lake.rewrite import BEFORE, CHANGE_FEED, DDL, Put, Rewrite
 from jobs.core.settings import settings
 from jobs.core.source_file import Source
 from jobs.core.tables import Table
+from jobs.lake import filesystem
+from jobs.lake.data_files import staging
+from jobs.lake.delta import Lake
+from jobs.lake.rewrite import BEFORE, CHANGE_FEED, DDL, Put, Rewrite
 from jobs.lake.tasks import run
 
 if TYPE_CHECKING:

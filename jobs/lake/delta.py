@@ -21,13 +21,13 @@ from deltalake.transaction import AddAction
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.lake import filesystem
 from jobs.core.arrow_types import arrow_schema
+from jobs.core.errors import Conflict
+from jobs.core.tables import Table
+from jobs.lake import filesystem
 from jobs.lake.data_files import DataFile, staging, statistics
 from jobs.lake.delta_errors import conflicts, feed_gone, retried
-from jobs.core.errors import Conflict
 from jobs.lake.filesystem import rust_uri
-from jobs.core.tables import Table
 
 
 class Lake:
@@ -439,7 +439,9 @@ class Lake:
         """A small table whole, as Arrow."""
         found = self.open(table)
         return (
-            filesystem.rows_of(found).to_table() if found else arrow_schema(table.columns).empty_table()
+            filesystem.rows_of(found).to_table()
+            if found
+            else arrow_schema(table.columns).empty_table()
         )
 
     def put_small(self, table: Table, rows: list[tuple[Any, ...]]) -> None:

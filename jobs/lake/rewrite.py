@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.lake import filesystem
 from jobs.core.arrow_types import arrow_schema
+from jobs.lake import filesystem
 
 CHANGE_FEED = "_change_data"
 BEFORE = {"changed": "update_preimage", "retired": "delete"}

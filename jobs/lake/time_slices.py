@@ -13,13 +13,8 @@ to lay them out.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import uuid
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,9 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from jobs.lake import filesystem
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.tables import SESSIONS
+from jobs.lake import filesystem
 from jobs.lake.tasks import shared_out
 
 if TYPE_CHECKING:
@@ -48,19 +42,7 @@ def size_of(events: int, cores: int) -> int:
     return max(SMALLEST_SLICE, min(SLICE_EVENTS, events // cores + 1))
 
 
-
-
-
-
 # -- one slice ------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
 
 
 # -- the slices of a table ------------------------------------------------------------------------
@@ -175,10 +157,6 @@ def read(
     return data.to_table(filter=inside, use_threads=False).combine_chunks()
 
 
-
-
-
-
 def micros(times: pa.ChunkedArray) -> np.ndarray:
     """Times in microseconds since 1970."""
     made: np.ndarray = times.cast(CLOCK).cast(pa.int64()).to_numpy()
@@ -206,20 +184,6 @@ def by_time(rows: DataFrame, column: str, edges: list[int]) -> DataFrame:
     return rows.repartitionById(len(edges) + 1, place)
 
 
-
-
-
-
-
-
-
-
-
-
 def frame(spark: SparkSession, parts: list[tuple[int | None, int | None, list[str]]]) -> DataFrame:
     """Slices as work to do: `low`, `high`, `paths`."""
     return shared_out(spark, list(parts), "low long, high long, paths array<string>")
-
-
-
-
