@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -122,94 +122,138 @@ class CsvRecords:
 
 
 def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
-    batches = Batches(fmt, facts.file, facts)
-    records = CsvRecords(fmt.delimiter, None, fmt.longest_record)
-    places: dict[str, int] | None = None
-    previous: list[str] | None = None
+    """The records of one CSV.
 
-    def take_block(block: Block) -> pa.RecordBatch | None:
-        """Most blocks of most logs: nothing is quoted, and no line is looked at."""
-        if places is None or records.carry or records.long or records.num_fields is None:
+    Raises:
+        Unusable: the header cannot be read, or has not the columns that the source file names.
+    """
+    return _CsvFile(fmt, facts).read(byte_streams.pieces(stream, fmt.encoding, fmt.longest_record))
+
+
+class _CsvFile:
+    """One CSV while it is read: the header first, then what follows by the quickest way that
+    gives the same records.
+
+    A block in which each line is one record is cut by Arrow (`block`), lines that are one record
+    each by the csv module (`whole`), and others one by one (`add`).
+    """
+
+    def __init__(self, fmt: Format, facts: FileFacts) -> None:
+        self.fmt, self.facts = fmt, facts
+        self.batches = Batches(fmt, facts.file, facts)
+        self.records = CsvRecords(fmt.delimiter, None, fmt.longest_record)
+        self.places: dict[str, int] | None = None
+        """Our columns' places; None: the header was not read yet."""
+
+    def read(self, pieces: Iterable[Block | list[str]]) -> Iterator[pa.RecordBatch]:
+        held: list[str] | None = None  # until it is known whether they are the last
+        for piece in pieces:
+            if held is not None:
+                yield from self.lines(held, last=False)
+                held = None
+            if self.places is None:
+                piece = yield from self.after_header(piece)
+            batch = self.block(piece) if isinstance(piece, Block) else None
+            if batch is not None:
+                yield from self.drained()
+                yield batch
+            else:
+                held = piece.lines() if isinstance(piece, Block) else piece
+        if held is not None or self.records.carry:
+            yield from self.lines(held or [], last=True)
+        yield from self.drained()
+
+    def after_header(
+        self, piece: Block | list[str]
+    ) -> Generator[pa.RecordBatch, None, Block | list[str]]:
+        """Read the header alone, because the number of fields is known from it.
+
+        Returns:
+            What of the piece follows.
+        """
+        lines = piece.lines() if isinstance(piece, Block) else piece
+        head = 1
+        while head < len(lines) and not lines[head - 1].strip():
+            head += 1
+        yield from self.lines(lines[:head], last=len(lines) == head)
+        while self.records.carry and head < len(lines):
+            yield from self.lines(lines[head : head + 1], last=False)
+            head += 1
+        return Block.of(lines[head:]) if isinstance(piece, Block) else lines[head:]
+
+    def drained(self) -> Iterator[pa.RecordBatch]:
+        """The records that were added one by one, if there are any."""
+        if len(self.batches):
+            yield self.batches.drain()
+
+    def block(self, block: Block) -> pa.RecordBatch | None:
+        """A block's records without a look at its lines; None: it has others than one a line."""
+        records = self.records
+        if self.places is None or records.carry or records.long or records.num_fields is None:
             return None
-        batch = batches.block(
-            records.next_line, block, records.char, records.num_fields, places
-        )  # fmt: skip
+        batch = self.batches.block(
+            records.next_line, block, records.char, records.num_fields, self.places
+        )
         if batch is not None:
             records.next_line += batch.num_rows
-            facts.lines += batch.num_rows
+            self.facts.lines += batch.num_rows
         return batch
 
-    def take(lines: list[str], last: bool) -> Iterator[pa.RecordBatch]:
-        nonlocal places
-        first = records.next_line
-        columns = records.columns(lines) if places is not None else None
-        if columns is not None and places is not None:
-            batch = batches.whole(first, lines, columns, places)
-            if batch is not None:
-                facts.lines += len(lines)
-                if len(batches):
-                    yield batches.drain()
-                yield batch
-                return
-            records.next_line = first
-        for line, raw, row in records.feed(lines, last):
-            if not raw.strip() and (not row or places is None):
-                continue  # a blank line is no record; one of tabs is, where they delimit
-            if places is None:
-                places = start(row, raw)
-                if fmt.header:
-                    continue
-                if row is not None and len(row) != records.num_fields:
-                    row = None
-            facts.lines += 1
-            if row is None or has_broken_bytes(raw):
-                batches.add(line, printable(raw), None)
-            else:
-                values = {ours: row[place] for ours, place in places.items()}
-                batches.add(line, printable(raw), values)
-            if batches.full:
-                yield batches.drain()
+    def whole(self, lines: list[str]) -> pa.RecordBatch | None:
+        """The records of lines, column by column; None: a line is not one whole record."""
+        if self.places is None:
+            return None
+        first = self.records.next_line
+        columns = self.records.columns(lines)
+        if columns is None:
+            return None
+        batch = self.batches.whole(first, lines, columns, self.places)
+        if batch is None:
+            self.records.next_line = first
+            return None
+        self.facts.lines += len(lines)
+        return batch
 
-    def start(row: Row, raw: str) -> dict[str, int]:
+    def lines(self, lines: list[str], last: bool) -> Iterator[pa.RecordBatch]:
+        """Records of lines. Those of a record that may go on are kept back, unless `last`."""
+        batch = self.whole(lines)
+        if batch is not None:
+            yield from self.drained()
+            yield batch
+            return
+        for line, raw, row in self.records.feed(lines, last):
+            self.add(line, raw, row)
+            if self.batches.full:
+                yield self.batches.drain()
+
+    def add(self, line: int, raw: str, row: Row) -> None:
+        """One record, or the header.
+
+        Args:
+            line: its first physical line.
+        """
+        if not raw.strip() and (not row or self.places is None):
+            return  # a blank line is no record; one of tabs is, where they delimit
+        if self.places is None:
+            self.places = self.start(row, raw)
+            if self.fmt.header:
+                return
+        self.facts.lines += 1
+        values = None
+        if row is not None and not has_broken_bytes(raw):
+            values = {ours: row[place] for ours, place in self.places.items()}
+        self.batches.add(line, printable(raw), values)
+
+    def start(self, row: Row, raw: str) -> dict[str, int]:
+        """What the file's first record tells: how many fields there are, and which are ours."""
+        facts, fmt = self.facts, self.fmt
         if row is None or has_broken_bytes(raw):
             raise Unusable(
                 f"{facts.file}: the first line cannot be read as csv with delimiter "
                 f"{fmt.delimiter!r} and encoding {fmt.encoding!r}: {printable(raw)[:120]!r}"
             )
         header = row if fmt.header else [f"_{place}" for place in range(len(row))]
-        records.num_fields = len(row)
+        self.records.num_fields = len(row)
         found = positions(fmt, header, facts.file)
         facts.columns, facts.header = dict.fromkeys(header, "text"), header
         return found
-
-    for part in byte_streams.pieces(stream, fmt.encoding, fmt.longest_record):
-        if previous is not None:
-            yield from take(previous, last=False)
-            previous = None
-        if places is None:
-            lines = part.lines() if isinstance(part, Block) else part
-            # The header alone first: the number of fields is known from it.
-            head = 1
-            while head < len(lines) and not lines[head - 1].strip():
-                head += 1
-            yield from take(lines[:head], last=len(lines) == head)
-            while records.carry and head < len(lines):
-                yield from take(lines[head : head + 1], last=False)
-                head += 1
-            part = Block.of(lines[head:]) if isinstance(part, Block) else lines[head:]
-        if isinstance(part, Block):
-            batch = take_block(part)
-            if batch is None:
-                previous = part.lines()
-                continue
-            if len(batches):
-                yield batches.drain()
-            yield batch
-        else:
-            previous = part
-    if previous is not None:
-        yield from take(previous, last=True)
-    elif records.carry:
-        yield from take([], last=True)
-    if len(batches):
-        yield batches.drain()

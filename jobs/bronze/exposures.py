@@ -144,7 +144,7 @@ def told(context: Context, candidate: Candidate) -> list[str]:
     part = context.source.exposures
     if part is None:
         return []
-    lines = candidate.part("lines").where("line > 0 AND reason IS NULL")
+    lines = candidate.part("lines").where("reason IS NULL")
     some = F.count_if(F.size("exposed_with") > 0)
     counted = lines.agg(F.count("*").alias("lines"), some.alias("some")).first()
     assert counted is not None

@@ -160,7 +160,7 @@ class Layer:
 
     def of_files(self, batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         """For `mapInArrow` over slices, as `frame` has them, of files of lines."""
-        usable = (ds.field("line") > 0) & ds.field("reason").is_null()
+        usable = ds.field("reason").is_null()
         for batch in batches:
             for one in batch.to_pylist():
                 lines = read(one["paths"], self.lines, one["low"], one["high"], usable)

@@ -10,7 +10,6 @@ publish   rejects, events, then the ledger; each commit alone leaves a state tha
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -21,6 +20,7 @@ from pyspark.sql import functions as F
 from jobs.audit import arrow_columns, suite
 from jobs.bronze import checks, exposures, landing, quality
 from jobs.bronze import first_load as bronze_first_load
+from jobs.bronze.records import FileFacts
 from jobs.core import crash_points
 from jobs.core.errors import AuditFailed, Conflict, RejectShareError, SourceError
 from jobs.core.tables import EVENTS, FILES, REJECTS
@@ -66,9 +66,13 @@ def stored_by_time(
     if lake.rows(EVENTS) == 0:
         return None
     schema = "event_id string, stored_ts timestamp, stored_hash string"
-    times = candidate.arrow("lines", ["event_ts", "line", "reason"])
-    good = pc.and_(pc.greater(times["line"], 0), pc.is_null(times["reason"]))
-    times = times.filter(good).select(["event_ts"]).group_by("event_ts").aggregate([])
+    times = candidate.arrow("lines", ["event_ts", "reason"])
+    times = (
+        times.filter(pc.is_null(times["reason"]))
+        .select(["event_ts"])
+        .group_by("event_ts")
+        .aggregate([])
+    )
     times = times.sort_by("event_ts").combine_chunks()
     if not times.num_rows:
         return context.spark.createDataFrame([], schema)
@@ -144,7 +148,7 @@ def compute(context: Context) -> Candidate:
             where = os.getcwd()
             raise SourceError(f"{nothing} (from {where}): correct it, or put the log there")
         notes.append(f"{nothing} this time: nothing was read")
-    facts = []
+    facts: list[FileFacts] = []
     if chosen:
         if not landing.is_parsed(context, candidate, chosen):
             candidate.remove()
@@ -155,13 +159,13 @@ def compute(context: Context) -> Candidate:
     base = {table.full_name: lake.version(table) for table in (EVENTS, REJECTS, FILES)}
     manifest: dict[str, Any] = {
         "batch": context.batch, "day": context.day, "base": base, "empty": not facts,
-        "counts": {"read": sum(one["lines"] for one in facts)}, "rejects": {},
-        "files": [one["file"] for one in facts], "notes": notes,
+        "counts": {"read": sum(one.lines for one in facts)}, "rejects": {},
+        "files": [one.file for one in facts], "notes": notes,
     }  # fmt: skip
     if facts:
         notes += landing.strange_times(context, candidate)
         notes += landing.too_long(facts)
-        if passed := sum(one.get("forgotten", 0) for one in facts):
+        if passed := sum(one.forgotten for one in facts):
             notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
         fill(context, candidate, manifest)
@@ -196,7 +200,7 @@ def fill_events(
     Args:
         oldest: the oldest date that is not late, per line; None: nothing is.
     """
-    usable = candidate.part("lines").where("line > 0 AND reason IS NULL")
+    usable = candidate.part("lines").where("reason IS NULL")
     few = context.many and manifest["counts"]["read"] <= FEW_LINES
     find = stored_by_time if few and context.source.columns.event_id is None else stored_events
     stored = find(context, candidate, usable, manifest["base"][EVENTS.full_name])
@@ -276,19 +280,19 @@ def fill_by_slices(
 
 def unusable(candidate: Candidate) -> DataFrame:
     """The candidate's lines that make no event, late ones among them, with their reasons."""
-    lines = candidate.part("lines").where("line > 0 AND reason IS NOT NULL")
+    lines = candidate.part("lines").where("reason IS NOT NULL")
     if not candidate.has("judged"):
         return lines
     late = candidate.part("judged").where("late").withColumn("reason", F.lit("late"))
     return lines.unionByName(late, allowMissingColumns=True)
 
 
-def columns_of_files(facts: list[dict[str, Any]]) -> Column:
+def columns_of_files(facts: list[FileFacts]) -> Column:
     """Per line, the columns of its file in order, where that is a CSV."""
     files_with: dict[tuple[str, ...], list[str]] = {}
     for one in facts:
-        if one.get("header"):
-            files_with.setdefault(tuple(one["header"]), []).append(one["file"])
+        if one.header:
+            files_with.setdefault(tuple(one.header), []).append(one.file)
     # Most often the files of a run agree: one branch, or a few.
     found = F.lit(None).cast("array<string>")
     for header, paths in files_with.items():
@@ -330,7 +334,7 @@ def changed_rejects(
     """
     lake, key = context.lake, list(REJECTS.key)
     known = lake.read(REJECTS, base).where(F.col("file").isin(paths)).select(*REJECTS.columns)
-    good = candidate.part("lines").where("line > 0 AND reason IS NULL").select(*key)
+    good = candidate.part("lines").where("reason IS NULL").select(*key)
     good = good.join(rejects.select(*key), key, "left_anti")
     read = {
         row["file"]: time_slices.micros_of(row["read_ts"])
@@ -504,10 +508,9 @@ def change_rejects(context: Context, candidate: Candidate, part: str) -> None:
 
 def publish_ledger(context: Context, candidate: Candidate) -> None:
     lake = context.lake
-    facts = json.loads(filesystem.read_text(candidate.path("files.json")))
     rows = [
-        (one["file"], one["bytes"], one["modified_ms"], one["sha256"], one["lines"],
-         list(one["columns"].items()), context.started, context.batch)
-        for one in facts
+        (one.file, one.bytes, one.modified_ms, one.sha256, one.lines, list(one.columns.items()),
+         context.started, context.batch)
+        for one in landing.facts_read(candidate)
     ]  # fmt: skip
     lake.put_small(FILES, rows)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -19,7 +18,7 @@ from pyspark.sql import functions as F
 
 from jobs.bronze import exposures
 from jobs.bronze.readers import reader
-from jobs.bronze.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, Format
+from jobs.bronze.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points
 from jobs.core.errors import SchemaError
@@ -42,6 +41,8 @@ LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
     f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
 }
 DIGEST = "source.txt"
+TASKS_FACTS = "facts"  # a folder: of each task, the facts of its files
+FACTS = "files.json"  # all of them
 NULL_IDS_PROPERTY = "sessionmill.null_ids"
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
@@ -121,68 +122,68 @@ def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
 
 
 def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> None:
-    """Read files once: typed lines in the part `lines`, what the files were in `files`."""
+    """Read files once: typed lines in the part `lines`, what the files were in `files.json`.
+
+    The facts of files come out of the same pass as their lines, as files that the tasks write, and
+    not as rows among the lines: every reader of lines would have to leave those out.
+    """
     spark = context.spark
     groups = bins(chosen, spark.sparkContext.defaultParallelism)
     rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
     frame = spark.createDataFrame(rows, "path string, bin int")
     paths = frame.repartitionById(len(groups), "bin").select("path")
     fmt = reading_format(context)
-    records = paths.mapInArrow(reader(fmt), RECORD_DDL)
+    filesystem.remove(candidate.path(TASKS_FACTS))  # (of an attempt that was killed)
+    records = paths.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS)), RECORD_DDL)
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
     hashed = context.lake.rows(REJECTS) > 0
-    lines = typed_events(records, context.source, oldest_date(context), hashed).withColumn(
-        "facts", F.when(F.col("line") == 0, F.col("raw"))
-    )
-    lines = lines.withColumn("raw", F.when(F.col("facts").isNull(), F.col("raw")))
+    lines = typed_events(records, context.source, oldest_date(context), hashed)
     lines = exposures.joined(context, candidate, lines)
     written = candidate.write("lines", lines, LINES_AS)
-    facts = facts_of(written)
-    stats = {path: (size, modified) for path, size, modified in chosen}
-    for one in facts:
-        one["bytes"], one["modified_ms"] = stats[one["file"]]
-    check_schema(context, facts)
+    facts = facts_of_tasks(candidate, chosen)
+    check_schema(context, facts, written)
     filesystem.write_text(candidate.path(DIGEST), context.source.digest())
-    filesystem.write_text(candidate.path("files.json"), json.dumps(facts))
+    filesystem.write_text(candidate.path(FACTS), json.dumps([vars(one) for one in facts]))
     crash_points.point("ingest.parsed")
 
 
 def is_parsed(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> bool:
     """Whether the candidate has these files' lines, as they are now, by the source file as it is:
-    a batch may be computed again after either was mended."""
-    if not all(filesystem.exists(candidate.path(name)) for name in ("files.json", DIGEST)):
+    a batch may be computed again after either was mended. (Lines that 0.1.0 parsed have facts
+    among them, and are parsed again.)"""
+    needed = (FACTS, DIGEST, TASKS_FACTS)
+    if not all(filesystem.exists(candidate.path(name)) for name in needed):
         return False
-    known = [(one["file"], one["bytes"], one["modified_ms"]) for one in facts_read(candidate)]
+    known = [(one.file, one.bytes, one.modified_ms) for one in facts_read(candidate)]
     same = filesystem.read_text(candidate.path(DIGEST)) == context.source.digest()
     return same and sorted(known) == sorted(chosen)
 
 
-def facts_read(candidate: Candidate) -> list[dict[str, Any]]:
+def facts_read(candidate: Candidate) -> list[FileFacts]:
     """What each file of a candidate was, as `parse` found."""
-    found: list[dict[str, Any]] = json.loads(filesystem.read_text(candidate.path("files.json")))
-    return found
+    return [FileFacts.of(one) for one in json.loads(filesystem.read_text(candidate.path(FACTS)))]
 
 
-def facts_of(lines: DataFrame) -> list[dict[str, Any]]:
-    """What each file was, as its reader told, and under `bad` which mapped columns could not be
-    read: how many lines, and the first of them."""
-    bad = {reason: F.col("reason") == reason for reason in TYPE_OF}
-    by_file = lines.groupBy("file").agg(
-        F.max("facts").alias("facts"),
-        *(F.count_if(is_bad).alias(reason) for reason, is_bad in bad.items()),
-        *(
-            F.min_by("raw", F.when(is_bad, F.col("line"))).alias(f"{reason}_raw")
-            for reason, is_bad in bad.items()
-        ),
-    )
-    return [
-        json.loads(row["facts"])
-        | {"bad": {one: (row[one], row[f"{one}_raw"]) for one in TYPE_OF if row[one]}}
-        for row in by_file.collect()
-    ]
+def facts_of_tasks(candidate: Candidate, chosen: list[tuple[str, int, int]]) -> list[FileFacts]:
+    """What each file was, as the tasks that read them wrote, in the order of the files' names."""
+    listed = {path: (size, modified) for path, size, modified in chosen}
+    found = []
+    for path, *_ in filesystem.glob(f"{candidate.path(TASKS_FACTS)}/*.json"):
+        for stored in json.loads(filesystem.read_text(path)):
+            facts = FileFacts.of(stored)
+            facts.bytes, facts.modified_ms = listed[facts.file]
+            found.append(facts)
+    return sorted(found, key=lambda one: one.file)
 
 
-def changed_types(context: Context, facts: list[dict[str, Any]]) -> Iterator[str]:
+def unreadable_columns(lines: DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
+    """By file and reason, of the reasons in `TYPE_OF`: how many lines, and the first of them."""
+    bad = lines.where(F.col("reason").isin(*TYPE_OF)).groupBy("file", "reason")
+    rows = bad.agg(F.count("*").alias("lines"), F.min_by("raw", "line").alias("first")).collect()
+    return {(row["file"], row["reason"]): (row["lines"], row["first"]) for row in rows}
+
+
+def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) -> Iterator[str]:
     """Files of text in which a column that was readable before is so in no line any more.
 
     One bad line is a reject; a file of them is a log that changed. Text has no types, so it takes
@@ -190,54 +191,57 @@ def changed_types(context: Context, facts: list[dict[str, Any]]) -> Iterator[str
     """
     if not context.lake.rows(EVENTS):
         return
-    mapped = context.source.columns.mapped()
+    mapped, bad = context.source.columns.mapped(), unreadable_columns(lines)
     for one in facts:
-        for reason, (count, raw) in one["bad"].items():
-            ours, expected = TYPE_OF[reason]
-            if count == one["lines"] >= LINES_OF_A_CHANGE:
+        for reason, (ours, expected) in TYPE_OF.items():
+            count, raw = bad.get((one.file, reason), (0, ""))
+            if count == one.lines >= LINES_OF_A_CHANGE:
                 yield (
-                    f"{one['file']}: column {mapped[ours]!r} ({field_of(ours)}) is {expected} in none "
+                    f"{one.file}: column {mapped[ours]!r} ({field_of(ours)}) is {expected} in none "
                     f"of its {count} lines, in earlier files it was; the first line: {raw[:200]!r}. "
                     "Have the log delivered again as it was, correct [time], or load it as a new "
                     "source"
                 )
 
 
-def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
+def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
     """Stop before anything is written when a file is not what was promised.
+
+    Args:
+        lines: the typed lines of these files.
 
     Raises:
         SchemaError: with every file's complaint: column, file, sample value, remedy.
     """
-    complaints = [one["error"] for one in facts if one["error"]]
-    complaints += changed_types(context, facts)
+    complaints = [one.error for one in facts if one.error]
+    complaints += changed_types(context, facts, lines)
     source = context.source
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
     before = next((one for one in ledger["columns"].to_pylist() if one), None)
     if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
         known = dict(before)
         for one in facts:
-            there = one["columns"]
-            if not one["lines"] or one["error"]:
+            there = one.columns
+            if not one.lines or one.error:
                 continue
             for ours, theirs in source.mapped().items():
                 root = theirs.split(".")[0] if theirs not in known else theirs
                 if root in known and theirs not in there and root not in there:
                     complaints.append(
-                        f"{one['file']}: column {theirs!r} ({field_of(ours)}) is in none of its "
-                        f"{one['lines']} lines, earlier files had it. Have the log delivered again "
+                        f"{one.file}: column {theirs!r} ({field_of(ours)}) is in none of its "
+                        f"{one.lines} lines, earlier files had it. Have the log delivered again "
                         "with it, or take it out of the source file"
                     )
                 elif there.get(theirs, known.get(theirs)) != known.get(theirs):
                     complaints.append(
-                        f"{one['file']}: column {theirs!r} ({field_of(ours)}) is {there[theirs]}, in "
+                        f"{one.file}: column {theirs!r} ({field_of(ours)}) is {there[theirs]}, in "
                         f"earlier files it was {known[theirs]}. Write it as before, or load the "
                         "log as a new source"
                     )
             new = sorted(set(there) - set(known))
             if new and source.source.on_new_column == "fail":
                 complaints.append(
-                    f"{one['file']}: new column {new[0]!r}, and source.on_new_column = 'fail'. "
+                    f"{one.file}: new column {new[0]!r}, and source.on_new_column = 'fail'. "
                     "Set it to 'ignore' to read the file without the column"
                 )
     if complaints:
@@ -246,15 +250,15 @@ def check_schema(context: Context, facts: list[dict[str, Any]]) -> None:
         raise SchemaError(f"nothing was written:\n{shown}{more}")
 
 
-def too_long(facts: list[dict[str, Any]]) -> list[str]:
+def too_long(facts: list[FileFacts]) -> list[str]:
     """What to say of records that are too long for the tables."""
-    found = [one for one in facts if one.get("too_long")]
+    found = [one for one in facts if one.too_long]
     if not found:
         return []
     return [
-        f"{sum(one['too_long'] for one in found)} records are too long and were rejected as "
+        f"{sum(one.too_long for one in found)} records are too long and were rejected as "
         f"unparsable: a record has at most {LONGEST_RECORD:,} characters, and a mapped column "
-        f"{LONGEST_TEXT:,}. The first is line {found[0]['first_too_long']} of {found[0]['file']}. "
+        f"{LONGEST_TEXT:,}. The first is line {found[0].first_too_long} of {found[0].file}. "
         "If the line should count, deliver the file again without the long text"
     ]
 

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.bronze import landing
 from jobs.bronze.readers import record_of
-from jobs.bronze.records import Format
+from jobs.bronze.records import FileFacts, Format
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
 
@@ -60,7 +60,7 @@ def complaint(context: Context, candidate: Candidate, manifest: dict[str, Any]) 
         f"more than quality.max_reject_share = {quality.max_reject_share:g}"
     )  # fmt: skip
     samples = {reason: sampled(candidate, reason) for reason, _ in ordered.most_common()}
-    facts = {one["file"]: one for one in landing.facts_read(candidate)}
+    facts = {one.file: one for one in landing.facts_read(candidate)}
     return "\n".join(
         [
             f"{bad} of {read} lines cannot be used ({bad / read:.1%}; {reasons}): {bound}",
@@ -109,14 +109,14 @@ def in_words(row: dict[str, Any]) -> str:
 
 
 def remedies(
-    context: Context, samples: dict[str, list[dict[str, Any]]], facts: dict[str, dict[str, Any]]
+    context: Context, samples: dict[str, list[dict[str, Any]]], facts: dict[str, FileFacts]
 ) -> Iterator[str]:
     """For each reason, the keys of the source file that would mend it."""
     fmt = replace(landing.file_format(context.source), privacy=privacy_of(context))
     for reason, rows in samples.items():
         if not rows:
             continue
-        columns = facts[rows[0]["file"]]["columns"]
+        columns = facts[rows[0]["file"]].columns
         names = [one for row in rows for one in named(fmt, row, columns)]
         there = shown(list(dict.fromkeys(names)))
         if reason == "unparsable":
@@ -244,7 +244,7 @@ def bad_files(candidate: Candidate, manifest: dict[str, Any]) -> list[str]:
     rejects = candidate.part("rejects").where("reason <> 'late'")
     for file, reason, count in rejects.groupBy("file", "reason").count().collect():
         counted[file][reason] = count
-    lines = {one["file"]: one["lines"] for one in landing.facts_read(candidate)}
+    lines = {one.file: one.lines for one in landing.facts_read(candidate)}
     bad = sorted(file for file, found in counted.items() if sum(found.values()) == lines[file])
     notes = []
     for file in bad[:SHOWN_FILES]:
@@ -262,8 +262,8 @@ def bad_files(candidate: Candidate, manifest: dict[str, Any]) -> list[str]:
 
 def same_ids(context: Context, candidate: Candidate) -> list[str]:
     """Ids that are there as whole numbers and, a second time, with `.0`."""
-    ending = {name for one in landing.facts_read(candidate) for name in one.get("point_zero", ())}
-    lines = candidate.part("lines").where("line > 0 AND reason IS NULL")
+    ending = {name for one in landing.facts_read(candidate) for name in one.point_zero}
+    lines = candidate.part("lines").where("reason IS NULL")
     notes = []
     for ours in sorted(ending):
         count, example = _with_and_without(lines.select(F.col(ours).alias("id")).distinct())

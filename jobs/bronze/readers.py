@@ -5,8 +5,8 @@ as text exactly as the log has them (no number ever becomes a float), the raw li
 its first physical line (the header counted; Parquet: the row, from 1). Nothing is judged here but
 "is this a record at all"; typing, reasons and hashes are Spark SQL (`ingest.py`).
 
-A last record of `kind = 'file'` tells what the file was: size, content hash, lines, columns, or
-the error that makes it unreadable as the source file describes it.
+Beside the records, each task writes the facts of its files (`FileFacts`): size, content hash,
+lines, columns, or the error that makes a file unreadable as the source file describes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from jobs.bronze.records import (
     missing_column,
 )
 from jobs.core.source_file import field_of
-from jobs.lake.filesystem import open_binary, open_seekable
+from jobs.lake.filesystem import open_binary, open_seekable, write_text
 
 BATCH_BYTES = 32 * 1024 * 1024
 """Of Parquet, decoded: of long rows a batch has fewer."""
@@ -311,9 +311,13 @@ def _microseconds(text: str | None) -> str | None:
     return str((moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
 
 
-def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
-    """All records of one file, then one `kind = 'file'` row with its facts as JSON in `raw`."""
-    facts = FileFacts(path)
+def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
+    """All records of one file.
+
+    Args:
+        facts: of this file; whole when the last record was taken. `error` is there instead of an
+            exception.
+    """
     try:
         with open_binary(path) as raw:
             hashing = byte_streams.Hashing(raw)
@@ -346,19 +350,38 @@ def read_file(fmt: Format, path: str) -> Iterator[pa.RecordBatch]:
             f"{error}). This is a fault of sessionmill: report it with this line; to go on without "
             "the file, move it out of the landing"
         )
-    told = Batches(fmt, path)
-    told.add(0, "", {})
-    told.columns["kind"], told.columns["raw"] = ["file"], [json.dumps(facts.__dict__)]
-    yield told.drain()
 
 
-def reader(fmt: Format) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """For `mapInArrow` over a frame with one column of paths."""
+def reader(
+    fmt: Format, facts_folder: str
+) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
+    """For `mapInArrow` over a frame with one column of paths: their records.
+
+    Args:
+        facts_folder: each task writes the facts of its files here, as one JSON file named by its
+            partition, so that a task that is tried again writes the same file again.
+    """
 
     def read(paths: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        found: list[FileFacts] = []
         for batch in paths:
             for path in batch.column(0).to_pylist():
-                records = read_file(fmt, path)
-                yield from records if fmt.privacy is None else fmt.privacy.guarded(records)
+                facts = FileFacts(path)
+                records = read_file(fmt, path, facts)
+                if fmt.privacy is None:
+                    yield from records
+                else:
+                    facts.skip_forgotten((yield from fmt.privacy.guarded(records)))
+                found.append(facts)
+        if found:
+            write_text(f"{facts_folder}/{_task()}.json", json.dumps([vars(one) for one in found]))
 
     return read
+
+
+def _task() -> int:
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    assert task is not None
+    return task.partitionId()

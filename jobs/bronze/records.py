@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +82,11 @@ class Format:
 
 @dataclass
 class FileFacts:
-    """What one file turned out to be."""
+    """What one file turned out to be; filled while its records are read."""
 
     file: str
     lines: int = 0
+    """Read lines, without those of forgotten people."""
     columns: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     size: int = 0
@@ -98,6 +99,20 @@ class FileFacts:
     """The columns of a CSV, in order; `columns` has a name once."""
     point_zero: list[str] = field(default_factory=list)
     """Those of `user_id` and `item_id` in which an id ends in `.0`."""
+    forgotten: int = 0
+    """Lines of forgotten people, which were skipped."""
+    bytes: int = 0
+    """As the landing was listed, before the file was read; so is `modified_ms`."""
+    modified_ms: int = 0
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> FileFacts:
+        """Facts that were stored as JSON, also by another version of this code."""
+        return cls(**{one.name: stored[one.name] for one in fields(cls) if one.name in stored})
+
+    def skip_forgotten(self, lines: int) -> None:
+        self.lines -= lines
+        self.forgotten += lines
 
     def add_too_long(self, line: int, count: int = 1) -> None:
         self.too_long += count

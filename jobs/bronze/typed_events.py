@@ -141,7 +141,7 @@ def typed_events(
 
     Args:
         oldest: the oldest date that is not late; null: nothing is. `raw` is kept of lines that may
-            be rejects, and of those that tell of a file.
+            be rejects.
         hashed: whether all lines have `raw_hash`, or only those that may be rejects.
     """
     mapped = source.mapped()
@@ -179,10 +179,9 @@ def typed_events(
         F.lit(False) if oldest is None else F.coalesce(F.col("event_date") < oldest, F.lit(False))
     )
     may_be_reject = F.col("reason").isNotNull() | late
-    tells = F.col("kind") == "file"
     lines = lines.withColumns(
         {
-            "raw": F.when(tells, F.col("raw")).when(may_be_reject, raw),
+            "raw": F.when(may_be_reject, raw),
             "raw_hash": F.when(may_be_reject | F.lit(hashed), F.hex(F.xxhash64(raw))),
             "row_hash" if "event_id" in mapped else "event_id": row_hash(mapped),
             "feedback": feedback_of(source.feedback),

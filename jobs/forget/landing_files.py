@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from jobs.bronze import byte_streams, landing
 from jobs.bronze.readers import read_file
-from jobs.bronze.records import Format
+from jobs.bronze.records import FileFacts, Format
 from jobs.core.tables import FILES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
@@ -64,13 +64,11 @@ def from_landing(context: Context, person: Person) -> int:
 def _lines_of(fmt: Format, path: str, person: Person) -> tuple[list[int], list[int]]:
     """The lines at which the person's records begin, and those at which any record does."""
     bad, starts = [], []
-    for batch in read_file(fmt, path):
+    for batch in read_file(fmt, path, FileFacts(path)):
         for kind, user, raw, line in zip(
             *(batch.column(name).to_pylist() for name in ("kind", "user_id", "raw", "line")),
             strict=True,
         ):
-            if kind == "file":
-                continue
             starts.append(line)
             if user == person.said or (kind == "unparsable" and person.stands_in(raw or "")):
                 bad.append(line)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,17 +57,15 @@ class Privacy:
     def key_check(self) -> str:
         return hmac.new(self.key, b"sessionmill: is it this key?", hashlib.sha256).hexdigest()[:16]
 
-    def guarded(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def guarded(self, batches: Iterable[pa.RecordBatch]) -> Generator[pa.RecordBatch, None, int]:
         """The records of one file without those of forgotten people; user ids hashed, if so.
 
-        The record that tells of the file counts them apart: what is passed over was not read.
+        Returns:
+            How many records were skipped; the file's facts count them apart.
         """
-        passed = 0
+        skipped = 0
         for batch in batches:
             kinds = batch.column("kind").to_pylist()
-            if kinds == ["file"]:
-                yield _told(batch, passed) if passed else batch
-                continue
             names = batch.column("user_id").dictionary_encode()
             made = [self.pseudonym(name) for name in names.dictionary.to_pylist()]
             hashed = pa.array(made, pa.string()).take(names.indices)
@@ -85,8 +82,9 @@ class Privacy:
             if self.hashes:
                 batch = batch.set_column(batch.schema.get_field_index("user_id"), "user_id", hashed)
             left = batch.filter(pc.invert(gone))
-            passed += batch.num_rows - left.num_rows
+            skipped += batch.num_rows - left.num_rows
             yield left
+        return skipped
 
     def names_forgotten(self, text: str) -> bool:
         """Whether a text that is no record has the id of a forgotten person: as a word, or as up to
@@ -102,14 +100,6 @@ class Privacy:
                     if self.pseudonym(one) in self.forgotten:
                         return True
         return False
-
-
-def _told(batch: pa.RecordBatch, passed: int) -> pa.RecordBatch:
-    facts = json.loads(batch.column("raw")[0].as_py())
-    facts["lines"] -= passed
-    facts["forgotten"] = passed
-    raw = pa.array([json.dumps(facts)], pa.string())
-    return batch.set_column(batch.schema.get_field_index("raw"), "raw", raw)
 
 
 def keyed(context: Context, hashes: bool, forgotten: frozenset[str] = frozenset()) -> Privacy:

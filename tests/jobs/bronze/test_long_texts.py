@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from jobs.bronze import byte_streams, readers
 from jobs.bronze.readers import read_file
-from jobs.bronze.records import CUT, LONGEST_RECORD, LONGEST_TEXT, Format
+from jobs.bronze.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from jobs.bronze.replay_rejects import is_cut
 from jobs.cli import main
 from jobs.core.errors import of_engine
@@ -177,8 +177,9 @@ LONG, LONGER = "x" * 30, "y" * 70
 
 
 def read(fmt: Format, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows = [row for batch in read_file(fmt, str(path)) for row in batch.to_pylist()]
-    return rows[:-1], json.loads(rows[-1]["raw"])
+    facts = FileFacts(str(path))
+    rows = [row for batch in read_file(fmt, str(path), facts) for row in batch.to_pylist()]
+    return rows, vars(facts)
 
 
 def log_of(form: str, rows: list[tuple[str, str, str]]) -> bytes:

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from jobs.bronze import byte_streams, csv_reader, records
 from jobs.bronze.readers import read_file, record_of
-from jobs.bronze.records import Format
+from jobs.bronze.records import FileFacts, Format
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 CSV = Format("csv", MAPPED)
 
 
 def read(fmt: Format, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows = [row for batch in read_file(fmt, str(path)) for row in batch.to_pylist()]
-    return rows[:-1], json.loads(rows[-1]["raw"])
+    facts = FileFacts(str(path))
+    rows = [row for batch in read_file(fmt, str(path), facts) for row in batch.to_pylist()]
+    return rows, vars(facts)
 
 
 def write(tmp_path: Path, data: bytes, name: str = "log.csv") -> Path:
