@@ -93,9 +93,12 @@ def parser() -> argparse.ArgumentParser:
             continue
         if job == "maintain":
             command.add_argument(
-                "--keep-days", type=parse_days, default=KEEP_DAYS, metavar="N",
+                "--keep-days",
+                type=parse_days,
+                default=KEEP_DAYS,
+                metavar="N",
                 help="keep what was removed from the tables in the last N days (default %(default)g)",
-            )  # fmt: skip
+            )
         if job in ("compare-rules", "maintain"):
             continue
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
@@ -110,14 +113,20 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--k", type=int, default=100, help="items of a list, at most")
             command.add_argument("--step", choices=STEPS, default="all")
             continue
-        command.add_argument("--day", type=parse_day, help="the night's day, YYYY-MM-DD (UTC); "
-                             "without one: whatever is new, nothing is late",
-                             required=job == "drift")  # fmt: skip
+        command.add_argument(
+            "--day",
+            type=parse_day,
+            help="the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late",
+            required=job == "drift",
+        )
         if job in ("ingest", "sessionize", "items", "sequences"):
             command.add_argument("--step", choices=STEPS, default="all")
         if job == "sessionize":
-            command.add_argument("--rebuild", action="store_true",
-                                 help="make silver.sessions anew, by the source file's rule")  # fmt: skip
+            command.add_argument(
+                "--rebuild",
+                action="store_true",
+                help="make silver.sessions anew, by the source file's rule",
+            )
         if job == "validate":
             command.add_argument("--table", help="one table, such as silver.sessions; default all")
     return main
@@ -137,8 +146,10 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f"{args.job} stopped: a task of Spark failed: {cause}. The published tables are as "
                 "their last commits left them. Run it again; if it fails again, report it with "
-                "what follows", file=sys.stderr, flush=True,
-            )  # fmt: skip
+                "what follows",
+                file=sys.stderr,
+                flush=True,
+            )
             traceback.print_exc()
             return 1
         if remedy is None:
@@ -146,8 +157,10 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"{args.job} stopped: {remedy}, and run it again; the published tables stand as their "
             f"last commits left them. Lake: {settings().table_root()}. "
-            f"{str(error).splitlines()[0][:300]}", file=sys.stderr, flush=True,
-        )  # fmt: skip
+            f"{str(error).splitlines()[0][:300]}",
+            file=sys.stderr,
+            flush=True,
+        )
         return 1
     if args.json:
         answer(outcome)
@@ -204,8 +217,11 @@ def forget(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 
 WITHOUT_CANDIDATE = {
-    "explain": explain, "compare-rules": compare_rules, "maintain": maintain, "forget": forget,
-}  # fmt: skip
+    "explain": explain,
+    "compare-rules": compare_rules,
+    "maintain": maintain,
+    "forget": forget,
+}
 
 
 def opened(args: argparse.Namespace, source: Source) -> Context:
@@ -215,9 +231,10 @@ def opened(args: argparse.Namespace, source: Source) -> Context:
     from jobs.lake.spark import get_spark
 
     lake = Lake(
-        lambda: get_spark(f"sessionmill {args.job} {source.name}"), settings().table_root(),
+        lambda: get_spark(f"sessionmill {args.job} {source.name}"),
+        settings().table_root(),
         source.name,
-    )  # fmt: skip
+    )
     batch = checked_batch(getattr(args, "batch", None))
     return Context(source, lake, getattr(args, "day", None), batch)
 

@@ -54,9 +54,10 @@ def _said(source: str, run_id: str, since: datetime | None) -> str | None:
             filter=ds.field("batch") == batch, columns=["job", "outcome", "message", "started_ts"]
         )
         said = [
-            row for row in rows.to_pylist()
+            row
+            for row in rows.to_pylist()
             if row["message"] is not None and (since is None or row["started_ts"] >= since)
-        ]  # fmt: skip
+        ]
         if not said:
             return None
         last = max(said, key=lambda row: row["started_ts"])
@@ -84,5 +85,8 @@ def tell_late(context: Any, hours: float, doing: str) -> None:
         f"{dag_id} is late: {run_id} was to have ended {hours:g} hours after it was queued "
         f"({doing}), and has not. Nothing was stopped: look at its running task's log; if it hangs, "
         "clear that task.",
-        source=dag_id.partition(".")[2], dag_id=dag_id, run_id=run_id, hours=hours,
-    )  # fmt: skip
+        source=dag_id.partition(".")[2],
+        dag_id=dag_id,
+        run_id=run_id,
+        hours=hours,
+    )

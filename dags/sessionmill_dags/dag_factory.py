@@ -24,7 +24,7 @@ from airflow.sdk import (
     TaskGroup,
     chain,
     task,
-)  # fmt: skip
+)
 from airflow.sdk.exceptions import (
     AirflowFailException,
     AirflowRuntimeError,
@@ -54,16 +54,20 @@ RUN = "{{ run_id | replace('~', '-') }}"
 DAY = "{{ params.day or (data_interval_start | ds) }}"
 DAY_PARAM = {
     "day": Param(
-        None, type=["null", "string"], format="date",
+        None,
+        type=["null", "string"],
+        format="date",
         description="The night's day, for a run by hand. Empty: the start of the data interval.",
     )
-}  # fmt: skip
+}
 KEEP_DAYS_PARAM = {
     "keep_days": Param(
-        30, type="number", minimum=1,
+        30,
+        type="number",
+        minimum=1,
         description="What was removed from the tables in the last so many days is kept.",
     )
-}  # fmt: skip
+}
 # Every job is idempotent: trying again is always right.
 PATIENCE = {
     "owner": "sessionmill",
@@ -490,4 +494,4 @@ __all__ = [
     "train_each",
     "training_params",
     "write_audit_publish",
-]  # fmt: skip
+]

@@ -38,9 +38,12 @@ class Verdict:
     def counts(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "checks": self.checks, "held": self.held, "failed": self.failed,
-            "warned": self.warned, "not_evaluated": self.not_evaluated,
-        }  # fmt: skip
+            "checks": self.checks,
+            "held": self.held,
+            "failed": self.failed,
+            "warned": self.warned,
+            "not_evaluated": self.not_evaluated,
+        }
 
     def in_words(self) -> str:
         """Such as `8 of 10 checks hold, 2 were not evaluated: lines_balance (…), …`."""
@@ -142,73 +145,26 @@ def judge(
     Raises:
         AuditErrored: a check could not be evaluated.
     """
-    import great_expectations as gx
-
-    from jobs.audit.data_docs import NOT_EVALUATED
-
     missing = dict(not_evaluated or {})
-
     folder = docs_folder(context)
     os.makedirs(folder, exist_ok=True)
     gx_context = _gx_context(folder)
-    expectations = gx.ExpectationSuite(name=f"{context.source.name}.{table.full_name}")
-    expectations = gx_context.suites.add(expectations)
-    for check in checks:
-        if check.name in missing:
-            continue
-        kind = severity.get(check.name, check.severity)
-        expectations.add_expectation(
-            gx.expectations.ExpectColumnMaxToBeBetween(
-                column=check.name,
-                max_value=0,
-                severity="critical" if kind == "fail" else "warning",
-                description=check.says,
-                meta={"holds": check.condition or ", ".join(check.unique) or "stated by the job"},
-            )
-        )
-    expectations.save()
-    import pandas as pd
-
-    frame = pd.DataFrame([counts])
-    asset = gx_context.data_sources.add_pandas("candidate").add_dataframe_asset(table.full_name)
-    batches = asset.add_batch_definition_whole_dataframe("all")
-    definition = gx_context.validation_definitions.add(
-        gx.ValidationDefinition(name=table.full_name, data=batches, suite=expectations)
+    evaluated = [check for check in checks if check.name not in missing]
+    expectations = _expectations(
+        gx_context, f"{context.source.name}.{table.full_name}", evaluated, severity
     )
-    checkpoint = gx_context.checkpoints.add(
-        gx.Checkpoint(
-            name=f"{context.source.name}.{table.full_name}",
-            validation_definitions=[definition],
-            actions=[],
-            result_format="SUMMARY",
-        )
-    )
-    with _quiet():
-        outcome = checkpoint.run(
-            batch_parameters={"dataframe": frame},
-            run_id=gx.RunIdentifier(run_name=re.sub(r"[^\w.+-]", "_", context.batch)),
-        )
-    [(place, found)] = outcome.run_results.items()
-    with _quiet():
-        if missing:
-            found.meta[NOT_EVALUATED] = [
-                {"check": check.name, "says": check.says, "why": missing[check.name]}
-                for check in checks
-                if check.name in missing
-            ]
-            gx_context.validation_results_store.set(place, found)
-        pages = [place, place.expectation_suite_identifier]
-        gx_context.build_data_docs(site_names=["local"], resource_identifiers=pages)
+    place, found = _evaluated(gx_context, context, table, expectations, counts)
+    left_out = [
+        {"check": check.name, "says": check.says, "why": missing[check.name]}
+        for check in checks
+        if check.name in missing
+    ]
+    _keep(gx_context, place, found, left_out)
     failed: dict[str, int] = {}
     warned: dict[str, int] = {}
     for result in found.results:
         name = result.expectation_config.kwargs["column"]
-        trouble = [
-            info["exception_message"]
-            for info in _exceptions(result.exception_info)
-            if info.get("raised_exception")
-        ]
-        if trouble:
+        if trouble := _exceptions(result.exception_info):
             raise AuditErrored(
                 f"{table.full_name}: check {described(checks, name)} could not be evaluated, so "
                 f"nothing is known about the rows: {trouble[0]}"
@@ -220,10 +176,76 @@ def judge(
     return Verdict(failed, warned, missing, len(checks), page)
 
 
-def _exceptions(info: Any) -> list[dict[str, Any]]:
-    """GX gives one exception_info, or one a metric."""
+def _expectations(
+    gx_context: Any, name: str, checks: Iterable[Check], severity: Mapping[str, str]
+) -> Any:
+    """A suite that expects each check's count to be 0."""
+    import great_expectations as gx
+
+    suite = gx_context.suites.add(gx.ExpectationSuite(name=name))
+    for check in checks:
+        kind = severity.get(check.name, check.severity)
+        suite.add_expectation(
+            gx.expectations.ExpectColumnMaxToBeBetween(
+                column=check.name,
+                max_value=0,
+                severity="critical" if kind == "fail" else "warning",
+                description=check.says,
+                meta={"holds": check.condition or ", ".join(check.unique) or "stated by the job"},
+            )
+        )
+    suite.save()
+    return suite
+
+
+def _evaluated(
+    gx_context: Any, context: Context, table: Table, suite: Any, counts: Mapping[str, int]
+) -> tuple[Any, Any]:
+    """The suite's result on a frame of one row, the counts; and what the result is stored under."""
+    import great_expectations as gx
+    import pandas as pd
+
+    asset = gx_context.data_sources.add_pandas("candidate").add_dataframe_asset(table.full_name)
+    batches = asset.add_batch_definition_whole_dataframe("all")
+    definition = gx_context.validation_definitions.add(
+        gx.ValidationDefinition(name=table.full_name, data=batches, suite=suite)
+    )
+    checkpoint = gx_context.checkpoints.add(
+        gx.Checkpoint(
+            name=suite.name,
+            validation_definitions=[definition],
+            actions=[],
+            result_format="SUMMARY",
+        )
+    )
+    with _quiet():
+        outcome = checkpoint.run(
+            batch_parameters={"dataframe": pd.DataFrame([counts])},
+            run_id=gx.RunIdentifier(run_name=re.sub(r"[^\w.+-]", "_", context.batch)),
+        )
+    [(place, found)] = outcome.run_results.items()
+    return place, found
+
+
+def _keep(gx_context: Any, place: Any, found: Any, left_out: list[dict[str, str]]) -> None:
+    """Store what was not evaluated with the result, and build the pages."""
+    from jobs.audit.data_docs import NOT_EVALUATED
+
+    with _quiet():
+        if left_out:
+            found.meta[NOT_EVALUATED] = left_out
+            gx_context.validation_results_store.set(place, found)
+        pages = [place, place.expectation_suite_identifier]
+        gx_context.build_data_docs(site_names=["local"], resource_identifiers=pages)
+
+
+def _exceptions(info: Any) -> list[str]:
+    """The messages of what was raised; GX gives one exception_info, or one a metric."""
     if not info:
         return []
-    if "raised_exception" in info:
-        return [info]
-    return [one for one in info.values() if isinstance(one, dict)]
+    every = [info] if "raised_exception" in info else info.values()
+    return [
+        one["exception_message"]
+        for one in every
+        if isinstance(one, dict) and one.get("raised_exception")
+    ]

@@ -121,8 +121,9 @@ def events_are_distinct(sessions: DataFrame) -> bool:
 def _print(events: DataFrame) -> tuple[int, int, int]:
     digest = F.xxhash64("user_id", "event_id")
     found = events.agg(
-        F.count("*"), F.coalesce(F.bit_xor(digest), F.lit(0)),
+        F.count("*"),
+        F.coalesce(F.bit_xor(digest), F.lit(0)),
         F.coalesce(F.sum(F.pmod(digest, F.lit(PRIME))), F.lit(0)),
-    ).first()  # fmt: skip
+    ).first()
     assert found is not None
     return found[0], found[1], found[2]

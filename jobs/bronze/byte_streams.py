@@ -167,18 +167,19 @@ def fields(
     data = data[: np.frombuffer(ends, np.int32)[len(lines)]]
     table = pyarrow.csv.read_csv(
         pa.BufferReader(data),
-        pyarrow.csv.ReadOptions(
-            column_names=names, use_threads=False, block_size=data.size + 1
-        ),
+        pyarrow.csv.ReadOptions(column_names=names, use_threads=False, block_size=data.size + 1),
         pyarrow.csv.ParseOptions(
-            delimiter=delimiter, quote_char=False, ignore_empty_lines=False,
+            delimiter=delimiter,
+            quote_char=False,
+            ignore_empty_lines=False,
             invalid_row_handler=skip,
         ),
         pyarrow.csv.ConvertOptions(
-            include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()),
+            include_columns=wanted,
+            column_types=dict.fromkeys(wanted, pa.string()),
             strings_can_be_null=False,
         ),
-    )  # fmt: skip
+    )
     return {int(name): table[name].combine_chunks() for name in wanted}, good
 
 

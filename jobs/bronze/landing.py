@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -166,14 +167,14 @@ def facts_read(candidate: Candidate) -> list[FileFacts]:
 
 def facts_of_tasks(candidate: Candidate, chosen: list[tuple[str, int, int]]) -> list[FileFacts]:
     """What each file was, as the tasks that read them wrote, in the order of the files' names."""
-    listed = {path: (size, modified) for path, size, modified in chosen}
-    found = []
-    for path, *_ in filesystem.glob(f"{candidate.path(TASKS_FACTS)}/*.json"):
+    paths = [path for path, *_ in filesystem.glob(f"{candidate.path(TASKS_FACTS)}/*.json")]
+    found: dict[str, FileFacts] = {}
+    for path in sorted(paths, key=lambda one: int(PurePosixPath(one).stem)):
         for stored in json.loads(filesystem.read_text(path)):
-            facts = FileFacts.of(stored)
-            facts.bytes, facts.modified_ms = listed[facts.file]
-            found.append(facts)
-    return sorted(found, key=lambda one: one.file)
+            found[stored["file"]] = FileFacts.of(stored)  # (a later attempt's word holds)
+    for path, size, modified in chosen:
+        found[path].bytes, found[path].modified_ms = size, modified
+    return [found[path] for path, *_ in sorted(chosen)]
 
 
 def unreadable_columns(lines: DataFrame) -> dict[tuple[str, str], tuple[int, str]]:

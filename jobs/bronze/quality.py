@@ -37,9 +37,11 @@ COLUMN_OF = {
 }  # fmt: skip
 ESCAPED_BYTE = re.compile(r"\\x[0-9a-f]{2}")
 UNITS = (
-    (r"\d{10}(\.\d*)?", "s"), (r"\d{13}(\.\d*)?", "ms"), (r"\d{16}", "us"),
+    (r"\d{10}(\.\d*)?", "s"),
+    (r"\d{13}(\.\d*)?", "ms"),
+    (r"\d{16}", "us"),
     (r"\d{4}-\d\d-\d\d([T ].*)?", "iso8601"),
-)  # fmt: skip
+)
 """How times of this century look by unit."""
 
 
@@ -56,9 +58,11 @@ def complaint(context: Context, candidate: Candidate, manifest: dict[str, Any]) 
         return ""
     ordered = Counter({reason: rejects[reason] for reason in rejects if reason != "late"})
     reasons = ", ".join(f"{count} {reason}" for reason, count in ordered.most_common())
-    bound = "none is usable" if bad == read else (
-        f"more than quality.max_reject_share = {quality.max_reject_share:g}"
-    )  # fmt: skip
+    bound = (
+        "none is usable"
+        if bad == read
+        else (f"more than quality.max_reject_share = {quality.max_reject_share:g}")
+    )
     samples = {reason: sampled(candidate, reason) for reason, _ in ordered.most_common()}
     facts = {one.file: one for one in landing.facts_read(candidate)}
     return "\n".join(
@@ -188,9 +192,10 @@ def of_unparsable(fmt: Format, rows: list[dict[str, Any]]) -> str:
             for ours, theirs in fmt.mapped.items()
             if any(
                 path.startswith((f"{theirs}.", f"{theirs}[]"))
-                for raw in raws for path in paths_of(raw)
+                for raw in raws
+                for path in paths_of(raw)
             )
-        ]  # fmt: skip
+        ]
         if nested:
             there = shown(list(dict.fromkeys(path for raw in raws for path in paths_of(raw))))
             return (

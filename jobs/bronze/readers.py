@@ -98,9 +98,8 @@ def log_values(fmt: Format, line: str, _: FileFacts) -> dict[str, Any] | None:
         return None
     parts = dict(zip(COMBINED_LOG_COLUMNS, found.groups(), strict=True))
     return {
-        ours: None if parts[theirs] == "-" else parts[theirs]
-        for ours, theirs in fmt.mapped.items()
-    }  # fmt: skip
+        ours: None if parts[theirs] == "-" else parts[theirs] for ours, theirs in fmt.mapped.items()
+    }
 
 
 def read_lines(
@@ -358,8 +357,8 @@ def reader(
     """For `mapInArrow` over a frame with one column of paths: their records.
 
     Args:
-        facts_folder: each task writes the facts of its files here, as one JSON file named by its
-            partition, so that a task that is tried again writes the same file again.
+        facts_folder: each attempt of a task writes the facts of its files here, as one JSON file
+            that is named by the attempt's number: of two attempts the later holds.
     """
 
     def read(paths: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -374,14 +373,16 @@ def reader(
                     facts.skip_forgotten((yield from fmt.privacy.guarded(records)))
                 found.append(facts)
         if found:
-            write_text(f"{facts_folder}/{_task()}.json", json.dumps([vars(one) for one in found]))
+            text = json.dumps([vars(one) for one in found])
+            write_text(f"{facts_folder}/{_attempt()}.json", text)
 
     return read
 
 
-def _task() -> int:
+def _attempt() -> int:
+    """The number of this attempt of a Spark task; none has it twice in an application."""
     from pyspark import TaskContext
 
     task = TaskContext.get()
     assert task is not None
-    return task.partitionId()
+    return task.taskAttemptId()

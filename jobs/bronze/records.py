@@ -39,9 +39,10 @@ RECORD_SCHEMA = pa.schema(
 # clock: null where `event_ts` is the log's own text; where the log has typed times it is their
 # microseconds since 1970, on the clock of `utc`, or of the source file's zone (`local`).
 RECORD_DDL = (
-    "kind string, " + ", ".join(f"{name} string" for name in SCALARS)
+    "kind string, "
+    + ", ".join(f"{name} string" for name in SCALARS)
     + ", exposed_with array<string>, clock string, raw string, file string, line bigint"
-)  # fmt: skip
+)
 
 
 LONGEST_RECORD = 16 * 1024 * 1024
@@ -199,7 +200,7 @@ class Batches:
             "kind": pa.repeat("record", count),
             "file": pa.repeat(self.file, count),
             "line": pa.array(range(first, first + count), pa.int64()),
-        }  # fmt: skip
+        }
         try:
             made["raw"] = pc.utf8_rtrim(pa.array(lines, pa.string()), "\r\n")
             for ours, place in places.items():
@@ -238,7 +239,7 @@ class Batches:
             "file": pa.repeat(self.file, len(lines)),
             "raw": pc.utf8_rtrim(lines, "\r\n"),
             "line": pa.array(np.arange(first, first + len(lines))),
-        }  # fmt: skip
+        }
         for ours, place in places.items():
             if ours == "exposed_with":
                 listed = [self.list_of(one) for one in fields[place].to_pylist()]

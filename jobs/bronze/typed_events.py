@@ -36,8 +36,9 @@ def iso_time(text: Column, zone: str) -> Column:
     dotted = F.regexp_replace(text, ",", ".")
     offset = F.regexp_replace(
         F.regexp_replace(F.upper(F.regexp_extract(dotted, ISO_ZONE, 2)), r"^([+-]\d\d)$", "$1:00"),
-        r"^([+-]\d\d)(\d\d)$", "$1:$2",
-    )  # fmt: skip
+        r"^([+-]\d\d)(\d\d)$",
+        "$1:$2",
+    )
     moment = F.regexp_replace(
         F.regexp_extract(dotted, ISO_ZONE, 1), r"^(.{10}[T ]\d\d:\d\d)$", "$1:00"
     )

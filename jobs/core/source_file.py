@@ -184,9 +184,11 @@ class SessionsPart(Part):
     def rule_text(self) -> str:
         """The rule as stored with `silver.sessions`: a table made by another one is not touched."""
         rule = {
-            "rule": self.rule, "gap_us": self.gap_us, "max_session_us": self.max_session_us,
+            "rule": self.rule,
+            "gap_us": self.gap_us,
+            "max_session_us": self.max_session_us,
             "max_session_events": self.max_session_events,
-        }  # fmt: skip
+        }
         return json.dumps(rule, sort_keys=True)
 
 
@@ -381,10 +383,13 @@ class Source(Part):
             )
         typed = [
             entry
-            for entry in [*(self.feedback.positive or []), *self.feedback.negative,
-                          *self.feedback.exposed]
+            for entry in [
+                *(self.feedback.positive or []),
+                *self.feedback.negative,
+                *self.feedback.exposed,
+            ]
             if not CONDITION.match(entry)
-        ]  # fmt: skip
+        ]
         if typed and columns.event_type is None:
             raise ValueError(
                 f"feedback speaks of the event type {typed[0]!r}, but columns.event_type is not "

@@ -75,8 +75,9 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     hashed = secret.pseudonym(user)
     person = Person(user, hashed if source.privacy.hash_user_id else user)
     pins, registry = registry_pins(source.name)
-    seen = sorted(name for version, names in pins.items() if _has(lake, version, person)
-                  for name in names)  # fmt: skip
+    seen = sorted(
+        name for version, names in pins.items() if _has(lake, version, person) for name in names
+    )
     _mark(seen, "saw_forgotten", "true")
 
     lake.create(FORGOTTEN)
@@ -89,8 +90,9 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     rejects = _delete(context, REJECTS, person)
     _from_messages(context, person)
     removed = sum(_purge(lake, table, person) for table in ALL) + _from_folders(context, person)
-    lost = sorted(name for version, names in pins.items() if not _readable(lake, version)
-                  for name in names)  # fmt: skip
+    lost = sorted(
+        name for version, names in pins.items() if not _readable(lake, version) for name in names
+    )
     _mark(lost, "rebuildable", "false")
     artifacts = _from_tracking(source.name, person, hashed)
     return {

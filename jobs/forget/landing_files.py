@@ -31,9 +31,11 @@ def from_landing(context: Context, person: Person) -> int:
     lake, removed, rows = context.lake, 0, []
     # (Records that are too long for the tables are somebody's, too.)
     fmt = replace(
-        landing.file_format(context.source), privacy=None, longest_record=sys.maxsize,
+        landing.file_format(context.source),
+        privacy=None,
+        longest_record=sys.maxsize,
         longest_text=sys.maxsize,
-    )  # fmt: skip
+    )
     ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
     for path, size, modified in landing.landing_files(replace(context, day=None)):
         bad, starts = _lines_of(fmt, path, person)
@@ -51,9 +53,11 @@ def from_landing(context: Context, person: Person) -> int:
         if known is not None and told:
             size, modified = filesystem.facts(path)
             known |= {
-                "size": size, "modified_ms": modified, "sha256": hashlib.sha256(data).hexdigest(),
+                "size": size,
+                "modified_ms": modified,
+                "sha256": hashlib.sha256(data).hexdigest(),
                 "lines": known["lines"] - len(bad),
-            }  # fmt: skip
+            }
             known["columns"] = list(dict(known["columns"] or ()).items())
             rows.append(tuple(known[name] for name in FILES.columns))
     if rows:

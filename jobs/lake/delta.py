@@ -114,8 +114,10 @@ class Lake:
     def told(self, table: Table) -> dict[str, Any]:
         """`path`, `version` and `rows`, as a job's answer has them."""
         return {
-            "path": self.path(table), "version": self.version(table), "rows": self.rows(table),
-        }  # fmt: skip
+            "path": self.path(table),
+            "version": self.version(table),
+            "rows": self.rows(table),
+        }
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
         reader = self.spark.read.format("delta")
@@ -138,10 +140,13 @@ class Lake:
             self._add_columns(table)
             return False
         DeltaTable.create(
-            rust_uri(self.path(table)), Schema.from_arrow(arrow_schema(table.columns)), mode="ignore",
-            description=table.doc, configuration=_properties(table, properties),
+            rust_uri(self.path(table)),
+            Schema.from_arrow(arrow_schema(table.columns)),
+            mode="ignore",
+            description=table.doc,
+            configuration=_properties(table, properties),
             raise_if_key_not_exists=False,
-        )  # fmt: skip
+        )
         return True
 
     def _add_columns(self, table: Table) -> None:
@@ -238,9 +243,12 @@ class Lake:
         rows = pa.table(found.get_add_actions(flatten=True)).to_pylist()
         root = self.path(table)
         return [
-            DataFile(one if (one := row["path"]).startswith("/") or "://" in one else f"{root}/{one}", row)
+            DataFile(
+                one if (one := row["path"]).startswith("/") or "://" in one else f"{root}/{one}",
+                row,
+            )
             for row in rows
-        ]  # fmt: skip
+        ]
 
     def table_of(self, table: Table, version: int, columns: list[str]) -> pa.Table:
         """Some columns of a version, read without Spark."""
@@ -298,12 +306,14 @@ class Lake:
         ]
         with conflicts(table):
             found.create_write_transaction(
-                actions, "overwrite" if overwrite else "append", found.schema(),
+                actions,
+                "overwrite" if overwrite else "append",
+                found.schema(),
                 commit_properties=CommitProperties(
                     custom_metadata={"userMetadata": run_id},
                     app_transactions=[Transaction(app_id, version)],
                 ),
-            )  # fmt: skip
+            )
 
     def swap(
         self, table: Table, old: list[DataFile], entries: list[dict[str, Any]],
@@ -424,8 +434,9 @@ class Lake:
         if "gone" in rows.column_names:
             rows = rows.filter(pa.compute.invert(rows["gone"]))
         kept = kept.take(pa.compute.sort_indices(kept))
-        new = pa.concat_tables([part.cast(schema) for part in (
-            old.take(kept), rows.select(schema.names))])  # fmt: skip
+        new = pa.concat_tables(
+            [part.cast(schema) for part in (old.take(kept), rows.select(schema.names))]
+        )
         new = new.sort_by([(name, "ascending") for name in table.order or table.key])
         folder = staging(run_id)
         filesystem.write_parquet(f"{self.path(table)}/{folder}/part-0.parquet", new)

@@ -37,9 +37,12 @@ def feed_gone(table: Table, after: int, upto: int) -> Iterator[None]:
 
 
 CONFLICTS = (
-    "Concurrent", "ProtocolChanged", "MetadataChanged", "DELTA_CONCURRENT",  # Spark's
+    "Concurrent",
+    "ProtocolChanged",
+    "MetadataChanged",
+    "DELTA_CONCURRENT",  # Spark's
     "CommitFailedError",  # delta-rs's
-)  # fmt: skip
+)
 
 
 @contextmanager

@@ -30,9 +30,12 @@ def shared_out(spark: SparkSession, rows: list[tuple[Any, ...]], ddl: str) -> Da
 
 
 def run(
-    spark: Callable[[], SparkSession] | None, task: Callable[[Any], list[dict[str, Any]]],
-    todo: list[Any], ddl: str, kind: str,
-) -> list[dict[str, Any]]:  # fmt: skip
+    spark: Callable[[], SparkSession] | None,
+    task: Callable[[Any], list[dict[str, Any]]],
+    todo: list[Any],
+    ddl: str,
+    kind: str,
+) -> list[dict[str, Any]]:
     """The answers of a task to each of `todo`: here, one after another, or in Spark.
 
     Args:

@@ -102,7 +102,7 @@ def look(context: Context) -> Result:
     words = (
         f"{context.source.name}: {day} is unlike the {len(before)} days before it\n"
         + "\n".join(f"  {one}" for one in said)
-    )  # fmt: skip
+    )
     if verdict.failed:
         raise AuditFailed(
             f"{words}\nThe tables have the night as it was delivered; nobody was told to train or "

@@ -53,14 +53,17 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
         "events": [{**event, **files.get(event["event_id"], gone)} for event in events],
         "changes": [
             {
-                "version": change["version"], "time": change["time"], "what": change["what"],
-                "event_count": change["row"]["event_count"], "run_id": change["run_id"],
+                "version": change["version"],
+                "time": change["time"],
+                "what": change["what"],
+                "event_count": change["row"]["event_count"],
+                "run_id": change["run_id"],
                 **{name: runs.get(change["run_id"], {}).get(name) for name in ("batch", "day")},
             }
             for change in changes
         ],
         "changes_from_version": since,
-    }  # fmt: skip
+    }
 
 
 def opened(root: str, source: Source, table: Table) -> DeltaTable:
@@ -80,13 +83,15 @@ def changes_of(sessions: DeltaTable, session_id: str) -> tuple[int, list[dict[st
     feed.sort(key=lambda row: row["_commit_version"])
     return since, [
         {
-            "version": row["_commit_version"], "time": row["_commit_timestamp"],
-            "what": CHANGES[row["_change_type"]], "run_id": run_of.get(row["_commit_version"]),
+            "version": row["_commit_version"],
+            "time": row["_commit_timestamp"],
+            "what": CHANGES[row["_change_type"]],
+            "run_id": run_of.get(row["_commit_version"]),
             "row": {name: row[name] for name in SESSIONS.columns},
         }
         for row in feed
         if row["_change_type"] in CHANGES
-    ]  # fmt: skip
+    ]
 
 
 def remembered(table: DeltaTable, predicate: str) -> tuple[int, list[dict[str, Any]]]:
@@ -138,9 +143,11 @@ def files_of(
     when = ds.field("event_ts")
     found = rows_of(events).to_table(
         columns=["event_id", "ingest_file", "ingest_ts"],
-        filter=(when >= session["start_ts"]) & (when <= session["end_ts"])
-        & (ds.field("user_id") == session["user_id"]) & ds.field("event_id").isin(ids),
-    )  # fmt: skip
+        filter=(when >= session["start_ts"])
+        & (when <= session["end_ts"])
+        & (ds.field("user_id") == session["user_id"])
+        & ds.field("event_id").isin(ids),
+    )
     return {row.pop("event_id"): row for row in found.to_pylist()}
 
 

@@ -91,16 +91,21 @@ def _tend(
     keep = [version for version in keep if version <= found.version()]
     hours = math.ceil(max(keep_days * 24, _unconsumed_hours(context, table, found)))
     how: dict[str, Any] = {
-        "retention_hours": hours, "enforce_retention_duration": False, "full": True,
+        "retention_hours": hours,
+        "enforce_retention_duration": False,
+        "full": True,
         "keep_versions": keep or None,
-    }  # fmt: skip
+    }
     sizes = _sizes(found, found.vacuum(dry_run=True, **how))
     removed = found.vacuum(dry_run=False, commit_properties=by_run, **how) if sizes else []
     return {
-        "files_before": before, "files_after": len(found.file_uris()),
-        "removed_files": len(removed), "freed_bytes": sum(sizes), "kept_hours": hours,
+        "files_before": before,
+        "files_after": len(found.file_uris()),
+        "removed_files": len(removed),
+        "freed_bytes": sum(sizes),
+        "kept_hours": hours,
         "kept_versions": keep,
-    }  # fmt: skip
+    }
 
 
 def _unconsumed_hours(context: Context, table: Table, found: DeltaTable) -> float:

@@ -215,6 +215,8 @@ def _balanced(sizes: pa.Table, names: Any, unseen: pa.Table | None) -> bool:
 
 
 FACTS: dict[str, Callable[[Context, DataFrame], Facts]] = {
-    EVENTS.full_name: event_facts, SESSIONS.full_name: session_facts,
-    SEQUENCES.full_name: sequence_facts, RECOMMENDATIONS.full_name: list_facts,
-}  # fmt: skip
+    EVENTS.full_name: event_facts,
+    SESSIONS.full_name: session_facts,
+    SEQUENCES.full_name: sequence_facts,
+    RECOMMENDATIONS.full_name: list_facts,
+}
