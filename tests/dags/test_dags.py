@@ -48,7 +48,7 @@ from airflow.dag_processing.dagbag import DagBag
 
 bag = DagBag(dag_folder=sys.argv[1])
 print(json.dumps({
-    "errors": bag.import_errors,
+    "errors": bag.import_errors, "files": sorted(bag.file_last_changed),
     "modules": [name for name in sys.argv[2].split(",") if name in sys.modules],
     "dags": {
         name: {
@@ -110,6 +110,11 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_reading_the_dag_files_imports_nothing_heavy(bag: Any) -> None:
     """(The scheduler reads them all the time: what takes long there is what they import.)"""
     assert bag["modules"] == []
+
+
+def test_airflow_reads_the_dag_files_and_not_what_they_import(bag: Any) -> None:
+    names = {Path(file).relative_to(REPO / "dags").as_posix() for file in bag["files"]}
+    assert names == {f"{kind}.py" for kind in (*KINDS, "source_errors")}
 
 
 def test_every_source_has_its_own_dags(bag: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.bronze import landing
 from jobs.core.errors import SchemaError
 from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.lake import filesystem
 from tests.support.spark_tools import CLICKS, Workshop
 
 T = 1_700_000_000  # 2023-11-14 22:13:20 UTC
@@ -47,6 +51,52 @@ def test_a_day_reads_its_folders_and_the_late_ones(
     assert (history.read, history.events_new) == (1, 1)  # every date
     assert len(shop.rows(EVENTS)) == 8 and len(shop.rows(FILES)) == 4
     assert not any(row["ingest_file"].startswith("file:") for row in shop.rows(EVENTS))
+
+
+def test_facts_of_files_are_not_among_their_lines(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path, CLICKS)
+    paths = [shop.land("1.csv", rows(1, 2) + "u,\n"), shop.land("2.csv", rows(3) + ",i,4\n")]
+    shop.run("ingest", step="compute", batch="b")
+    candidate = shop.context(batch="b").candidate(EVENTS)
+    lines = candidate.arrow("lines", ["file", "line", "reason"]).to_pylist()
+    assert sorted((Path(one["file"]).name, one["line"], one["reason"]) for one in lines) == [
+        ("1.csv", 2, None), ("1.csv", 3, None), ("1.csv", 4, "unparsable"),
+        ("2.csv", 2, None), ("2.csv", 3, "missing_user_id"),
+    ]  # fmt: skip
+    facts = landing.facts_read(candidate)
+    assert [(one.file, one.lines, one.error) for one in facts] == [
+        (str(paths[0]), 3, None), (str(paths[1]), 2, None),
+    ]  # fmt: skip
+    for one, path in zip(facts, paths, strict=True):
+        assert one.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (one.size, one.bytes, one.header) == (
+            *[path.stat().st_size] * 2,
+            ["user", "item", "ts"],
+        )
+
+
+def test_of_two_attempts_of_a_task_the_later_says_what_a_file_was(
+    spark: Any, tmp_path: Path
+) -> None:
+    candidate = Workshop(spark, tmp_path, CLICKS).context(batch="b").candidate(EVENTS)
+    for attempt, lines in ((9, 1), (10, 2)):
+        text = json.dumps([{"file": "a.csv", "lines": lines, "of another version": 1}])
+        filesystem.write_text(candidate.path(f"{landing.TASKS_FACTS}/{attempt}.json"), text)
+    [found] = landing.facts_of_tasks(candidate, [("a.csv", 3, 4)])
+    assert (found.lines, found.bytes, found.modified_ms) == (2, 3, 4)
+
+
+def test_lines_that_an_older_version_parsed_are_parsed_again(spark: Any, tmp_path: Path) -> None:
+    """(They have the facts of their files among them, as lines numbered 0.)"""
+    shop = Workshop(spark, tmp_path, CLICKS)
+    shop.land("1.csv", rows(1, 2))
+    shop.run("ingest", step="compute", batch="b")
+    context = shop.context(batch="b")
+    candidate, chosen = context.candidate(EVENTS), landing.landing_files(context)
+    assert landing.is_parsed(context, candidate, chosen)
+    filesystem.remove(candidate.path(landing.TASKS_FACTS))
+    assert not landing.is_parsed(context, candidate, chosen)
+    assert shop.run("ingest", batch="b").read == 2
 
 
 def test_a_column_of_another_type_stops_the_run(spark: Any, tmp_path: Path) -> None:
