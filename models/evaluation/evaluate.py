@@ -20,7 +20,7 @@ from models.core.process_group import ALONE, Team
 from models.core.rows import Bools, Ints, Rows, ragged
 from models.data.splits import Targets
 from models.evaluation import metrics
-from models.networks.scoring import exclude, parts
+from models.networks.scoring import best, exclude, parts
 
 KS = (1, 5, 10, 20, 50)
 LIST_KS = (10, 20)  # lists whose items are counted
@@ -81,21 +81,14 @@ def evaluate(
     """Rank the whole vocabulary for every target; processes of a team share them out.
 
     With `popularity` (training events of each item, int64[V]) also what the lists of the K best
-    are made of, and of models whose scores are logits the loss on the targets; with `sampled` also the places among a few drawn items.
-    `ask` gives the scores float[R, V] of a part of the targets, and of their numbers int64[R], in
-    place of the model itself (`models/selection/verify.py`).
+    are made of, and of models whose scores are logits the loss on the targets; with `sampled` also
+    the places among a few drawn items. `ask` gives the scores float[R, V] of a part of the targets,
+    and of their numbers int64[R], in place of the model itself (`models/selection/verify.py`).
     """
-    from models.networks.scoring import best  # (which imports this module)
-
     if isinstance(model, torch.nn.Module):
         model.eval()
-    number, V = len(targets.user), model.num_items
-    place = np.zeros(len(targets.item), dtype=np.int64)
-    first = np.zeros(number if targets.sets else 0, dtype=np.int64)
-    drawn_place = np.zeros((len(sampled), len(targets.item)), dtype=np.int64)
-    short = np.zeros(number if sampled else 0, dtype=np.int64)
-    shown = np.zeros((len(LIST_KS), V if popularity is not None else 0), dtype=np.int64)
-    surprise = torch.zeros(2, dtype=torch.float64)  # sum over targets, targets
+    with_loss = popularity is not None and getattr(model, "gives_logits", False)
+    totals = _Totals(targets, model.num_items, sampled)
     # Histories of one length together: less padding, the same scores.
     length = targets.end - targets.begin
     order = np.argsort(length, kind="stable")
@@ -105,49 +98,93 @@ def evaluate(
             scores = model.score(part.rows, part.begin, part.end, part.request_ts, part.opens)
         else:
             scores = ask(part, index)
-        if popularity is not None and getattr(model, "gives_logits", False):
-            surprise += _negative_log_likelihood(scores, part)
+        if with_loss:
+            totals.add_loss(scores, part)
         if repeat_policy == "exclude_seen":
             scores = exclude(scores, part.rows, part.begin, part.end)
-        where, _ = ragged(targets.item_start[:-1][index], np.diff(targets.item_start)[index])
-        place[where] = metrics.ranks(scores, part.item_start, part.item)
-        if targets.sets:
-            alone = np.arange(len(index) + 1), part.item[part.item_start[:-1]]
-            first[index] = metrics.ranks(scores, *alone)
+        totals.add_places(scores, part, index)
         if popularity is not None:
-            listing, score = best(scores, max(LIST_KS))  # as they are served
-            listed = torch.isfinite(score)  # what has been excluded stands in no list
-            for n, k in enumerate(LIST_KS):
-                item = listing[:, :k][listed[:, :k]]
-                shown[n] += torch.bincount(item, minlength=V).numpy()
-        for n, one in enumerate(sampled):
-            drawn_place[n, where], lacking = one.places(scores, part, index)
-            short[index[lacking]] = 1
-    # Every place was found by one process.
-    place = team.total(torch.from_numpy(place)).numpy()
-    first = team.total(torch.from_numpy(first)).numpy()
-    values = metrics.per_target(place, targets.item_start, ks, first if targets.sets else None)
-    for n, one in enumerate(sampled):
-        among = team.total(torch.from_numpy(drawn_place[n])).numpy()
-        few = metrics.per_target(among, targets.item_start, tuple(k for k in ks if k <= 20))
-        values |= {f"{one.name}_{name}": value for name, value in few.items()}
-    result = _result(targets, values, np.arange(number))
-    if sampled:
-        result.counts["sampled_short"] = int(team.total(torch.from_numpy(short)).sum())
-    result.counts.update(targets.left_out)
-    if not targets.sets:
-        result.counts["first_of_a_session"] = int(targets.new_session.sum())
-    mixed = targets.new_session.any() and not targets.new_session.all()
-    if mixed and not targets.sets:
-        for kind, chosen in (("first", targets.new_session), ("inside", ~targets.new_session)):
-            result.parts[kind] = _result(targets, values, np.flatnonzero(chosen))
-    if popularity is not None:
-        shown = team.total(torch.from_numpy(shown)).numpy()
-        result.catalogue.update(metrics.catalogue(shown, popularity, LIST_KS))
-    surprise = team.total(surprise)
-    if surprise[1]:
-        result.catalogue["test_loss"] = float(surprise[0] / surprise[1])
-    return result
+            totals.add_lists(scores)
+    return totals.result(ks, popularity, team)
+
+
+class _Totals:
+    """What the parts of a period's targets add up to; N targets of M items, V items.
+
+    place int64[M] of each item, first int64[N] of what came first in each set, drawn_place
+    int64[S, M] among the items of each of S sampled lists, short int64[N] whether one of these had
+    fewer items than was asked for, shown int64[len(LIST_KS), V] how many lists have an item,
+    loss float64[2] the sum of the targets' and their number. Each target is met once, by one
+    process of the team, and is 0 in all others: sums over processes put them together.
+    """
+
+    def __init__(self, targets: Targets, num_items: int, sampled: Sequence[Sampled]) -> None:
+        number, items = len(targets.user), len(targets.item)
+        self.targets, self.sampled = targets, sampled
+        self.place = np.zeros(items, dtype=np.int64)
+        self.first = np.zeros(number if targets.sets else 0, dtype=np.int64)
+        self.drawn_place = np.zeros((len(sampled), items), dtype=np.int64)
+        self.short = np.zeros(number if sampled else 0, dtype=np.int64)
+        self.shown = np.zeros((len(LIST_KS), num_items), dtype=np.int64)
+        self.loss = torch.zeros(2, dtype=torch.float64)
+
+    def add_loss(self, scores_RV: torch.Tensor, part: Targets) -> None:
+        self.loss += _negative_log_likelihood(scores_RV, part)
+
+    def add_places(self, scores_RV: torch.Tensor, part: Targets, index: Ints) -> None:
+        """`index` int64[R]: the numbers of the part's targets."""
+        start = self.targets.item_start
+        where, _ = ragged(start[:-1][index], np.diff(start)[index])
+        self.place[where] = metrics.ranks(scores_RV, part.item_start, part.item)
+        if self.targets.sets:
+            alone = np.arange(len(index) + 1), part.item[part.item_start[:-1]]
+            self.first[index] = metrics.ranks(scores_RV, *alone)
+        for n, one in enumerate(self.sampled):
+            self.drawn_place[n, where], lacking = one.places(scores_RV, part, index)
+            self.short[index[lacking]] = 1
+
+    def add_lists(self, scores_RV: torch.Tensor) -> None:
+        listing, score = best(scores_RV, max(LIST_KS))  # as they are served
+        listed = torch.isfinite(score)  # what has been excluded stands in no list
+        for n, k in enumerate(LIST_KS):
+            item = listing[:, :k][listed[:, :k]]
+            self.shown[n] += torch.bincount(item, minlength=self.shown.shape[1]).numpy()
+
+    def result(self, ks: tuple[int, ...], popularity: Ints | None, team: Team) -> Result:
+        """The metrics of all processes' targets. All must ask for it together."""
+        targets, everywhere = self.targets, _sum_over(team)
+        place, first = everywhere(self.place), everywhere(self.first)
+        values = metrics.per_target(place, targets.item_start, ks, first if targets.sets else None)
+        for n, one in enumerate(self.sampled):
+            among = everywhere(self.drawn_place[n])
+            few = metrics.per_target(among, targets.item_start, tuple(k for k in ks if k <= 20))
+            values |= {f"{one.name}_{name}": value for name, value in few.items()}
+        result = _result(targets, values, np.arange(len(targets.user)))
+        if self.sampled:
+            result.counts["sampled_short"] = int(everywhere(self.short).sum())
+        result.counts.update(targets.left_out)
+        if not targets.sets:
+            result.counts["first_of_a_session"] = int(targets.new_session.sum())
+            result.parts.update(_by_kind(targets, values))
+        if popularity is not None:
+            result.catalogue.update(metrics.catalogue(everywhere(self.shown), popularity, LIST_KS))
+        loss = team.total(self.loss)
+        if loss[1]:
+            result.catalogue["test_loss"] = float(loss[0] / loss[1])
+        return result
+
+
+def _sum_over(team: Team) -> Callable[[Ints], Ints]:
+    return lambda array: team.total(torch.from_numpy(array)).numpy()
+
+
+def _by_kind(targets: Targets, values: dict[str, core_rows.Floats]) -> dict[str, Result]:
+    """Targets that open a session, and those inside one, apart; nothing if all are of one kind."""
+    opens = targets.new_session
+    if not opens.any() or opens.all():
+        return {}
+    kinds = {"first": opens, "inside": ~opens}
+    return {kind: _result(targets, values, np.flatnonzero(at)) for kind, at in kinds.items()}
 
 
 def _negative_log_likelihood(scores_RV: torch.Tensor, part: Targets) -> torch.Tensor:
