@@ -133,7 +133,7 @@ def learnt(method: str, loss: str, device: str, precision: str) -> tuple[float, 
             weight += 0.02 * torch.randn(weight.shape)
     model.precision = precision
     model.to(device)
-    tokens = model.lesson(
+    tokens = model.training_tokens(
         rows, rows.start[:-1], rows.start[1:], chosen.train, np.random.default_rng(0)
     )
     batch = model.padded(tokens, rows, chosen.train)

@@ -165,7 +165,7 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         wanted["seed"] = source.training.seeds[0]
     chosen = config(args.method, args.preset or source.training.preset, **wanted)
     environment.use_threads(args.threads)
-    return run.train(
+    request = run.Request(
         source=source,
         lake=lake,
         config=chosen,
@@ -180,8 +180,8 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         checkpoint_s=settings().checkpoint_s if args.checkpoint_s is None else args.checkpoint_s,
         sampled=args.sampled,
         asked_for=asked_for(args),
-        say=environment.note,
     )
+    return run.train(request, environment.note)
 
 
 def _evaluate(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:

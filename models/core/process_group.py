@@ -25,7 +25,7 @@ class Team:
     device: str = "cpu"  # where what is exchanged must lie
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
     def total(self, values: torch.Tensor) -> torch.Tensor:

@@ -143,7 +143,7 @@ class Recommender(nn.Module):
             cost += encoding.extra_tokens(rows)
         return windows(rows, self.config.max_len, cost, shift)
 
-    def lesson(
+    def training_tokens(
         self, rows: Rows, begin: Ints, end: Ints, train: TrainConfig, rng: np.random.Generator
     ) -> Tokens:
         """Windows as tokens with what is to be predicted at them."""
@@ -165,7 +165,7 @@ class Recommender(nn.Module):
         return tokens
 
     def padded(self, tokens: Tokens, rows: Rows, train: TrainConfig) -> Batch:
-        """A lesson, or a part of one, as tensors."""
+        """Training tokens, or a part of them, as tensors."""
         return pad(tokens, self.config.max_len, rows, cast(Target, train.target))
 
     def loss(self, batch: Batch, train: TrainConfig) -> torch.Tensor:

@@ -141,7 +141,7 @@ class SessionRec(Recommender):
         newest = part[begin] == 0 if shift is None else np.ones(len(begin), dtype=bool)
         return begin[newest], end[newest]
 
-    def lesson(
+    def training_tokens(
         self, rows: Rows, begin: Ints, end: Ints, train: TrainConfig, rng: np.random.Generator
     ) -> Tokens:
         """Each session with the next one's positive items to predict."""

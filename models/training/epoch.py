@@ -50,7 +50,7 @@ class Epoch:
         first = number * train.batch_size
         rng = np.random.default_rng([train.seed, self.number, number])
         at = self.order[first : first + train.batch_size]
-        tokens = model.lesson(self.rows, self.begin[at], self.end[at], train, rng)
+        tokens = model.training_tokens(self.rows, self.begin[at], self.end[at], train, rng)
         if self.team.size > 1:
             tokens = tokens.share(self.team.rank, self.team.size)
         size = self.config.model.max_len

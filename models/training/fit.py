@@ -245,7 +245,7 @@ class Run:
         if not int(self.team.each(due)[0]):
             return
         tensors = self.tensors
-        if keep is not None and self.team.leads:
+        if keep is not None and self.team.is_main_process:
             keep.write(self.at.step, tensors, {"at": asdict(self.at)})
         elif keep is not None:
             keep.written = time.monotonic()
@@ -259,35 +259,17 @@ def _fit(
     each_epoch: Callable[[int, dict[str, list[float]]], None] | None,
 ) -> Fitted:
     train, at, model = run.config.train, run.at, run.model
-    began, before_s = time.perf_counter(), at.elapsed_s
+    began = time.perf_counter() - at.elapsed_s
     while at.epoch <= train.epochs:
         # While the learning rate still rises, no better score says little: that is not waiting.
         since = max(at.best_epoch, _warming(train.schedule, train.epochs))
         if at.epoch > 1 and at.epoch - 1 - since >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
-        epoch = Epoch(model, run.rows, run.config, at.epoch, run.team, run.device)
-        model.train()
-        start, said, earlier_s = time.perf_counter(), time.perf_counter(), at.epoch_s
-        for number in range(at.batch, len(epoch)):
-            run.step(epoch[number], (at.epoch - 1 + (number + 1) / len(epoch)) / train.epochs)
-            at.batch = number + 1
-            at.epoch_s = earlier_s + time.perf_counter() - start
-            at.elapsed_s = before_s + time.perf_counter() - began
-            if time.perf_counter() - said > 5 and at.count:
-                said = time.perf_counter()
-                say(
-                    f"epoch {at.epoch}: batch {at.batch}/{len(epoch)}, loss {at.total / at.count:.3f}"
-                )
-            run.keep_if_due(keep)
-        if not at.count:
-            raise UserError(
-                f"nothing to learn from: no training row of {len(run.rows.item)} events has a "
-                f"label for target {train.target}. {_why(run.rows, train.target)}"
-            )
+        _learn(run, began, say, keep)
         value = run.validate(validation)
         at.trained_s += at.epoch_s
-        at.elapsed_s = before_s + time.perf_counter() - began
+        at.elapsed_s = time.perf_counter() - began
         for name, one in zip(at.curves, (at.total / at.count, value, at.epoch_s), strict=True):
             at.curves[name].append(one)
         left = at.elapsed_s / at.epoch * (train.epochs - at.epoch)
@@ -312,6 +294,31 @@ def _fit(
         events_per_second=at.seen / at.trained_s,
         precision=model.precision,
     )
+
+
+def _learn(run: Run, began: float, say: Say, keep: Checkpoints | None) -> None:
+    """The steps that are left of the epoch; `began`, of all training, counts earlier runs' time.
+
+    Raises:
+        UserError: no row of the epoch has a label.
+    """
+    train, at = run.config.train, run.at
+    epoch = Epoch(run.model, run.rows, run.config, at.epoch, run.team, run.device)
+    run.model.train()
+    start, said, earlier_s = time.perf_counter(), time.perf_counter(), at.epoch_s
+    for number in range(at.batch, len(epoch)):
+        run.step(epoch[number], (at.epoch - 1 + (number + 1) / len(epoch)) / train.epochs)
+        now = time.perf_counter()
+        at.batch, at.epoch_s, at.elapsed_s = number + 1, earlier_s + now - start, now - began
+        if now - said > 5 and at.count:
+            said = now
+            say(f"epoch {at.epoch}: batch {at.batch}/{len(epoch)}, loss {at.total / at.count:.3f}")
+        run.keep_if_due(keep)
+    if not at.count:
+        raise UserError(
+            f"nothing to learn from: no training row of {len(run.rows.item)} events has a "
+            f"label for target {train.target}. {_why(run.rows, train.target)}"
+        )
 
 
 def _why(rows: Rows, target: str) -> str:

@@ -7,9 +7,9 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,8 @@ from models.core import process_group
 from models.core.config import Config
 from models.core.environment import Say, code_version, peak_rss_mb
 from models.core.errors import UserError
-from models.core.rows import EXPOSED, Target
+from models.core.process_group import Team
+from models.core.rows import EXPOSED, Ints, Target
 from models.data.catalogue import read_side
 from models.data.load import Data, load_data
 from models.data.paper_a import PAPER_A_GAP_US
@@ -28,6 +29,7 @@ from models.data.sequences import cache_folder
 from models.data.splits import (
     TEST,
     Filters,
+    Targets,
     describe,
     targets,
     users_share,
@@ -47,6 +49,21 @@ if TYPE_CHECKING:
     from jobs.core.source_file import Source
 
 
+LOGGED = (  # of a report, as metrics
+    "num_params",
+    "num_params_added",
+    "params_added_pct",
+    "epochs",
+    "best_epoch",
+    "seconds",
+    "train_s",
+    "eval_s",
+    "events_per_second",
+    "peak_rss_mb",
+)
+EachEpoch = Callable[[int, dict[str, list[float]]], None]
+
+
 @contextmanager
 def recorded(
     client: MlflowClient, experiment: str, name: str, tags: dict[str, str], earlier: str | None
@@ -64,58 +81,143 @@ def recorded(
     client.set_terminated(run_id, "FINISHED")
 
 
-def train(
-    *,
-    source: Source,
-    lake: str,
-    config: Config,
-    version: int | None = None,
-    split: str | None = None,
-    valid_from: int | None = None,
-    test_from: int | None = None,
-    preprocess: str = "gold",
-    comparison: str | None = None,
-    variant: str | None = None,
-    device: str = "cpu",
-    checkpoint_s: float = 60.0,
-    sampled: int = 0,
-    asked_for: str | None = None,
-    say: Say = print,
-) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One training as it is asked for.
+
+    version: of `gold.sequences`; None: the newest. split: None: what `preprocess` goes with.
+    valid_from, test_from: where the periods begin, microseconds since 1970; None: by the data.
+    variant: names it among trainings of the same method in a comparison. checkpoint_s: seconds
+    between checkpoints. sampled: how many items to draw for `sampled_…`, 0 for none. asked_for
+    (a tag): by what options it was asked for, so that a grid knows its own.
+    """
+
+    source: Source
+    lake: str
+    config: Config
+    version: int | None = None
+    split: str | None = None
+    valid_from: int | None = None
+    test_from: int | None = None
+    preprocess: str = "gold"
+    comparison: str | None = None
+    variant: str | None = None
+    device: str = "cpu"
+    checkpoint_s: float = 60.0
+    sampled: int = 0
+    asked_for: str | None = None
+
+    def check(self) -> None:
+        """Raises:
+        UserError: a number out of its range, or a name that MLflow does not take.
+        """
+        if self.sampled < 0:
+            raise UserError(f"--sampled {self.sampled}: how many items to draw, 0 for none")
+        if not 0 <= self.checkpoint_s < math.inf:
+            raise UserError(f"--checkpoint-s {self.checkpoint_s}: seconds, 0 or more")
+        for named in (self.comparison, self.variant):
+            if named is not None:
+                tracking.check_name(named)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training begins with, read and checked; the configuration says what the data decide.
+
+    targets: of the test period. facts: what makes runs comparable. called: the method's name in a
+    comparison.
+    """
+
+    config: Config
+    data: Data
+    targets: Targets
+    facts: dict[str, Any]
+    called: str
+    popularity: Ints  # int64[V]: positive training events of each item
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fitted model and its score on the test period."""
+
+    fitted: Fitted
+    result: Result
+    eval_s: float
+
+
+def train(request: Request, say: Say = print) -> dict[str, Any] | None:
     """Train one method, score it on the test period, record everything in MLflow.
 
-    `variant` names it among trainings of the same method in a comparison; `asked_for` (tag
-    `asked_for`) says by what options it was asked for, so that a grid knows its own.
     A training that was killed goes on from its last checkpoint, in the same MLflow run, when the
     same is asked for again. Under torchrun the first process records and answers; others: None.
     """
     began = time.perf_counter()
-    if sampled < 0:
-        raise UserError(f"--sampled {sampled}: how many items to draw, 0 for none")
-    if not 0 <= checkpoint_s < math.inf:
-        raise UserError(f"--checkpoint-s {checkpoint_s}: seconds, 0 or more")
-    for named in (comparison, variant):
-        if named is not None:
-            tracking.check_name(named)
-    team, device = process_group.start(device)
-    if not team.leads:
+    request.check()
+    team, device = process_group.start(request.device)
+    if not team.is_main_process:
         say = _silent
+    prepared = _prepare(request, say)
+    keep = _checkpoints(request, prepared, team)
+
+    def work(mine: bool, each_epoch: EachEpoch | None = None) -> Outcome:
+        use = keep if team.each(torch.tensor([int(mine)]))[0] else None
+        fitted = fit(prepared.config, prepared.data, say, device, use, team, each_epoch)
+        return _scored(fitted, prepared, request.sampled, team)
+
+    try:
+        if not team.is_main_process:
+            work(False)
+            return None
+        with _tracked(request, prepared, keep, say) as run:
+            outcome = work(run.mine, run.curves.log)
+            run.curves.finish(outcome.fitted.curves)
+            report = _report(prepared, outcome, run.run_id, device)
+            report["seconds"] = round(time.perf_counter() - began, 2)
+            report["processes"] = team.size
+            _keep(run, prepared, outcome, report)
+    finally:
+        process_group.stop()
+    say(describe_report(report))
+    return report
+
+
+def _prepare(request: Request, say: Say) -> Prepared:
+    source, config = request.source, request.config
     filters = Filters(**source.filters.model_dump())
-    split = split or ("last_item" if preprocess == "paper_a" else "temporal")
+    split = request.split or ("last_item" if request.preprocess == "paper_a" else "temporal")
     data = load_data(
-        lake=lake, source=source.name, filters=filters, version=version, split=split,
-        valid_from=valid_from, test_from=test_from, preprocess=preprocess,
-    )  # fmt: skip
+        lake=request.lake,
+        source=source.name,
+        filters=filters,
+        version=request.version,
+        split=split,
+        valid_from=request.valid_from,
+        test_from=request.test_from,
+        preprocess=request.preprocess,
+    )
     if config.train.data_share < 1:
         training = users_share(data.training, data.sequences.user_id, config.train.data_share)
         data = replace(data, training=training)
     origin = int(data.training.rows.ts.min())
     config = replace(config, model=replace(config.model, time_origin_us=origin))
-    config, data = _with_side(config, data, source, lake, say)
-    facts = _facts(source, data, config, filters, preprocess)
+    config, data = _with_side(config, data, source, request.lake, say)
+    facts = _facts(source, data, config, filters, request.preprocess)
+    _announce(config, data, source.name, say)
+    asked = targets(
+        data.events, data.period, TEST, data.training.vocabulary, cast(Target, config.train.target)
+    )
+    if not len(asked.user):
+        raise UserError(_no_target(data, config.train.target, asked.left_out))
+    item = data.training.rows.item[data.training.rows.positive]
+    popularity = np.bincount(item, minlength=len(data.item_ids) + 1)[1:]
+    called = tracking.display_name(config.method, request.variant)
+    return Prepared(config, data, asked, facts, called, popularity)
+
+
+def _announce(config: Config, data: Data, source: str, say: Say) -> None:
     rows, left = data.training.rows, data.training.counts
     say(
-        f"{config.method} on {source.name}, gold.sequences version {data.sequences.version}: "
+        f"{config.method} on {source}, gold.sequences version {data.sequences.version}: "
         f"{len(rows.item):,} training events of {len(data.training.user):,} users, "
         f"{len(data.item_ids):,} items (before filters {left['before the cut']['events']:,} events)"
     )
@@ -126,74 +228,83 @@ def train(
                 f"{shown:,} of these events are exposures themselves ([feedback] exposed): a "
                 "next-item model reads them as events, whatever --exposures says"
             )
-    called = tracking.display_name(config.method, variant)
-    key = json.dumps([config.as_dict(), facts, comparison, called, team.size], sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    keep = Checkpoints(cache_folder(lake, source.name) / "training" / name, checkpoint_s)
-    asked = targets(
-        data.events, data.period, TEST, data.training.vocabulary, cast(Target, config.train.target)
+
+
+def _checkpoints(request: Request, prepared: Prepared, team: Team) -> Checkpoints:
+    """In a folder named after all that a training's outcome follows from."""
+    config, facts, called = prepared.config, prepared.facts, prepared.called
+    key = [config.as_dict(), facts, request.comparison, called, team.size]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder(request.lake, request.source.name) / "training" / name
+    return Checkpoints(folder, request.checkpoint_s)
+
+
+def _scored(fitted: Fitted, prepared: Prepared, sampled: int, team: Team) -> Outcome:
+    began = time.perf_counter()
+    popularity = prepared.popularity
+    result = evaluate(
+        fitted.model,
+        prepared.targets,
+        repeat_policy=prepared.config.model.repeat_policy,
+        team=team,
+        popularity=popularity,
+        sampled=[Sampled(sampled, by, popularity) for by in ("random", "popular") if sampled],
     )
-    if not len(asked.user):
-        raise UserError(_no_target(data, config.train.target, asked.left_out))
-    item = rows.item[rows.positive]
-    popularity = np.bincount(item, minlength=len(data.item_ids) + 1)[1:]
-    lists = [Sampled(sampled, by, popularity) for by in ("random", "popular") if sampled]
+    return Outcome(fitted, result, time.perf_counter() - began)
 
-    def work(mine: bool, each_epoch: Any = None) -> tuple[Fitted, Result, float]:
-        use = keep if team.each(torch.tensor([int(mine)]))[0] else None
-        fitted = fit(config, data, say, device, use, team, each_epoch)
-        scored_from = time.perf_counter()
-        result = evaluate(
-            fitted.model, asked, repeat_policy=config.model.repeat_policy, team=team,
-            popularity=popularity, sampled=lists,
-        )  # fmt: skip
-        return fitted, result, time.perf_counter() - scored_from
 
-    try:
-        if not team.leads:
-            work(False)
-            return None
-        client, experiment = tracking.connect(source.name)
-        tags = {
-            tracking.KIND: "train", "method": called, "seed": str(config.train.seed),
-            "table_version": str(data.sequences.version),
-        }  # fmt: skip
-        if comparison:
-            tags[tracking.COMPARISON] = comparison
-        if asked_for:
-            tags[tracking.ASKED_FOR] = asked_for
-        commit = code_version()
-        if commit:
-            tags["mlflow.source.git.commit"] = commit
-        title = f"{called} seed {config.train.seed}"
-        with keep.alone() as mine:
-            if not mine:
-                say(f"the same training is running ({keep.folder}): this one keeps no checkpoints")
-            earlier = keep.noted().get("mlflow_run_id") if mine else None
-            with recorded(client, experiment, title, tags, earlier) as run_id:
-                if mine:
-                    keep.note(mlflow_run_id=run_id)
-                tracking.log_values(
-                    client, run_id, params=_flat({**config.as_dict(), "data": facts})
-                )
-                tracking.log_table(
-                    client, run_id, data.sequences.path, data.sequences.version,
-                    data.sequences.table_id,
-                )  # fmt: skip
-                curves = tracking.Curves(client, run_id, say)
-                fitted, result, eval_s = work(mine, curves.log)
-                curves.finish(fitted.curves)
-                report = _report(config, data, fitted, result, eval_s, run_id, facts, device)
-                report["method"] = called
-                report["seconds"] = round(time.perf_counter() - began, 2)
-                report["processes"] = team.size
-                _keep(client, run_id, data, config, fitted, result, report, facts)
+@dataclass(frozen=True)
+class Tracked:
+    """The MLflow run of a training. mine: this process has the checkpoints to itself."""
+
+    client: MlflowClient
+    run_id: str
+    curves: tracking.Curves
+    mine: bool
+
+
+@contextmanager
+def _tracked(
+    request: Request, prepared: Prepared, keep: Checkpoints, say: Say
+) -> Iterator[Tracked]:
+    """The run in which a training is recorded, with its parameters and its table; an earlier one
+    goes on. Where the block ends well, so does the run, and its checkpoints are removed."""
+    config, sequences = prepared.config, prepared.data.sequences
+    client, experiment = tracking.connect(request.source.name)
+    title = f"{prepared.called} seed {config.train.seed}"
+    tags = _run_tags(request, prepared)
+    with keep.alone() as mine:
+        if not mine:
+            say(f"the same training is running ({keep.folder}): this one keeps no checkpoints")
+        earlier = keep.noted().get("mlflow_run_id") if mine else None
+        with recorded(client, experiment, title, tags, earlier) as run_id:
             if mine:
-                keep.remove()
-    finally:
-        process_group.stop()
-    say(describe_report(report))
-    return report
+                keep.note(mlflow_run_id=run_id)
+            params = _flat({**config.as_dict(), "data": prepared.facts})
+            tracking.log_values(client, run_id, params=params)
+            tracking.log_table(
+                client, run_id, sequences.path, sequences.version, sequences.table_id
+            )
+            yield Tracked(client, run_id, tracking.Curves(client, run_id, say), mine)
+        if mine:
+            keep.remove()
+
+
+def _run_tags(request: Request, prepared: Prepared) -> dict[str, str]:
+    tags = {
+        tracking.KIND: "train",
+        "method": prepared.called,
+        "seed": str(prepared.config.train.seed),
+        "table_version": str(prepared.data.sequences.version),
+    }
+    if request.comparison:
+        tags[tracking.COMPARISON] = request.comparison
+    if request.asked_for:
+        tags[tracking.ASKED_FOR] = request.asked_for
+    commit = code_version()
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    return tags
 
 
 def _with_side(
@@ -206,9 +317,13 @@ def _with_side(
     if part is None or base not in SESSION_ENCODERS or not config.model.side:
         return config, data
     side = read_side(
-        ITEM_ATTRIBUTES.path(lake, source.name), data.item_ids, int(data.training.rows.ts.max()),
-        part.categories, part.numbers, f"python -m jobs items --source {source.name}",
-    )  # fmt: skip
+        ITEM_ATTRIBUTES.path(lake, source.name),
+        data.item_ids,
+        int(data.training.rows.ts.max()),
+        part.categories,
+        part.numbers,
+        make_with=f"python -m jobs items --source {source.name}",
+    )
     if not side.known:
         say(
             f"catalogue: of none of the {len(data.item_ids):,} items was anything known at the "
@@ -243,7 +358,7 @@ def _no_target(data: Data, target: str, left_out: dict[str, int]) -> str:
 
 
 def _silent(_: str) -> None:
-    """Processes that do not lead say nothing."""
+    """Of several processes only the main one says something."""
 
 
 def _facts(
@@ -270,19 +385,12 @@ def _facts(
     }
 
 
-def _report(
-    config: Config,
-    data: Data,
-    fitted: Fitted,
-    result: Result,
-    eval_s: float,
-    run_id: str,
-    facts: dict[str, Any],
-    device: str,
-) -> dict[str, Any]:
+def _report(prepared: Prepared, outcome: Outcome, run_id: str, device: str) -> dict[str, Any]:
+    config, data, facts = prepared.config, prepared.data, prepared.facts
+    fitted, result = outcome.fitted, outcome.result
     counted = count_parameters(len(data.item_ids), config)
     return {
-        "method": config.method,
+        "method": prepared.called,
         "seed": config.train.seed,
         "source": facts["source"],
         "num_params": counted["num_params"],
@@ -301,7 +409,7 @@ def _report(
         "best_epoch": fitted.best_epoch,
         "events_per_second": round(fitted.events_per_second, 1),
         "train_s": round(fitted.seconds, 2),
-        "eval_s": round(eval_s, 2),
+        "eval_s": round(outcome.eval_s, 2),
         "peak_rss_mb": peak_rss_mb(),
         "items": len(data.item_ids),
         "catalogue": data.side is not None,
@@ -323,53 +431,54 @@ def computes(device: str = "cpu") -> dict[str, Any]:
     return here | {"threads": torch.get_num_threads(), "gpu": gpu}
 
 
-def _keep(
-    client: MlflowClient,
-    run_id: str,
-    data: Data,
-    config: Config,
-    fitted: Fitted,
-    result: Result,
-    report: dict[str, Any],
-    facts: dict[str, Any],
-) -> None:
-    values = {"validation_ndcg@10_best": fitted.validation}
+def _keep(run: Tracked, prepared: Prepared, outcome: Outcome, report: dict[str, Any]) -> None:
+    """Metrics, the model, and its score of each user, into the run."""
+    tracking.log_values(run.client, run.run_id, metrics=_values(outcome, report))
+    with tempfile.TemporaryDirectory(prefix="sessionmill-") as scratch:
+        folder = Path(scratch)
+        save(_stored(prepared, outcome.fitted), folder / "trained")
+        place = folder / "evaluation"
+        place.mkdir()
+        _save_per_user(outcome.result, prepared.data.sequences.user_id, place / "per_user.npz")
+        facts_and_report = {"facts": prepared.facts, "report": report}
+        (place / "result.json").write_text(json.dumps(facts_and_report, indent=1))
+        run.client.log_artifacts(run.run_id, scratch)
+
+
+def _values(outcome: Outcome, report: dict[str, Any]) -> dict[str, float]:
+    """The finite ones of a run's metrics."""
+    values = {"validation_ndcg@10_best": outcome.fitted.validation}
     named = dict(report["metrics"])
     for kind, part in report["by_target"].items():
         named |= {f"{kind}_{name}": value for name, value in part["metrics"].items()}
     for name, value in named.items():
         values |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
-    for name in (
-        "num_params", "num_params_added", "params_added_pct", "epochs", "best_epoch", "seconds",
-        "train_s", "eval_s", "events_per_second", "peak_rss_mb",
-    ):  # fmt: skip
-        values[name] = float(report[name])
-    values["unseen_share"] = result.counts["unseen_share"]
-    finite = {name: value for name, value in values.items() if np.isfinite(value)}
-    tracking.log_values(client, run_id, metrics=finite)
-    with tempfile.TemporaryDirectory(prefix="sessionmill-") as scratch:
-        folder = Path(scratch)
-        popularity = Popularity(len(data.item_ids), config.model)
-        popularity.fit(data.training.rows)
-        # Asked again, here or when serving, a model computes as it did when it was evaluated.
-        computed = replace(config.train, precision=fitted.precision or config.train.precision)
-        config = replace(config, train=computed)
-        stored = Stored(fitted.model, config, data.item_ids, popularity.count, facts)
-        save(stored, folder / "trained")
-        place = folder / "evaluation"
-        place.mkdir()
-        ids = np.array([data.sequences.user_id[u] for u in result.users], dtype=np.str_)
-        arrays: dict[str, Any] = {
-            name.replace("@", "_at_"): value for name, value in result.values.items()
-        }
-        for kind, part in result.parts.items():
-            users = [data.sequences.user_id[u] for u in part.users]
-            arrays[f"{kind}.user_id"] = np.array(users, dtype=np.str_)
-            arrays |= {f"{kind}.{n.replace('@', '_at_')}": v for n, v in part.values.items()}
-        np.savez_compressed(place / "per_user.npz", user_id=ids, **arrays)
-        facts_and_report = {"facts": facts, "report": report}
-        (place / "result.json").write_text(json.dumps(facts_and_report, indent=1))
-        client.log_artifacts(run_id, scratch)
+    values |= {name: float(report[name]) for name in LOGGED}
+    values["unseen_share"] = outcome.result.counts["unseen_share"]
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def _stored(prepared: Prepared, fitted: Fitted) -> Stored:
+    """The model as it is kept: asked again, here or when serving, it computes as it did when it
+    was evaluated."""
+    config, data = prepared.config, prepared.data
+    popularity = Popularity(len(data.item_ids), config.model)
+    popularity.fit(data.training.rows)
+    computed = replace(config.train, precision=fitted.precision or config.train.precision)
+    config = replace(config, train=computed)
+    return Stored(fitted.model, config, data.item_ids, popularity.count, prepared.facts)
+
+
+def _save_per_user(result: Result, user_id: list[str], file: Path) -> None:
+    """Arrays of one element a user: `user_id` and the metrics; those by kind of target likewise."""
+    ids = np.array([user_id[u] for u in result.users], dtype=np.str_)
+    arrays: dict[str, Any] = {
+        name.replace("@", "_at_"): value for name, value in result.values.items()
+    }
+    for kind, part in result.parts.items():
+        arrays[f"{kind}.user_id"] = np.array([user_id[u] for u in part.users], dtype=np.str_)
+        arrays |= {f"{kind}.{n.replace('@', '_at_')}": v for n, v in part.values.items()}
+    np.savez_compressed(file, user_id=ids, **arrays)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

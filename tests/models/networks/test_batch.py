@@ -34,7 +34,7 @@ def trained_on(method: str, rows: Rows, target: str = "next_item", **options: An
     """The training batch of whole users, nothing masked at random."""
     model = model_of(method, **options)
     train = replace(config(method, "tiny").train, target=target, mask_share=0.0)
-    tokens = model.lesson(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(0))
+    tokens = model.training_tokens(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(0))
     return model.padded(tokens, rows, train).to(DEVICE)
 
 
@@ -309,7 +309,7 @@ def test_an_event_of_more_tokens_than_a_row_is_not_lost(shift: Any) -> None:
     begin, end = model.windows(rows, shift)
     assert (end > begin).all() and end[-1] == 4
     train = config("sasrec+fb", "tiny").train
-    tokens = model.lesson(rows, begin, end, train, np.random.default_rng(0))
+    tokens = model.training_tokens(rows, begin, end, train, np.random.default_rng(0))
     padded = model.padded(tokens, rows, train)
     assert padded.token.shape[1] == 2 and (padded.token[:, -1] > 0).all()
     asked = model.request(rows, np.array([0]), np.array([4]))
@@ -322,7 +322,7 @@ def test_a_training_row_has_as_many_tokens_as_a_request() -> None:
     rows = rows_of([(1 + n % V, 100 * n, n + 1) for n in range(20)])  # 20 sessions of one item
     model = model_of("sasrec+st", max_len=15)
     begin, end = model.windows(rows, None)
-    tokens = model.lesson(
+    tokens = model.training_tokens(
         rows, begin, end, config("sasrec", "tiny").train, np.random.default_rng(0)
     )
     assert model.padded(tokens, rows, config("sasrec", "tiny").train).tokens == 15
@@ -399,7 +399,7 @@ def test_at_random_hidden_items_take_their_exposures_with_them() -> None:
     )
     model = model_of("bert4rec+fb", request_time="known", max_len=20)
     train = replace(config("bert4rec+fb", "tiny").train, mask_share=0.5)
-    tokens = model.lesson(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(1))
+    tokens = model.training_tokens(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(1))
     assert (tokens.feedback[tokens.label >= 0] == -1).all()
     hidden = set(tokens.label[tokens.label >= 0].tolist())
     shown = tokens.event[tokens.feedback == 2]

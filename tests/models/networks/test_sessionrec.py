@@ -48,7 +48,7 @@ def trained_on(rows: Rows, **options: Any) -> SessionBatch:
     model = model_of(**options)
     chosen = config("sessionrec-sasrec", "tiny")
     begin, end = model.windows(rows, None)
-    tokens = model.lesson(rows, begin, end, chosen.train, np.random.default_rng(0))
+    tokens = model.training_tokens(rows, begin, end, chosen.train, np.random.default_rng(0))
     batch = model.padded(tokens, rows, chosen.train)
     assert isinstance(batch, SessionBatch)
     return batch
