@@ -19,9 +19,9 @@ from models.core.errors import UserError
 from models.data import raw_events
 from models.networks.methods import BACKBONES, BASELINES, SESSION_ENCODERS
 from models.registry import tracking
-from models.selection import verify as verify_module
-from models.selection import verify_worker
-from models.selection.verify import in_words, loaded_here, verify
+from models.selection import questions, verify_worker
+from models.selection.questions import loaded_here
+from models.selection.verify import in_words, verify
 from tests.support.raw_world import raw_world
 from tests.support.recorded import World, file_of_version
 
@@ -255,7 +255,7 @@ def test_a_large_log_is_read_and_asked_in_parts(
     whole = asked(gap)
     monkeypatch.setattr(raw_events, "PART_EVENTS", 70)
     monkeypatch.setattr(raw_events, "BATCH", 16)
-    monkeypatch.setattr(verify_module, "MOST_SCORES", 100)
+    monkeypatch.setattr(questions, "MOST_SCORES", 100)
     told = asked(gap)
     assert told["holds"] and told["left_out"] == {"runaway": 0, "events_differ": 0}
     assert (told["questions"], told["users"]) == (whole["questions"], whole["users"])
