@@ -1,8 +1,9 @@
 """How the test loss falls with parameters and with data: many trainings, two power laws.
 
 Widths D at all the data, and shares of the users at the largest width, each with every seed (the
-dearest may be given the first alone); a cell that MLflow has as finished is not trained again. A power law L(x) = a x^-b is a
-straight line in logarithms: b comes by least squares over all trainings, with its 95 % t interval.
+dearest may be given the first alone); a cell that MLflow has as finished is not trained again. A
+power law L(x) = a x^-b is a straight line in logarithms: b comes by least squares over all
+trainings, with its 95 % t interval.
 Whether the line bends is asked too: a square term whose interval excludes 0 says that one exponent
 does not hold over the range (towards larger x it flattens where the term is positive).
 
@@ -14,19 +15,47 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.core.environment import code_version, machine
+from models.core.environment import Say, code_version, machine
 from models.core.errors import UserError
 from models.experiments.grid import Cell, command_line, keep, report_of, train_cell
 from models.networks.methods import BASELINES, config, parse
 from models.registry import tracking
 
 AXES = ("parameters", "data")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training of the experiment: a width at a share of the users, for the line of `axis`."""
+
+    axis: str
+    dim: int
+    share: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"D {self.dim}, {self.share:g} of the users, seed {self.seed}"
+
+
+def points_of(
+    widths: Sequence[int], shares: Sequence[float], seeds: Sequence[int], one_seed_from: float
+) -> list[Point]:
+    """Every width at all the data, then the largest at each share, with every seed; only the first
+    seed where width times share is `one_seed_from` or more."""
+    sizes = [("parameters", width, 1.0) for width in sorted(widths)]
+    sizes += [("data", max(widths), share) for share in sorted(shares) if share < 1]
+    return [
+        Point(axis, width, share, seed)
+        for axis, width, share in sizes
+        for seed in (seeds[:1] if width * share >= one_seed_from else seeds)
+    ]
 
 
 def scaling(
@@ -38,68 +67,81 @@ def scaling(
     seeds: Sequence[int],
     options: Sequence[str],
     file: Path,
-    say: Callable[[str], None],
+    say: Say,
     one_seed_from: float = math.inf,
 ) -> dict[str, Any]:
     """Train what is missing, fit, write `file`. `options` go to every `train` as they are.
 
-    Where width times share is `one_seed_from` or more, only the first of the seeds is trained.
-
     Raises:
         UserError: fewer than three widths or shares finished, so there is no line to fit.
     """
-    from jobs.core.source_file import load_source
-
     if parse(method)[0] in BASELINES:
         raise UserError(f"--method {method}: a baseline has no width and is not trained")
     for width in widths:
         config(method, dim=width)
-    name = load_source(source).name
-    client, experiment = tracking.connect(name)
+    todo = points_of(widths, shares, seeds, one_seed_from)
+    points, failed = _trained(source, comparison, method, todo, options, say)
+    most = [p for p in points if p["dim"] == max(widths) and p["share"] == 1.0]
+    parameters = [p for p in points if p["axis"] == "parameters"]
+    data = [p for p in points if p["axis"] == "data"] + most
+    given = {
+        "method": method,
+        "seeds": _words(seeds),
+        "widths": _words(widths),
+        "shares": _words(shares),
+    }
+    if one_seed_from < math.inf:
+        given["one-seed-from"] = f"{one_seed_from:g}"
+    written = {
+        "kind": "scaling",
+        "method": method,
+        "command": command_line("scaling", source, comparison, options, **given),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": code_version(),
+        "machine": machine(),
+        "points": points,
+        "missing": len(failed),
+        "fits": {
+            "parameters": power_law(parameters, "num_params"),
+            "data": power_law(data, "events"),
+        },
+    }
+    keep(file, written, say)
+    return written | {"failed": failed}
+
+
+def _trained(
+    source: str,
+    comparison: str,
+    method: str,
+    todo: Sequence[Point],
+    options: Sequence[str],
+    say: Say,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What each training reported, and which failed."""
+    from jobs.core.source_file import load_source
+
+    client, experiment = tracking.connect(load_source(source).name)
     points: list[dict[str, Any]] = []
     failed: list[str] = []
-    cells = [("parameters", width, 1.0) for width in sorted(widths)]
-    cells += [("data", max(widths), share) for share in sorted(shares) if share < 1]
-    todo = [
-        (axis, width, share, seed)
-        for axis, width, share in cells
-        for seed in (seeds[:1] if width * share >= one_seed_from else seeds)
-    ]
-    for number, (axis, width, share, seed) in enumerate(todo, 1):
-        part = f"{comparison}/D{width}-of-{share:g}"
-        given = [*options, "--dim", str(width), "--data-share", f"{share:g}"]
-        say(f"[{number}/{len(todo)}] D {width}, {share:.3g} of the users, seed {seed}")
-        if not train_cell(client, experiment, source, part, Cell(method, seed), given, say):
-            failed.append(f"D {width}, {share:g} of the users, seed {seed}")
+    for number, one in enumerate(todo, 1):
+        part = f"{comparison}/D{one.dim}-of-{one.share:g}"
+        cell = Cell(method, one.seed)
+        given = [*options, "--dim", str(one.dim), "--data-share", f"{one.share:g}"]
+        say(f"[{number}/{len(todo)}] D {one.dim}, {one.share:.3g} of the users, seed {one.seed}")
+        if not train_cell(client, experiment, source, part, cell, given, say):
+            failed.append(str(one))
             continue
-        row = report_of(client, experiment, part, Cell(method, seed))
+        row = report_of(client, experiment, part, cell)
         assert row is not None  # it is there now
         points.append(
-            {"axis": axis, "dim": width, "share": share, "seed": seed}
+            asdict(one)
             | {k: row[k] for k in ("num_params", "train_s", "commit", "table_version", "cut")}
             | {"events": row["training_events"], "epochs": row["epochs"]}
             | {"loss": row["metrics"]["test_loss"]["value"]}
             | {"ndcg@10": row["metrics"]["ndcg@10"]["value"]}
-        )  # fmt: skip
-    most = [p for p in points if p["dim"] == max(widths) and p["share"] == 1.0]
-    by_axis = {
-        "parameters": [p for p in points if p["axis"] == "parameters"],
-        "data": [p for p in points if p["axis"] == "data"] + most,
-    }
-    measures = {"parameters": "num_params", "data": "events"}
-    written = {
-        "kind": "scaling", "method": method,
-        "command": command_line(
-            "scaling", source, comparison, options, method=method, seeds=_words(seeds),
-            widths=_words(widths), shares=_words(shares),
-            **({"one-seed-from": f"{one_seed_from:g}"} if one_seed_from < math.inf else {}),
-        ),
-        "date": time.strftime("%Y-%m-%d"), "commit": code_version(), "machine": machine(),
-        "points": points, "missing": len(failed),
-        "fits": {axis: power_law(by_axis[axis], measures[axis]) for axis in AXES},
-    }  # fmt: skip
-    keep(file, written, say)
-    return written | {"failed": failed}
+        )
+    return points, failed
 
 
 def _words(values: Sequence[float]) -> str:
@@ -119,10 +161,15 @@ def power_law(points: Sequence[dict[str, Any]], measure: str) -> dict[str, Any]:
     middle = x - x.mean()
     line = _least_squares(np.stack([np.ones_like(x), middle], axis=1), y)
     found = {
-        "exponent": -line["value"][1], "low": -line["high"][1], "high": -line["low"][1],
-        "at": float(np.exp(x.mean())), "loss_there": float(np.exp(line["value"][0])),
-        "r2": line["r2"], "points": len(x), "bend": None,
-    }  # fmt: skip
+        "exponent": -line["value"][1],
+        "low": -line["high"][1],
+        "high": -line["low"][1],
+        "at": float(np.exp(x.mean())),
+        "loss_there": float(np.exp(line["value"][0])),
+        "r2": line["r2"],
+        "points": len(x),
+        "bend": None,
+    }
     if len(np.unique(x)) > 3:
         bent = _least_squares(np.stack([np.ones_like(x), middle, middle**2], axis=1), y)
         found["bend"] = {end: bent[end][2] for end in ("value", "low", "high")}
@@ -140,9 +187,11 @@ def _least_squares(columns: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     half = stats.t.ppf(0.975, max(1, free)) * np.sqrt(np.diag(spread))
     total = ((y - y.mean()) ** 2).sum()
     return {
-        "value": value.tolist(), "low": (value - half).tolist(), "high": (value + half).tolist(),
+        "value": value.tolist(),
+        "low": (value - half).tolist(),
+        "high": (value + half).tolist(),
         "r2": float(1 - rest @ rest / total) if total else 1.0,
-    }  # fmt: skip
+    }
 
 
 def in_words(written: dict[str, Any]) -> str:
@@ -196,9 +245,10 @@ def plot(written: dict[str, Any], file: Path) -> None:
     widest = max(point["dim"] for point in written["points"])
     for (above, below), name, measure in zip(axes.T, AXES, ("num_params", "events"), strict=True):
         own = [
-            p for p in written["points"]
+            p
+            for p in written["points"]
             if p["axis"] == name or (name == "data" and p["dim"] == widest and p["share"] == 1)
-        ]  # fmt: skip
+        ]
         above.loglog([p[measure] for p in own], [p["loss"] for p in own], "o", ms=4)
         fit = written["fits"][name]
         x = np.geomspace(min(p[measure] for p in own), max(p[measure] for p in own), 50)
