@@ -24,7 +24,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONHOME PYTHONPATH
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: help setup demo clean-demo up down test test-quick test-long test-s3 check lock audit wheel
+.PHONY: help setup demo clean-demo up down test test-quick test-long test-s3 check reference lock audit wheel
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -103,6 +103,10 @@ check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/mypy
 
 # -- for maintainers ---------------------------------------------------------------------------
+
+reference: setup  ## make docs/reference from the code
+	@$(BIN)/python -m jobs.core.reference > docs/reference/source-file.md
+	@$(BIN)/python -m models.training.reference > docs/reference/options.md
 
 lock: | $(UV)  ## resolve the dependencies anew
 	@$(UV) pip compile pyproject.toml --quiet --universal --generate-hashes --all-extras --group dev -p 3.11 \

@@ -45,6 +45,8 @@ unknown, 0) are not among them."""
 
 
 class Part(BaseModel):
+    """A section. The text under a key is its meaning, as docs/reference/source-file.md prints it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -58,39 +60,57 @@ def _name(value: object) -> object:
 
 
 class SourcePart(Part):
-    """`[source]`: where the log lies and how it is written."""
+    """Where the log is and how it is written."""
 
     name: Annotated[str, BeforeValidator(_name)]
+    """Names the source's folder, DAGs and registered model: a letter, then up to 62 letters,
+    digits, `_` or `-`."""
     landing: str = Field(min_length=1)
+    """The files of the log, as a glob. `{day}` stands for a date, `{day:%Y/%m/%d}` for one in
+    another form."""
     format: Literal["csv", "jsonl", "parquet", "combined_log"]
+    """How the files are written. `combined_log` is the access log of web servers."""
     delimiter: str = Field(default=",", min_length=1)
+    """Separates the columns of a CSV file."""
     header: StrictBool = True
+    """Whether a CSV file begins with the names of its columns. Without them, columns are `_0`,
+    `_1`, …"""
     null_values: list[str] | None = None
-    """Texts that mean nothing, in every column. Not given: empty text, and `NULL_IDS` in `user_id`
-    and `item_id`; a source whose tables were made by version 0.1.0 goes on with empty text alone."""
+    """Texts that are read as null, in every column. By default empty text, and in `user_id` and
+    `item_id` also `NULL`, `None`, `nan` and the like (a source whose tables were made by version
+    0.1.0 keeps empty text alone). With `[]` every text is taken as it is."""
     encoding: str = "utf-8"
-    """Of text formats; a byte-order mark is recognised and dropped."""
+    """Encoding of text formats. A byte-order mark is dropped."""
     list_separator: str = Field(default="|", min_length=1)
     """Separates the items of `exposed_with` where the log has them as one text."""
     on_new_column: Literal["ignore", "fail"] = "ignore"
-    """What a column does that the log did not have before."""
+    """What happens when a file has a column that the log did not have before."""
 
 
 ColumnName = Annotated[str, Field(min_length=1)]
 
 
 class ColumnsPart(Part):
-    """`[columns]`: theirs to ours. `a.b` reaches into nested JSON."""
+    """Which column of the log is which of ours. `a.b` is a field of nested JSON."""
 
     user_id: ColumnName
+    """Who acted."""
     item_id: ColumnName
+    """On which item."""
     event_ts: ColumnName
+    """When; how it is written is said under `[time]`."""
     event_type: ColumnName | None = None
+    """What kind of event it is, such as `view` or `purchase`; read by `[feedback]`."""
     source_session_id: ColumnName | None = None
+    """The log's own session; used by `sessions.rule = "source_session_id"`."""
     exposed_with: ColumnName | None = None
+    """The items that were shown with the event."""
     value: ColumnName | None = None
+    """A number, such as a rating or a quantity; read by conditions of `[feedback]`."""
     event_id: ColumnName | None = None
+    """The log's own id of the event. Without it, the id is a hash of all mapped columns."""
     tie_break: ColumnName | None = None
+    """A whole number that orders events of one user and time."""
 
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, for the columns that are mapped."""
@@ -129,13 +149,15 @@ def _unit(value: object) -> object:
 
 
 class TimePart(Part):
-    """`[time]`: how the log writes time."""
+    """How the log writes time."""
 
     unit: Annotated[str, BeforeValidator(_unit)] = "iso8601"
-    """A number since 1970 (`s`, `ms`, `us`); a pattern; or `iso8601`: YYYY-MM-DD, then nothing, or
-    T or a blank and HH:MM, HH:MM:SS or HH:MM:SS.fff, then nothing, Z, or an offset such as +02:00."""
+    """`s`, `ms` or `us`: a number since 1970. `iso8601`: YYYY-MM-DD, then nothing, or T or a blank
+    and HH:MM, HH:MM:SS or HH:MM:SS.fff, then nothing, Z, or an offset such as +02:00. Otherwise a
+    pattern such as `yyyy-MM-dd HH:mm:ss`. The default of a `combined_log` is
+    `dd/MMM/yyyy:HH:mm:ss Z`."""
     zone: Annotated[str, BeforeValidator(_zone)] = "UTC"
-    """Of times written without a zone; numbers since 1970 are UTC by definition."""
+    """Time zone of times that are written without one. Numbers since 1970 are UTC by definition."""
 
     @property
     def pattern_has_zone(self) -> bool:
@@ -143,11 +165,17 @@ class TimePart(Part):
 
 
 class FeedbackPart(Part):
-    """`[feedback]`: event types or conditions on `value`, tried negative, positive, exposed."""
+    """What an event says of its item: event types, or conditions on `value` such as `value >= 4`.
+
+    They are tried in the order negative, positive, exposed."""
 
     positive: list[str] | None = None
+    """The user chose the item. By default every event that is not negative or exposed; with a list,
+    events that are in none of the three are neutral."""
     negative: list[str] = []
+    """The user rejected the item."""
     exposed: list[str] = []
+    """The item was only shown."""
 
     @model_validator(mode="after")
     def _conditions_parse(self) -> FeedbackPart:
@@ -165,13 +193,19 @@ class FeedbackPart(Part):
 
 
 class SessionsPart(Part):
-    """`[sessions]`: what cuts one session from the next."""
+    """Where one session ends and the next begins."""
 
     rule: Literal["gap", "source_session_id"] = "gap"
+    """`gap`: a silence ends a session. `source_session_id`: the log's own sessions; a silence
+    decides between events that have none."""
     gap_s: float = Field(default=1800, gt=0, le=10 * 366 * 86400)
+    """A silence of more than this many seconds ends a session; exactly this many do not."""
     lateness_days: int = Field(default=30, ge=0)
+    """With `--day D`, events dated before D minus this many days are rejected as late."""
     max_session_hours: float = Field(default=24, gt=0)
+    """Longer sessions are flagged as runaway: kept in silver, left out of gold."""
     max_session_events: int = Field(default=5000, ge=1)
+    """Sessions with more events are flagged as runaway, too."""
 
     @property
     def gap_us(self) -> int:
@@ -193,33 +227,46 @@ class SessionsPart(Part):
 
 
 class QualityPart(Part):
-    """`[quality]`: how many unusable lines are too many, and what happens then.
+    """How many unusable lines are too many, and what happens then.
 
-    Late lines are usable. A run of which no line is usable exceeds every share.
+    Late lines are usable. A run without a usable line exceeds every share.
     """
 
     max_reject_share: float = Field(default=0.5, ge=0, le=1)
+    """The share of a run's lines that may be unusable."""
     on_exceed: Literal["warn", "fail"] = "fail"
+    """`fail`: the run fails and stores the rejected lines only. `warn`: the usable lines are loaded
+    with a warning (the default of version 0.1.0)."""
 
 
 class FiltersPart(Part):
-    """`[filters]`: what models train on, never what silver and gold keep."""
+    """What models are trained on. Silver and gold keep everything.
+
+    The filters are applied once each, in this order."""
 
     min_item_events: int = Field(default=5, ge=1)
+    """Items with fewer training events are left out."""
     min_session_events: int = Field(default=1, ge=1)
+    """Sessions with fewer training events are left out."""
     min_user_sessions: int = Field(default=2, ge=1)
+    """Users with fewer training sessions are left out."""
 
 
 class ItemsPart(Part):
-    """`[items]`: a catalogue, which says how items are; each file of it has all items."""
+    """A catalogue of attributes of the items. Each of its files has all items."""
 
     landing: str = Field(min_length=1)
-    """Files, as of `[source]`. `{day}`: a catalogue for each day."""
+    """The files, as in `[source]`. `{day}`: there is a catalogue for each day."""
     format: Literal["csv", "jsonl", "parquet"]
+    """How the files are written."""
     delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """Separates the columns of a CSV file."""
     id: ColumnName
+    """The column that has the item's id."""
     categories: list[ColumnName] = []
+    """Columns whose values are categories, such as a brand."""
     numbers: list[ColumnName] = []
+    """Columns whose values are numbers, such as a price."""
 
     @model_validator(mode="after")
     def _says_something(self) -> ItemsPart:
@@ -237,19 +284,23 @@ LINKS = ("link_1", "link_2", "link_3")
 
 
 class ExposuresPart(Part):
-    """`[exposures]`: a second file of what was shown, found by columns that the log has too."""
+    """A second file of what was shown, matched by columns that the log has, too."""
 
     landing: str = Field(min_length=1)
-    """Files, as of `[source]`."""
+    """The files, as in `[source]`."""
     format: Literal["csv", "jsonl", "parquet"]
+    """How the files are written."""
     delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """Separates the columns of a CSV file."""
     item_id: ColumnName
+    """The column that has the id of the item that was shown."""
     match: dict[ColumnName, ColumnName] = Field(min_length=1, max_length=len(LINKS))
-    """The log's column -> this file's; compared as texts."""
+    """The log's column = this file's column. They match if their texts are equal."""
     prominence: dict[ColumnName, list[str]] = {}
-    """This file's column -> its values, the most prominent first: which exposures are kept."""
+    """This file's column = its values, the most prominent first: decides which exposures are
+    kept."""
     most: int = Field(default=20, ge=1, le=1000)
-    """So many of one match are kept."""
+    """How many exposures of one match are kept, at most."""
 
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, of the columns to match by."""
@@ -262,16 +313,17 @@ def field_of(ours: str) -> str:
 
 
 class GatePart(Part):
-    """`[gate]`: what a model must show before it becomes the champion."""
+    """What a model must show before it becomes the champion."""
 
     margin: float = Field(default=0.0, ge=0, lt=1)
-    """By how much NDCG@10 must be better at least, at the interval's lower end."""
+    """The lower end of the interval of the difference in NDCG@10 must be above this."""
     min_users: int = Field(default=100, ge=2)
-    """Of fewer users in the test period an interval says little."""
+    """With fewer users in the test period the model is refused: an interval says little."""
     min_coverage: float = Field(default=0.0, ge=0, le=1)
-    """The share of the vocabulary that stands in some list of ten, at least."""
+    """The smallest share of the vocabulary that is in some user's list of ten."""
     max_latency_ms: float = Field(default=50.0, gt=0)
-    """One user asked in process: the 99th percentile, at most."""
+    """The largest 99th percentile of the time to answer for one user, in process, in
+    milliseconds."""
 
 
 def _cron(value: object) -> object:
@@ -283,54 +335,63 @@ def _cron(value: object) -> object:
 
 
 class TrainingPart(Part):
-    """`[training]`: what the scheduled DAG trains after a night."""
+    """What the scheduled DAG trains after a night."""
 
     methods: list[str] = ["pop", "personal_top", "gru4rec", "gru4rec+st", "bert4rec", "bert4rec+st"]
+    """The methods that are trained and compared."""
     target: Literal["next_item", "next_session"] = "next_item"
+    """What is predicted: the next item, or the set of items of the next session."""
     preset: str = "small"
+    """How large the models are and how long they are trained."""
     seeds: list[int] = [1]
+    """Every method is trained once with each seed; baselines once."""
     nightly: bool = True
-    """Whether every night with new sequences trains; if not, only `cron` does."""
+    """Whether every night with new sequences trains; otherwise only `cron` does."""
     cron: Annotated[str, BeforeValidator(_cron)] = "0 6 * * 0"
-    """When they are trained in any case, UTC (where the newest sequences were not yet); never: only
-    by nights and by hand."""
+    """When methods are also trained, UTC, unless they were trained on the newest sequences
+    already: five fields, a preset such as `@daily`, or `never`."""
     deadline_hours: float = Field(default=24.0, gt=0, le=1000)
-    """A training that has not ended so long after it was due is told to the webhook as late."""
+    """The webhook reports a training as late if it has not ended this long after it was due."""
 
 
 class PrivacyPart(Part):
-    """`[privacy]`: what of a person reaches the tables."""
+    """What of a person reaches the tables."""
 
     hash_user_id: StrictBool = False
-    """User ids are hashed with a key (SESSIONMILL_ID_KEY) as they are read, and rejected lines are
-    kept as their mapped columns only."""
+    """User ids are hashed with a key (SESSIONMILL_ID_KEY) as they are read, and only the mapped
+    columns of rejected lines are kept."""
 
 
 class DriftPart(Part):
-    """`[drift]`: when a night is unlike the nights before it, and what then."""
+    """When a night differs from the nights before it, and what happens then."""
 
     policy: Literal["warn", "stop", "off"] = "warn"
-    """stop: the night's tables stand, but nobody trains on them or scores until a person looked."""
+    """`stop`: the night's tables are kept, but nothing is trained or scored on them until a person
+    has looked. `off`: drift is not checked."""
     nights: int = Field(default=28, ge=MIN_NIGHTS, le=366)
-    """So many nights before it are looked at."""
+    """How many nights before it are compared."""
     factor: float = Field(default=2.0, gt=1)
-    """Events, users, sessions: so many times the usual, or that part of it, is unusual."""
+    """Events, users and sessions drift if there are this many times the usual number, or fewer than
+    the usual number divided by this."""
     new_items: float = Field(default=0.1, gt=0, le=1)
-    """By how much the share of items never seen before may differ from the usual."""
+    """How far the share of items never seen before may be from the usual share."""
     psi: float = Field(default=0.25, gt=0)
-    """Population stability index of the pauses between events, against the nights before."""
+    """The largest population stability index of the pauses between events, against the nights
+    before."""
 
 
 class SchedulePart(Part):
-    """`[schedule]`: when the night runs."""
+    """When the night runs."""
 
     cron: Annotated[str, BeforeValidator(_cron)] = "0 2 * * *"
+    """Five fields, UTC, a preset such as `@daily`, or `never`: by hand only."""
     start: date | None = None
-    """The first day that the schedule catches up from; none: no catch-up."""
+    """The first day that the schedule catches up from. Without it, there is no catch-up."""
     wait_hours: float = Field(default=4.0, ge=0, le=1000)
-    """Where `landing` has {day}: so long after its time a night waits for its day's first file."""
+    """Where `landing` has `{day}`, a night waits this long for its day's first file; 0: not at
+    all."""
     deadline_hours: float = Field(default=8.0, gt=0, le=1000)
-    """A night that has not ended so long after it was due is told to the webhook as late."""
+    """The webhook reports a night as late if it has not ended this long after it was due."""
 
 
 class Source(Part):

@@ -13,55 +13,79 @@ from models.core.knobs import MOST, knob
 class ModelConfig:
     """What a model is. Stored beside its weights; enough to build it again."""
 
-    dim: int = knob(64, "D, the width", low=1, high=MOST)
-    heads: int = knob(2, "H, of attention", low=1)
+    dim: int = knob(64, "width D of embeddings and layers", low=1, high=MOST)
+    heads: int = knob(2, "attention heads; they divide D", low=1)
     layers: int = knob(2, "blocks of a transformer, layers of a GRU", low=1, high=MOST)
-    max_len: int = knob(128, "L, tokens of a history", low=1, high=MOST, option="--length")
-    dropout: float = knob(0.1, "of embeddings and layers", low=0, high=1, open_high=True)
+    max_len: int = knob(
+        128,
+        "tokens of the history that the model reads; sessionrec: sessions",
+        low=1,
+        high=MOST,
+        option="--length",
+    )
+    dropout: float = knob(0.1, "dropout of embeddings and layers", low=0, high=1, open_high=True)
     attention_dropout: float = knob(
-        0.0, "of attention weights", low=0, high=1, open_high=True, hidden=True
+        0.0, "dropout of attention weights", low=0, high=1, open_high=True, hidden=True
     )
     positions: str = knob(
-        "from_newest", "of transformers: from_oldest: later tokens move no earlier position",
+        "from_newest",
+        "transformers: which end positions are counted from; under from_oldest later tokens do not "
+        "change earlier positions",
         choices=("from_newest", "from_oldest"),
-    )  # fmt: skip
-    tied: bool = knob(True, "scored by the item table itself, else by an output layer", hidden=True)
+    )
+    tied: bool = knob(
+        True, "scores by the item embeddings; otherwise by an output layer", hidden=True
+    )
     reference: bool = knob(
         False, "the reference's network to the last parameter (presets paper_a_*)", hidden=True
     )
-    segments: int = knob(5, "S_max of +sse", low=1, high=MOST)
+    segments: int = knob(5, "+sse: S_max, the number of session segments", low=1, high=MOST)
     sse_index: str = knob(
-        "from_oldest", "which end +sse counts sessions from", choices=("from_oldest", "from_newest")
+        "from_oldest",
+        "+sse: which end sessions are counted from; bert4rec: from_newest unless given",
+        choices=("from_oldest", "from_newest"),
     )
-    time_features: int = knob(16, "T of +tsa", low=1, high=MOST)
+    time_features: int = knob(16, "+tsa: T, the number of time features", low=1, high=MOST)
     tsa_time: str = knob(
-        "float64", "raw_float32 reproduces the reference", choices=("float64", "raw_float32")
+        "float64",
+        "+tsa: precision of times; raw_float32 reproduces the reference",
+        choices=("float64", "raw_float32"),
     )
     time_origin_us: int = knob(
-        0, "start of the phase of +tsa: the first training event", hidden=True
+        0,
+        "+tsa: start of the phase, microseconds since 1970: the first training event",
+        hidden=True,
     )
     request_time: str = knob(
-        "last_event", "may the model know when it is asked, and that a session opens?",
+        "last_event",
+        "known: the model is told the time of the request, and whether it opens a session",
         choices=("last_event", "known"),
-    )  # fmt: skip
+    )
     repeat_policy: str = knob(
-        "allow", "exclude_seen: items of the history are never listed",
+        "allow",
+        "exclude_seen: items of the user's history are never listed",
         choices=("allow", "exclude_seen"),
-    )  # fmt: skip
-    recent_days: float = knob(7.0, "of recent_pop", low=0, open_low=True, hidden=True)
-    neighbours: int = knob(100, "items of item_knn, sessions of vsknn", low=1, hidden=True)
+    )
+    recent_days: float = knob(7.0, "days that recent_pop counts", low=0, open_low=True, hidden=True)
+    neighbours: int = knob(
+        100, "similar items that item_knn keeps, sessions that vsknn keeps", low=1, hidden=True
+    )
     pooling: str = knob(
-        "mean", "of sessionrec: how a session's items become one vector",
+        "mean",
+        "sessionrec: how a session's items become one vector",
         choices=("mean", "attention", "transformer"),
-    )  # fmt: skip
-    feedback: bool = knob(True, "of sessionrec: does history say what became of an item?")
+    )
+    feedback: bool = knob(True, "sessionrec: whether feedback on past items is read")
     exposures: int = knob(
-        20, "of sessionrec and +fb: items shown but not chosen, a session, at most; those that are "
-        "events of their own only of sessionrec", low=0,
-    )  # fmt: skip
-
-    side: bool = knob(True, "of sessionrec: does it see what a catalogue says of items?")
-    side_dim: int = knob(16, "width of a category's embedding", low=1, high=MOST, hidden=True)
+        20,
+        "sessionrec and +fb: items shown but not chosen that are read, per session, at most; "
+        "exposures that are events of the log are bounded in sessionrec only",
+        low=0,
+    )
+    side: bool = knob(True, "sessionrec: whether the catalogue's attributes are read")
+    side_dim: int = knob(
+        16, "sessionrec: width of a category's embedding", low=1, high=MOST, hidden=True
+    )
     categories: tuple[int, ...] = ()  # how many values each has, 0 (unknown) counted; from the data
     numbers: int = 0  # how many numbers an item has; from the data
 
@@ -76,51 +100,72 @@ class TrainConfig:
     """How a model is trained. AdamW; betas .9, .999."""
 
     target: str = knob(
-        "next_item", "what is predicted; default: the source file's",
+        "next_item",
+        "what is predicted; default: the source file's",
         choices=("next_item", "next_session"),
-    )  # fmt: skip
+    )
     loss: str = knob(
         "auto",
-        "auto: full up to losses.FULL_ITEMS items",
+        "full: cross-entropy over all items; sampled: softmax over drawn items; gbce: binary "
+        "cross-entropy over drawn items; auto: full up to 50,000 items, then sampled",
         choices=("auto", "full", "sampled", "gbce"),
     )
-    negatives: int = knob(256, "items drawn a step: sampled, gbce", low=1, high=MOST)
-    alpha: float = knob(0.0, "of sessionrec: share of the rank loss", low=0)
+    negatives: int = knob(256, "sampled, gbce: items drawn per step", low=1, high=MOST)
+    alpha: float = knob(0.0, "sessionrec: weight of the rank loss", low=0)
     gbce_t: float = knob(
-        0.75, "calibration of gbce: 0 is plain, 1 fully corrected", low=0, high=1, hidden=True
+        0.75, "gbce: calibration, from 0 (none) to 1 (full)", low=0, high=1, hidden=True
     )
-    epochs: int = knob(20, "at most so many", low=1)
+    epochs: int = knob(20, "epochs, at most", low=1)
     patience: int = knob(
         3, "epochs without a better validation NDCG@10 before stopping, after the warm-up", low=1
     )
-    batch_size: int = knob(64, "rows a step", low=1)
-    learning_rate: float = knob(2e-3, "of AdamW", low=0, open_low=True)
-    weight_decay: float = knob(0.01, "of AdamW", low=0, hidden=True)
+    batch_size: int = knob(64, "rows per step", low=1)
+    learning_rate: float = knob(2e-3, "peak learning rate of AdamW", low=0, open_low=True)
+    weight_decay: float = knob(0.01, "weight decay of AdamW", low=0, hidden=True)
     schedule: str = knob(
-        "cosine", "of the learning rate", choices=("cosine", "constant"), hidden=True
-    )
-    clip_norm: float = knob(1.0, "of gradients; 0: none", low=0, hidden=True)
-    mask_share: float = knob(0.2, "cloze", low=0, high=1, open_low=True, hidden=True)
-    item_noise: float = knob(
-        0.0, "causal: share of input items replaced at random", low=0, high=1, open_high=True,
+        "cosine",
+        "learning rate: cosine (5 % warm-up, then falling to a twentieth) or constant",
+        choices=("cosine", "constant"),
         hidden=True,
-    )  # fmt: skip
+    )
+    clip_norm: float = knob(
+        1.0, "gradients are scaled down to this norm; 0: never", low=0, hidden=True
+    )
+    mask_share: float = knob(
+        0.2, "bert4rec: share of tokens that are masked", low=0, high=1, open_low=True, hidden=True
+    )
+    item_noise: float = knob(
+        0.0,
+        "causal models: share of input items replaced by random ones",
+        low=0,
+        high=1,
+        open_high=True,
+        hidden=True,
+    )
     all_windows: bool = knob(
         True, "learn from a user's whole history, not only the newest L tokens", hidden=True
     )
     precision: str = knob(
-        "auto", "of training; auto: what is fast on this machine",
+        "auto",
+        "number format of layers; auto: bfloat16 where this machine gains by it, else float32",
         choices=("auto", "float32", "bfloat16"),
-    )  # fmt: skip
+    )
     data_share: float = knob(
-        1.0, "of the training users, by a hash of their id; the vocabulary stays", low=0, high=1,
+        1.0,
+        "share of the training users, chosen by a hash of their id; the vocabulary stays whole",
+        low=0,
+        high=1,
         open_low=True,
-    )  # fmt: skip
+    )
     validation_targets: int = knob(
-        4000, "at most so many, drawn once, decide about stopping; 0: the last epoch's weights stay",
-        low=0, hidden=True,
-    )  # fmt: skip
-    seed: int = knob(0, "of weights, order, masks and noise", low=0)
+        4000,
+        "validation targets that decide about stopping, at most; 0: keep the last epoch's weights",
+        low=0,
+        hidden=True,
+    )
+    seed: int = knob(
+        0, "seed of weights, order, masks and noise; default: the source file's first", low=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,15 +218,31 @@ def _paper_a(
     *, max_len: int, heads: int, mask: float, batch: int, epochs: int, segments: int, times: int
 ) -> tuple[ModelConfig, TrainConfig]:
     model = ModelConfig(
-        dim=256, heads=heads, layers=4, max_len=max_len, dropout=0.2, attention_dropout=0.2,
-        tied=False, reference=True, segments=segments, sse_index="from_newest",
-        time_features=times, request_time="known",
-    )  # fmt: skip
+        dim=256,
+        heads=heads,
+        layers=4,
+        max_len=max_len,
+        dropout=0.2,
+        attention_dropout=0.2,
+        tied=False,
+        reference=True,
+        segments=segments,
+        sse_index="from_newest",
+        time_features=times,
+        request_time="known",
+    )
     train = TrainConfig(
-        epochs=epochs, patience=epochs // 2, batch_size=batch, learning_rate=1e-3,
-        weight_decay=0.05, schedule="constant", clip_norm=0.0, mask_share=mask, item_noise=0.02,
+        epochs=epochs,
+        patience=epochs // 2,
+        batch_size=batch,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        schedule="constant",
+        clip_norm=0.0,
+        mask_share=mask,
+        item_noise=0.02,
         all_windows=False,
-    )  # fmt: skip
+    )
     return model, train
 
 

@@ -1,7 +1,8 @@
 """One setting of a model or its training, declared once: default, range or choices, option, help.
 
 The command line (`models/training/options.py`), the checks (`check`), `python -m models params`
-and the reference of options all read the declaration; there is no second list of names.
+and docs/reference/options.md (`models/training/reference.py`) read the declaration; there is no
+second list of names.
 """
 
 from __future__ import annotations
@@ -43,27 +44,36 @@ class Knob:
 
     def fault(self, option: str, value: Any, whole: bool) -> str:
         """What is wrong with a value, with the way out; empty: nothing."""
-        if self.choices:
-            right = value in self.choices
-            return "" if right else f"{option} {value}: one of {', '.join(self.choices)}"
-        if self.low is None:
+        if self._holds(value, whole):
             return ""
+        kind = "" if self.choices else "a whole number, " if whole else "a number "
+        return f"{option} {value}: {kind}{self.allowed(whole)}"
+
+    def _holds(self, value: Any, whole: bool) -> bool:
+        if self.choices:
+            return value in self.choices
+        if self.low is None:
+            return True
         if whole:
-            high = int(min(self.high, LARGEST))
-            inside = self.low <= value <= high
-            return "" if inside else f"{option} {value}: a whole number, {self.low:.0f} to {high:,}"
-        if (
+            return bool(self.low <= value <= min(self.high, LARGEST))
+        return bool(
             self.low < value < self.high
             or (value == self.low and not self.open_low)
             or (value == self.high < math.inf and not self.open_high)
-        ):
+        )
+
+    def allowed(self, whole: bool) -> str:
+        """The choices or the range in words; empty: anything of the type."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.low is None:
             return ""
+        if whole:
+            return f"{self.low:.0f} to {int(min(self.high, LARGEST)):,}"
         ends = f"{'above' if self.open_low else 'from'} {self.low:g}"
         if self.high < math.inf:
-            ends += f" {'to below' if self.open_high else 'to'} {self.high:g}"
-        else:
-            ends += ", finite"
-        return f"{option} {value}: a number {ends}"
+            return f"{ends} {'to below' if self.open_high else 'to'} {self.high:g}"
+        return f"{ends}, finite"
 
 
 def knob(default: Any, help: str, **how: Any) -> Any:
@@ -84,6 +94,11 @@ def option_of(one: Field[Any]) -> str:
     return told.option or "--" + one.name.replace("_", "-")
 
 
+def option_named(kind: type, name: str) -> str:
+    """The option of one setting of a configuration class."""
+    return next(option_of(one) for one, _ in knobs(kind) if one.name == name)
+
+
 def check(config: Any) -> None:
     """Raises:
     UserError: a setting is out of its range or no choice; named as the option that sets it.
@@ -101,7 +116,11 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
     for one, told in knobs(kind):
         if told.hidden:
             continue
-        how: dict[str, Any] = {"dest": one.name, "default": None, "help": told.help}
+        how: dict[str, Any] = {
+            "dest": one.name,
+            "default": None,
+            "help": told.help.replace("%", "%%"),
+        }
         if types_of[one.name] is bool:
             how["action"] = argparse.BooleanOptionalAction
         elif not told.choices:

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
+from models.core.knobs import option_named
 from models.data.splits import in_words
 from models.evaluation.metrics import bootstrap, bootstrap_seeds
 from models.registry import tracking
@@ -29,12 +31,28 @@ if TYPE_CHECKING:
 
 BY = "ndcg@10"
 SAME = {  # what has to be equal -> by what it is set
-    "table_id": "--table-version", "table_version": "--table-version",
-    "cut": "--split, --valid-from and --test-from", "target": "--target",
-    "request_time": "--request-time", "repeat_policy": "--repeat-policy",
-    "filters": "[filters] of the source file", "preprocess": "--preprocess",
-}  # fmt: skip
+    "table_id": "--table-version",
+    "table_version": "--table-version",
+    "cut": "--split, --valid-from and --test-from",
+    "target": option_named(TrainConfig, "target"),
+    "request_time": option_named(ModelConfig, "request_time"),
+    "repeat_policy": option_named(ModelConfig, "repeat_policy"),
+    "filters": "[filters] of the source file",
+    "preprocess": "--preprocess",
+}
 DRAWS = 2000
+REPORTED = (  # by a training, and a column of the comparison
+    "method",
+    "seed",
+    "num_params",
+    "num_params_added",
+    "params_added_pct",
+    "epochs",
+    "events_per_second",
+    "peak_rss_mb",
+    "seconds",
+    "mlflow_run_id",
+)
 
 
 @dataclass(frozen=True)
@@ -136,11 +154,7 @@ def _row(
     entry: Entry, best: dict[str, Entry], winner: Entry, trainings: dict[str, list[Entry]]
 ) -> dict[str, Any]:
     report = entry.report
-    names = (
-        "method", "seed", "num_params", "num_params_added", "params_added_pct", "epochs",
-        "events_per_second", "peak_rss_mb", "seconds", "mlflow_run_id",
-    )  # fmt: skip
-    row: dict[str, Any] = {name: report[name] for name in names}
+    row: dict[str, Any] = {name: report[name] for name in REPORTED}
     for name, value in report["metrics"].items():
         row |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
     row["validation_ndcg@10"] = report["validation_ndcg@10"]

@@ -8,19 +8,18 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from models.core.config import ModelConfig, TrainConfig
+from models.core.config import PRESETS, ModelConfig, TrainConfig
 from models.core.knobs import add_options
 
-HOW = (  # and not what: a training's names, and what leaves its outcome as it is
-    "command", "source", "method", "seed", "comparison", "variant", "threads", "device",
-    "checkpoint_s", "json",
-)  # fmt: skip
+# How and not what: a training's names, and what leaves its outcome as it is.
+NAMES = ("command", "source", "method", "seed", "comparison", "variant")
+HOW = (*NAMES, "threads", "device", "checkpoint_s", "json")
 
 
 def add_method(command: argparse.ArgumentParser) -> None:
     """The method, its preset, and the settings of its model."""
-    command.add_argument("--method", required=True, help="such as bert4rec+st")
-    command.add_argument("--preset", help="small, tiny or paper_a_…; default: the source's, small")
+    command.add_argument("--method", required=True, help="a method such as bert4rec+st")
+    command.add_argument("--preset", help=f"{', '.join(PRESETS)}; default: the source's, or small")
     add_options(command, ModelConfig)
 
 
@@ -29,32 +28,48 @@ def add_training(command: argparse.ArgumentParser) -> None:
     add_method(command)
     add_options(command, TrainConfig)
     command.add_argument(
-        "--checkpoint-s", type=float, metavar="SECONDS",
-        help="between checkpoints (default SESSIONMILL_CHECKPOINT_S, or 60); 0: after every step",
-    )  # fmt: skip
-    command.add_argument("--split", help="temporal (default), last_session or last_item")
-    command.add_argument(
-        "--preprocess", default="gold", help="gold, or paper_a: cut anew as it did"
+        "--checkpoint-s",
+        type=float,
+        metavar="SECONDS",
+        help="seconds between checkpoints (default SESSIONMILL_CHECKPOINT_S, or 60); 0: after "
+        "every step",
     )
-    command.add_argument("--valid-from", metavar="TS", help="pins the validation cut")
-    command.add_argument("--test-from", metavar="TS", help="pins the test cut")
-    command.add_argument("--table-version", type=int, help="of gold.sequences; default: the newest")
-    command.add_argument("--comparison", metavar="ID", help="names the comparison this belongs to")
     command.add_argument(
-        "--sampled", type=int, default=0, metavar="N",
-        help="also the ranks among N drawn items, as sampled_…",
-    )  # fmt: skip
-    command.add_argument(
-        "--variant", metavar="NAME", help="tells it from others of its method in the comparison"
+        "--split", help="how periods are cut: temporal (default), last_session or last_item"
     )
-    command.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run too")
-    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    command.add_argument(
+        "--preprocess", default="gold", help="gold, or paper_a: sessions and users as in paper A"
+    )
+    command.add_argument("--valid-from", metavar="TS", help="where the validation period begins")
+    command.add_argument("--test-from", metavar="TS", help="where the test period begins")
+    command.add_argument(
+        "--table-version", type=int, help="version of gold.sequences; default: the newest"
+    )
+    command.add_argument(
+        "--comparison", metavar="ID", help="the comparison that the training belongs to"
+    )
+    command.add_argument(
+        "--sampled",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also rank among N drawn items, as sampled_…; 0: do not",
+    )
+    command.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="names it among trainings of the same method in the comparison",
+    )
+    command.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run, too")
+    command.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train"
+    )
 
 
 def train_parser() -> argparse.ArgumentParser:
     """`python -m models train` alone, for what a grid asks of its trainings."""
     parser = argparse.ArgumentParser(prog="python -m models train")
-    parser.add_argument("--source", required=True)
+    parser.add_argument("--source", required=True, help="a source's name or its file")
     add_training(parser)
     return parser
 

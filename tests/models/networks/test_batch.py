@@ -34,7 +34,9 @@ def trained_on(method: str, rows: Rows, target: str = "next_item", **options: An
     """The training batch of whole users, nothing masked at random."""
     model = model_of(method, **options)
     train = replace(config(method, "tiny").train, target=target, mask_share=0.0)
-    tokens = model.training_tokens(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(0))
+    tokens = model.training_tokens(
+        rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(0)
+    )
     return model.padded(tokens, rows, train).to(DEVICE)
 
 
@@ -399,7 +401,9 @@ def test_at_random_hidden_items_take_their_exposures_with_them() -> None:
     )
     model = model_of("bert4rec+fb", request_time="known", max_len=20)
     train = replace(config("bert4rec+fb", "tiny").train, mask_share=0.5)
-    tokens = model.training_tokens(rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(1))
+    tokens = model.training_tokens(
+        rows, rows.start[:-1], rows.start[1:], train, np.random.default_rng(1)
+    )
     assert (tokens.feedback[tokens.label >= 0] == -1).all()
     hidden = set(tokens.label[tokens.label >= 0].tolist())
     shown = tokens.event[tokens.feedback == 2]

@@ -1,0 +1,97 @@
+"""All keys of a source file as a page: `python -m jobs.core.reference > docs/reference/source-file.md`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from itertools import pairwise
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from jobs.core.source_file import Part, Source
+
+HEAD = """# The source file: all keys
+
+<!-- Made by `make reference` from jobs/core/source_file.py. Change it there. -->
+
+A file `infra/sources/<name>.toml` describes one log. A key that is not listed here is refused.
+"""
+SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+TYPES = {"string": "text", "integer": "whole number", "boolean": "true, false"}
+
+
+def page() -> str:
+    return HEAD + "".join(_section(name, field) for name, field in Source.model_fields.items())
+
+
+def _section(name: str, section: FieldInfo) -> str:
+    # One that may be left out altogether is `Part | None`.
+    kinds = get_args(section.annotation) or (section.annotation,)
+    part = next(kind for kind in kinds if kind is not type(None))
+    schema, meaning = part.model_json_schema(), _meanings(part)
+    required = schema.get("required", ())
+    lines = [
+        f"\n## [{name}]\n",
+        f"{inspect.getdoc(part)} {'Required.' if section.is_required() else 'May be left out.'}\n",
+        "| key | type | default | allowed | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for key, about in schema["properties"].items():
+        kind, allowed = _kind(about)
+        default = "required" if key in required else _default(about.get("default"))
+        cells = (f"`{key}`", kind, default, allowed, meaning[key])
+        lines.append("| " + " | ".join(_cell(one) for one in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _meanings(part: type[Part]) -> dict[str, str]:
+    """The text under each key. (pydantic's `use_attribute_docstrings` reads it at every import, of
+    DAG files too, and doubles the time that takes.)"""
+    (tree,) = ast.parse(inspect.getsource(part)).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for one, after in pairwise(tree.body):
+        match one, after:
+            case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(
+                value=ast.Constant(value=str(text))
+            ):
+                found[key] = " ".join(text.split())
+    return found
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _default(value: Any) -> str:
+    return "none" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _kind(about: dict[str, Any]) -> tuple[str, str]:
+    """The type of a key, and which of its values are allowed, from its JSON schema."""
+    about = next((one for one in about.get("anyOf", ()) if one["type"] != "null"), about)
+    if "enum" in about:
+        return "text", ", ".join(f"`{one}`" for one in about["enum"])
+    if about["type"] == "array":
+        return f"list of {_kind(about['items'])[0]}s", ""
+    if about["type"] == "object":
+        inner = _kind(about["additionalProperties"])[0]
+        low, high = about.get("minProperties"), about.get("maxProperties")
+        return f"table: {inner} by column", f"{low} to {high} entries" if low else ""
+    if about.get("format") == "date":
+        return "date", ""
+    kind = TYPES.get(about["type"], about["type"])
+    limits = [f"{sign} {_figure(about[name])}" for name, sign in SIGNS.items() if name in about]
+    if about.get("maxLength") == 1:
+        return "character", ""
+    return kind, " and ".join(limits) or ("not empty" if about.get("minLength") else "")
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
