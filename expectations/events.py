@@ -6,41 +6,44 @@ from expectations.check import Check
 def checks() -> tuple[Check, ...]:
     return (
         Check(
-            name="event_id_is_key", says="an event stands in the table once",
-            unique=("event_id",),
+            name="event_id_is_key", says="an event stands in the table once", unique=("event_id",)
         ),
         Check(
-            name="ids_are_there", says="event, user and item have an id, and no id is empty text",
+            name="ids_are_there",
+            says="event, user and item have an id, and no id is empty text",
             holds="coalesce(length(event_id) > 0 AND user_id IS NOT NULL AND item_id IS NOT NULL, "
-                  "false)",
+            "false)",
         ),
         Check(
-            name="time_is_plausible", says="the event has a time, of the years 1 to 9999",
+            name="time_is_plausible",
+            says="the event has a time, of the years 1 to 9999",
             holds="coalesce(year(event_ts) BETWEEN 1 AND 9999, false)",
         ),
         Check(
-            name="date_is_the_utc_date", says="event_date is the UTC date of event_ts",
+            name="date_is_the_utc_date",
+            says="event_date is the UTC date of event_ts",
             holds="coalesce(event_date = to_date(event_ts), false)",
         ),
         Check(
-            name="feedback_is_known", says="feedback is positive, negative, exposed or neutral",
+            name="feedback_is_known",
+            says="feedback is positive, negative, exposed or neutral",
             holds="coalesce(feedback IN ('positive', 'negative', 'exposed', 'neutral'), false)",
         ),
         Check(
-            name="value_is_finite", says="value is null or a finite number",
+            name="value_is_finite",
+            says="value is null or a finite number",
             holds="value IS NULL OR (NOT isnan(value) AND abs(value) < double('infinity'))",
         ),
         Check(
-            name="shown_items_have_ids", says="what was shown has an id, and no id is empty text",
+            name="shown_items_have_ids",
+            says="what was shown has an id, and no id is empty text",
             # (No lambda, which Spark would interpret: an overlap is null where one is null.)
             holds="coalesce(NOT arrays_overlap(exposed_with, array('')), exposed_with IS NULL)",
         ),
-        Check(
-            name="lines_balance", says="lines read = new events + duplicates + rejects",
-        ),
+        Check(name="lines_balance", says="lines read = new events + duplicates + rejects"),
         Check(
             name="reject_share_within_bound",
             says="some line was usable, and not more were unusable than quality.max_reject_share "
-                 "allows",
+            "allows",
         ),
-    )  # fmt: skip
+    )

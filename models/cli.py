@@ -50,9 +50,11 @@ def _version_options(command: argparse.ArgumentParser) -> None:
 def _verify_options(command: argparse.ArgumentParser) -> None:
     _version_options(command)
     command.add_argument(
-        "--most", type=int, metavar="N",
+        "--most",
+        type=int,
+        metavar="N",
         help="at most so many questions, of whole users drawn at random; default: all",
-    )  # fmt: skip
+    )
     _threads(command)
 
 
@@ -87,9 +89,12 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seeds", default="1,2", help="by comma")
     command.add_argument(
-        "--variant", action="append", default=[], metavar="NAME:OPTIONS",
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME:OPTIONS",
         help="every method once more, with these options; may be given again",
-    )  # fmt: skip
+    )
     command.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
     command.add_argument(
         "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
@@ -103,9 +108,12 @@ def _scaling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shares", default="0.125,0.25,0.5", help="of the users, by comma")
     command.add_argument("--seeds", default="1,2,3", help="by comma")
     command.add_argument(
-        "--one-seed-from", type=float, default=math.inf, metavar="D",
+        "--one-seed-from",
+        type=float,
+        default=math.inf,
+        metavar="D",
         help="only the first seed where width times share is this or more",
-    )  # fmt: skip
+    )
     command.add_argument("--results", metavar="FILE", required=True, help="a small JSON file")
     command.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`")
 
@@ -289,14 +297,22 @@ def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     )
     target = told.target or source.training.target
     outcome = grid(
-        args.source, args.comparison, cells_of(args.methods, args.variant, seeds, target),
+        args.source,
+        args.comparison,
+        cells_of(args.methods, args.variant, seeds, target),
         args.options,
         command_line(
-            "grid", args.source, args.comparison, args.options, methods=args.methods,
-            seeds=args.seeds, variant=args.variant,
+            "grid",
+            args.source,
+            args.comparison,
+            args.options,
+            methods=args.methods,
+            seeds=args.seeds,
+            variant=args.variant,
         ),
-        file, note,
-    )  # fmt: skip
+        file,
+        note,
+    )
     show(outcome)
     return outcome
 
@@ -306,10 +322,17 @@ def _scaling(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]
     from models.experiments.scaling import in_words, scaling
 
     written = scaling(
-        args.source, args.comparison, args.method, _numbers("--widths", args.widths, int),
-        _numbers("--shares", args.shares, float), _numbers("--seeds", args.seeds, int),
-        args.options, Path(args.results), note, args.one_seed_from,
-    )  # fmt: skip
+        args.source,
+        args.comparison,
+        args.method,
+        _numbers("--widths", args.widths, int),
+        _numbers("--shares", args.shares, float),
+        _numbers("--seeds", args.seeds, int),
+        args.options,
+        Path(args.results),
+        note,
+        args.one_seed_from,
+    )
     print(in_words(written))
     return written
 
@@ -349,14 +372,16 @@ COMMANDS = {
     ),
     "verify": Command(
         "ask a registered model its test period: are its scores those stored?",
-        _verify_options, _verify,
+        _verify_options,
+        _verify,
     ),
     "score": Command(
         "write gold.recommendations; the same as python -m jobs score", _score_options, _score
     ),
     "promote": Command(
         "make the challenger the champion, if it has shown itself better",
-        _promote_options, _promote,
+        _promote_options,
+        _promote,
     ),
     "rollback": Command(
         "make the champion before this one the champion again", _rollback_options, _rollback
@@ -366,17 +391,17 @@ COMMANDS = {
     ),
     "grid": Command(
         "train many methods and seeds, one after another; goes on where it was",
-        _grid_options, _grid,
+        _grid_options,
+        _grid,
     ),
     "scaling": Command(
-        "loss against parameters and against data; goes on where it was",
-        _scaling_options, _scaling,
+        "loss against parameters and against data; goes on where it was", _scaling_options, _scaling
     ),
     "results": Command(
         "make a document's tables from results/*.json", _results_options, _results, source=False
     ),
     "params": Command("count parameters, exactly", _params_options, _params, source=False),
-}  # fmt: skip
+}
 
 
 def main(argv: list[str] | None = None) -> int:

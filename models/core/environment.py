@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import resource
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from models.core.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-import os
-import platform
-import resource
-import subprocess
-from collections.abc import Callable
+Say = Callable[[str], None]
 
 
 def use_threads(number: int | None) -> None:
@@ -41,24 +40,20 @@ def note(text: str) -> None:
 
 def machine() -> dict[str, Any]:
     """Where it ran, in words that mean something elsewhere."""
-    import torch
-
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     return {
-        "processor": model, "cores": os.cpu_count(),
+        "processor": model,
+        "cores": os.cpu_count(),
         # A maker gives one name to processors of very different speed; this tells them apart.
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }  # fmt: skip
-
-
-Say = Callable[[str], None]
+    }
 
 
 def peak_rss_mb() -> float:
@@ -72,8 +67,11 @@ def code_version() -> str | None:
     def git(*args: str) -> str:
         return subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *args],
-            capture_output=True, text=True, check=True, timeout=20,
-        ).stdout.strip()  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        ).stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")

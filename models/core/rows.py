@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
 Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 Target = Literal["next_item", "next_session"]
 NO_LABEL = -1
-NEGATIVE, EXPOSED, NEUTRAL = 1, 2, 3  # places in jobs.tables.FEEDBACK; positive is 0
+POSITIVE, NEGATIVE, EXPOSED, NEUTRAL = range(4)  # places in jobs.core.tables.FEEDBACK
 
 
 def ragged(begin: Ints, length: Ints) -> tuple[Ints, Ints]:
@@ -44,7 +42,7 @@ class Rows:
 
     item int32[E], ts int64[E], ordinal int32[E] (sessions of a user, from 1, dense),
     positive bool[E], start int64[U+1] (user u owns events start[u]..start[u+1]-1).
-    Where it is known: feedback int8[E] (place in jobs.tables.FEEDBACK) and what was shown with each
+    Where it is known: feedback int8[E] (place in jobs.core.tables.FEEDBACK) and what was shown with each
     event, shown_start int64[E+1] and shown int32[X] (vocabulary indices).
     """
 
@@ -158,9 +156,3 @@ class Rows:
         if target == "next_item":
             return np.arange(len(label) + 1), self.item[label].astype(np.int64)
         return chosen(self.sets, label)
-
-
-POSITIVE = 0  # feedback's code = its place in jobs.tables.FEEDBACK
-
-
-Floats = NDArray[np.float64]

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.data.sequences import open_table
+from models.networks.side_information import Side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-from models.networks.side_information import Side
 
 
 def read_side(
-    path: str, item_ids: Sequence[str], until_us: int, categories: Sequence[str],
-    numbers: Sequence[str], make_with: str,
-) -> Side:  # fmt: skip
+    path: str,
+    item_ids: Sequence[str],
+    until_us: int,
+    categories: Sequence[str],
+    numbers: Sequence[str],
+    make_with: str,
+) -> Side:
     """What was known of the items at `until_us`; what became known later is not looked at."""
     import pyarrow.compute as pc
 

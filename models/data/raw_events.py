@@ -142,18 +142,20 @@ class _Reading:
         wanted = pa.array([self.sequences.user_id[u] for u in self.users], pa.string())
         few = 2 * len(self.users) < len(self.sequences.user_id)
         batches = rows_of(table).to_batches(
-            columns=["user_id", "start_ts", "runaway", "events"], batch_size=BATCH,
+            columns=["user_id", "start_ts", "runaway", "events"],
+            batch_size=BATCH,
             filter=ds.field("user_id").isin(wanted) if few else None,
-            batch_readahead=2, fragment_readahead=1,
-        )  # fmt: skip
+            batch_readahead=2,
+            fragment_readahead=1,
+        )
         for batch in batches:
             place = pc.index_in(batch["user_id"].cast(pa.string()), value_set=wanted)
             there, normal = pc.is_valid(place), pc.is_null(batch["runaway"])
             self.runaway.update(place.filter(pc.and_(there, pc.invert(normal))).to_pylist())
             keep = pc.and_(there, normal)
-            rows = pa.table({
-                "start_ts": batch["start_ts"].cast(CLOCK), "events": _typed(batch["events"]),
-            })  # fmt: skip
+            rows = pa.table(
+                {"start_ts": batch["start_ts"].cast(CLOCK), "events": _typed(batch["events"])}
+            )
             yield place.filter(keep).to_numpy(zero_copy_only=False), rows.filter(keep)
 
     def gathered(self, items: tuple[Ints, list[str]], version: int, exact: bool) -> RawEvents:
@@ -181,9 +183,15 @@ class _Reading:
             filled |= {n for n in kept.column_names if kept[n].null_count < kept.num_rows}
         lost = self.users[part[self.users] < 0]
         return RawEvents(
-            batches, part, first, runaway, np.setdiff1d(lost, runaway), frozenset(filled), version,
+            batches,
+            part,
+            first,
+            runaway,
+            np.setdiff1d(lost, runaway),
+            frozenset(filled),
+            version,
             exact,
-        )  # fmt: skip
+        )
 
     def _ordered(self, file: Path) -> tuple[Ints, Ints, pa.Table]:
         """Users of a part (places among `users`), where the rows of each begin (and one past the
@@ -237,9 +245,12 @@ def _by_index(index: Ints, names: list[str]) -> Callable[[Ints], pa.Array]:
 
 
 def _same(
-    sequences: Sequences, users: Ints, begin: Ints, events: pa.Table,
+    sequences: Sequences,
+    users: Ints,
+    begin: Ints,
+    events: pa.Table,
     names: Callable[[Ints], pa.Array],
-) -> Bools:  # fmt: skip
+) -> Bools:
     """bool[users]: are the events of each user those of the sequence, one by one?"""
     size, length = np.diff(begin), sequences.length[users].astype(np.int64)
     same: NDArray[np.bool_] = size == length

@@ -184,9 +184,11 @@ def training_rows(
 
     def note(step: str) -> None:
         counts[step] = {
-            "events": len(item), "items": len(np.unique(item)),
-            "sessions": len(np.unique(session)), "users": len(np.unique(user)),
-        }  # fmt: skip
+            "events": len(item),
+            "items": len(np.unique(item)),
+            "sessions": len(np.unique(session)),
+            "users": len(np.unique(user)),
+        }
 
     note("before the cut")
     keep = np.bincount(item, minlength=1)[item] >= filters.min_item_events
@@ -237,10 +239,12 @@ def users_share(training: Training, user_id: list[str], share: float) -> Trainin
     user = training.user[stays]
     counts = training.counts | {
         f"a share of {share:g} of the users": {
-            "events": len(event), "items": len(np.unique(kept["item"])),
-            "sessions": int(Rows(**kept, start=start).opens.sum()), "users": len(user),
+            "events": len(event),
+            "items": len(np.unique(kept["item"])),
+            "sessions": int(Rows(**kept, start=start).opens.sum()),
+            "users": len(user),
         }
-    }  # fmt: skip
+    }
     _refuse_if_hopeless(counts, training.vocabulary, user, start)
     return replace(training, rows=Rows(**kept, start=start), user=user, counts=counts)
 

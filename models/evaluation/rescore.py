@@ -36,9 +36,11 @@ def rescored(
     the version, the users that it was asked about, and the result."""
     events, asked = questions(stored, source, lake, version, cut, target)
     result = evaluate(
-        stored.model, asked, repeat_policy=stored.facts["repeat_policy"],
+        stored.model,
+        asked,
+        repeat_policy=stored.facts["repeat_policy"],
         popularity=stored.popularity.long().numpy(),
-    )  # fmt: skip
+    )
     sequences = events.sequences
     return sequences.version, [sequences.user_id[u] for u in result.users], result
 
@@ -85,11 +87,16 @@ def score_again(
     at = facts["table_version"] if version is None else version
     _, _, result = rescored(stored, source, lake, at, stored_cut(stored), facts["target"])
     report = {
-        "method": facts["method"], "source": source.name, "mlflow_run_id": run_id,
-        "table_version": at, "cut": facts["cut"], "target": facts["target"],
-        "metrics": result.summary() | result.plain(), "counts": result.counts,
+        "method": facts["method"],
+        "source": source.name,
+        "mlflow_run_id": run_id,
+        "table_version": at,
+        "cut": facts["cut"],
+        "target": facts["target"],
+        "metrics": result.summary() | result.plain(),
+        "counts": result.counts,
         "seconds": round(time.perf_counter() - began, 2),
-    }  # fmt: skip
+    }
     say(describe_report(report))
     return report
 

@@ -135,10 +135,14 @@ def grid(
     if file is not None:
         rows = [report_of(client, experiment, comparison, one) for one in cells]
         written = {
-            "kind": "grid", "command": command, "date": time.strftime("%Y-%m-%d"),
-            "commit": code_version(), "machine": machine(), "comparison": outcome,
+            "kind": "grid",
+            "command": command,
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": code_version(),
+            "machine": machine(),
+            "comparison": outcome,
             "cells": [row for row in rows if row],
-        }  # fmt: skip
+        }
         keep(file, written, say)
     if len(failed) == len(cells):
         raise UserError(f"no cell of the grid could be trained: {', '.join(failed)}")
@@ -146,9 +150,14 @@ def grid(
 
 
 def train_cell(
-    client: Any, experiment: str, source: str, comparison: str, cell: Cell,
-    options: Sequence[str], say: Callable[[str], None],
-) -> bool:  # fmt: skip
+    client: Any,
+    experiment: str,
+    source: str,
+    comparison: str,
+    cell: Cell,
+    options: Sequence[str],
+    say: Callable[[str], None],
+) -> bool:
     """Train one cell in a process of its own, unless MLflow has it as finished: is it there now?
 
     Raises:

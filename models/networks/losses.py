@@ -138,9 +138,7 @@ def sampled_softmax(
     (Bengio & Senecal 2008); the label itself is there for certain and keeps its logit. Means as in
     `full_cross_entropy`; other labels of a position are never among its negatives.
     """
-    row, share, picked, drawn = _meet(
-        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K
-    )  # fmt: skip
+    row, share, picked, drawn = _meet(h_ND, weight_CD, bias_C, label_start, label_class, drawn_K)
     others = torch.logsumexp(drawn - (len(drawn_K) * probability_K).log(), dim=1)
     loss = torch.nn.functional.softplus(others[row] - picked)
     return (loss * share).sum() / h_ND.shape[0]
@@ -161,9 +159,7 @@ def gbce(
     -(beta log sig(s+) + sum log(1 - sig(s-))) / (K + 1), a = K / (V - 1),
     beta = a (t (1 - 1/a) + 1/a). V is `num_items`: classes that are no item (padding) are not drawn.
     """
-    row, share, picked, drawn = _meet(
-        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K
-    )  # fmt: skip
+    row, share, picked, drawn = _meet(h_ND, weight_CD, bias_C, label_start, label_class, drawn_K)
     size = len(drawn_K)
     rate = size / max(1, num_items - 1)
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)

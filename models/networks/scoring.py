@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from models.core.rows import Ints, Rows, ragged
 
-if TYPE_CHECKING:
-    pass
-
 CHUNK_SCORES = 16_000_000
-
-
 CHUNK_ROWS = 512
 
 

@@ -80,9 +80,7 @@ def _version(
         number, new = min(int(version.version) for version in there), False
     else:
         number, new = _make(client, name, outcome, row), True
-    return {
-        "method": row["method"], "version": number, "mlflow_run_id": run_id, "new": new,
-    }  # fmt: skip
+    return {"method": row["method"], "version": number, "mlflow_run_id": run_id, "new": new}
 
 
 def _make(client: MlflowClient, name: str, outcome: dict[str, Any], row: dict[str, Any]) -> int:

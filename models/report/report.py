@@ -62,18 +62,28 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
     outcome = _artifact(client, run_id, "compare.json")
     make = f"python -m jobs run --source {source.name}"
     sequences = open_sequences(
-        f"{lake}/{source.name}/gold/sequences", outcome["table_version"],
-        cache_folder(lake, source.name), make,
-    )  # fmt: skip
+        f"{lake}/{source.name}/gold/sequences",
+        outcome["table_version"],
+        cache_folder(lake, source.name),
+        make,
+    )
     page = _page(
-        source=source.name, outcome=outcome, more=sees_more(outcome), made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        cut=in_words(outcome["cut"]), gate=_gate(client, experiment),
-        nights=_nights(lake, source.name), days=_days(lake, source.name),
-        log=statistics(sequences), shape=_shape(sequences),
-        score=_score_plot(outcome), curves=_curves(client, outcome),
-        people=_people(lake, source.name, sequences), lineage=_lineage(lake, source.name, outcome),
+        source=source.name,
+        outcome=outcome,
+        more=sees_more(outcome),
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        cut=in_words(outcome["cut"]),
+        gate=_gate(client, experiment),
+        nights=_nights(lake, source.name),
+        days=_days(lake, source.name),
+        log=statistics(sequences),
+        shape=_shape(sequences),
+        score=_score_plot(outcome),
+        curves=_curves(client, outcome),
+        people=_people(lake, source.name, sequences),
+        lineage=_lineage(lake, source.name, outcome),
         kinds=[row for row in outcome["methods"] if row["by_target"]],
-    )  # fmt: skip
+    )
     place = str(file) if file else f"{lake}/{source.name}/report.html"
     filesystem.write_text(place, page)
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
@@ -81,9 +91,11 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         copy.write_text(page, encoding="utf-8")
         client.log_artifact(run_id, str(copy))
     return {
-        "page": place, "comparison": outcome["comparison"], "mlflow_run_id": run_id,
+        "page": place,
+        "comparison": outcome["comparison"],
+        "mlflow_run_id": run_id,
         "url": _url(experiment, run_id),
-    }  # fmt: skip
+    }
 
 
 def _url(experiment: str, run_id: str) -> str | None:
@@ -145,9 +157,17 @@ def _nights(lake: str, source: str) -> list[dict[str, Any]]:
         if row["job"] not in ("run", "ingest", "sessionize", "items", "sequences"):
             continue
         told = batches.setdefault(
-            row["batch"], {"day": row["day"], "began": row["started_ts"], "counts": {},
-                           "rejects": {}, "seconds": 0.0, "outcome": "ok", "message": None},
-        )  # fmt: skip
+            row["batch"],
+            {
+                "day": row["day"],
+                "began": row["started_ts"],
+                "counts": {},
+                "rejects": {},
+                "seconds": 0.0,
+                "outcome": "ok",
+                "message": None,
+            },
+        )
         told["seconds"] += row["seconds"]
         for name in ("counts", "rejects"):
             for key, value in dict(row[name] or ()).items():
@@ -191,16 +211,24 @@ def _lineage(lake: str, source: str, outcome: dict[str, Any]) -> list[dict[str, 
         made = [
             (dict(run["tables_out"])[table], run)
             for run in runs
-            if run["outcome"] == "ok" and dict(run["tables_out"] or ()).get(table) is not None
+            if run["outcome"] == "ok"
+            and dict(run["tables_out"] or ()).get(table) is not None
             and dict(run["tables_out"])[table] <= wanted[table]
-        ]  # fmt: skip
+        ]
         if not made:
             break
         version, run = max(made, key=lambda one: one[0])
-        chain.append({
-            "table": table, "version": wanted[table], "published": version, "run": run["run_id"],
-            "batch": run["batch"], "day": run["day"], "files": len(run["files"] or ()),
-        })  # fmt: skip
+        chain.append(
+            {
+                "table": table,
+                "version": wanted[table],
+                "published": version,
+                "run": run["run_id"],
+                "batch": run["batch"],
+                "day": run["day"],
+                "files": len(run["files"] or ()),
+            }
+        )
         wanted |= dict(run["tables_in"] or ())
         wanted |= {k: v for k, v in dict(run["tables_out"] or ()).items() if k != table}
     return chain
@@ -230,13 +258,18 @@ def _people(lake: str, source: str, sequences: Sequences) -> list[dict[str, Any]
         end = begin + int(sequences.length[at])
         session = sequences.session[begin:end]
         last = np.flatnonzero(session == session[-1])[-LAST_EVENTS:] + begin
-        found.append({
-            "user": row["user_id"], "sessions": int(session[-1]),
-            "when": str(np.datetime64(int(sequences.ts[last[-1]]), "us"))[:16].replace("T", " "),
-            "last": [name.get(int(sequences.item[one]), "?") for one in last],
-            "list": [item["item_id"] for item in row["items"][:LINES]],
-            "model": f"{row['model_name']} version {row['model_version']}",
-        })  # fmt: skip
+        found.append(
+            {
+                "user": row["user_id"],
+                "sessions": int(session[-1]),
+                "when": str(np.datetime64(int(sequences.ts[last[-1]]), "us"))[:16].replace(
+                    "T", " "
+                ),
+                "last": [name.get(int(sequences.item[one]), "?") for one in last],
+                "list": [item["item_id"] for item in row["items"][:LINES]],
+                "model": f"{row['model_name']} version {row['model_version']}",
+            }
+        )
     return found
 
 
@@ -268,11 +301,16 @@ def statistics(sequences: Sequences) -> dict[str, Any]:
 
     first, last = (int(f(sequences.ts)) if len(order) else 0 for f in (np.min, np.max))
     return {
-        "events": len(order), "users": len(sequences.user_id), "sessions": int(begins.sum()),
-        "items": len(np.unique(sequences.item)), "length": middle(lengths),
-        "pause_s": middle(pauses), "per_user": middle(sessions),
-        "first": str(np.datetime64(first, "us"))[:10], "last": str(np.datetime64(last, "us"))[:10],
-    }  # fmt: skip
+        "events": len(order),
+        "users": len(sequences.user_id),
+        "sessions": int(begins.sum()),
+        "items": len(np.unique(sequences.item)),
+        "length": middle(lengths),
+        "pause_s": middle(pauses),
+        "per_user": middle(sessions),
+        "first": str(np.datetime64(first, "us"))[:10],
+        "last": str(np.datetime64(last, "us"))[:10],
+    }
 
 
 def _parts(
@@ -366,8 +404,13 @@ def figure(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    style = {"svg.hashsalt": "sessionmill", "font.size": 8, "axes.spines.top": False,
-                "axes.spines.right": False, "axes.edgecolor": GREY}  # fmt: skip
+    style = {
+        "svg.hashsalt": "sessionmill",
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": GREY,
+    }
     with matplotlib.rc_context(style):
         made, axis = pyplot.subplots(figsize=size, layout="constrained")
         draw(axis)

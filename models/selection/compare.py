@@ -42,17 +42,9 @@ SAME = {  # what has to be equal -> by what it is set
 }
 DRAWS = 2000
 REPORTED = (  # by a training, and a column of the comparison
-    "method",
-    "seed",
-    "num_params",
-    "num_params_added",
-    "params_added_pct",
-    "epochs",
-    "events_per_second",
-    "peak_rss_mb",
-    "seconds",
-    "mlflow_run_id",
-)
+    "method", "seed", "num_params", "num_params_added", "params_added_pct", "epochs",
+    "events_per_second", "peak_rss_mb", "seconds", "mlflow_run_id",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,15 @@ def judge(
     level = 1 - RISK / max(1, trainings)
     low, high = bootstrap(difference[:, None], draws, level=level)[:, 0]
     return {
-        "difference": float(difference.mean()), "low": float(low), "high": float(high),
-        "level": level, "trainings": trainings, "margin": margin, "users": len(difference),
+        "difference": float(difference.mean()),
+        "low": float(low),
+        "high": float(high),
+        "level": level,
+        "trainings": trainings,
+        "margin": margin,
+        "users": len(difference),
         "better": bool(low > margin),
-    }  # fmt: skip
+    }
 
 
 def promote(
@@ -92,13 +97,22 @@ def promote(
     champion = _champion(client, source.name)
     if champion is not None and champion.version == challenger.version:
         # (As when a task that has decided is run again: it is no second decision.)
-        return {"action": "champion already", "source": source.name, "checks": {}, "reason": None,
-                "challenger": challenger.version, "champion": None}  # fmt: skip
+        return {
+            "action": "champion already",
+            "source": source.name,
+            "checks": {},
+            "reason": None,
+            "challenger": challenger.version,
+            "champion": None,
+        }
     decision: dict[str, Any] = {
-        "action": "forced" if force else "promoted", "source": source.name,
-        "challenger": challenger.version, "champion": champion and champion.version,
-        "reason": reason.strip() or None, "checks": {},
-    }  # fmt: skip
+        "action": "forced" if force else "promoted",
+        "source": source.name,
+        "challenger": challenger.version,
+        "champion": champion and champion.version,
+        "reason": reason.strip() or None,
+        "checks": {},
+    }
     if not force:
         decision |= _weighed(client, experiment, source, lake, challenger, champion)
     if decision["action"] != "refused":
@@ -135,9 +149,13 @@ def rollback(source: Source, reason: str) -> dict[str, Any]:
     client.set_registered_model_alias(source.name, CHAMPION, earlier.version)
     client.set_registered_model_tag(source.name, BEFORE, json.dumps(before[:-1]))
     decision = {
-        "action": "rolled back", "source": source.name, "challenger": earlier.version,
-        "champion": champion.version, "reason": reason.strip(), "checks": {},
-    }  # fmt: skip
+        "action": "rolled back",
+        "source": source.name,
+        "challenger": earlier.version,
+        "champion": champion.version,
+        "reason": reason.strip(),
+        "checks": {},
+    }
     return _recorded(client, experiment, earlier, decision)
 
 
@@ -145,9 +163,13 @@ def rollback(source: Source, reason: str) -> dict[str, Any]:
 
 
 def _weighed(
-    client: MlflowClient, experiment: str, source: Source, lake: str, challenger: Registered,
+    client: MlflowClient,
+    experiment: str,
+    source: Source,
+    lake: str,
+    challenger: Registered,
     champion: Registered | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Both models scored anew on one cut, and every check."""
     one = _loaded(client, challenger)
     facts = one.stored.facts
@@ -179,18 +201,26 @@ def _weighed(
     checks["audit"] = _audited(lake, source.name, version)
     coverage = results[0].catalogue["coverage@10"]
     checks["coverage"] = {
-        "holds": coverage >= gate.min_coverage, "coverage@10": coverage, "at_least": gate.min_coverage
-    }  # fmt: skip
+        "holds": coverage >= gate.min_coverage,
+        "coverage@10": coverage,
+        "at_least": gate.min_coverage,
+    }
     checks["latency"] = latency(one.stored, gate.max_latency_ms)
     checks["served"] = served(source, lake, challenger)
     return {
         "action": "promoted" if all(c["holds"] for c in checks.values()) else "refused",
-        "checks": checks, "challenger_method": one.called, "against": other.called,
-        "target": facts["target"], "table_version": version, "cut": describe(cut),
+        "checks": checks,
+        "challenger_method": one.called,
+        "against": other.called,
+        "target": facts["target"],
+        "table_version": version,
+        "cut": describe(cut),
         "asked_of_one_only": len(users[0] ^ users[1]),
-        BY: {"challenger": float(pair[0].mean()) if both else None,
-             "against": float(pair[1].mean()) if both else None},
-    }  # fmt: skip
+        BY: {
+            "challenger": float(pair[0].mean()) if both else None,
+            "against": float(pair[1].mean()) if both else None,
+        },
+    }
 
 
 def _loaded(client: MlflowClient, model: Registered) -> Contender:
@@ -245,9 +275,10 @@ def _audited(lake: str, source: str, version: int) -> dict[str, Any]:
     made = [
         run["run_id"]
         for run in runs
-        if run["outcome"] == "ok" and run["job"] in ("run", "sequences")
+        if run["outcome"] == "ok"
+        and run["job"] in ("run", "sequences")
         and dict(run["tables_out"] or ()).get(named) == wanted
-    ]  # fmt: skip
+    ]
     return {"holds": bool(made), "gold.sequences": wanted, "published_by": sorted(made)[:1]}
 
 
@@ -263,9 +294,12 @@ def latency(stored: Stored, most_ms: float) -> dict[str, Any]:
         rounds.append((float(np.percentile(spent, 99)), float(np.median(spent))))
     p99, p50 = min(rounds)
     return {
-        "holds": p99 <= most_ms, "p50_ms": round(p50, 3), "p99_ms": round(p99, 3),
-        "at_most_ms": most_ms, "rounds": len(rounds),
-    }  # fmt: skip
+        "holds": p99 <= most_ms,
+        "p50_ms": round(p50, 3),
+        "p99_ms": round(p99, 3),
+        "at_most_ms": most_ms,
+        "rounds": len(rounds),
+    }
 
 
 def _asked(stored: Stored) -> list[float]:
@@ -354,7 +388,7 @@ def in_words(decision: dict[str, Any]) -> str:
         f"{checks['coverage']['at_least']:g}",
         f"latency p99 {checks['latency']['p99_ms']:.1f} ms, at most "
         f"{checks['latency']['at_most_ms']:g}",
-    ]  # fmt: skip
+    ]
     names = ["better", "audit", "coverage", "latency"]
     if "served" in checks:  # (decisions before it was a check have none)
         names.append("served")

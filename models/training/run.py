@@ -50,17 +50,9 @@ if TYPE_CHECKING:
 
 
 LOGGED = (  # of a report, as metrics
-    "num_params",
-    "num_params_added",
-    "params_added_pct",
-    "epochs",
-    "best_epoch",
-    "seconds",
-    "train_s",
-    "eval_s",
-    "events_per_second",
-    "peak_rss_mb",
-)
+    "num_params", "num_params_added", "params_added_pct", "epochs", "best_epoch", "seconds",
+    "train_s", "eval_s", "events_per_second", "peak_rss_mb",
+)  # fmt: skip
 EachEpoch = Callable[[int, dict[str, list[float]]], None]
 
 
