@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 
 from jobs.core.settings import settings
 from jobs.lake import filesystem
+from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
+from models.core.knobs import knobs
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
 from models.data.splits import in_words
 from models.experiments import results
+from models.networks.methods import BASELINES
 from models.registry import tracking
 from models.selection.compare import sees_more
 
@@ -83,6 +86,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         people=_people(lake, source.name, sequences),
         lineage=_lineage(lake, source.name, outcome),
         kinds=[row for row in outcome["methods"] if row["by_target"]],
+        settings=_settings(client, outcome),
     )
     place = str(file) if file else f"{lake}/{source.name}/report.html"
     filesystem.write_text(place, page)
@@ -120,6 +124,24 @@ def _page(**told: Any) -> str:
 def _artifact(client: Any, run_id: str, name: str) -> dict[str, Any]:
     with tracking.downloaded(client, run_id, name) as file:
         return dict(tracking.read_json(file))
+
+
+def _settings(client: Any, outcome: dict[str, Any]) -> dict[str, Any] | None:
+    """How the best of the trained methods was set, with what each setting means; None: baselines
+    alone were compared."""
+    trained = [
+        row for row in outcome["methods"] if tracking.method_of(row["method"]) not in BASELINES
+    ]
+    if not trained:
+        return None
+    given = client.get_run(trained[0]["mlflow_run_id"]).data.params
+    rows = [
+        {"name": one.name, "value": given[f"{part}.{one.name}"], "means": told.help}
+        for part, kind in (("model", ModelConfig), ("train", TrainConfig))
+        for one, told in knobs(kind)
+        if f"{part}.{one.name}" in given  # (an earlier version has fewer)
+    ]
+    return {"method": trained[0]["method"], "rows": rows}
 
 
 def _gate(client: Any, experiment: str) -> str | None:

@@ -115,7 +115,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(page: Path, world: W
     for said in (
         "gru4rec+st", "1,234", "34 late", "SchemaError", "no column <script>",
         "u000", "i03", "night-1-sequences", "bronze.events", "Half of the sessions",
-        "The gate", "was refused",
+        "The gate", "was refused", "Settings of gru4rec", "width D of embeddings and layers",
     ):  # fmt: skip
         assert said in words, said
     assert "gone" not in words  # a list whose user has no history is not shown
