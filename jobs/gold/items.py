@@ -21,7 +21,7 @@ from jobs.core.errors import SettingsError
 from jobs.core.tables import EVENTS, ITEMS
 from jobs.gold import item_attributes
 from jobs.lake import filesystem
-from jobs.lake.change_feed import CAME, GONE
+from jobs.lake.change_feed import CAME, GONE, TYPE, only_came
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
 
@@ -82,10 +82,10 @@ def updated(items: DataFrame, seen: DataFrame, highest: int) -> DataFrame:
 def change_of(feed: DataFrame, events: DataFrame) -> DataFrame:
     """What a change feed means per item. Items that lost an event are counted anew from `events`
     (their earliest sighting may be gone); an item whose events vanish keeps its row."""
-    came = sightings(feed.where(F.col("_change_type").isin(*CAME)))
-    if feed.where(F.col("_change_type").isin(*GONE)).isEmpty():
+    came = sightings(feed.where(F.col(TYPE).isin(*CAME)))
+    if feed.where(F.col(TYPE).isin(*GONE)).isEmpty():
         return summarised(came).withColumn("whole", F.lit(False))
-    gone = sightings(feed.where(F.col("_change_type").isin(*GONE)), -1)
+    gone = sightings(feed.where(F.col(TYPE).isin(*GONE)), -1)
     lost = gone.select("item_id").distinct()
     grown = summarised(came.join(lost, "item_id", "left_anti")).withColumn("whole", F.lit(False))
     anew = summarised(sightings(events).join(F.broadcast(lost), "item_id", "left_semi"))
@@ -138,11 +138,11 @@ def fill_in_arrow(
         return False
     try:
         feed = lake.changes_few(
-            EVENTS, after, manifest["upto"], ["item_id", "event_ts", "exposed_with", "_change_type"]
+            EVENTS, after, manifest["upto"], ["item_id", "event_ts", "exposed_with", TYPE]
         )
     except FeedGone:
         return False
-    if pc.all(pc.equal(feed["_change_type"], "insert")).as_py() is False:
+    if not only_came(feed):
         return False
     items = lake.table_of(ITEMS, manifest["base"], list(ITEMS.columns))
     rows = grown(items, feed)

@@ -31,6 +31,7 @@ from jobs.gold.user_slices import (
     slice_count,
 )
 from jobs.lake import filesystem
+from jobs.lake.change_feed import PUT, RETIRED
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.delta_errors import FeedGone, feed_gone
@@ -200,7 +201,7 @@ def events_of(
 def write_gone(context: Context, candidate: Candidate, users: list[str]) -> None:
     """Add to the changed rows those users who have none any more."""
     schema = arrow_schema(SEQUENCES.columns | {"change": "string"})
-    rows = [{"user_id": user, "change": "retired"} for user in users]
+    rows = [{"user_id": user, "change": RETIRED} for user in users]
     if rows:
         path = candidate.path("change") + "/gone.parquet"
         filesystem.write_parquet(path, pa.Table.from_pylist(rows, schema=schema))
@@ -224,7 +225,7 @@ def audit(context: Context, candidate: Candidate) -> None:
         if manifest["all"]:
             rows = context.lake.staged(SEQUENCES, manifest["staged"])
         else:
-            rows = candidate.part("change").where("change <> 'retired'").drop("change")
+            rows = candidate.part("change").where(PUT).drop("change")
         suite.audit_candidate(context, SEQUENCES, rows, facts)
     crash_points.point("sequences.audited")
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import FEEDBACK, SEQUENCES
 from jobs.lake import filesystem
+from jobs.lake.change_feed import CHANGED
 from jobs.lake.time_slices import CLOCK, SLICE_EVENTS, size_of
 
 EVER = np.iinfo(np.int64).max
@@ -373,7 +374,7 @@ class Weave:
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
         rows = to_rows(woven)
         if self.changed_only:
-            rows = rows.append_column("change", pa.repeat(pa.scalar("changed"), rows.num_rows))
+            rows = rows.append_column("change", pa.repeat(pa.scalar(CHANGED), rows.num_rows))
         each = max(1, GROUP_POSITIONS * rows.num_rows // max(1, int(woven.count.sum())))
         filesystem.write_parquet(path, rows, each)
         return [

@@ -19,9 +19,10 @@ from jobs.core.settings import settings
 from jobs.core.source_file import Source
 from jobs.core.tables import Table
 from jobs.lake import filesystem
+from jobs.lake.change_feed import BEFORE
 from jobs.lake.data_files import staging
 from jobs.lake.delta import Lake
-from jobs.lake.rewrite import BEFORE, CHANGE_FEED, DDL, Put, Rewrite
+from jobs.lake.rewrite import CHANGE_FEED, DDL, Put, Rewrite
 from jobs.lake.tasks import run
 
 if TYPE_CHECKING:

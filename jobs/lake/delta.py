@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
 from jobs.core.tables import Table
-from jobs.lake import filesystem
+from jobs.lake import change_feed, filesystem
 from jobs.lake.data_files import DataFile, staging, statistics
 from jobs.lake.delta_errors import conflicts, feed_gone, retried
 from jobs.lake.filesystem import rust_uri
@@ -185,7 +185,9 @@ class Lake:
             return (
                 self.read(table, upto)
                 .where("false")
-                .withColumns({"_change_type": F.lit(""), "_commit_version": F.lit(0).cast("long")})
+                .withColumns(
+                    {change_feed.TYPE: F.lit(""), change_feed.VERSION: F.lit(0).cast("long")}
+                )
             )
         with feed_gone(table, after, upto):
             feed = (
@@ -268,7 +270,7 @@ class Lake:
                 starting_version=after + 1, ending_version=upto, columns=columns
             )
             # (What comes are string views, which few functions take.)
-            of_feed = {"_change_type": "string", "_commit_version": "bigint"}
+            of_feed = {change_feed.TYPE: "string", change_feed.VERSION: "bigint"}
             types = {name: (table.columns | of_feed)[name] for name in columns}
             return pa.table(reader).select(columns).cast(arrow_schema(types)).combine_chunks()
 

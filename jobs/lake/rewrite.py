@@ -17,17 +17,16 @@ import pyarrow.compute as pc
 
 from jobs.core.arrow_types import arrow_schema
 from jobs.lake import filesystem
+from jobs.lake.change_feed import AFTER, BEFORE, TYPE
 
 CHANGE_FEED = "_change_data"
-BEFORE = {"changed": "update_preimage", "retired": "delete"}
-AFTER = {"changed": "update_postimage", "new": "insert"}
 DDL = "old string, new string, feed string"
 
 
 def _with_type(rows: pa.Table, change: pa.ChunkedArray, words: dict[str, str]) -> pa.Table:
     kinds = pa.array(list(words), pa.string())
     said = pa.array(list(words.values()), pa.string()).take(pc.index_in(change, kinds))
-    return rows.append_column("_change_type", said)
+    return rows.append_column(TYPE, said)
 
 
 @dataclass(frozen=True)

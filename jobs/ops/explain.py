@@ -15,9 +15,10 @@ from deltalake import DeltaTable
 from jobs.core.errors import SettingsError
 from jobs.core.source_file import Source
 from jobs.core.tables import EVENTS, RUNS, SESSIONS, Table
+from jobs.lake.change_feed import CHANGED, DELETE, INSERT, POSTIMAGE, RETIRED, TYPE, VERSION
 from jobs.lake.filesystem import rows_of, rust_uri
 
-CHANGES = {"insert": "opened", "update_postimage": "changed", "delete": "retired"}
+CHANGES = {INSERT: "opened", POSTIMAGE: CHANGED, DELETE: RETIRED}
 
 
 def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
@@ -80,18 +81,16 @@ def changes_of(sessions: DeltaTable, session_id: str) -> tuple[int, list[dict[st
     oldest first."""
     since, feed = remembered(sessions, f"session_id = '{session_id.replace(chr(39), chr(39) * 2)}'")
     run_of = {one["version"]: one.get("userMetadata") for one in sessions.history()}
-    feed.sort(key=lambda row: row["_commit_version"])
+    feed.sort(key=lambda row: row[VERSION])
     return since, [
         {
-            "version": row["_commit_version"],
-            "time": row["_commit_timestamp"],
-            "what": CHANGES[row["_change_type"]],
-            "run_id": run_of.get(row["_commit_version"]),
+            "version": row[VERSION], "time": row["_commit_timestamp"],
+            "what": CHANGES[row[TYPE]], "run_id": run_of.get(row[VERSION]),
             "row": {name: row[name] for name in SESSIONS.columns},
         }
         for row in feed
-        if row["_change_type"] in CHANGES
-    ]
+        if row[TYPE] in CHANGES
+    ]  # fmt: skip
 
 
 def remembered(table: DeltaTable, predicate: str) -> tuple[int, list[dict[str, Any]]]:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
+from jobs.lake.change_feed import CHANGED, CHANGES, NEW, RETIRED, SAME, is_put
 from jobs.lake.time_slices import CLOCK, micros
 from jobs.silver.cut_arrow import Cut, cut
 
@@ -130,16 +131,16 @@ def recut(old: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
     before = old["event_count"].take(was)
     # Events only came: a session with the same first event and as many of them is the same.
     change = pc.if_else(
-        pc.is_null(was), "new", pc.if_else(pc.equal(before, new["event_count"]), "same", "changed")
+        pc.is_null(was), NEW, pc.if_else(pc.equal(before, new["event_count"]), SAME, CHANGED)
     )
     rows = new.append_column("change", change).append_column("merged", _merged(new, nested, parent))
     rows = rows.append_column("old_event_count", pc.fill_null(before, 0).cast(pa.int32()))
     for name in ("start_ts", "end_ts"):
         rows = rows.append_column(f"_{name}", old[name].take(was))
-    rows = rows.filter(pc.not_equal(rows["change"], "same"))
+    rows = rows.filter(pc.not_equal(rows["change"], SAME))
     gone = old.filter(pc.invert(pc.is_in(old["session_id"], new["session_id"].combine_chunks())))
     told = {
-        "change": pa.repeat(pa.scalar("retired"), gone.num_rows),
+        "change": pa.repeat(pa.scalar(RETIRED), gone.num_rows),
         "merged": pa.repeat(pa.scalar(False), gone.num_rows),
         "old_event_count": gone["event_count"], "_start_ts": gone["start_ts"],
         "_end_ts": gone["end_ts"],
@@ -175,10 +176,9 @@ def _merged(new: pa.Table, nested: Any, parent: pa.Array) -> pa.Array:
 
 def counted(changed: pa.Table) -> dict[str, int]:
     """The counts of a candidate; see `CHANGE_DDL`."""
-    put = changed.filter(pc.not_equal(changed["change"], "retired"))
+    put = changed.filter(is_put(changed))
     by_change = {
-        name: int(pc.sum(pc.equal(changed["change"], name)).as_py() or 0)
-        for name in ("new", "changed", "retired")
+        name: int(pc.sum(pc.equal(changed["change"], name)).as_py() or 0) for name in CHANGES
     }
     starts = [micros(changed[name].drop_null()) for name in ("start_ts", "_start_ts")]
     times = np.concatenate(starts)

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from expectations.sessions import belong, order_key
 from jobs.core.source_file import SessionsPart
 from jobs.core.tables import EVENT_STRUCT, SESSIONS
-from jobs.lake.change_feed import CAME, GONE
+from jobs.lake.change_feed import CAME, CHANGED, GONE, NEW, RETIRED, SAME, TYPE, VERSION
 
 EVENT_FIELDS = (
     "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
@@ -87,8 +87,8 @@ def net_changes(feed: DataFrame) -> DataFrame:
         `event_id`, `gone` and `came` (structs of the event with its user; null: none).
     """
     whole = F.struct("user_id", *EVENT_FIELDS)
-    version = F.col("_commit_version")
-    kind = F.col("_change_type")
+    version = F.col(VERSION)
+    kind = F.col(TYPE)
     is_gone = kind.isin(*GONE)
     first = F.min(F.when(is_gone, version)).alias("_first_gone")
     came_first = F.min(F.when(kind.isin(*CAME), version)).alias("_first_came")
@@ -173,10 +173,10 @@ def difference(old: DataFrame, new: DataFrame) -> DataFrame:
     for name in ("start_ts", "end_ts", "runaway", "events"):
         same = same & F.col(name).eqNullSafe(F.col(f"_{name}"))
     change = (
-        F.when(F.col("_user_id").isNull(), "new")
-        .when(F.col("user_id").isNull(), "retired")
-        .when(~same, "changed")
-        .otherwise("same")
+        F.when(F.col("_user_id").isNull(), NEW)
+        .when(F.col("user_id").isNull(), RETIRED)
+        .when(~same, CHANGED)
+        .otherwise(SAME)
     )
     # A retired row carries what it was: MERGE prunes files by it, and the audit counts by it.
     filled = {

@@ -21,6 +21,7 @@ from jobs.core.errors import Conflict, RuleChanged, SettingsError
 from jobs.core.source_file import SessionsPart
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem, time_slices
+from jobs.lake.change_feed import CHANGES, PUT, SAME, TYPE, VERSION, is_put, only_came
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.delta_errors import FeedGone, feed_gone
@@ -95,10 +96,8 @@ def cut_changes(context: Context, candidate: Candidate, manifest: dict[str, Any]
     lake, rule, after = context.lake, context.source.sessions, manifest["after"]
     upto, base = manifest["upto"], manifest["base"]
     if rule.rule == "gap" and lake.grown(EVENTS, after) <= cut_nightly.MOST_EVENTS:
-        feed = lake.changes_few(
-            EVENTS, after, upto, ["user_id", *EVENT_FIELDS, "_change_type", "_commit_version"]
-        )
-        if pc.all(pc.equal(feed["_change_type"], "insert")).as_py() is not False:
+        feed = lake.changes_few(EVENTS, after, upto, ["user_id", *EVENT_FIELDS, TYPE, VERSION])
+        if only_came(feed):
             cut_in_arrow(context, candidate, manifest, feed)
             return
     context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
@@ -114,7 +113,7 @@ def cut_changes(context: Context, candidate: Candidate, manifest: dict[str, Any]
     old = touched(lake.read(SESSIONS, base), changed, rule)
     old = candidate.write("old", old.select(*SESSIONS.columns))
     new = recut(old, changes, rule)
-    rows = difference(old, new).where("change <> 'same'")
+    rows = difference(old, new).where(F.col("change") != SAME)
     fill(context, candidate, manifest, rows.repartition(1))
 
 
@@ -208,10 +207,10 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
 def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
     """Write the rows that change, each partition laid out by start, and count them."""
     written = candidate.write("sessions", rows.sortWithinPartitions(*SESSIONS.order))
-    put = F.col("change") != "retired"
+    put = F.expr(PUT)
     counted = written.agg(
         F.count("*").alias("rows"),
-        *(F.count_if(F.col("change") == one).alias(one) for one in ("new", "changed", "retired")),
+        *(F.count_if(F.col("change") == one).alias(one) for one in CHANGES),
         F.count_if(put & F.col("merged")).alias("merged"),
         F.count_if(put & F.col("runaway").isNotNull()).alias("runaways"),
         F.coalesce(F.sum(F.when(put, F.col("event_count"))), F.lit(0)).alias("events_after"),
@@ -260,7 +259,7 @@ def to_put(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> 
     """The sessions that the candidate puts into the table."""
     if "staged" in manifest:
         return context.lake.staged(SESSIONS, manifest["staged"])
-    return candidate.part("sessions").where("change <> 'retired'").select(*SESSIONS.columns)
+    return candidate.part("sessions").where(PUT).select(*SESSIONS.columns)
 
 
 def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
@@ -351,7 +350,7 @@ def facts_by_arrow(
     filesystem.remove(aside)
     if not whole:
         rows = candidate.arrow("sessions", ["change", "events"])
-        rows = rows.filter(pc.not_equal(rows["change"], "retired"))
+        rows = rows.filter(is_put(rows))
         ids = pc.struct_field(pc.list_flatten(rows["events"]), "event_id")
         return balance(manifest, len(ids), pc.count_distinct(ids).as_py())
     stored = [one.path for one in lake.files_of(EVENTS, manifest["upto"])]
