@@ -1,6 +1,7 @@
 """What must hold of `bronze.events`."""
 
 from expectations.check import Check
+from expectations.feedback_rule import IS_KNOWN
 
 
 def checks() -> tuple[Check, ...]:
@@ -27,7 +28,7 @@ def checks() -> tuple[Check, ...]:
         Check(
             name="feedback_is_known",
             says="feedback is positive, negative, exposed or neutral",
-            holds="coalesce(feedback IN ('positive', 'negative', 'exposed', 'neutral'), false)",
+            holds=IS_KNOWN.format(x="feedback"),
         ),
         Check(
             name="value_is_finite",

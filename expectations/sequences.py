@@ -1,6 +1,7 @@
 """What must hold of `gold.sequences`."""
 
 from expectations.check import Check
+from expectations.feedback_rule import IS_KNOWN
 
 
 def checks() -> tuple[Check, ...]:
@@ -47,7 +48,7 @@ def checks() -> tuple[Check, ...]:
             name="feedback_is_known",
             says="feedback is positive, negative, exposed or neutral",
             array="feedback",
-            each="coalesce({x} IN ('positive', 'negative', 'exposed', 'neutral'), false)",
+            each=IS_KNOWN,
         ),
         Check(
             name="positions_balance",

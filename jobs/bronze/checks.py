@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from expectations.feedback_rule import FEEDBACK
 from jobs.audit.arrow_columns import (
     FIRST_YEAR_US,
     LAST_YEAR_US,
@@ -16,7 +17,6 @@ from jobs.audit.arrow_columns import (
     one_array,
     words_of,
 )
-from jobs.core.tables import FEEDBACK
 from jobs.lake import filesystem
 
 EVENTS_DDL = "holds boolean, first bigint, last bigint"

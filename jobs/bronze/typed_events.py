@@ -10,8 +10,9 @@ from collections.abc import Collection
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from expectations import feedback_rule
 from jobs.bronze.records import CUT, LONGEST_TEXT
-from jobs.core.source_file import CONDITION, LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
+from jobs.core.source_file import LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
 
 FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
@@ -90,25 +91,8 @@ def _any_time(text: Column, time: TimePart) -> Column:
 
 
 def feedback_of(feedback: FeedbackPart) -> Column:
-    """`positive`, `negative`, `exposed` or `neutral`, tried negative, positive, exposed."""
-
-    def any_of(entries: list[str]) -> Column:
-        found = F.lit(False)
-        for entry in entries:
-            condition = CONDITION.match(entry)
-            if condition:
-                operator, number = condition.groups()
-                one = F.expr(f"value {operator} {float(number)!r}D")
-            else:
-                one = F.col("event_type") == F.lit(entry)
-            found = found | F.coalesce(one, F.lit(False))
-        return found
-
-    chosen = F.when(any_of(feedback.negative), "negative")
-    if feedback.positive is not None:
-        chosen = chosen.when(any_of(feedback.positive), "positive")
-        return chosen.when(any_of(feedback.exposed), "exposed").otherwise("neutral")
-    return chosen.when(any_of(feedback.exposed), "exposed").otherwise("positive")
+    """`positive`, `negative`, `exposed` or `neutral`, by `event_type` and `value`."""
+    return feedback_rule.column(feedback.model_dump())
 
 
 def row_hash(columns: Collection[str] = HASHED) -> Column:

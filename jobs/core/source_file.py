@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from expectations.feedback_rule import CONDITION, entries
 from jobs.core.errors import SourceError
 from jobs.core.settings import settings
 
@@ -33,7 +34,6 @@ COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
 )  # fmt: skip
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
-CONDITION = re.compile(r"^\s*value\s*(>=|<=|>|<|==|!=)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*$")
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
 NULL_IDS = (
@@ -179,7 +179,7 @@ class FeedbackPart(Part):
 
     @model_validator(mode="after")
     def _conditions_parse(self) -> FeedbackPart:
-        for entry in [*(self.positive or []), *self.negative, *self.exposed]:
+        for entry in self.entries():
             if re.match(r"\s*value\s*[<>=!]", entry) and not CONDITION.match(entry):
                 raise ValueError(
                     f"condition {entry!r} is not understood: write 'value >= 4' with one of "
@@ -187,9 +187,11 @@ class FeedbackPart(Part):
                 )
         return self
 
+    def entries(self) -> list[str]:
+        return entries(dict(self))
+
     def uses_value(self) -> bool:
-        entries = [*(self.positive or []), *self.negative, *self.exposed]
-        return any(CONDITION.match(entry) for entry in entries)
+        return any(CONDITION.match(entry) for entry in self.entries())
 
 
 class SessionsPart(Part):
@@ -442,15 +444,7 @@ class Source(Part):
             raise ValueError(
                 "feedback speaks of `value`, but columns.value is not mapped: name the log's column"
             )
-        typed = [
-            entry
-            for entry in [
-                *(self.feedback.positive or []),
-                *self.feedback.negative,
-                *self.feedback.exposed,
-            ]
-            if not CONDITION.match(entry)
-        ]
+        typed = [entry for entry in self.feedback.entries() if not CONDITION.match(entry)]
         if typed and columns.event_type is None:
             raise ValueError(
                 f"feedback speaks of the event type {typed[0]!r}, but columns.event_type is not "

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-FEEDBACK = ("positive", "negative", "exposed", "neutral")
-
 EVENT_STRUCT = (
     "struct<event_id:string,event_ts:timestamp,item_id:string,event_type:string,value:double,"
     "feedback:string,tie_break:bigint,source_session_id:string,exposed_with:array<string>>"

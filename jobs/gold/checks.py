@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.core.tables import FEEDBACK
+from expectations.feedback_rule import FEEDBACK
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK
 

@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from expectations.feedback_rule import FEEDBACK
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.tables import FEEDBACK, SEQUENCES
+from jobs.core.tables import SEQUENCES
 from jobs.lake import filesystem
 from jobs.lake.change_feed import CHANGED
 from jobs.lake.time_slices import CLOCK, SLICE_EVENTS, size_of

@@ -18,7 +18,9 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Target = Literal["next_item", "next_session"]
 NO_LABEL = -1
-POSITIVE, NEGATIVE, EXPOSED, NEUTRAL = range(4)  # places in jobs.core.tables.FEEDBACK
+FEEDBACK = ("positive", "negative", "exposed", "neutral")
+POSITIVE, NEGATIVE, EXPOSED, NEUTRAL = range(len(FEEDBACK))
+"""Feedback's codes are the places of the names, as in `expectations.feedback_rule`."""
 
 
 def ragged(begin: Ints, length: Ints) -> tuple[Ints, Ints]:
@@ -42,7 +44,7 @@ class Rows:
 
     item int32[E], ts int64[E], ordinal int32[E] (sessions of a user, from 1, dense),
     positive bool[E], start int64[U+1] (user u owns events start[u]..start[u+1]-1).
-    Where it is known: feedback int8[E] (place in jobs.core.tables.FEEDBACK) and what was shown with each
+    Where it is known: feedback int8[E] (a code) and what was shown with each
     event, shown_start int64[E+1] and shown int32[X] (vocabulary indices).
     """
 
@@ -129,7 +131,7 @@ class Rows:
         """int64[E]: feedback, or what `positive` says of it where more is not known."""
         if self.feedback is not None:
             return self.feedback.astype(np.int64)
-        return np.where(self.positive, 0, NEUTRAL)
+        return np.where(self.positive, POSITIVE, NEUTRAL)
 
     @cached_property
     def _width(self) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.core.errors import UserError
+from models.core.rows import FEEDBACK
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +39,7 @@ class Sequences:
     """E events of U users, users in order of `user_id`, each user's events oldest first.
 
     item int32[E] (gold's item_index), ts int64[E] (us UTC), session int32[E] (ordinal from 1),
-    feedback int8[E] (place in jobs.tables.FEEDBACK), user u owns start[u]..start[u]+length[u]-1;
+    feedback int8[E] (a code of models.core.rows), user u owns start[u]..start[u]+length[u]-1;
     exposed int32[X] with exposed_count int32[E].
     """
 
@@ -148,8 +149,6 @@ def _flat(array: Any) -> Any:
 def _write(table: DeltaTable, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
-
-    from jobs.core.tables import FEEDBACK  # (a served model has the code of models/ alone)
 
     codes = pa.array(FEEDBACK)
     users: list[str] = []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.core.rows import EXPOSED, NO_LABEL, Ints, Rows, ragged
+from models.core.rows import EXPOSED, FEEDBACK, NO_LABEL, Ints, Rows, ragged
 from models.networks.batch import NO_FEEDBACK, Batch, Tokens
 
 ROOM = 3  # tokens: the newest event, its session token, and the request
@@ -188,7 +188,7 @@ class Feedback(Encoding):
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)
         self.most = max(0, min(config.exposures, config.max_len - ROOM))
-        self.table = nn.Parameter(torch.randn(4, config.dim) * config.table_std)
+        self.table = nn.Parameter(torch.randn(len(FEEDBACK), config.dim) * config.table_std)
 
     def extra_tokens(self, rows: Rows) -> Ints:
         start, _, nth = rows.offered

@@ -29,15 +29,13 @@ from torch import nn
 from torch.nn import functional
 
 from models.core.config import Config, ModelConfig, TrainConfig
-from models.core.rows import EXPOSED, Bools, Ints, Rows, chosen, ragged
+from models.core.rows import EXPOSED, FEEDBACK, Bools, Ints, Rows, chosen, ragged
 from models.networks.batch import Batch, Tokens, label_next, pad, take
 from models.networks.encodings import Encoding
 from models.networks.losses import rank_loss, session_cross_entropy
 from models.networks.pooling import POOLINGS
 from models.networks.recommender import Recommender
 from models.networks.side_information import SideInformation
-
-FEEDBACKS = 4  # jobs.tables.FEEDBACK
 
 
 class Mix(nn.Module):
@@ -97,8 +95,8 @@ class SessionRec(Recommender):
         super().__init__(num_items, tied, encoder, encodings)
         dim = config.model.dim
         used = config.model.feedback
-        self.feedback = nn.Embedding(FEEDBACKS, dim) if used else None
-        self.gate = nn.Embedding(FEEDBACKS, dim) if used else None
+        self.feedback = nn.Embedding(len(FEEDBACK), dim) if used else None
+        self.gate = nn.Embedding(len(FEEDBACK), dim) if used else None
         if self.feedback is not None and self.gate is not None:
             nn.init.normal_(self.feedback.weight, std=config.model.table_std)
             nn.init.ones_(self.gate.weight)

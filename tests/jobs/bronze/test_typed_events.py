@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -12,10 +13,11 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from pyspark.sql import functions as F
 
+from expectations import feedback_rule
+from expectations.feedback_rule import FEEDBACK
 from jobs.bronze.typed_events import event_time, feedback_of, row_hash
-from jobs.core import source_file
 from jobs.core.source_file import FeedbackPart, TimePart
-from jobs.core.tables import FEEDBACK
+from models.core import rows as models_rows
 from models.serving import recommend
 
 DAY = datetime(2024, 3, 1, tzinfo=UTC)
@@ -158,7 +160,8 @@ rules = st.builds(
 
 def test_serving_judges_an_event_as_ingestion_does(spark: Any) -> None:
     """Generated rules, each tried on every text with every value."""
-    assert recommend.CONDITION.pattern == source_file.CONDITION.pattern
+    assert recommend.CONDITION.pattern == feedback_rule.CONDITION.pattern
+    assert models_rows.FEEDBACK == FEEDBACK
     made: list[FeedbackPart] = []
 
     @seeded(20261128)
@@ -175,6 +178,11 @@ def test_serving_judges_an_event_as_ingestion_does(spark: Any) -> None:
     chosen = [feedback_of(rule).alias(f"r{at}") for at, rule in enumerate(made)]
     ingested = events.orderBy("n").select(*chosen).toPandas()
     frame = pd.DataFrame({"event_type": [r[1] for r in rows], "value": [r[2] for r in rows]})
+    types = np.array([r[1] for r in rows], dtype=object)
+    values = np.array([r[2] for r in rows], dtype=np.float64)
+    for at, rule in enumerate(made):
+        by_numpy = feedback_rule.codes(rule.model_dump(), types, values, len(rows))
+        assert [FEEDBACK[code] for code in by_numpy] == ingested[f"r{at}"].tolist(), rule
     unlike = [
         (rule, [(*row[1:], one, other) for row, one, other in zip(rows, theirs, ours, strict=True)
                 if one != other])
