@@ -22,7 +22,7 @@ from jobs.lake import filesystem
 from jobs.lake.change_feed import BEFORE
 from jobs.lake.data_files import staging
 from jobs.lake.delta import Lake
-from jobs.lake.rewrite import CHANGE_FEED, DDL, Put, Rewrite
+from jobs.lake.private_delta import CHANGE_FEED, DDL, Put, Rewrite
 from jobs.lake.tasks import run
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Context:
         self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
         within: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Put a part of the candidate into the table by its key, in one commit: `jobs/lake/rewrite.py`.
+        """Put a part of the candidate into the table by its key, in one commit: `jobs/lake/private_delta.py`.
 
         Args:
             part: the table's columns and `change`: new, changed or retired.

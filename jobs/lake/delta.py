@@ -6,8 +6,6 @@ Progress is recorded in the tables' own commits and nowhere else: a derived tabl
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,17 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError
-from deltalake.transaction import AddAction
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
 from jobs.core.tables import Table
-from jobs.lake import change_feed, filesystem
-from jobs.lake.data_files import DataFile, staging, statistics
+from jobs.lake import change_feed, filesystem, private_delta
+from jobs.lake.data_files import DataFile, staging
 from jobs.lake.delta_errors import conflicts, feed_gone, retried
 from jobs.lake.filesystem import rust_uri
 
@@ -229,7 +226,7 @@ class Lake:
         wanted = None if paths is None else {path.rpartition("/")[2] for path in paths}
         return [
             {"path": f"{folder}/{info.base_name}", "size": info.size,
-             "modified_ms": info.mtime_ns // 1_000_000, **statistics(f"{place}/{info.base_name}")}
+             "modified_ms": info.mtime_ns // 1_000_000, **private_delta.statistics(f"{place}/{info.base_name}")}
             for info in filesystem.listed(place)
             if wanted is None or info.base_name in wanted
         ]  # fmt: skip
@@ -295,34 +292,20 @@ class Lake:
             Conflict: another run changed the table since `base`, or the files are gone.
         """
         entries = [one for one in entries if one["rows"]]
-        for one in entries:
-            if not filesystem.exists(f"{self.path(table)}/{one['path']}"):
-                raise Conflict(f"{table.full_name}: the staged file {one['path']} was removed")
+        self._all_staged(table, entries)
         found = self.open(table)
         assert found is not None
         if self.changed_rows(table, base):
             raise Conflict(f"{table.full_name} was changed by another run since version {base}")
-        actions = [
-            AddAction(one["path"], one["size"], {}, one["modified_ms"], True, one["stats"])
-            for one in entries
-        ]
         with conflicts(table):
-            found.create_write_transaction(
-                actions,
-                "overwrite" if overwrite else "append",
-                found.schema(),
-                commit_properties=CommitProperties(
-                    custom_metadata={"userMetadata": run_id},
-                    app_transactions=[Transaction(app_id, version)],
-                ),
-            )
+            private_delta.add_files(found, entries, app_id, version, run_id, overwrite)
 
     def swap(
         self, table: Table, old: list[DataFile], entries: list[dict[str, Any]],
         feed: list[str], seen: int, app_id: str, version: int, run_id: str,
     ) -> None:  # fmt: skip
-        """Take data files out and put staged ones in, in one commit: by Delta's own transaction,
-        because delta-rs only puts files in, or takes all out.
+        """Take data files out and put staged ones in, in one commit: see
+        `jobs/lake/private_delta.py`.
 
         Args:
             old: data files of version `seen`.
@@ -331,38 +314,17 @@ class Lake:
         Raises:
             Conflict: another run changed the table since `seen`.
         """
-        now = int(time.time() * 1000)
-        actions: list[dict[str, Any]] = [{"txn": {"appId": app_id, "version": version}}]
-        for gone in old:
-            actions.append({"remove": {
-                "path": gone.told["path"], "deletionTimestamp": now, "dataChange": True,
-                "extendedFileMetadata": True, "partitionValues": {},
-                "size": gone.told["size_bytes"],
-            }})  # fmt: skip
+        swap = private_delta.Swap(self.path(table), app_id, version, old, entries, feed)
+        self._all_staged(table, entries)
+        with self.userdata(run_id), conflicts(table):
+            if not swap.commit(self.spark, seen):
+                raise Conflict(f"{table.full_name} was changed by another run since version {seen}")
+
+    def _all_staged(self, table: Table, entries: list[private_delta.Entry]) -> None:
+        """Raises: Conflict: a staged file is gone."""
         for one in entries:
             if not filesystem.exists(f"{self.path(table)}/{one['path']}"):
                 raise Conflict(f"{table.full_name}: the staged file {one['path']} was removed")
-            actions.append({"add": {
-                "path": one["path"], "partitionValues": {}, "size": one["size"],
-                "modificationTime": one["modified_ms"], "dataChange": True, "stats": one["stats"],
-            }})  # fmt: skip
-        for path in feed:
-            below = path.removeprefix(f"{self.path(table)}/")
-            cdc = {"path": below, "partitionValues": {}, "size": filesystem.size(path)}
-            actions.append({"cdc": cdc | {"dataChange": False}})
-        jvm: Any = self.spark._jvm
-        delta = jvm.org.apache.spark.sql.delta
-        listed = jvm.java.util.ArrayList()
-        for action in actions:
-            listed.add(delta.actions.Action.fromJson(json.dumps(action)))
-        converters = jvm.scala.jdk.javaapi.CollectionConverters
-        operation = getattr(getattr(delta, "DeltaOperations$ManualUpdate$"), "MODULE$")
-        session: Any = self.spark._jsparkSession
-        with self.userdata(run_id), conflicts(table):
-            transaction = delta.DeltaLog.forTable(session, self.path(table)).startTransaction()
-            if transaction.readVersion() != seen:
-                raise Conflict(f"{table.full_name} was changed by another run since version {seen}")
-            transaction.commit(converters.asScala(listed).toSeq(), operation)
 
     @contextmanager
     def userdata(self, run_id: str) -> Iterator[None]:

@@ -27,7 +27,8 @@ from jobs.cli import main
 from jobs.core.errors import of_engine
 from jobs.core.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
 from jobs.lake import filesystem, time_slices
-from jobs.lake.data_files import LONGEST_STATISTIC, DataFile, statistics
+from jobs.lake.data_files import DataFile
+from jobs.lake.private_delta import LONGEST_STATISTIC, statistics
 from jobs.ops import maintain
 from tests.support.spark_tools import CLICKS, Workshop
 
