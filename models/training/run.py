@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` do around the arithmetic: read, record, keep, print."""
+"""What `train` does around the arithmetic: read, record, keep, print."""
 
 from __future__ import annotations
 
