@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from jobs.lake.context import Context, Result
 
 STEPS = ("compute", "audit", "publish", "all")
+PLANNED = ("run", "ingest", "sessionize", "items", "sequences", "score", "replay-rejects")
+"""Jobs that choose how they work: an algorithm, an engine, a way to publish."""
 JOBS = {
     "run": "ingest, sessionize, items and sequences, audits included, in one application",
     "ingest": "landing files -> bronze.events, bronze.rejects",
@@ -102,6 +104,11 @@ def parser() -> argparse.ArgumentParser:
         if job in ("compare-rules", "maintain"):
             continue
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
+        if job in PLANNED:
+            command.add_argument(
+                "--explain-plan", action="store_true",
+                help="print how each job works, as it is decided; with --json under plans, too",
+            )  # fmt: skip
         if job == "replay-rejects":
             continue
         if job == "score":
@@ -236,7 +243,8 @@ def opened(args: argparse.Namespace, source: Source) -> Context:
         source.name,
     )
     batch = checked_batch(getattr(args, "batch", None))
-    return Context(source, lake, getattr(args, "day", None), batch)
+    explain_plan = getattr(args, "explain_plan", False)
+    return Context(source, lake, getattr(args, "day", None), batch, explain_plan=explain_plan)
 
 
 def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -275,6 +283,8 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
         "rejects": result.rejects, "tables": result.tables, "checks": result.checks,
         "notes": result.notes, "seconds": round(seconds, 1),
     }  # fmt: skip
+    if context.explain_plan:
+        outcome["plans"] = {name: plan.to_json() for name, plan in context.plans.items()}
     rejects = ", ".join(f"{count} {reason}" for reason, count in result.rejects.items()) or "none"
     tables = ", ".join(
         f"{name} version {one['version']} ({one['rows']:,} rows)"

@@ -26,6 +26,7 @@ from expectations.check import Check
 from jobs.audit import spark_checks
 from jobs.audit.great_expectations import Verdict, described, judge
 from jobs.core.errors import AuditErrored, AuditFailed
+from jobs.core.plan import Engine
 from jobs.core.tables import EVENTS, RECOMMENDATIONS, SEQUENCES, SESSIONS, Table
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def audit_candidate(
     table: Table,
     rows: DataFrame,
     facts: Mapping[str, bool],
+    engine: Engine = Engine.COMPILED,
     severity: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
     not_evaluated: Mapping[str, str] | None = None,
@@ -90,6 +92,7 @@ def audit_candidate(
 
     Args:
         rows: the table's columns.
+        engine: Spark's; where plans are compiled, it is asked first whether all holds.
         facts: the checks that speak of the whole batch, as the job found them.
         severity: overrides a check's severity, by name.
         words: what to say of a check of the whole batch that does not hold, by name.
@@ -103,9 +106,10 @@ def audit_candidate(
     checks = suite(context, table)
     missing = _expected(table, checks, facts, not_evaluated or {})
     of_rows = [check for check in checks if check.condition or check.unique]
+    context.enter(engine)
     rule = context.source.sessions if table is SESSIONS else None
     try:
-        if context.many:
+        if engine is Engine.COMPILED:
             of_rows = [one for one in of_rows if one.condition or doubled(rows, one.unique)]
             if spark_checks.all_hold(rows, of_rows, rule):
                 of_rows = [one for one in of_rows if one.unique]

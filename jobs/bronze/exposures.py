@@ -23,6 +23,7 @@ from pyspark.sql import functions as F
 from jobs.bronze.typed_events import link_of
 from jobs.core.errors import SchemaError, SourceError
 from jobs.core.landing_globs import landing_patterns
+from jobs.core.plan import Engine
 from jobs.core.source_file import ExposuresPart
 from jobs.lake import filesystem
 from jobs.lake.context import Candidate, Context
@@ -118,8 +119,11 @@ def chosen(rows: DataFrame, part: ExposuresPart, links: DataFrame | None = None)
     return kept.groupBy("link").agg(listed["item"].alias("shown"))
 
 
-def joined(context: Context, candidate: Candidate, lines: DataFrame) -> DataFrame:
+def joined(context: Context, candidate: Candidate, lines: DataFrame, engine: Engine) -> DataFrame:
     """Typed lines with what was shown; as they are without `[exposures]`.
+
+    Args:
+        engine: the lines'; another one if there are many rows of exposures.
 
     Raises:
         SourceError, SchemaError: the files of exposures are not there, or not as described.
@@ -128,9 +132,9 @@ def joined(context: Context, candidate: Candidate, lines: DataFrame) -> DataFram
     if part is None:
         return lines
     there = files_of(context, part)
-    if not context.many:
-        context.expect(sum(there.values()) // ROW_BYTES)
-    rows = read(context.spark, part, sorted(there))
+    if engine is not Engine.COMPILED:
+        engine = context.thresholds.spark(sum(there.values()) // ROW_BYTES)
+    rows = read(context.enter(engine), part, sorted(there))
     counted = rows.agg(F.count("*").alias("rows"), F.count_if(unusable(part)).alias("unusable"))
     filesystem.write_text(candidate.path(COUNTED), json.dumps(counted.collect()[0].asDict()))
     lines = candidate.write("unjoined", lines)

@@ -11,6 +11,7 @@ publish   rejects, events, then the ledger; each commit alone leaves a state tha
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -23,15 +24,14 @@ from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.records import FileFacts
 from jobs.core import crash_points
 from jobs.core.errors import AuditFailed, Conflict, RejectShareError, SourceError
-from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.core.plan import Algorithm, IngestFacts, Plan, Publish, earlier, idle, ingest_plan
+from jobs.core.tables import EVENTS, FILES, REJECTS, Table
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.delta_errors import retried
+from jobs.lake.manifest import Manifest, Staged
 from jobs.lake.tasks import run
-
-FEW_LINES = 500_000  # ours: their ids fit every task
-
 
 # -- compute --------------------------------------------------------------------------------------
 
@@ -133,6 +133,43 @@ def ranked(judged: DataFrame) -> DataFrame:
     return marked.withColumn("rank", F.row_number().over(order))
 
 
+@dataclass
+class Counts:
+    """Lines read, and what became of them."""
+
+    read: int = 0
+    events_new: int = 0
+    events_replaced: int = 0
+    duplicates: int = 0
+
+
+@dataclass
+class IngestManifest(Manifest):
+    """What the steps of `ingest`, and of `replay-rejects`, tell each other."""
+
+    base: dict[str, int]
+    """By table: the version that the candidate was computed from."""
+    empty: bool
+    """Whether there is nothing to publish."""
+    counts: Counts = field(default_factory=Counts)
+    rejects: dict[str, int] = field(default_factory=dict)
+    """By reason, how many lines."""
+    files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    staged: Staged | None = None
+    """New events; None: they are the candidate's part `events`, because some replace stored ones."""
+    rejects_staged: Staged | None = None
+    """Rejects that the table does not have yet."""
+    rejects_changed: int = 0
+    """How many stored rejects go, or have another reason now."""
+
+    @staticmethod
+    def plan_of_old(old: dict[str, Any]) -> Plan:
+        if old["empty"]:
+            return idle("ingest")
+        return earlier("ingest", Publish.MERGE if old.get("staged") is None else Publish.APPEND)
+
+
 def compute(context: Context) -> Candidate:
     """Steps of this job's compute, restartable at the parsed lines after a conflict."""
     lake = context.lake
@@ -153,33 +190,56 @@ def compute(context: Context) -> Candidate:
         if not landing.is_parsed(context, candidate, chosen):
             candidate.remove()
             lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
-            context.expect(lines, lake.rows(EVENTS))
-            landing.parse(context, candidate, chosen)
+            engine = context.thresholds.spark(lines, lake.rows(EVENTS))
+            landing.parse(context, candidate, chosen, engine)
         facts = landing.facts_read(candidate)
-    base = {table.full_name: lake.version(table) for table in (EVENTS, REJECTS, FILES)}
-    manifest: dict[str, Any] = {
-        "batch": context.batch, "day": context.day, "base": base, "empty": not facts,
-        "counts": {"read": sum(one.lines for one in facts)}, "rejects": {},
-        "files": [one.file for one in facts], "notes": notes,
-    }  # fmt: skip
+    manifest = IngestManifest(
+        plan=idle("ingest"),
+        base={table.full_name: version_of(context, table) for table in (EVENTS, REJECTS, FILES)},
+        empty=not facts, counts=Counts(read=sum(one.lines for one in facts)),
+        files=[one.file for one in facts], notes=notes,
+    )  # fmt: skip
     if facts:
+        late = None if context.day is None else landing.oldest_date(context)
+        choice = facts_of(context, manifest, late)
+        manifest.plan = ingest_plan(choice, context.thresholds)
+        context.decide(manifest.plan)
+        context.enter(manifest.plan.engine)
         notes += landing.strange_times(context, candidate)
         notes += landing.too_long(facts)
         if passed := sum(one.forgotten for one in facts):
             notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
-        fill(context, candidate, manifest)
-        notes += quality.bad_files(candidate, manifest) + quality.same_ids(context, candidate)
+        fill(context, candidate, manifest, choice, late)
+        notes += quality.bad_files(candidate, manifest.counts.read, manifest.rejects)
+        notes += quality.same_ids(context, candidate)
+    context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("ingest.computed")
     return candidate
 
 
-def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+def version_of(context: Context, table: Table) -> int:
+    """The version of a table that is there."""
+    version = context.lake.version(table)
+    assert version is not None
+    return version
+
+
+def facts_of(context: Context, manifest: IngestManifest, oldest: Column | None) -> IngestFacts:
+    """Args: oldest: the oldest date that is not late, per line; None: nothing is."""
+    return IngestFacts(
+        lines=manifest.counts.read, stored=context.lake.rows(EVENTS),
+        native_ids=context.source.columns.event_id is not None, late=oldest is not None,
+    )  # fmt: skip
+
+
+def fill(
+    context: Context, candidate: Candidate, manifest: IngestManifest, choice: IngestFacts,
+    oldest: Column | None,
+) -> None:  # fmt: skip
     """Write the candidate's events and rejects, and count."""
-    context.expect(manifest["counts"]["read"], context.lake.rows(EVENTS))
-    late = None if context.day is None else landing.oldest_date(context)
-    fill_events(context, candidate, manifest, late)
+    fill_events(context, candidate, manifest, choice, oldest)
     rejects = unusable(candidate).withColumns(
         {
             "run_day": F.lit(context.day).cast("date"),
@@ -193,25 +253,20 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> No
 
 
 def fill_events(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], oldest: Column | None
-) -> None:
-    """Judge the candidate's lines, write its events, and count.
+    context: Context, candidate: Candidate, manifest: IngestManifest, choice: IngestFacts,
+    oldest: Column | None,
+) -> None:  # fmt: skip
+    """Judge the candidate's lines as the manifest's plan says, write its events, and count.
 
     Args:
+        choice: what the plan was made from.
         oldest: the oldest date that is not late, per line; None: nothing is.
     """
     usable = candidate.part("lines").where("reason IS NULL")
-    few = context.many and manifest["counts"]["read"] <= FEW_LINES
-    find = stored_by_time if few and context.source.columns.event_id is None else stored_events
-    stored = find(context, candidate, usable, manifest["base"][EVENTS.full_name])
-    first_load = stored is None and oldest is None and context.many
-    if first_load and context.source.columns.event_id is None:
+    if manifest.plan.path is Algorithm.FIRST_SLICES:
         fill_by_slices(context, candidate, manifest, usable)
         return
-    if stored is not None and few and find is stored_events:
-        # An outer join sends all of the larger side about; this one passes over it once.
-        ids = F.broadcast(usable.select("event_id"))
-        stored = stored.join(ids, "event_id", "left_semi")
+    stored = stored_of(context, candidate, manifest, usable)
     oldest = F.lit(None).cast("date") if oldest is None else oldest
     if "row_hash" not in usable.columns:
         usable = usable.withColumn("row_hash", F.col("event_id"))
@@ -224,22 +279,40 @@ def fill_events(
         F.count_if(first & F.col("replaces")).alias("replaced"), F.count_if(again).alias("again")
     ).first()
     assert counted is not None
+    choice = replace(choice, replaces=counted["replaced"] > 0)
+    manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
     events = laid_out(events.select(*EVENTS.columns, "replaces"), context)
-    if counted["replaced"]:
-        new = candidate.write("events", events).where("NOT replaces").count()
+    if manifest.plan.publish is Publish.APPEND:
+        manifest.staged = context.lake.stage(EVENTS, events, context.run_id)
+        new = sum(one["rows"] for one in manifest.staged)
     else:
-        manifest["staged"] = context.lake.stage(EVENTS, events, context.run_id)
-        new = sum(one["rows"] for one in manifest["staged"])
-    manifest["counts"] |= {
-        "events_new": new, "events_replaced": counted["replaced"], "duplicates": counted["again"]
-    }  # fmt: skip
+        new = candidate.write("events", events).where("NOT replaces").count()
+    manifest.counts.events_new, manifest.counts.events_replaced = new, counted["replaced"]
+    manifest.counts.duplicates = counted["again"]
+
+
+def stored_of(
+    context: Context, candidate: Candidate, manifest: IngestManifest, usable: DataFrame
+) -> DataFrame | None:
+    """What `bronze.events` has of the usable lines, found as the plan says."""
+    path, base = manifest.plan.path, manifest.base[EVENTS.full_name]
+    if path is Algorithm.FIRST_LINES:
+        return None
+    if path is Algorithm.STORED_TIMES:
+        return stored_by_time(context, candidate, usable, base)
+    stored = stored_events(context, candidate, usable, base)
+    if stored is not None and path is Algorithm.STORED_IDS:
+        # An outer join sends all of the larger side about; this one passes over it once.
+        ids = F.broadcast(usable.select("event_id"))
+        stored = stored.join(ids, "event_id", "left_semi")
+    return stored
 
 
 def fill_by_slices(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], usable: DataFrame
+    context: Context, candidate: Candidate, manifest: IngestManifest, usable: DataFrame
 ) -> None:
     """Many lines into an empty table, none of them late: each slice of time is sorted, freed of
     repeats and written where it will stay (`jobs/lake/time_slices.py`).
@@ -247,7 +320,7 @@ def fill_by_slices(
     Most logs were written in the order of time: their slices are read from the parsed files as they
     lie. Where the files lie across each other, Spark brings the lines together first.
     """
-    lake, spark = context.lake, context.spark
+    lake, spark, read = context.lake, context.spark, manifest.counts.read
     folder = staging(context.run_id)
     layer = bronze_first_load.Layer(
         EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started
@@ -256,13 +329,11 @@ def fill_by_slices(
     known = time_slices.extents(
         [path for path, *_ in filesystem.glob(f"{candidate.path('lines')}/*.parquet")]
     )
-    size = time_slices.size_of(manifest["counts"]["read"], cores)
+    size = context.thresholds.slice_size(read, cores)
     parts = time_slices.parted(known, size) if known else []
     if parts is None:
         lines = bronze_first_load.without_null_lists(usable.select(*layer.lines))
-        edges = time_slices.bounds(
-            lines, "event_ts", max(cores, manifest["counts"]["read"] // size)
-        )
+        edges = time_slices.bounds(lines, "event_ts", max(cores, read // size))
         lines = time_slices.by_time(lines, "event_ts", edges)
         done = lines.mapInArrow(layer.of_lines, bronze_first_load.LAID_DDL).collect()
     else:
@@ -271,11 +342,9 @@ def fill_by_slices(
             .mapInArrow(layer.of_files, bronze_first_load.LAID_DDL)
             .collect()
         )
-    manifest["staged"] = lake.entries(EVENTS, folder, [one["path"] for one in done])
-    manifest["counts"] |= {
-        "events_new": sum(one["rows"] for one in done), "events_replaced": 0,
-        "duplicates": sum(one["repeats"] for one in done),
-    }  # fmt: skip
+    manifest.staged = lake.entries(EVENTS, folder, [one["path"] for one in done])
+    manifest.counts.events_new = sum(one["rows"] for one in done)
+    manifest.counts.duplicates = sum(one["repeats"] for one in done)
 
 
 def unusable(candidate: Candidate) -> DataFrame:
@@ -301,25 +370,25 @@ def columns_of_files(facts: list[FileFacts]) -> Column:
     return found
 
 
-def count_rejects(candidate: Candidate, manifest: dict[str, Any]) -> None:
+def count_rejects(candidate: Candidate, manifest: IngestManifest) -> None:
     counted = candidate.part("rejects").groupBy("reason").count().collect()
-    manifest["rejects"] = {row["reason"]: row["count"] for row in counted}
+    manifest.rejects = {row["reason"]: row["count"] for row in counted}
 
 
-def fill_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+def fill_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Find the rejects that the table does not have yet, and what changes among those it has."""
     lake, key = context.lake, list(REJECTS.key)
-    base = manifest["base"][REJECTS.full_name]
+    base = manifest.base[REJECTS.full_name]
     rejects = candidate.part("rejects").dropDuplicates(key)
     if lake.rows(REJECTS):
-        paths = manifest["files"]
+        paths = manifest.files
         known = lake.read(REJECTS, base).where(F.col("file").isin(paths))
         changed = changed_rejects(context, candidate, rejects, base, paths)
         candidate.write("rejects-changed", changed)
-        manifest["rejects_changed"] = candidate.row_count("rejects-changed")
+        manifest.rejects_changed = candidate.row_count("rejects-changed")
         rejects = rejects.join(known.select(*key), key, "left_anti")
-    if manifest["rejects"]:
-        manifest["rejects_staged"] = lake.stage(REJECTS, rejects.coalesce(1), context.run_id)
+    if manifest.rejects:
+        manifest.rejects_staged = lake.stage(REJECTS, rejects.coalesce(1), context.run_id)
 
 
 def changed_rejects(
@@ -373,10 +442,11 @@ def laid_out(rows: DataFrame, context: Context) -> DataFrame:
 def audit(context: Context, candidate: Candidate) -> None:
     """Raises: AuditFailed, AuditErrored, RejectShareError (by policy). Rejects are published; the
     ledger is not, so the files of a failed run are read again."""
-    manifest = candidate.manifest()
-    if manifest["empty"]:
+    manifest = candidate.manifest(IngestManifest)
+    context.decide(manifest.plan)
+    if manifest.empty:
         return
-    complaint = quality.complaint(context, candidate, manifest)
+    complaint = quality.complaint(context, candidate, manifest.counts.read, manifest.rejects)
     try:
         audit_events(context, candidate, manifest, complaint)
     except AuditFailed as error:
@@ -388,32 +458,32 @@ def audit(context: Context, candidate: Candidate) -> None:
 
 
 def audit_events(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], too_many: str = ""
+    context: Context, candidate: Candidate, manifest: IngestManifest, too_many: str = ""
 ) -> None:
     """Args: too_many: what to say of the lines that cannot be used; empty: they are few enough.
 
     Raises: AuditFailed, AuditErrored.
     """
-    lake, counts = context.lake, manifest["counts"]
-    rejected = sum(manifest["rejects"].values())
+    lake, counts, limits = context.lake, manifest.counts, context.thresholds
+    rejected = sum(manifest.rejects.values())
     facts = {
-        "lines_balance": counts["read"] == counts["events_new"] + counts["duplicates"] + rejected,
+        "lines_balance": counts.read == counts.events_new + counts.duplicates + rejected,
         "reject_share_within_bound": not too_many,
     }
-    staged = manifest.get("staged")
+    staged = manifest.staged
     severity = {"reject_share_within_bound": context.source.quality.on_exceed}
     words = {"reject_share_within_bound": too_many}
     if staged is not None and context.source.columns.event_id is None:
         paths = [f"{lake.path(EVENTS)}/{one['path']}" for one in staged]
-        spark = (lambda: context.spark) if context.is_many(counts["read"]) else None
+        spark = context.tasks(limits.tasks(counts.read))
         held = run(spark, checks.events_hold, paths, checks.EVENTS_DDL, "string")
         if all(one["holds"] for one in held) and arrow_columns.apart(held):
-            number = counts["events_new"]
+            number = counts.events_new
             suite.audit_certified(context, EVENTS, number, facts, severity, words)
             return
-    context.expect(counts["read"], lake.rows(EVENTS))
+    engine = limits.spark(counts.read, lake.rows(EVENTS))
     events = candidate.part("events") if staged is None else lake.staged(EVENTS, staged)
-    suite.audit_candidate(context, EVENTS, events, facts, severity, words)
+    suite.audit_candidate(context, EVENTS, events, facts, engine, severity, words)
 
 
 # -- publish --------------------------------------------------------------------------------------
@@ -425,19 +495,20 @@ def publish(context: Context, candidate: Candidate) -> Result:
     Raises:
         Conflict: another run changed `bronze.events` since the candidate was computed.
     """
-    lake, manifest = context.lake, candidate.manifest()
+    lake, manifest = context.lake, candidate.manifest(IngestManifest)
+    context.decide(manifest.plan)
     result = Result(
-        **manifest["counts"], rejects=manifest["rejects"], files=manifest["files"],
-        notes=manifest.get("notes", []),
+        **asdict(manifest.counts), rejects=manifest.rejects, files=manifest.files,
+        notes=manifest.notes,
     )  # fmt: skip
-    if manifest["empty"] and context.day is None and (waiting := lake.rows(REJECTS)):
+    if manifest.empty and context.day is None and (waiting := lake.rows(REJECTS)):
         result.notes.append(
             f"bronze.rejects has {waiting} lines of earlier runs. Files that were read are not read "
             "again: after a correction of the source file, python -m jobs replay-rejects --source "
             f"{context.source.name} gives those lines a second chance"
         )
-    if not manifest["empty"]:
-        base = manifest["base"][EVENTS.full_name]
+    if not manifest.empty:
+        base = manifest.base[EVENTS.full_name]
         if lake.changed_rows(EVENTS, base):
             raise Conflict(f"bronze.events was changed by another run since version {base}")
         publish_rejects(context, candidate, manifest)
@@ -453,43 +524,45 @@ def publish(context: Context, candidate: Candidate) -> Result:
     return result
 
 
-def publish_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+def publish_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Append the rejects that the table does not have yet."""
     lake = context.lake
-    if not manifest.get("rejects_staged"):
+    if not manifest.rejects_staged:
         return
 
     def attempt(_: int) -> None:
-        if not sum(one["rows"] for one in manifest["rejects_staged"]):
+        staged = manifest.rejects_staged or []
+        if not sum(one["rows"] for one in staged):
             return
-        base = manifest["base"][REJECTS.full_name]
+        base = manifest.base[REJECTS.full_name]
         guard = lake.guard(REJECTS)
         try:
-            lake.commit(REJECTS, manifest["rejects_staged"], base, guard, base + 1, context.run_id)
+            lake.commit(REJECTS, staged, base, guard, base + 1, context.run_id)
         except Conflict:
             # Another run's rejects came in between: ours are compared with them once more.
-            manifest["base"][REJECTS.full_name] = lake.version(REJECTS)
+            manifest.base[REJECTS.full_name] = version_of(context, REJECTS)
+            context.enter(manifest.plan.engine)
             fill_rejects(context, candidate, manifest)
             raise
 
     retried(3, attempt)
 
 
-def publish_events(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+def publish_events(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Raises: Conflict: another run changed `bronze.events` since the candidate was computed."""
-    if not manifest["counts"]["events_new"] + manifest["counts"]["events_replaced"]:
+    if not manifest.counts.events_new + manifest.counts.events_replaced:
         return
-    lake, base = context.lake, manifest["base"][EVENTS.full_name]
+    lake, base = context.lake, manifest.base[EVENTS.full_name]
     guard, version = lake.guard(EVENTS), base + 1
-    if "staged" in manifest:
-        lake.commit(EVENTS, manifest["staged"], base, guard, version, context.run_id)
+    if manifest.staged is not None:
+        lake.commit(EVENTS, manifest.staged, base, guard, version, context.run_id)
         return
-    context.merge(EVENTS, candidate, "events", base, guard, version)
+    context.merge(EVENTS, candidate, "events", base, guard, version, Publish.MERGE)
 
 
-def clear_rejects(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+def clear_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
-    if not manifest.get("rejects_changed"):
+    if not manifest.rejects_changed:
         return
     change_rejects(context, candidate, "rejects-changed")
 
@@ -498,10 +571,9 @@ def change_rejects(context: Context, candidate: Candidate, part: str) -> None:
     """Put a part of the candidate into `bronze.rejects`; other runs' rejects are left as they are."""
 
     def attempt(_: int) -> None:
-        base = context.lake.version(REJECTS)
-        assert base is not None
-        guard = context.lake.guard(REJECTS)
-        context.merge(REJECTS, candidate, part, base, guard, base + 1)
+        lake, base = context.lake, version_of(context, REJECTS)
+        how = context.thresholds.upsert(lake.bytes(REJECTS), REJECTS.feed)
+        context.merge(REJECTS, candidate, part, base, lake.guard(REJECTS), base + 1, how)
 
     retried(3, attempt)
 

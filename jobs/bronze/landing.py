@@ -24,6 +24,7 @@ from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points
 from jobs.core.errors import SchemaError
 from jobs.core.landing_globs import landing_patterns
+from jobs.core.plan import Engine
 from jobs.core.source_file import NULL_IDS, Source, field_of
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem, time_slices
@@ -122,13 +123,15 @@ def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
     return [paths for _, paths in groups]
 
 
-def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> None:
+def parse(
+    context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]], engine: Engine
+) -> None:
     """Read files once: typed lines in the part `lines`, what the files were in `files.json`.
 
     The facts of files come out of the same pass as their lines, as files that the tasks write, and
     not as rows among the lines: every reader of lines would have to leave those out.
     """
-    spark = context.spark
+    spark = context.enter(engine)
     groups = bins(chosen, spark.sparkContext.defaultParallelism)
     rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
     frame = spark.createDataFrame(rows, "path string, bin int")
@@ -139,7 +142,7 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
     hashed = context.lake.rows(REJECTS) > 0
     lines = typed_events(records, context.source, oldest_date(context), hashed)
-    lines = exposures.joined(context, candidate, lines)
+    lines = exposures.joined(context, candidate, lines, engine)
     written = candidate.write("lines", lines, LINES_AS)
     facts = facts_of_tasks(candidate, chosen)
     check_schema(context, facts, written)

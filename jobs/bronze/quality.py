@@ -50,9 +50,13 @@ def unusable_lines(rejects: dict[str, int]) -> int:
     return sum(count for reason, count in rejects.items() if reason != "late")
 
 
-def complaint(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> str:
-    """What to say of a run whose lines are not good enough; empty where they are."""
-    read, rejects, quality = manifest["counts"]["read"], manifest["rejects"], context.source.quality
+def complaint(context: Context, candidate: Candidate, read: int, rejects: dict[str, int]) -> str:
+    """What to say of a run whose lines are not good enough; empty where they are.
+
+    Args:
+        read: lines; rejects: how many of them are rejected, by reason.
+    """
+    quality = context.source.quality
     bad = unusable_lines(rejects)
     if not read or (bad < read and bad <= quality.max_reject_share * read):
         return ""
@@ -241,9 +245,9 @@ def shown(names: list[str]) -> str:
 # -- notes ----------------------------------------------------------------------------------------
 
 
-def bad_files(candidate: Candidate, manifest: dict[str, Any]) -> list[str]:
-    """Files of which no line is usable, where others are."""
-    if unusable_lines(manifest["rejects"]) in (0, manifest["counts"]["read"]):
+def bad_files(candidate: Candidate, read: int, rejected: dict[str, int]) -> list[str]:
+    """Files of which no line is usable, where others are; see `complaint`."""
+    if unusable_lines(rejected) in (0, read):
         return []
     counted: defaultdict[str, dict[str, int]] = defaultdict(dict)
     rejects = candidate.part("rejects").where("reason <> 'late'")

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -29,6 +28,7 @@ from jobs.bronze.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Fo
 from jobs.bronze.reject_columns import Ledger
 from jobs.bronze.typed_events import typed_events
 from jobs.core.errors import SchemaError
+from jobs.core.plan import idle, ingest_plan
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake.context import Candidate, Context, Result
 
@@ -41,6 +41,7 @@ ALONG = {
 """And what typing leaves alone. `from_ledger`: `file_columns` is the ledger's, whose columns have a
 name once."""
 SHOWN_FILES = 3
+JOB = "replay-rejects"
 
 
 def parser(
@@ -235,21 +236,24 @@ def compute(context: Context) -> Candidate:
         lake.create(table)
     version = lake.version(REJECTS)
     assert version is not None
-    base = {EVENTS.full_name: lake.version(EVENTS), REJECTS.full_name: version}
-    manifest: dict[str, Any] = {
-        "batch": context.batch, "day": None, "base": base, "empty": lake.rows(REJECTS) == 0,
-        "counts": {"read": 0}, "rejects": {}, "files": [], "notes": [],
-    }  # fmt: skip
-    if not manifest["empty"]:
-        context.expect(lake.rows(REJECTS), lake.rows(EVENTS))
+    base = {EVENTS.full_name: ingest.version_of(context, EVENTS), REJECTS.full_name: version}
+    manifest = ingest.IngestManifest(plan=idle(JOB), base=base, empty=lake.rows(REJECTS) == 0)
+    if not manifest.empty:
+        engine = context.thresholds.spark(lake.rows(REJECTS), lake.rows(EVENTS))
+        context.enter(engine)
         left = Left()
         lines = rejected_lines(context, version, left)
-        lines = exposures.joined(context, candidate, lines)
+        lines = exposures.joined(context, candidate, lines, engine)
         lines = candidate.write("lines", lines)
-        manifest["counts"]["read"] = candidate.row_count("lines")
-        manifest["notes"] += left_notes(context, left)
-        manifest["notes"] += exposures.told(context, candidate) + cut_lines(context, version)
-        ingest.fill_events(context, candidate, manifest, oldest_date(context))
+        manifest.counts.read = candidate.row_count("lines")
+        manifest.notes += left_notes(context, left)
+        manifest.notes += exposures.told(context, candidate) + cut_lines(context, version)
+        oldest = oldest_date(context)
+        choice = ingest.facts_of(context, manifest, oldest)
+        manifest.plan = ingest_plan(choice, context.thresholds, JOB)
+        context.decide(manifest.plan)
+        context.enter(manifest.plan.engine)
+        ingest.fill_events(context, candidate, manifest, choice, oldest)
         unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
         still = candidate.write("rejects", unusable)
         ingest.count_rejects(candidate, manifest)
@@ -260,15 +264,16 @@ def compute(context: Context) -> Candidate:
             other.withColumn("gone", F.lit(False))
         )
         candidate.write("change", change)
-        manifest["rejects_changed"] = candidate.row_count("change")
+        manifest.rejects_changed = candidate.row_count("change")
+    context.decide(manifest.plan)
     candidate.save(manifest)
     return candidate
 
 
 def audit(context: Context, candidate: Candidate) -> None:
     """Raises: AuditFailed, AuditErrored. The share of rejects is no question here."""
-    manifest = candidate.manifest()
-    if not manifest["empty"]:
+    manifest = candidate.manifest(ingest.IngestManifest)
+    if not manifest.empty:
         ingest.audit_events(context, candidate, manifest)
 
 
@@ -278,13 +283,12 @@ def publish(context: Context, candidate: Candidate) -> Result:
     Raises:
         Conflict: another run changed `bronze.events` since the candidate was computed.
     """
-    lake, manifest = context.lake, candidate.manifest()
-    result = Result(
-        **manifest["counts"], rejects=manifest["rejects"], notes=manifest.get("notes", [])
-    )
-    if not manifest["empty"]:
+    lake, manifest = context.lake, candidate.manifest(ingest.IngestManifest)
+    context.decide(manifest.plan)
+    result = Result(**asdict(manifest.counts), rejects=manifest.rejects, notes=manifest.notes)
+    if not manifest.empty:
         ingest.publish_events(context, candidate, manifest)
-        if manifest["rejects_changed"]:
+        if manifest.rejects_changed:
             ingest.change_rejects(context, candidate, "change")
         if result.events_new or result.events_replaced:
             result.notes.append(

@@ -125,13 +125,14 @@ RECOMMENDATIONS = Table(
 RUNS = Table(
     layer="ops", name="runs", key=("run_id",),
     doc="What each run of a job read, wrote and rejected: lineage anyone can query. `outcome` is ok, "
-        "running (or killed), or the name of the error.",
+        "running (or killed), or the name of the error. `plans` says, by job, how the work was done.",
     columns={
         "run_id": "string", "batch": "string", "job": "string", "step": "string",
         "source": "string", "day": "date", "started_ts": "timestamp", "seconds": "double",
         "outcome": "string", "message": "string", "counts": "map<string,bigint>",
         "rejects": "map<string,bigint>", "tables_in": "map<string,bigint>",
         "tables_out": "map<string,bigint>", "files": "array<string>",
+        "plans": "map<string,string>",
     },
 )  # fmt: skip
 

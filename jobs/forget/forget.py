@@ -205,7 +205,7 @@ def _delete(context: Context, table: Table, person: Person) -> int:
     if count:
         from delta.tables import DeltaTable as SparkDeltaTable
 
-        context.expect(count, lake.rows(table))
+        context.enter(context.thresholds.spark(count, lake.rows(table)))
         target = SparkDeltaTable.forPath(spark, lake.path(table))
         with lake.transaction(table, lake.guard(table), base + 1, context.run_id):
             target.delete(condition)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +32,7 @@ from jobs.core.tables import ITEM_ATTRIBUTES
 from jobs.lake import filesystem
 from jobs.lake.context import Context, Result
 from jobs.lake.data_files import staging
+from jobs.lake.manifest import Staged
 
 ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
 DAYS = {"%Y": r"\d{4}", "%m": r"\d\d", "%d": r"\d\d", "%y": r"\d\d", "%j": r"\d{3}"}
@@ -195,7 +196,19 @@ def history(table: pa.Table) -> History:
     return found
 
 
-def compute(context: Context) -> dict[str, Any] | None:
+@dataclass
+class Added:
+    """What `publish` must know."""
+
+    rows: int
+    """How many the run adds."""
+    notes: list[str] = field(default_factory=list)
+    base: int = 0
+    """The version of `gold.item_attributes` that they were computed from."""
+    staged: Staged = field(default_factory=list)
+
+
+def compute(context: Context) -> Added | None:
     """Stage the rows that this run adds; what `publish` must know, or None where nothing is new."""
     part, lake = context.source.items, context.lake
     if part is None:
@@ -230,7 +243,7 @@ def compute(context: Context) -> dict[str, Any] | None:
             "put a catalogue there"
         )
     if not added:
-        return {"rows": 0, "notes": notes}
+        return Added(0, notes)
     schema = arrow_schema(ITEM_ATTRIBUTES.columns)
     columns = list(zip(*sorted(added, key=lambda row: row[:2]), strict=True))
     columns[2] = tuple(list(values.items()) for values in columns[2])
@@ -241,19 +254,19 @@ def compute(context: Context) -> dict[str, Any] | None:
     folder = staging(context.run_id)
     filesystem.write_parquet(f"{lake.path(ITEM_ATTRIBUTES)}/{folder}/part-0.parquet", rows)
     staged = lake.entries(ITEM_ATTRIBUTES, folder)
-    return {"rows": len(rows), "base": base, "staged": staged, "notes": notes}
+    return Added(len(rows), notes, base, staged)
 
 
-def publish(context: Context, told: dict[str, Any] | None, result: Result) -> None:
+def publish(context: Context, added: Added | None, result: Result) -> None:
     """Raises: Conflict: another run added rows since."""
-    if told is None:
+    if added is None:
         return
-    result.notes += told["notes"]
+    result.notes += added.notes
     lake = context.lake
-    if told["rows"]:
+    if added.rows:
         lake.commit(
-            ITEM_ATTRIBUTES, told["staged"], told["base"], lake.guard(ITEM_ATTRIBUTES),
-            told["base"] + 1, context.run_id,
+            ITEM_ATTRIBUTES, added.staged, added.base, lake.guard(ITEM_ATTRIBUTES),
+            added.base + 1, context.run_id,
         )  # fmt: skip
         crash_points.point("items.attributes-published")
     result.tables[ITEM_ATTRIBUTES.full_name] = lake.told(ITEM_ATTRIBUTES)

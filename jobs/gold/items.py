@@ -7,6 +7,7 @@ says of them goes along (`jobs/gold/item_attributes.py`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,37 @@ from pyspark.sql import functions as F
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SettingsError
+from jobs.core.plan import Algorithm, ItemsFacts, Plan, Publish, earlier, idle, items_plan
 from jobs.core.tables import EVENTS, ITEMS
 from jobs.gold import item_attributes
 from jobs.lake import filesystem
 from jobs.lake.change_feed import CAME, GONE, TYPE, only_came
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
+from jobs.lake.manifest import Manifest, Staged
 
-MOST_ROWS = 2_000_000
-"""Ours: so many new events, and so many items, are counted in one process; more in Spark."""
+
+@dataclass
+class ItemsManifest(Manifest):
+    """What the steps of `items` tell each other."""
+
+    base: int
+    """The version of `gold.items` that the candidate was computed from."""
+    upto: int
+    """The version of `bronze.events` that it read up to."""
+    empty: bool = False
+    """Whether there is nothing to publish."""
+    rows: int = 0
+    notes: list[str] = field(default_factory=list)
+    staged: Staged | None = None
+    """The first rows of all; others are the candidate's part `items`."""
+    attributes: item_attributes.Added | None = None
+
+    @staticmethod
+    def plan_of_old(old: dict[str, Any]) -> Plan:
+        if old["empty"]:
+            return idle("items")
+        return earlier("items", Publish.MERGE if old.get("staged") is None else Publish.APPEND)
 
 
 def sightings(events: DataFrame, count: int = 1) -> DataFrame:
@@ -105,52 +128,80 @@ def compute(context: Context) -> Candidate:
     upto, base = lake.version(EVENTS), lake.version(ITEMS)
     after = lake.consumed(ITEMS, EVENTS)
     assert upto is not None and base is not None
-    manifest: dict[str, Any] = {"base": base, "upto": upto, "empty": after == upto, "notes": []}
-    if not manifest["empty"] and not fill_in_arrow(context, candidate, manifest, after):
-        context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
-        events = lake.read(EVENTS, upto)
-        whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
-        if after is None:
-            fill(context, candidate, manifest, whole)
-        else:
-            try:
-                with feed_gone(EVENTS, after, upto):
-                    change = change_of(lake.changes(EVENTS, after, upto), events)
-                    fill(context, candidate, manifest, change)
-            except FeedGone as gone:
-                manifest["notes"].append(
-                    f"the change feed is gone, items are counted anew ({gone})"
-                )
-                fill(context, candidate, manifest, whole)
-    manifest["attributes"] = item_attributes.compute(context)
+    manifest = ItemsManifest(idle("items"), base, upto, empty=after == upto)
+    if not manifest.empty:
+        facts = ItemsFacts(
+            items=lake.rows(ITEMS), size=lake.bytes(ITEMS), events=lake.rows(EVENTS),
+            grown=lake.grown(EVENTS, after), whole=after is None, feed=ITEMS.feed,
+        )  # fmt: skip
+        count(context, candidate, manifest, facts)
+    manifest.attributes = item_attributes.compute(context)
+    context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("items.computed")
     return candidate
 
 
-def fill_in_arrow(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], after: int | None
-) -> bool:
-    """Make the rows that change in this process: where not too many events came, and none went."""
-    lake = context.lake
-    known = lake.rows(ITEMS)
-    if after is None or not known or max(lake.grown(EVENTS, after), known) > MOST_ROWS:
-        return False
+def count(
+    context: Context, candidate: Candidate, manifest: ItemsManifest, facts: ItemsFacts
+) -> None:
+    """Make the rows that change, each way giving over to the next where it cannot."""
+    lake, upto = context.lake, manifest.upto
+    after = lake.consumed(ITEMS, EVENTS)
+    manifest.plan = items_plan(facts, context.thresholds)
+    if manifest.plan.path is Algorithm.COUNT_ARROW:
+        assert after is not None
+        feed = inserts_of(context, after, upto)
+        if feed is not None:
+            context.decide(manifest.plan)
+            fill_in_arrow(context, candidate, manifest, feed)
+            return
+        facts = replace(facts, only_inserts=False)
+        manifest.plan = items_plan(facts, context.thresholds)
+    context.decide(manifest.plan)
+    context.enter(manifest.plan.engine)
+    events = lake.read(EVENTS, upto)
+    if after is not None:
+        try:
+            with feed_gone(EVENTS, after, upto):
+                change = change_of(lake.changes(EVENTS, after, upto), events)
+                fill(context, candidate, manifest, change)
+            return
+        except FeedGone as gone:
+            manifest.notes.append(f"the change feed is gone, items are counted anew ({gone})")
+            manifest.plan = items_plan(replace(facts, whole=True), context.thresholds)
+            context.decide(manifest.plan)
+    whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
+    fill(context, candidate, manifest, whole)
+
+
+def inserts_of(context: Context, after: int, upto: int) -> pa.Table | None:
+    """What the change feed has of the events that came; None if some went, or delta-rs cannot read
+    it."""
+    columns = ["item_id", "event_ts", "exposed_with", TYPE]
     try:
-        feed = lake.changes_few(
-            EVENTS, after, manifest["upto"], ["item_id", "event_ts", "exposed_with", TYPE]
-        )
+        feed = context.lake.changes_few(EVENTS, after, upto, columns)
     except FeedGone:
-        return False
-    if not only_came(feed):
-        return False
-    items = lake.table_of(ITEMS, manifest["base"], list(ITEMS.columns))
-    rows = grown(items, feed)
+        return None
+    return feed if only_came(feed) else None
+
+
+def fill_in_arrow(
+    context: Context, candidate: Candidate, manifest: ItemsManifest, came: pa.Table
+) -> None:
+    """Write the rows that change, made in this process."""
+    items = context.lake.table_of(ITEMS, manifest.base, list(ITEMS.columns))
+    rows = grown(items, came)
     filesystem.write_parquet(candidate.path("items") + "/part-0.parquet", rows)
     candidate.adopt("items", ITEMS.ddl)
-    manifest["rows"] = rows.num_rows
-    manifest["empty"] = not rows.num_rows
-    return True
+    settle(manifest, rows.num_rows)
+
+
+def settle(manifest: ItemsManifest, rows: int) -> None:
+    """Args: rows: how many change."""
+    manifest.rows = rows
+    if not rows:
+        manifest.empty, manifest.plan = True, idle("items")
 
 
 def grown(items: pa.Table, came: pa.Table) -> pa.Table:
@@ -196,34 +247,35 @@ def grown(items: pa.Table, came: pa.Table) -> pa.Table:
 
 
 def fill(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], change: DataFrame
+    context: Context, candidate: Candidate, manifest: ItemsManifest, change: DataFrame
 ) -> None:
     """Write the rows that change; the first ones where they will stay."""
     lake = context.lake
-    items = lake.read(ITEMS, manifest["base"])
-    if lake.rows(ITEMS) == 0:
+    items = lake.read(ITEMS, manifest.base)
+    if manifest.plan.publish is Publish.APPEND:
         rows = updated(items, change, 0).coalesce(1)
-        manifest["staged"] = lake.stage(ITEMS, rows, context.run_id)
-        manifest["rows"] = sum(one["rows"] for one in manifest["staged"])
-    else:
-        highest = items.agg(F.max("item_index")).first()
-        assert highest is not None
-        candidate.write("items", updated(items, change, highest[0]).coalesce(1))
-        manifest["rows"] = candidate.row_count("items")
-    manifest["empty"] = manifest["rows"] == 0
+        manifest.staged = lake.stage(ITEMS, rows, context.run_id)
+        settle(manifest, sum(one["rows"] for one in manifest.staged))
+        return
+    highest = items.agg(F.max("item_index")).first()
+    assert highest is not None
+    candidate.write("items", updated(items, change, highest[0]).coalesce(1))
+    settle(manifest, candidate.row_count("items"))
 
 
 def publish(context: Context, candidate: Candidate) -> Result:
     """Raises: Conflict: another run changed `gold.items` since the candidate was computed."""
-    lake, manifest = context.lake, candidate.manifest()
-    result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
-    item_attributes.publish(context, manifest["attributes"], result)
-    if not manifest["empty"]:
-        consumed, base, upto = lake.app_id(ITEMS, EVENTS), manifest["base"], manifest["upto"]
-        if "staged" in manifest:
-            lake.commit(ITEMS, manifest["staged"], base, consumed, upto, context.run_id)
+    lake, manifest = context.lake, candidate.manifest(ItemsManifest)
+    context.decide(manifest.plan)
+    result = Result(notes=manifest.notes, tables_in={EVENTS.full_name: manifest.upto})
+    item_attributes.publish(context, manifest.attributes, result)
+    if not manifest.empty:
+        consumed, base, upto = lake.app_id(ITEMS, EVENTS), manifest.base, manifest.upto
+        if manifest.staged is not None:
+            lake.commit(ITEMS, manifest.staged, base, consumed, upto, context.run_id)
         else:
-            context.merge(ITEMS, candidate, "items", base, consumed, upto)
+            how = manifest.plan.publish or Publish.MERGE
+            context.merge(ITEMS, candidate, "items", base, consumed, upto, how)
         crash_points.point("items.published")
     result.tables[ITEMS.full_name] = lake.told(ITEMS)
     return result

@@ -7,6 +7,7 @@ user without any has no row. The rows are made by slices of users (`jobs/gold/us
 from __future__ import annotations
 
 import bisect
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,68 @@ from jobs.audit import arrow_columns, suite
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SettingsError
+from jobs.core.plan import (
+    Algorithm,
+    Engine,
+    Plan,
+    Publish,
+    SequencesFacts,
+    changed_users_engine,
+    earlier,
+    idle,
+    sequences_plan,
+)
 from jobs.core.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
 from jobs.gold import checks
 from jobs.gold.user_slices import (
     GATHERED_DDL,
     WOVEN_DDL,
+    Edges,
     Gather,
     Weave,
     edges_of_sessions,
     edges_of_users,
     in_groups,
-    slice_count,
 )
 from jobs.lake import filesystem
 from jobs.lake.change_feed import PUT, RETIRED
 from jobs.lake.context import Candidate, Context, Result
-from jobs.lake.data_files import staging
+from jobs.lake.data_files import DataFile, staging
 from jobs.lake.delta_errors import FeedGone, feed_gone
+from jobs.lake.manifest import Manifest, Staged
 from jobs.lake.tasks import run
+
+
+@dataclass
+class SequencesManifest(Manifest):
+    """What the steps of `sequences` tell each other."""
+
+    base: int
+    """The version of `gold.sequences` that the candidate was computed from."""
+    upto: int
+    """The version of `silver.sessions` that it read up to."""
+    items: int
+    """The version of `gold.items` that numbers its items."""
+    empty: bool = False
+    """Whether there is nothing to publish."""
+    notes: list[str] = field(default_factory=list)
+    rows: int = 0
+    events: int = 0
+    """Events of the sessions that the rows were made of."""
+    made: list[str] = field(default_factory=list)
+    """The files of the rows."""
+    staged: Staged | None = None
+    """All rows; changed ones alone are the candidate's part `change`."""
+
+    @staticmethod
+    def plan_of_old(old: dict[str, Any]) -> Plan:
+        if old["empty"]:
+            return idle("sequences")
+        if not old["all"]:
+            plan = earlier("sequences", Publish.SWAP)
+        else:
+            plan = earlier("sequences", Publish.REPLACE if old["put_aside"] else Publish.APPEND)
+        return plan if old["many"] else replace(plan, engine=Engine.HERE)
 
 
 def compute(context: Context) -> Candidate:
@@ -57,93 +102,129 @@ def compute(context: Context) -> Candidate:
     upto, base = lake.version(SESSIONS), lake.version(SEQUENCES)
     after = lake.consumed(SEQUENCES, SESSIONS)
     assert upto is not None and base is not None
-    manifest: dict[str, Any] = {
-        "base": base, "upto": upto, "items": lake.version(ITEMS), "empty": after == upto,
-        "whole": after is None, "notes": [],
-    }  # fmt: skip
-    if not manifest["empty"]:
+    items = lake.version(ITEMS)
+    assert items is not None
+    manifest = SequencesManifest(idle("sequences"), base, upto, items, empty=after == upto)
+    if not manifest.empty:
         fill(context, candidate, manifest, after)
+    context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("sequences.computed")
     return candidate
 
 
+SINCE = "since.parquet"
+EVENTS_A_SESSION = 8  # about: only to group files of sessions
+
+
 def fill(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], after: int | None
+    context: Context, candidate: Candidate, manifest: SequencesManifest, after: int | None
 ) -> None:
     """Make the rows, and count.
 
     All of them where there are none yet, where the change feed is gone, and where most files hold a
     user whose sessions changed: they are put in place of the old ones. Else the changed ones alone.
     """
-    lake, upto = context.lake, manifest["upto"]
-    many = context.is_many(lake.grown(SESSIONS, after), lake.rows(SESSIONS))
-    sessions = lake.files_of(SESSIONS, upto)
-    stored = lake.files_of(SEQUENCES, manifest["base"])
+    lake = context.lake
+    stored = lake.files_of(SEQUENCES, manifest.base)
+    facts = SequencesFacts(
+        sessions=lake.rows(SESSIONS), grown=lake.grown(SESSIONS, after), whole=after is None,
+        stored=bool(stored), size=lake.bytes(SEQUENCES),
+    )  # fmt: skip
     since = None
     if after is not None:
         try:
-            since = changed_users(context, candidate, after, upto, many)
+            since = changed_users(context, candidate, facts, after, manifest.upto)
         except FeedGone as lost:
-            manifest["notes"].append(f"the change feed is gone, sequences are made anew ({lost})")
+            manifest.notes.append(f"the change feed is gone, sequences are made anew ({lost})")
+            facts = replace(facts, whole=True)
     if since is not None and not since.num_rows:
-        manifest["empty"] = True
+        manifest.empty = True
         return
-    count = slice_count(lake.rows(EVENTS), cores(context, many))
-    paths = [one.path for one in (sessions if since is None else stored)]
-    edges = (edges_of_sessions if since is None else edges_of_users)(paths, count)
-    touched = list(range(len(edges) + 1))
+    slices = slices_of(context, manifest, facts, stored, since)
     if since is not None:
-        touched = sorted({bisect.bisect_right(edges, one) for one in since["user_id"].to_pylist()})
-    most = len(touched) >= MOST * (len(edges) + 1)
-    manifest["all"] = since is None or most or context.is_small(SEQUENCES)
-    manifest["put_aside"] = bool(stored) and manifest["all"]
-    folder = f"{lake.path(SEQUENCES)}/{staging(context.run_id)}"
-    if not manifest["all"]:
-        folder = candidate.path("change")
-    spark = (lambda: context.spark) if many else None
+        facts = replace(facts, share=len(slices.touched) / slices.count)
+    manifest.plan = sequences_plan(facts, context.thresholds)
+    context.decide(manifest.plan)
+    weave(context, candidate, manifest, slices, stored, since)
+    manifest.events = events_of(context, manifest, since)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices of users, by number from 0."""
+
+    edges: Edges
+    touched: list[int]
+    """Those with a user whose sessions changed."""
+
+    @property
+    def count(self) -> int:
+        return len(self.edges) + 1
+
+
+def slices_of(
+    context: Context, manifest: SequencesManifest, facts: SequencesFacts,
+    stored: list[DataFile], since: pa.Table | None,
+) -> Slices:  # fmt: skip
+    """Slices of about equal size, by the stored rows, or by the sessions where all are read."""
+    lake, limits = context.lake, context.thresholds
+    positions, many = lake.rows(EVENTS), sequences_plan(facts, limits).engine is not Engine.HERE
+    cores = int(context.spark.sparkContext.defaultParallelism) if many else 1
+    count = max(1, positions // limits.slice_size(positions, cores))
+    if since is None:
+        sessions = lake.files_of(SESSIONS, manifest.upto)
+        edges = edges_of_sessions([one.path for one in sessions], count)
+        return Slices(edges, list(range(len(edges) + 1)))
+    edges = edges_of_users([one.path for one in stored], count)
+    users = since["user_id"].to_pylist()
+    return Slices(edges, sorted({bisect.bisect_right(edges, one) for one in users}))
+
+
+def weave(
+    context: Context, candidate: Candidate, manifest: SequencesManifest, slices: Slices,
+    stored: list[DataFile], since: pa.Table | None,
+) -> None:  # fmt: skip
+    """Write the rows: those of all slices where they will stay, or the changed ones beside."""
+    lake, plan = context.lake, manifest.plan
+    spark, changed = context.tasks(plan.engine), plan.path is Algorithm.WEAVE_CHANGED
     since_file = None if since is None else candidate.path(SINCE)
+    folder = f"{lake.path(SEQUENCES)}/{staging(context.run_id)}"
+    if changed:
+        folder = candidate.path("change")
     gather = Gather(
-        edges=edges, items=tuple(one.path for one in lake.files_of(ITEMS, manifest["items"])),
+        edges=slices.edges,
+        items=tuple(one.path for one in lake.files_of(ITEMS, manifest.items)),
         folder=candidate.path("gathered"), ties=context.source.sessions.rule != "gap",
         since=since_file,
     )  # fmt: skip
     earliest = None if since is None else pc.min(since["since_us"]).as_py()
-    recent = [one for one in sessions if earliest is None or one.last_us("start_ts") >= earliest]
-    groups = in_groups([(one.path, one.rows * EVENTS_A_SESSION) for one in recent])
+    recent = [
+        (one.path, one.rows * EVENTS_A_SESSION)
+        for one in lake.files_of(SESSIONS, manifest.upto)
+        if earliest is None or one.last_us("start_ts") >= earliest
+    ]
+    groups = in_groups(recent, context.thresholds.slice_events)
     gathered = run(spark, gather, groups, GATHERED_DDL, "array<string>")
-    weave = Weave(
-        edges=edges, gathered=tuple(one["path"] for one in gathered), folder=folder,
+    task = Weave(
+        edges=slices.edges, gathered=tuple(one["path"] for one in gathered), folder=folder,
         stored=() if since is None else tuple(one.path for one in stored), since=since_file,
-        changed_only=not manifest["all"],
+        changed_only=changed,
     )  # fmt: skip
-    numbers = list(range(len(edges) + 1)) if manifest["all"] else touched
-    woven = run(spark, weave, numbers, WOVEN_DDL, "int")
+    woven = run(
+        spark, task, slices.touched if changed else list(range(slices.count)), WOVEN_DDL, "int"
+    )
     filesystem.remove(candidate.path("gathered"))
-    made = [one["path"] for one in woven if one["path"]]
-    if manifest["all"]:
-        manifest["staged"] = lake.entries(SEQUENCES, folder.rpartition("/")[2], made)
+    manifest.rows = sum(one["rows"] for one in woven)
+    manifest.made = [one["path"] for one in woven if one["path"]]
+    if changed:
+        write_gone(candidate, [user for one in woven for user in one["gone"] or []])
     else:
-        gone = [user for one in woven for user in one["gone"] or []]
-        write_gone(context, candidate, gone)
-    manifest |= {
-        "rows": sum(one["rows"] for one in woven), "made": made, "many": many,
-        "events": events_of(context, manifest, since, many),
-    }  # fmt: skip
-
-
-MOST = 0.5  # ours: a MERGE that writes more than half of the files costs more than all of them
-MOST_CHANGES = 2_000_000  # ours: of so many sessions the users are found in one process
-SINCE = "since.parquet"
-EVENTS_A_SESSION = 8  # about: only to group files of sessions
-
-
-def cores(context: Context, many: bool) -> int:
-    return int(context.spark.sparkContext.defaultParallelism) if many else 1
+        manifest.staged = lake.entries(SEQUENCES, folder.rpartition("/")[2], manifest.made)
 
 
 def changed_users(
-    context: Context, candidate: Candidate, after: int, upto: int, many: bool
+    context: Context, candidate: Candidate, facts: SequencesFacts, after: int, upto: int
 ) -> pa.Table:
     """The users whose sessions changed, and from when on their rows are new: `user_id, since_us`.
 
@@ -153,9 +234,9 @@ def changed_users(
     Raises:
         FeedGone: the change feed does not reach back.
     """
-    lake, moved = context.lake, context.lake.grown(SESSIONS, after)
-    if many and moved > MOST_CHANGES:
-        context.expect(moved, lake.rows(SESSIONS))
+    lake, engine = context.lake, changed_users_engine(facts, context.thresholds)
+    if engine is not Engine.HERE:
+        context.enter(engine)
         with feed_gone(SESSIONS, after, upto):
             feed = lake.changes(SESSIONS, after, upto)
             first = F.min(F.unix_micros("start_ts")).alias("since_us")
@@ -177,15 +258,15 @@ def changed_users(
     return found
 
 
-def events_of(
-    context: Context, manifest: dict[str, Any], since: pa.Table | None, many: bool
-) -> int:
+def events_of(context: Context, manifest: SequencesManifest, since: pa.Table | None) -> int:
     """Events of the sessions that the rows are made of: asked of the table, not of the tasks."""
-    lake, upto = context.lake, manifest["upto"]
-    if many:
+    lake, upto, plan = context.lake, manifest.upto, manifest.plan
+    changed = plan.path is Algorithm.WEAVE_CHANGED
+    if plan.engine is not Engine.HERE:
+        spark = context.enter(plan.engine)
         sessions = lake.read(SESSIONS, upto).where("runaway IS NULL")
-        if not manifest["all"]:
-            users = context.spark.read.parquet(context.candidate(SEQUENCES).path(SINCE))
+        if changed:
+            users = spark.read.parquet(context.candidate(SEQUENCES).path(SINCE))
             users = users.select("user_id")
             sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
         found = sessions.agg(F.coalesce(F.sum("event_count"), F.lit(0))).first()
@@ -193,12 +274,12 @@ def events_of(
         return int(found[0])
     rows = lake.table_of(SESSIONS, upto, ["user_id", "event_count", "runaway"])
     rows = rows.filter(pc.is_null(rows["runaway"]))
-    if not manifest["all"] and since is not None:
+    if changed and since is not None:
         rows = rows.filter(pc.is_in(rows["user_id"], since["user_id"].combine_chunks()))
     return int(pc.sum(rows["event_count"]).as_py() or 0)
 
 
-def write_gone(context: Context, candidate: Candidate, users: list[str]) -> None:
+def write_gone(candidate: Candidate, users: list[str]) -> None:
     """Add to the changed rows those users who have none any more."""
     schema = arrow_schema(SEQUENCES.columns | {"change": "string"})
     rows = [{"user_id": user, "change": RETIRED} for user in users]
@@ -210,40 +291,40 @@ def write_gone(context: Context, candidate: Candidate, users: list[str]) -> None
 
 def audit(context: Context, candidate: Candidate) -> None:
     """Raises: AuditFailed, AuditErrored."""
-    manifest = candidate.manifest()
-    if manifest["empty"]:
+    lake, manifest = context.lake, candidate.manifest(SequencesManifest)
+    context.decide(manifest.plan)
+    if manifest.empty:
         return
-    spark = (lambda: context.spark) if manifest["many"] else None
-    ddl = checks.SEQUENCES_DDL
-    held = run(spark, checks.sequences_hold, manifest["made"], ddl, "string")
+    spark, ddl = context.tasks(manifest.plan.engine), checks.SEQUENCES_DDL
+    held = run(spark, checks.sequences_hold, manifest.made, ddl, "string")
     positions = sum(one["positions"] for one in held)
-    facts = {"positions_balance": positions == manifest["events"]}
+    facts = {"positions_balance": positions == manifest.events}
     if all(one["holds"] for one in held) and arrow_columns.apart(held):
-        suite.audit_certified(context, SEQUENCES, manifest["rows"], facts)
+        suite.audit_certified(context, SEQUENCES, manifest.rows, facts)
     else:
-        context.expect(manifest["rows"], context.lake.rows(SEQUENCES))
-        if manifest["all"]:
-            rows = context.lake.staged(SEQUENCES, manifest["staged"])
+        engine = context.thresholds.spark(manifest.rows, lake.rows(SEQUENCES))
+        context.enter(engine)
+        if manifest.staged is not None:
+            rows = lake.staged(SEQUENCES, manifest.staged)
         else:
             rows = candidate.part("change").where(PUT).drop("change")
-        suite.audit_candidate(context, SEQUENCES, rows, facts)
+        suite.audit_candidate(context, SEQUENCES, rows, facts, engine)
     crash_points.point("sequences.audited")
 
 
 def publish(context: Context, candidate: Candidate) -> Result:
     """Raises: Conflict: another run changed `gold.sequences` since the candidate was computed."""
-    lake, manifest = context.lake, candidate.manifest()
-    result = Result(
-        notes=manifest["notes"],
-        tables_in={SESSIONS.full_name: manifest["upto"], ITEMS.full_name: manifest["items"]},
-    )
-    if not manifest["empty"]:
-        consumed, base = lake.app_id(SEQUENCES, SESSIONS), manifest["base"]
-        upto = manifest["upto"]
-        if manifest["all"]:
+    lake, manifest = context.lake, candidate.manifest(SequencesManifest)
+    context.decide(manifest.plan)
+    base, upto, items = manifest.base, manifest.upto, manifest.items
+    tables_in = {SESSIONS.full_name: upto, ITEMS.full_name: items}
+    result = Result(notes=manifest.notes, tables_in=tables_in)
+    if not manifest.empty:
+        consumed = lake.app_id(SEQUENCES, SESSIONS)
+        if manifest.staged is not None:
             lake.commit(
-                SEQUENCES, manifest["staged"], base, consumed, upto, context.run_id,
-                overwrite=manifest["put_aside"],
+                SEQUENCES, manifest.staged, base, consumed, upto, context.run_id,
+                overwrite=manifest.plan.publish is Publish.REPLACE,
             )  # fmt: skip
         else:
             context.replace_rows(SEQUENCES, candidate, "change", base, consumed, upto)

@@ -28,7 +28,7 @@ from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SEQUENCES
 from jobs.lake import filesystem
 from jobs.lake.change_feed import CHANGED
-from jobs.lake.time_slices import CLOCK, SLICE_EVENTS, size_of
+from jobs.lake.time_slices import CLOCK
 
 EVER = np.iinfo(np.int64).max
 SAMPLED_FILES = 16  # ours: from so many files of sessions the slices' edges are taken
@@ -39,11 +39,6 @@ GROUP_POSITIONS = 200_000  # ours: a row group's, so that a slice reads little m
 
 Edges = list[str]
 """User ids at which a slice begins, rising; the first slice has no edge."""
-
-
-def slice_count(positions: int, cores: int) -> int:
-    """How many slices of users so many positions are worth."""
-    return max(1, positions // size_of(positions, cores))
 
 
 def edges_in(users: pa.ChunkedArray, count: int) -> Edges:
@@ -436,12 +431,12 @@ GATHERED_DDL = "path string"
 WOVEN_DDL = "path string, rows bigint, positions bigint, gone array<string>"
 
 
-def in_groups(sizes: list[tuple[str, int]]) -> list[list[str]]:
-    """Files in groups of about `SLICE_EVENTS` events each: (path, events)."""
+def in_groups(sizes: list[tuple[str, int]], most: int) -> list[list[str]]:
+    """Files in groups of about `most` events each: (path, events)."""
     groups: list[list[str]] = []
-    filled = SLICE_EVENTS
+    filled = most
     for path, size in sizes:
-        if filled + size > SLICE_EVENTS:
+        if filled + size > most:
             groups.append([])
             filled = 0
         groups[-1].append(path)

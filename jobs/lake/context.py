@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,7 @@ import pyarrow.dataset as ds
 
 from jobs.core import crash_points
 from jobs.core.errors import Conflict, SettingsError
+from jobs.core.plan import Engine, Plan, Publish, Thresholds
 from jobs.core.settings import settings
 from jobs.core.source_file import Source
 from jobs.core.tables import Table
@@ -22,17 +24,14 @@ from jobs.lake import filesystem
 from jobs.lake.change_feed import BEFORE
 from jobs.lake.data_files import staging
 from jobs.lake.delta import Lake
+from jobs.lake.manifest import Manifest
 from jobs.lake.private_delta import CHANGE_FEED, DDL, Put, Rewrite
 from jobs.lake.tasks import run
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-# Above these many rows plans are compiled. Ours, between two measured loads: some 30 lines, where
-# interpreting won, and 290,000, where compiling did (LAB_LOG.md).
-FEW_MOVED, FEW_THERE = 30_000, 1_000_000
-FEW_BYTES = 64 * 2**20
-"""Ours: a table of at most so many bytes is small."""
+SomeManifest = TypeVar("SomeManifest", bound=Manifest)
 SAFE_BATCH = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
 
 
@@ -54,6 +53,8 @@ class Context:
     Args:
         day: the night's day, or None: whatever is new, nothing is late.
         batch: names the candidate's folder; the same for compute, audit and publish.
+        thresholds: the sizes at which a job goes another way.
+        explain_plan: whether plans are printed as they are made.
     """
 
     source: Source
@@ -62,62 +63,58 @@ class Context:
     batch: str
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    many: bool = True
-    """Whether many rows are coming, by `expect`."""
+    thresholds: Thresholds = field(
+        default_factory=lambda: Thresholds(short_jobs=settings().short_jobs)
+    )
+    explain_plan: bool = False
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """By job: how it does its work, as far as that is known."""
 
     @property
     def spark(self) -> SparkSession:
         return self.lake.spark
 
-    @staticmethod
-    def is_many(moved: int, there: int = 0) -> bool:
-        """Whether a step that moves and looks through so many rows is worth Spark's tasks."""
-        by_hand = settings().short_jobs
-        if by_hand is not None:
-            return not by_hand
-        return moved > FEW_MOVED or there > FEW_THERE
-
-    def is_small(self, table: Table) -> bool:
-        """Whether writing the whole table anew costs less than finding what to write."""
-        return self.lake.bytes(table) <= FEW_BYTES
-
-    def expect(self, moved: int, there: int = 0) -> None:
-        """Tell how much is coming: few rows are done before a plan for them is compiled.
-
-        Args:
-            moved: rows that the step works on.
-            there: rows of a table that it looks through.
-        """
+    def enter(self, engine: Engine) -> SparkSession:
+        """The Spark session, on this engine: it is started if it was not, and its plans are compiled
+        or interpreted from here on. (Columns, too, need a session that was started.)"""
         from jobs.lake.spark import compile_plans
 
-        spark = self.spark  # a step of its own process starts it here: columns need it, too
-        self.many = self.is_many(moved, there)
-        if settings().short_jobs is None:
-            compile_plans(spark, self.many)
+        spark = self.spark
+        compile_plans(spark, engine is Engine.COMPILED)
+        return spark
+
+    def tasks(self, engine: Engine) -> Callable[[], SparkSession] | None:
+        """Where tasks run on this engine, as `jobs/lake/tasks.py` takes it."""
+        return None if engine is Engine.HERE else lambda: self.enter(engine)
+
+    def decide(self, plan: Plan) -> None:
+        """Record how a job does its work, for `ops.runs`; printed if asked for."""
+        if self.explain_plan and self.plans.get(plan.job) != plan:
+            print(f"plan of {plan.job}: {plan.in_words()}", flush=True)
+        self.plans[plan.job] = plan
 
     def merge(
-        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int
+        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
+        how: Publish,
     ) -> None:  # fmt: skip
         """Put a part of the candidate into the table by its key, in one commit. Rows whose column
         `gone`, if there is one, is true are removed.
 
-        A small table that nobody takes changes from is written anew without a JVM; others are
-        merged by Spark.
-
         Args:
             base: the table's version that the part was computed from.
             app_id, version: the progress that the commit carries.
+            how: rewrite (without a JVM) or merge (by Spark), as `Thresholds.upsert` says.
 
         Raises:
             Conflict: another run changed the table since `base`.
         """
         lake = self.lake
-        if not table.feed and self.is_small(table):
+        if how is Publish.REWRITE:
             lake.merge_few(table, candidate.arrow(part), base, app_id, version, self.run_id)
             return
         if lake.changed_rows(table, base):
             raise Conflict(f"{table.full_name} was changed by another run since version {base}")
-        self.expect(candidate.row_count(part), lake.rows(table))
+        self.enter(self.thresholds.spark(candidate.row_count(part), lake.rows(table)))
         with lake.transaction(table, app_id, version, self.run_id):
             lake.merge(table, candidate.part(part))
 
@@ -139,8 +136,8 @@ class Context:
         seen = lake.version(table)
         if seen is None or lake.changed_rows(table, base):
             raise Conflict(f"{table.full_name} was changed by another run since version {base}")
-        many = self.is_many(candidate.row_count(part), lake.rows(table))
-        spark = (lambda: self.spark) if many else None
+        engine = self.thresholds.tasks(candidate.row_count(part), lake.rows(table))
+        spark = self.tasks(engine)
         [key] = table.key
         keys = candidate.arrow(part, [key, "change"])
         keys = keys.filter(pc.is_in(keys["change"], pa.array(list(BEFORE))))
@@ -235,17 +232,21 @@ class Candidate:
     def finished(self) -> bool:
         return filesystem.exists(self.path("manifest.json"))
 
-    def save(self, manifest: dict[str, Any]) -> None:
-        filesystem.write_text(self.path("manifest.json"), json.dumps(manifest, default=str))
+    def save(self, manifest: Manifest) -> None:
+        filesystem.write_text(self.path("manifest.json"), manifest.to_json())
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self, kind: type[SomeManifest]) -> SomeManifest:
+        """What the compute step found.
+
+        Raises:
+            SettingsError: the candidate was never finished, or not by this job.
+        """
         if not self.finished:
             raise SettingsError(
                 f"there is no finished candidate in {self.folder}: run the compute step of this "
                 "--batch first"
             )
-        found: dict[str, Any] = json.loads(filesystem.read_text(self.path("manifest.json")))
-        return found
+        return kind.of_json(filesystem.read_text(self.path("manifest.json")), self.folder)
 
     def remove(self) -> None:
         filesystem.remove(self.folder)

@@ -31,15 +31,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 CLOCK = pa.timestamp("us", "UTC")
-SLICE_EVENTS = 1_000_000
-"""Ours: about as many events as a task holds at a time."""
-
-SMALLEST_SLICE = 50_000  # ours: under so many events a second task is not worth its start
-
-
-def size_of(events: int, cores: int) -> int:
-    """About how many of so many events a slice should have."""
-    return max(SMALLEST_SLICE, min(SLICE_EVENTS, events // cores + 1))
 
 
 # -- one slice ------------------------------------------------------------------------------------

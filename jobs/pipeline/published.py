@@ -68,9 +68,13 @@ def validate_tables(context: Context, only: str | None) -> Result:
             continue  # nobody has scored yet
         if version is None:
             raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
+        engine = context.thresholds.whole_tables()
+        context.enter(engine)
         rows = context.lake.read(table, version)
         facts = FACTS[table.full_name](context, rows)
-        verdict = audit_candidate(context, table, rows, facts.held, not_evaluated=facts.unknown)
+        verdict = audit_candidate(
+            context, table, rows, facts.held, engine, not_evaluated=facts.unknown
+        )
         result.tables_in[name] = version
         result.checks[name] = {"version": version, **verdict.counts()}
         result.notes.append(f"{name} version {version}: {verdict.in_words()}")

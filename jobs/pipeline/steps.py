@@ -143,5 +143,6 @@ def record(
         context.started, seconds, outcome, message, list(result.counts().items()),
         list(result.rejects.items()), list(result.tables_in.items()),
         [(name, one["version"]) for name, one in result.tables.items()], result.files,
+        [(name, plan.in_words()) for name, plan in context.plans.items()],
     )  # fmt: skip
     lake.put_small(RUNS, [row])

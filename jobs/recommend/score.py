@@ -13,6 +13,7 @@ A plain process: PyTorch needs no JVM. Scored again from the same versions nothi
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from jobs.audit import arrow_columns, suite
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SettingsError
+from jobs.core.plan import Plan, Publish, ScoreFacts, earlier, idle, score_plan
 from jobs.core.tables import ITEMS, RECOMMENDATIONS, SEQUENCES
 from jobs.lake import filesystem
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.filesystem import rows_of, rust_uri
+from jobs.lake.manifest import Manifest, Staged
 from jobs.lake.tasks import run
 from jobs.recommend import checks
 
@@ -42,6 +45,39 @@ if TYPE_CHECKING:
 OPTIONS = ("alias", "model_version", "k")
 USERS_A_FILE = 131_072  # ours
 UNSEEN = "unseen.parquet"
+
+
+@dataclass
+class ScoreManifest(Manifest):
+    """What the steps of `score` tell each other."""
+
+    base: int
+    """The version of `gold.recommendations` that the candidate was computed from."""
+    upto: int
+    """The version of `gold.sequences` that was scored."""
+    version: str
+    """The model's, in the registry."""
+    uri: str
+    size: int
+    """Items of a list, at most."""
+    method: str
+    excludes: bool
+    """Whether lists leave out what the user has seen."""
+    empty: bool = False
+    """Whether there is nothing to publish."""
+    users: int = 0
+    nothing: int = 0
+    """Users who have seen every item, and get no list."""
+    kept: int = 0
+    """Lists of other versions that stay."""
+    scoring_s: float = 0.0
+    made: list[str] = field(default_factory=list)
+    """The files of the lists."""
+    staged: Staged = field(default_factory=list)
+
+    @staticmethod
+    def plan_of_old(old: dict[str, Any]) -> Plan:
+        return idle("score") if old["empty"] else earlier("score", Publish.REPLACE)
 
 
 def compute(
@@ -70,12 +106,13 @@ def compute(
     if lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
         longest = _longest(context, base, model.version, each)
         there = longest == (_possible(context, stored, upto, size) if each else size)
-    manifest: dict[str, Any] = {
-        "base": base, "upto": upto, "version": model.version, "uri": model.uri, "size": size,
-        "method": stored.facts["method"], "excludes": each, "empty": there,
-    }  # fmt: skip
-    if not manifest["empty"]:
-        manifest |= fill(context, candidate, stored, model, upto, base, size)
+    manifest = ScoreManifest(
+        plan=score_plan(ScoreFacts(there)), base=base, upto=upto, version=model.version,
+        uri=model.uri, size=size, method=stored.facts["method"], excludes=each, empty=there,
+    )  # fmt: skip
+    context.decide(manifest.plan)
+    if not manifest.empty:
+        fill(context, candidate, stored, model, manifest)
     candidate.save(manifest)
     crash_points.point("score.computed")
     return candidate
@@ -178,14 +215,14 @@ def as_long_as_can_be(users: Any, size: Ints, unseen: pa.Table, asked: int) -> b
 
 
 def fill(
-    context: Context, candidate: Candidate, stored: Stored, model: Registered, upto: int,
-    base: int, size: int,
-) -> dict[str, Any]:  # fmt: skip
+    context: Context, candidate: Candidate, stored: Stored, model: Registered,
+    manifest: ScoreManifest,
+) -> None:  # fmt: skip
     """Stage the lists of all users, and those that stay."""
     from models.serving.all_users import lists
 
     lake = context.lake
-    names, rows = _asked(context, stored, upto)
+    names, rows = _asked(context, stored, manifest.upto)
     began = time.monotonic()
     folder, users = staging(context.run_id), pa.array(names, pa.string())
     # Who has seen the whole catalogue can be given nothing. Any other empty list is a fault of the
@@ -197,27 +234,25 @@ def fill(
         filesystem.write_parquet(candidate.path(UNSEEN), _unseen_table(names, unseen))
 
     def parts() -> Iterator[pa.Table]:
-        for at, table in lists(stored, rows, size):
+        for at, table in lists(stored, rows, manifest.size):
             given = ~(nothing[at] & (pc.list_value_length(table["items"]).to_numpy() == 0))
             some = table["items"].filter(pa.array(given))
             yield _rows(context, users.take(pa.array(at[given])), some, model)
 
     made = _write(context, folder, "lists", parts())
     seconds = time.monotonic() - began
-    kept = 0
     for version in sorted(model.aliased - {model.version}):
         table = lake.open(RECOMMENDATIONS)
         assert table is not None
-        table.load_as_version(base)
+        table.load_as_version(manifest.base)
         old = rows_of(table).to_table(filter=ds.field("model_version") == version)
         old = old.cast(arrow_schema(RECOMMENDATIONS.columns)).sort_by("user_id")
         if old.num_rows:
             made += _write(context, folder, f"kept-{version}", iter([old]))
-            kept += old.num_rows
-    return {
-        "users": len(users), "nothing": int(nothing.sum()), "kept": kept, "scoring_s": round(seconds, 3), "made": made,
-        "staged": lake.entries(RECOMMENDATIONS, folder, made),
-    }  # fmt: skip
+            manifest.kept += old.num_rows
+    manifest.users, manifest.nothing = len(users), int(nothing.sum())
+    manifest.scoring_s, manifest.made = round(seconds, 3), made
+    manifest.staged = lake.entries(RECOMMENDATIONS, folder, made)
 
 
 def _rows(context: Context, users: pa.Array, items: Any, model: Registered) -> pa.Table:
@@ -253,12 +288,13 @@ def _write(context: Context, folder: str, name: str, parts: Iterator[pa.Table]) 
 
 def audit(context: Context, candidate: Candidate) -> None:
     """Raises: AuditFailed, AuditErrored."""
-    manifest = candidate.manifest()
-    if manifest["empty"]:
+    manifest = candidate.manifest(ScoreManifest)
+    context.decide(manifest.plan)
+    if manifest.empty:
         return
     lake = context.lake
-    held = run(None, checks.recommendations_hold, manifest["made"], checks.LISTS_DDL, "string")
-    new = [one for one in held if one["version"] == manifest["version"]]
+    held = run(None, checks.recommendations_hold, manifest.made, checks.LISTS_DDL, "string")
+    new = [one for one in held if one["version"] == manifest.version]
     known = lake.table_of(ITEMS, int(lake.version(ITEMS) or 0), ["item_id"])["item_id"]
     facts = {
         "items_are_known": all(
@@ -268,8 +304,8 @@ def audit(context: Context, candidate: Candidate) -> None:
             for one in new
         ),
         "lists_are_whole": _whole(candidate, manifest, new),
-        "users_balance": sum(one["rows"] for one in new) + manifest["nothing"]
-        == lake.table_of(SEQUENCES, manifest["upto"], ["user_id"]).num_rows,
+        "users_balance": sum(one["rows"] for one in new) + manifest.nothing
+        == lake.table_of(SEQUENCES, manifest.upto, ["user_id"]).num_rows,
     }
     versions = {one["version"] for one in held}
     apart = all(arrow_columns.apart([h for h in held if h["version"] == v]) for v in versions)
@@ -277,20 +313,22 @@ def audit(context: Context, candidate: Candidate) -> None:
         number = sum(one["rows"] for one in held)
         suite.audit_certified(context, RECOMMENDATIONS, number, facts)
     else:
-        staged = lake.staged(RECOMMENDATIONS, manifest["staged"])
-        suite.audit_candidate(context, RECOMMENDATIONS, staged, facts)
+        engine = context.thresholds.whole_tables()
+        context.enter(engine)
+        staged = lake.staged(RECOMMENDATIONS, manifest.staged)
+        suite.audit_candidate(context, RECOMMENDATIONS, staged, facts, engine)
     crash_points.point("score.audited")
 
 
-def _whole(candidate: Candidate, manifest: dict[str, Any], new: list[dict[str, Any]]) -> bool:
+def _whole(candidate: Candidate, manifest: ScoreManifest, new: list[dict[str, Any]]) -> bool:
     """Whether the new lists have as many items as were asked for, or all that may be returned."""
-    size = manifest["size"]
-    if not manifest["excludes"]:
+    size = manifest.size
+    if not manifest.excludes:
         return all(one["least"] == one["most"] == size for one in new)
     unseen = filesystem.read_parquet(candidate.path(UNSEEN))
-    for path in manifest["made"]:
+    for path in manifest.made:
         rows = filesystem.read_parquet(path, ["user_id", "model_version", "items"])
-        rows = rows.filter(pc.equal(rows["model_version"], manifest["version"]))
+        rows = rows.filter(pc.equal(rows["model_version"], manifest.version))
         length = pc.fill_null(pc.list_value_length(rows["items"]), 0).to_numpy()
         if not as_long_as_can_be(rows["user_id"], length, unseen, size):
             return False
@@ -299,25 +337,31 @@ def _whole(candidate: Candidate, manifest: dict[str, Any], new: list[dict[str, A
 
 def publish(context: Context, candidate: Candidate) -> Result:
     """Raises: Conflict: another run changed `gold.recommendations` since."""
-    lake, manifest = context.lake, candidate.manifest()
-    result = Result(files=[manifest["uri"]], tables_in={SEQUENCES.full_name: manifest["upto"]})
-    said = f"{manifest['uri']} ({manifest['method']}), gold.sequences version {manifest['upto']}"
-    if manifest["empty"]:
+    lake, manifest = context.lake, candidate.manifest(ScoreManifest)
+    context.decide(manifest.plan)
+    result = Result(files=[manifest.uri], tables_in={SEQUENCES.full_name: manifest.upto})
+    said = f"{manifest.uri} ({manifest.method}), gold.sequences version {manifest.upto}"
+    if manifest.empty:
         result.notes.append(f"{said}: these lists are there already")
     else:
         lake.commit(
-            RECOMMENDATIONS, manifest["staged"], manifest["base"],
-            lake.app_id(RECOMMENDATIONS, SEQUENCES), manifest["upto"], context.run_id,
+            RECOMMENDATIONS, manifest.staged, manifest.base,
+            lake.app_id(RECOMMENDATIONS, SEQUENCES), manifest.upto, context.run_id,
             overwrite=True,
         )  # fmt: skip
         crash_points.point("score.published")
-        rate = manifest["users"] / max(manifest["scoring_s"], 1e-3)
-        kept = f", {manifest['kept']:,} lists of other versions stay" if manifest["kept"] else ""
-        if manifest["nothing"]:
-            kept += f", {manifest['nothing']:,} users have seen every item and get no list"
-        result.notes.append(
-            f"{said}: {manifest['users']:,} users, {'at most ' if manifest['excludes'] else ''}{manifest['size']} items each, {rate:,.0f} users "
-            f"a second{kept}"
-        )
+        result.notes.append(f"{said}: {in_words(manifest)}")
     result.tables[RECOMMENDATIONS.full_name] = lake.told(RECOMMENDATIONS)
     return result
+
+
+def in_words(manifest: ScoreManifest) -> str:
+    """How many lists were made, how long, how fast."""
+    rate = manifest.users / max(manifest.scoring_s, 1e-3)
+    most = "at most " if manifest.excludes else ""
+    said = f"{manifest.users:,} users, {most}{manifest.size} items each, {rate:,.0f} users a second"
+    if manifest.kept:
+        said += f", {manifest.kept:,} lists of other versions stay"
+    if manifest.nothing:
+        said += f", {manifest.nothing:,} users have seen every item and get no list"
+    return said

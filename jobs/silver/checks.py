@@ -18,10 +18,6 @@ from jobs.silver.cut_nightly import near
 SESSIONS_DDL = "holds boolean, events bigint, digest_xor bigint, digest_sum bigint, bounds string"
 
 
-MOST_SESSIONS = 10_000_000
-"""Ours: the bounds of so many sessions are compared in one place, 32 bytes each."""
-
-
 @dataclass(frozen=True)
 class SessionsHold:
     """A task: a file of sessions, of the table or of a candidate.

@@ -25,8 +25,6 @@ from jobs.lake.change_feed import CHANGED, CHANGES, NEW, RETIRED, SAME, is_put
 from jobs.lake.time_slices import CLOCK, micros
 from jobs.silver.cut_arrow import Cut, cut
 
-MOST_EVENTS = 2_000_000
-"""Ours: so many new events are cut in one process; more in Spark."""
 NEAR_DDL = "path string"
 CHANGE_DDL = (
     f"{SESSIONS.ddl}, change string, merged boolean, old_event_count int, _start_ts timestamp, "

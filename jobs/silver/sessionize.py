@@ -7,6 +7,7 @@ or other users. A silence of more than `gap_s` ends a session; exactly `gap_s` d
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,16 @@ from jobs.audit import arrow_columns, spark_checks, suite
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict, RuleChanged, SettingsError
+from jobs.core.plan import (
+    Algorithm,
+    Plan,
+    Publish,
+    SessionizeFacts,
+    earlier,
+    idle,
+    sessionize_plan,
+    sessions_in_arrow,
+)
 from jobs.core.source_file import SessionsPart
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem, time_slices
@@ -25,6 +36,7 @@ from jobs.lake.change_feed import CHANGES, PUT, SAME, TYPE, VERSION, is_put, onl
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.delta_errors import FeedGone, feed_gone
+from jobs.lake.manifest import Manifest, Staged
 from jobs.lake.tasks import run
 from jobs.silver import checks, cut_arrow, cut_nightly
 from jobs.silver.cut_spark import EVENT_FIELDS, cut, difference, net_changes, recut, spans, touched
@@ -47,6 +59,58 @@ def check_rule(context: Context) -> None:
 OPTIONS = ("rebuild",)
 
 
+@dataclass
+class Counts:
+    """Sessions of the candidate, and events in them."""
+
+    rows: int = 0
+    new: int = 0
+    changed: int = 0
+    retired: int = 0
+    merged: int = 0
+    runaways: int = 0
+    events_before: int = 0
+    events_after: int = 0
+    lo_us: int | None = None
+    """The first time (us) at which a session of the candidate starts or started."""
+    hi_us: int | None = None
+    """And the last."""
+
+
+@dataclass
+class Moved:
+    """Events that changed since the version consumed last."""
+
+    came: int
+    gone: int
+
+
+@dataclass
+class SessionizeManifest(Manifest):
+    """What the steps of `sessionize` tell each other."""
+
+    base: int
+    """The version of `silver.sessions` that the candidate was computed from."""
+    upto: int
+    """The version of `bronze.events` that it read up to."""
+    empty: bool = False
+    """Whether there is nothing to publish."""
+    whole: bool = False
+    """Whether all sessions were made anew."""
+    counts: Counts = field(default_factory=Counts)
+    notes: list[str] = field(default_factory=list)
+    moved: Moved | None = None
+    staged: Staged | None = None
+    """The sessions, where they are all new; else they are the candidate's part `sessions`."""
+
+    @staticmethod
+    def plan_of_old(old: dict[str, Any]) -> Plan:
+        if old["empty"]:
+            return idle("sessionize")
+        kept = Publish.SWAP if old.get("staged") is None else Publish.APPEND
+        return earlier("sessionize", Publish.REPLACE if old.get("replace") else kept)
+
+
 def compute(context: Context, rebuild: bool = False) -> Candidate:
     """Find what changed since the version consumed last and cut around it."""
     lake, rule = context.lake, context.source.sessions
@@ -62,76 +126,124 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     upto, base = lake.version(EVENTS), lake.version(SESSIONS)
     assert upto is not None and base is not None
     after = None if rebuild else lake.consumed(SESSIONS, EVENTS)
-    manifest: dict[str, Any] = {
-        "batch": context.batch, "base": base, "upto": upto, "after": after, "empty": False,
-        "whole": after is None, "counts": {}, "notes": [],
-    }  # fmt: skip
+    manifest = SessionizeManifest(idle("sessionize"), base, upto)
+    facts = SessionizeFacts(
+        gap_rule=rule.rule == "gap", events=lake.rows(EVENTS), grown=lake.grown(EVENTS, after),
+        whole=after is None, replaces=rebuild or after is not None or lake.rows(SESSIONS) > 0,
+    )  # fmt: skip
     if after is not None and after < upto:
         try:
-            cut_changes(context, candidate, manifest)
+            cut_changes(context, candidate, manifest, facts, after)
         except FeedGone as gone:
-            manifest["notes"].append(f"the change feed is gone, sessions are made anew ({gone})")
-            manifest["whole"] = True
+            manifest.notes.append(f"the change feed is gone, sessions are made anew ({gone})")
+            facts = replace(facts, whole=True)
     elif after is not None:
-        manifest["empty"] = True
-    if manifest["whole"]:
-        context.expect(lake.rows(EVENTS))
-        known = lake.rows(SESSIONS) > 0 or manifest["after"] is not None
-        manifest["replace"] = rebuild or known
-        whole = cut_by_slices if rule.rule == "gap" else cut_by_users
-        manifest["staged"] = whole(context, upto)
-        count_whole(context, manifest)
-        manifest["empty"] = manifest["counts"]["rows"] == 0 and not rebuild
+        manifest.empty = True
+    if facts.whole:
+        cut_all(context, manifest, facts, rebuild)
+    context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("sessionize.computed")
     return candidate
 
 
-def cut_changes(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+def cut_all(
+    context: Context, manifest: SessionizeManifest, facts: SessionizeFacts, rebuild: bool
+) -> None:
+    """Make all sessions anew."""
+    manifest.whole, manifest.plan = True, sessionize_plan(facts, context.thresholds)
+    context.decide(manifest.plan)
+    context.enter(manifest.plan.engine)
+    whole = cut_by_slices if manifest.plan.path is Algorithm.CUT_SLICES else cut_by_users
+    manifest.staged = whole(context, manifest.upto)
+    count_whole(context, manifest)
+    if manifest.counts.rows == 0 and not rebuild:
+        manifest.empty, manifest.plan = True, idle("sessionize")
+
+
+def cut_changes(
+    context: Context, candidate: Candidate, manifest: SessionizeManifest, facts: SessionizeFacts,
+    after: int,
+) -> None:  # fmt: skip
     """Cut around what changed: in Arrow where it can be, else in Spark.
 
     Raises:
         FeedGone: the change feed does not reach back.
     """
-    lake, rule, after = context.lake, context.source.sessions, manifest["after"]
-    upto, base = manifest["upto"], manifest["base"]
-    if rule.rule == "gap" and lake.grown(EVENTS, after) <= cut_nightly.MOST_EVENTS:
-        feed = lake.changes_few(EVENTS, after, upto, ["user_id", *EVENT_FIELDS, TYPE, VERSION])
-        if only_came(feed):
-            cut_in_arrow(context, candidate, manifest, feed)
-            return
-    context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
+    lake, upto, came = context.lake, manifest.upto, None
+    plan = sessionize_plan(facts, context.thresholds)
+    if plan.path is Algorithm.RECUT_ARROW:
+        came = lake.changes_few(EVENTS, after, upto, ["user_id", *EVENT_FIELDS, TYPE, VERSION])
+        facts = replace(facts, only_inserts=only_came(came))
+        plan = sessionize_plan(facts, context.thresholds)
+    manifest.plan = plan
+    context.decide(plan)
+    rows: pa.Table | DataFrame | None
+    if came is not None and plan.path is Algorithm.RECUT_ARROW:
+        rows = cut_in_arrow(context, candidate, manifest, came)
+    else:
+        rows = cut_in_spark(context, candidate, manifest, after)
+    if rows is None:
+        manifest.empty, manifest.plan = True, idle("sessionize")
+        return
+    opens = manifest.counts.rows == manifest.counts.new
+    manifest.plan = sessionize_plan(replace(facts, only_opens=opens), context.thresholds)
+    if manifest.plan.publish is Publish.APPEND:
+        manifest.staged = stage_sessions(context, rows)
+
+
+def stage_sessions(context: Context, rows: pa.Table | DataFrame) -> Staged:
+    """Put the candidate's sessions, which are all new, where they will stay."""
+    lake = context.lake
+    if isinstance(rows, DataFrame):
+        return lake.stage(SESSIONS, rows, context.run_id)
+    folder = staging(context.run_id)
+    rows = rows.select(list(SESSIONS.columns))
+    filesystem.write_parquet(f"{lake.path(SESSIONS)}/{folder}/part-0.parquet", rows)
+    return lake.entries(SESSIONS, folder)
+
+
+def cut_in_spark(
+    context: Context, candidate: Candidate, manifest: SessionizeManifest, after: int
+) -> DataFrame | None:
+    """`cut_changes` under any rule, and where events went, too: the rows that change, counted; None
+    if no event did.
+
+    Raises:
+        FeedGone: the change feed does not reach back.
+    """
+    lake, rule, upto = context.lake, context.source.sessions, manifest.upto
+    context.enter(manifest.plan.engine)
     with feed_gone(EVENTS, after, upto):
         changes = candidate.write("changes", net_changes(lake.changes(EVENTS, after, upto)))
     if changes.isEmpty():
-        manifest["empty"] = True
-        return
+        return None
     moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
     assert moved is not None
-    manifest["moved"] = moved.asDict()
+    manifest.moved = Moved(moved["came"], moved["gone"])
     changed = candidate.write("spans", spans(changes))
-    old = touched(lake.read(SESSIONS, base), changed, rule)
+    old = touched(lake.read(SESSIONS, manifest.base), changed, rule)
     old = candidate.write("old", old.select(*SESSIONS.columns))
     new = recut(old, changes, rule)
     rows = difference(old, new).where(F.col("change") != SAME)
-    fill(context, candidate, manifest, rows.repartition(1))
+    return fill(candidate, manifest, rows.repartition(1))
 
 
 def cut_in_arrow(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], came: pa.Table
-) -> None:
-    """`cut_changes` where events only came, under the gap rule: `jobs/silver/cut_nightly.py`."""
-    lake, rule = context.lake, context.source.sessions
+    context: Context, candidate: Candidate, manifest: SessionizeManifest, came: pa.Table
+) -> pa.Table | None:
+    """`cut_changes` where events only came, under the gap rule (`jobs/silver/cut_nightly.py`): the
+    rows that change, counted; None if no event came."""
+    rule = context.source.sessions
     if not came.num_rows:
-        manifest["empty"] = True
-        return
+        return None
     # Each event for itself: between two of one user's events may lie weeks of sessions.
     keys = cut_nightly.spans_of(came["user_id"], came["event_ts"], came["event_ts"])
     filesystem.write_parquet(candidate.path("near-changes.parquet"), keys)
     near = cut_nightly.Near(
         candidate.path("near-changes.parquet"), rule.gap_us, candidate.path("old")
     )
-    found = run_near(context, near, manifest["base"], keys, cut_nightly.NEAR_DDL)
+    found = run_near(context, near, manifest.base, keys, cut_nightly.NEAR_DDL)
     old = pa.concat_tables(
         [
             arrow_schema(SESSIONS.columns).empty_table(),
@@ -139,15 +251,11 @@ def cut_in_arrow(
         ]
     )
     changed = cut_nightly.recut(old, came, cut_of(rule))
-    counts = manifest["counts"] = cut_nightly.counted(changed)
-    manifest["moved"] = {"came": came.num_rows, "gone": 0}
+    manifest.counts = Counts(**cut_nightly.counted(changed))
+    manifest.moved = Moved(came.num_rows, 0)
     filesystem.write_parquet(candidate.path("sessions") + "/part-0.parquet", changed)
     candidate.adopt("sessions", cut_nightly.CHANGE_DDL)
-    if counts["rows"] == counts["new"]:
-        folder = staging(context.run_id)
-        rows = changed.select(list(SESSIONS.columns))
-        filesystem.write_parquet(f"{lake.path(SESSIONS)}/{folder}/part-0.parquet", rows)
-        manifest["staged"] = lake.entries(SESSIONS, folder)
+    return changed
 
 
 def cut_of(rule: SessionsPart) -> cut_arrow.Cut:
@@ -169,7 +277,7 @@ def run_near(
     stored = context.lake.files_of(SESSIONS, base)
     near = [one for one in stored if one.first_us("start_ts") <= last]
     near = [one for one in near if one.last_us("end_ts") >= first]
-    spark = (lambda: context.spark) if context.is_many(sum(one.rows for one in near)) else None
+    spark = context.tasks(context.thresholds.tasks(sum(one.rows for one in near)))
     return run(spark, task, [one.path for one in near], ddl, "string")
 
 
@@ -187,7 +295,7 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, under the gap rule: see `jobs/lake/time_slices.py`."""
     lake, rule, spark = context.lake, context.source.sessions, context.spark
     known = time_slices.extents(lake.file_uris(EVENTS, upto))
-    size = time_slices.size_of(
+    size = context.thresholds.slice_size(
         sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism
     )
     how = cut_of(rule)
@@ -195,16 +303,16 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     aside = f"{context.candidate(SESSIONS).folder}/{cut_arrow.SPARE}"
     work = cut_arrow.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)
 
-    def cut_all(todo: list[tuple[int | None, int | None, list[str]]]) -> list[Any]:
+    def cut_slices(todo: list[tuple[int | None, int | None, list[str]]]) -> list[Any]:
         return time_slices.frame(spark, todo).mapInArrow(work, cut_arrow.REPORT_DDL).collect()
 
-    done = cut_all(time_slices.slices(known, size)) if known else []
+    done = cut_slices(time_slices.slices(known, size)) if known else []
     spare = [one["spare"] for one in done if one["spare"]]
-    done += cut_all([(None, None, spare)]) if spare else []
+    done += cut_slices([(None, None, spare)]) if spare else []
     return lake.entries(SESSIONS, folder, [one["path"] for one in done])
 
 
-def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows: DataFrame) -> None:
+def fill(candidate: Candidate, manifest: SessionizeManifest, rows: DataFrame) -> DataFrame:
     """Write the rows that change, each partition laid out by start, and count them."""
     written = candidate.write("sessions", rows.sortWithinPartitions(*SESSIONS.order))
     put = F.expr(PUT)
@@ -219,24 +327,21 @@ def fill(context: Context, candidate: Candidate, manifest: dict[str, Any], rows:
         F.max(F.unix_micros(F.greatest("start_ts", "_start_ts"))).alias("hi_us"),
     ).first()
     assert counted is not None
-    counts = manifest["counts"] = counted.asDict()
-    if counts["rows"] == counts["new"]:
-        manifest["staged"] = context.lake.stage(SESSIONS, written, context.run_id)
+    manifest.counts = Counts(**counted.asDict())
+    return written
 
 
-def count_whole(context: Context, manifest: dict[str, Any]) -> None:
+def count_whole(context: Context, manifest: SessionizeManifest) -> None:
     """Count all sessions, staged where they will stay, and what differs from the table."""
-    lake, staged = context.lake, manifest["staged"]
+    lake, staged = context.lake, manifest.staged or []
     new = lake.staged(SESSIONS, staged)
     counted = new.agg(F.coalesce(F.sum("event_count"), F.lit(0)), F.count("runaway")).first()
     assert counted is not None
     number = sum(one["rows"] for one in staged)
-    manifest["counts"] = {
-        "rows": number, "new": number, "changed": 0, "retired": 0, "merged": 0,
-        "runaways": counted[1], "events_before": 0, "events_after": counted[0],
-    }  # fmt: skip
-    if manifest["replace"]:
-        manifest["counts"] |= compared(lake.read(SESSIONS, manifest["base"]), new)
+    counts = Counts(rows=number, new=number, runaways=counted[1], events_after=counted[0])
+    if manifest.plan.publish is Publish.REPLACE:
+        counts = replace(counts, **compared(lake.read(SESSIONS, manifest.base), new))
+    manifest.counts = counts
 
 
 def compared(old: DataFrame, new: DataFrame) -> dict[str, int]:
@@ -255,26 +360,26 @@ def compared(old: DataFrame, new: DataFrame) -> dict[str, int]:
     return counted.asDict()
 
 
-def to_put(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
+def to_put(context: Context, candidate: Candidate, manifest: SessionizeManifest) -> DataFrame:
     """The sessions that the candidate puts into the table."""
-    if "staged" in manifest:
-        return context.lake.staged(SESSIONS, manifest["staged"])
+    if manifest.staged is not None:
+        return context.lake.staged(SESSIONS, manifest.staged)
     return candidate.part("sessions").where(PUT).select(*SESSIONS.columns)
 
 
-def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> DataFrame:
+def after_image(context: Context, candidate: Candidate, manifest: SessionizeManifest) -> DataFrame:
     """The candidate's sessions as they would stand in the table, and the untouched sessions around
     them."""
     rule = context.source.sessions
     put = to_put(context, candidate, manifest)
-    if manifest["base"] and not manifest["whole"]:
+    if manifest.base and not manifest.whole:
         gone = candidate.part("sessions").select("session_id")
         users = (
             candidate.part("sessions")
             .groupBy("user_id")
             .agg(F.min("start_ts").alias("lo"), F.max("end_ts").alias("hi"))
         )
-        around = touched(context.lake.read(SESSIONS, manifest["base"]), users, rule)
+        around = touched(context.lake.read(SESSIONS, manifest.base), users, rule)
         rest = around.join(gone, "session_id", "left_anti").select(*SESSIONS.columns)
         put = put.unionByName(rest)
     return put
@@ -282,32 +387,34 @@ def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]
 
 def audit(context: Context, candidate: Candidate) -> None:
     """Raises: AuditFailed, AuditErrored."""
-    manifest = candidate.manifest()
-    if manifest["empty"]:
+    manifest = candidate.manifest(SessionizeManifest)
+    context.decide(manifest.plan)
+    if manifest.empty:
         return
-    counts = manifest["counts"]
+    counts = manifest.counts
     facts = facts_by_arrow(context, candidate, manifest)
     if facts is not None:
-        suite.audit_certified(context, SESSIONS, counts["rows"], facts)
+        suite.audit_certified(context, SESSIONS, counts.rows, facts)
     else:
-        context.expect(counts["rows"], context.lake.rows(SESSIONS))
-        whole = manifest["whole"]
+        engine = context.thresholds.spark(counts.rows, context.lake.rows(SESSIONS))
+        context.enter(engine)
+        whole = manifest.whole
         facts = (facts_of_all if whole else facts_of_changes)(context, candidate, manifest)
         rows = after_image(context, candidate, manifest)
-        suite.audit_candidate(context, SESSIONS, rows, facts)
+        suite.audit_candidate(context, SESSIONS, rows, facts, engine)
     crash_points.point("sessionize.audited")
 
 
 def facts_of_all(
-    context: Context, candidate: Candidate, manifest: dict[str, Any]
+    context: Context, candidate: Candidate, manifest: SessionizeManifest
 ) -> dict[str, bool]:
     put = to_put(context, candidate, manifest)
-    events = context.lake.read(EVENTS, manifest["upto"]).select("user_id", "event_id")
+    events = context.lake.read(EVENTS, manifest.upto).select("user_id", "event_id")
     return spark_checks.balance_of_all(put, events)
 
 
 def facts_of_changes(
-    context: Context, candidate: Candidate, manifest: dict[str, Any]
+    context: Context, candidate: Candidate, manifest: SessionizeManifest
 ) -> dict[str, bool]:
     put = to_put(context, candidate, manifest)
     ids = put.select(F.explode("events.event_id").alias("event_id"))
@@ -316,29 +423,30 @@ def facts_of_changes(
     return balance(manifest, counted[0], counted[1])
 
 
-def balance(manifest: dict[str, Any], after: int, distinct: int) -> dict[str, bool]:
+def balance(manifest: SessionizeManifest, after: int, distinct: int) -> dict[str, bool]:
     """Args: after: how many events the sessions that are put have; distinct: how many ids."""
-    moved = manifest["moved"]
-    expected = manifest["counts"]["events_before"] + moved["came"] - moved["gone"]
+    moved = manifest.moved
+    assert moved is not None
+    expected = manifest.counts.events_before + moved.came - moved.gone
     return {"each_event_once": distinct == after, "events_balance": expected == after}
 
 
 def facts_by_arrow(
-    context: Context, candidate: Candidate, manifest: dict[str, Any]
+    context: Context, candidate: Candidate, manifest: SessionizeManifest
 ) -> dict[str, bool] | None:
     """What holds of the whole batch, if every check of a session holds of each and a whole table
     has the same events; else None, and where the rule or the size asks for Spark."""
-    lake, rule, counts = context.lake, context.source.sessions, manifest["counts"]
-    if rule.rule != "gap" or counts["rows"] > checks.MOST_SESSIONS:
+    lake, rule, limits = context.lake, context.source.sessions, context.thresholds
+    if not sessions_in_arrow(rule.rule == "gap", manifest.counts.rows, limits):
         return None
-    whole = manifest["whole"]
-    events = lake.rows(EVENTS) if whole else counts["events_after"]
-    spark = (lambda: context.spark) if context.is_many(events) else None
+    whole = manifest.whole
+    events = lake.rows(EVENTS) if whole else manifest.counts.events_after
+    spark = context.tasks(limits.tasks(events))
     aside = candidate.path("bounds")
     hold = checks.SessionsHold(rule.gap_us, rule.max_session_us, rule.max_session_events, aside)
     paths = candidate.files("sessions")
     if whole:
-        paths = [f"{lake.path(SESSIONS)}/{one['path']}" for one in manifest["staged"]]
+        paths = [f"{lake.path(SESSIONS)}/{one['path']}" for one in manifest.staged or []]
     held = run(spark, hold, paths, checks.SESSIONS_DDL, "string")
     if not all(one["holds"] for one in held):
         return None
@@ -353,7 +461,7 @@ def facts_by_arrow(
         rows = rows.filter(is_put(rows))
         ids = pc.struct_field(pc.list_flatten(rows["events"]), "event_id")
         return balance(manifest, len(ids), pc.count_distinct(ids).as_py())
-    stored = [one.path for one in lake.files_of(EVENTS, manifest["upto"])]
+    stored = [one.path for one in lake.files_of(EVENTS, manifest.upto)]
     printed = run(spark, arrow_columns.print_of_events, stored, arrow_columns.PRINT_DDL, "string")
     if arrow_columns.joined(held) != arrow_columns.joined(printed):
         return None  # Spark tells which of the two checks does not hold
@@ -361,7 +469,7 @@ def facts_by_arrow(
 
 
 def bounds_around(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], folder: str
+    context: Context, candidate: Candidate, manifest: SessionizeManifest, folder: str
 ) -> list[str]:
     """The bounds of the sessions that stand near the candidate's and stay as they are."""
     rows = candidate.arrow("sessions", ["session_id", "user_id", "start_ts", "end_ts"])
@@ -372,41 +480,40 @@ def bounds_around(
         candidate.path("near.parquet"), candidate.path("ids.parquet"),
         context.source.sessions.gap_us, folder,
     )  # fmt: skip
-    done = run_near(context, around, manifest["base"], keys, "bounds string")
+    done = run_near(context, around, manifest.base, keys, "bounds string")
     return [one["bounds"] for one in done]
 
 
-def merge(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
+def change(context: Context, candidate: Candidate, manifest: SessionizeManifest) -> None:
     """New, changed and retired sessions in one commit.
 
     Raises:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
-    lake, counts = context.lake, manifest["counts"]
+    lake, counts = context.lake, manifest.counts
+    assert counts.lo_us is not None and counts.hi_us is not None
     context.replace_rows(
-        SESSIONS, candidate, "sessions", manifest["base"], lake.app_id(SESSIONS, EVENTS),
-        manifest["upto"], within=(counts["lo_us"], counts["hi_us"]),
+        SESSIONS, candidate, "sessions", manifest.base, lake.app_id(SESSIONS, EVENTS),
+        manifest.upto, within=(counts.lo_us, counts.hi_us),
     )  # fmt: skip
 
 
-def replace(context: Context, manifest: dict[str, Any]) -> None:
+def replace_all(context: Context, manifest: SessionizeManifest) -> None:
     """All sessions anew, and the rule that made them, in one commit.
 
     Raises:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
-    lake, base = context.lake, manifest["base"]
+    lake, base, staged = context.lake, manifest.base, manifest.staged or []
     consumed, rule = lake.app_id(SESSIONS, EVENTS), context.source.sessions.rule_text()
     if lake.property(SESSIONS, RULE_PROPERTY) == rule:
-        lake.commit(
-            SESSIONS, manifest["staged"], base, consumed, manifest["upto"], context.run_id,
-            overwrite=True,
-        )  # fmt: skip
+        lake.commit(SESSIONS, staged, base, consumed, manifest.upto, context.run_id, overwrite=True)
         return
     if lake.changed_rows(SESSIONS, base):
         raise Conflict(f"silver.sessions was changed by another run since version {base}")
-    rows = lake.staged(SESSIONS, manifest["staged"])
-    with lake.transaction(SESSIONS, consumed, manifest["upto"], context.run_id):
+    context.enter(manifest.plan.engine)
+    rows = lake.staged(SESSIONS, staged)
+    with lake.transaction(SESSIONS, consumed, manifest.upto, context.run_id):
         lake.replace(SESSIONS, rows, {RULE_PROPERTY: rule})
 
 
@@ -416,20 +523,21 @@ def publish(context: Context, candidate: Candidate) -> Result:
     Raises:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
-    lake, manifest = context.lake, candidate.manifest()
-    result = Result(notes=manifest["notes"], tables_in={EVENTS.full_name: manifest["upto"]})
-    if not manifest["empty"]:
-        counts, consumed = manifest["counts"], lake.app_id(SESSIONS, EVENTS)
-        base, upto = manifest["base"], manifest["upto"]
-        if manifest.get("replace"):
-            replace(context, manifest)
-        elif "staged" in manifest:
-            lake.commit(SESSIONS, manifest["staged"], base, consumed, upto, context.run_id)
+    lake, manifest = context.lake, candidate.manifest(SessionizeManifest)
+    context.decide(manifest.plan)
+    result = Result(notes=manifest.notes, tables_in={EVENTS.full_name: manifest.upto})
+    if not manifest.empty:
+        counts, consumed = manifest.counts, lake.app_id(SESSIONS, EVENTS)
+        if manifest.plan.publish is Publish.REPLACE:
+            replace_all(context, manifest)
+        elif manifest.plan.publish is Publish.APPEND:
+            staged, base = manifest.staged or [], manifest.base
+            lake.commit(SESSIONS, staged, base, consumed, manifest.upto, context.run_id)
         else:
-            merge(context, candidate, manifest)
+            change(context, candidate, manifest)
         crash_points.point("sessionize.published")
-        result.sessions_new, result.sessions_changed = counts["new"], counts["changed"]
-        result.sessions_retired, result.sessions_merged = counts["retired"], counts["merged"]
-        result.runaways = counts["runaways"]
+        result.sessions_new, result.sessions_changed = counts.new, counts.changed
+        result.sessions_retired, result.sessions_merged = counts.retired, counts.merged
+        result.runaways = counts.runaways
     result.tables[SESSIONS.full_name] = lake.told(SESSIONS)
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from deltalake import DeltaTable
 from pyspark import SparkContext
 
+from jobs.core.plan import Thresholds
 from jobs.core.source_file import Source, load_source
 from jobs.core.tables import Table
 from jobs.lake.context import Context, Result, checked_batch
@@ -36,8 +38,10 @@ unit = "s"
 class Workshop:
     """A source with its landing folder and its lake, in a folder of a test's own."""
 
-    def __init__(self, spark: Any, folder: Path, toml: str = CLICKS) -> None:
-        self.spark, self.folder = spark, folder
+    def __init__(
+        self, spark: Any, folder: Path, toml: str = CLICKS, thresholds: Thresholds | None = None
+    ) -> None:
+        self.spark, self.folder, self.thresholds = spark, folder, thresholds
         self.landing, self.lake_root = folder / "landing", folder / "lake"
         self.landing.mkdir(parents=True, exist_ok=True)
         self.file = folder / "source.toml"
@@ -69,10 +73,11 @@ class Workshop:
         return path
 
     def context(self, day: str | None = None, batch: str | None = None) -> Context:
-        return Context(
+        made = Context(
             self.source, self.lake, date.fromisoformat(day) if day else None,
             checked_batch(batch),
         )  # fmt: skip
+        return made if self.thresholds is None else replace(made, thresholds=self.thresholds)
 
     def run(
         self, job: str = "run", day: str | None = None, step: str = "all",

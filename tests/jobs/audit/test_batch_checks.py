@@ -19,10 +19,10 @@ from jobs.audit import arrow_columns, great_expectations
 from jobs.bronze import ingest
 from jobs.cli import told
 from jobs.core.errors import AuditErrored, AuditFailed, SessionmillError
+from jobs.core.plan import Thresholds
 from jobs.core.settings import settings
 from jobs.core.tables import EVENTS, SEQUENCES, SESSIONS
 from jobs.gold import sequences
-from jobs.lake.context import Context
 from jobs.pipeline import published
 from jobs.silver import sessionize
 from tests.jobs.audit.test_suite import named
@@ -42,16 +42,15 @@ def log(users: str, begin: int, many: int) -> str:
 def night(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A first load and a night that changes a session and opens one; their candidates are left."""
     shop = Workshop(spark, tmp_path_factory.mktemp("night"))
-    with pytest.MonkeyPatch.context() as patch:
-        for batch, (users, begin, many) in {
-            "first": ("abc", T, 6), "more": ("ad", T + 6 * 600, 4),
-        }.items():  # fmt: skip
-            shop.land(f"{batch}.csv", log(users, begin, many))
-            for job in ("ingest", "sessionize", "items", "sequences"):
-                for step in ("all",) if job in ("ingest", "items") else ("compute", "publish"):
-                    shop.run(job, None, step, batch)
-            patch.setattr(Context, "is_small", lambda *_: False)
-            patch.setattr(sequences, "MOST", 2)
+    for batch, (users, begin, many) in {
+        "first": ("abc", T, 6), "more": ("ad", T + 6 * 600, 4),
+    }.items():  # fmt: skip
+        shop.land(f"{batch}.csv", log(users, begin, many))
+        for job in ("ingest", "sessionize", "items", "sequences"):
+            for step in ("all",) if job in ("ingest", "items") else ("compute", "publish"):
+                shop.run(job, None, step, batch)
+        shop.thresholds = Thresholds(few_bytes=-1, rewritten_share=2)
+    shop.thresholds = None
     return shop
 
 
@@ -116,11 +115,11 @@ def test_events_lost_or_doubled_among_sessions_are_named(
 ) -> None:  # fmt: skip
     context = night.context(batch=batch)
     candidate = context.candidate(SESSIONS)
-    manifest = candidate.manifest()
-    assert manifest["whole"] == (batch == "first")
+    manifest = candidate.manifest(sessionize.SessionizeManifest)
+    assert manifest.whole == (batch == "first")
     paths = candidate.files("sessions")
-    if manifest["whole"]:
-        paths = [f"{night.lake.path(SESSIONS)}/{one['path']}" for one in manifest["staged"]]
+    if manifest.whole:
+        paths = [f"{night.lake.path(SESSIONS)}/{one['path']}" for one in manifest.staged or []]
     if way == "spark":
         monkeypatch.setattr(sessionize, "facts_by_arrow", lambda *_: None)
     with spoiled(paths, spoil), pytest.raises(AuditFailed) as raised:
@@ -135,11 +134,11 @@ def test_positions_lost_among_sequences_are_named(
 ) -> None:
     context = night.context(batch=batch)
     candidate = context.candidate(SEQUENCES)
-    manifest = candidate.manifest()
-    assert manifest["all"] == (batch == "first")
+    manifest = candidate.manifest(sequences.SequencesManifest)
+    assert (manifest.staged is not None) == (batch == "first")
     if way == "spark":
         monkeypatch.setattr(arrow_columns, "apart", lambda _: False)
-    with spoiled(manifest["made"], spoil), pytest.raises(AuditFailed) as raised:
+    with spoiled(manifest.made, spoil), pytest.raises(AuditFailed) as raised:
         sequences.audit(context, candidate)
     assert named(raised.value) == {"positions_balance"}
 

@@ -9,8 +9,9 @@ import pytest
 
 from jobs.bronze import ingest
 from jobs.bronze.typed_events import row_hash
+from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS
-from jobs.lake import context, time_slices
+from jobs.lake import time_slices
 from tests.support.spark_tools import CLICKS, Workshop
 
 EVERY_COLUMN = CLICKS.replace(
@@ -33,11 +34,10 @@ def test_a_file_delivered_again_is_all_repeats(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought_together: bool
 ) -> None:
     """As if rows were many; first loads by slices as the files lie, and through Spark's shuffle."""
-    monkeypatch.setattr(context, "FEW_MOVED", -1)
-    monkeypatch.setattr(time_slices, "SMALLEST_SLICE", 2)
     if brought_together:
         monkeypatch.setattr(time_slices, "parted", lambda *_: None)
-    shop = Workshop(spark, tmp_path, EVERY_COLUMN)
+    limits = Thresholds(few_moved=-1, smallest_slice=2)
+    shop = Workshop(spark, tmp_path, EVERY_COLUMN, limits)
     shop.land("1.csv", LINES)
     first = shop.run("ingest")
     assert (first.events_new, first.rejects) == (6, {})

@@ -14,13 +14,11 @@ import pytest
 from deltalake import DeltaTable
 
 from jobs.core.errors import SettingsError
+from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
-from jobs.gold import items, sequences
-from jobs.lake import context
 from jobs.ops import maintain, model_registry
 from jobs.ops.explain import explain
 from jobs.pipeline.steps import record, run_job
-from jobs.silver import cut_nightly
 from tests.support.spark_tools import Workshop
 
 T = 1_700_000_000
@@ -116,15 +114,14 @@ def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_where_the_feed_is_gone_tables_are_made_anew(
-    spark: Any, tmp_path: Path, many: bool, monkeypatch: pytest.MonkeyPatch
+    spark: Any, tmp_path: Path, many: bool
 ) -> None:
     """Somebody else's vacuum knows nothing of who has read what."""
-    if many:
-        monkeypatch.setattr(context, "FEW_MOVED", -1)
-        monkeypatch.setattr(cut_nightly, "MOST_EVENTS", -1)
-        monkeypatch.setattr(items, "MOST_ROWS", -1)
-        monkeypatch.setattr(sequences, "MOST_CHANGES", -1)
     shop = Workshop(spark, tmp_path)
+    if many:
+        shop.thresholds = Thresholds(
+            few_moved=-1, recut_events=-1, counted_rows=-1, changed_sessions=-1
+        )
     night(shop, 0)
     shop.land("1.csv", f"user,item,ts\nu1,new,{T + 600}\nu77,i1,{T + 90_000}\n")
     shop.run("ingest")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
-from jobs.gold import items, sequences
-from jobs.lake import context, time_slices
-from jobs.silver import cut_nightly
+from jobs.lake import time_slices
 from tests.support import histories
 from tests.support.histories import GAP_S, KINDS, MAX_EVENTS, MAX_HOURS, NIGHTS, Fate, History, Kind
 from tests.support.oracle import expected_sequences, expected_sessions
@@ -32,8 +32,8 @@ HISTORIES = 252  # of each of two kinds: 504
 class Mill:
     """Runs histories as users of one source, by nights or at once, and names those that differ."""
 
-    def __init__(self, spark: Any, folder: Path, kind: Kind) -> None:
-        self.spark, self.folder, self.kind = spark, folder, kind
+    def __init__(self, spark: Any, folder: Path, kind: Kind, limits: Thresholds) -> None:
+        self.spark, self.folder, self.kind, self.limits = spark, folder, kind, limits
         self.numbers, self.turns = itertools.count(), itertools.count()
 
     def failing(self, batch: list[History], by_nights: bool) -> dict[int, str]:
@@ -50,23 +50,19 @@ class Mill:
         for number in range(len(NIGHTS)):
             self.land(shop, batch, number)
             if by_nights:
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(time_slices, "SMALLEST_SLICE", 10)
-                    if number == 1:  # as if they were many: Spark merges into all tables
-                        patch.setattr(context, "FEW_BYTES", -1)
-                        patch.setattr(sequences, "MOST", 2)
-                    if number == 2:  # what is cut again goes through Spark
-                        patch.setattr(cut_nightly, "MOST_EVENTS", -1)
-                        patch.setattr(items, "MOST_ROWS", -1)
-                        patch.setattr(sequences, "MOST_CHANGES", -1)
-                    if number == 1 and not self.kind.native_rule:
-                        patch.setattr(context, "FEW_MOVED", -1)
-                    shop.run_steps(str(NIGHTS[number]), f"night-{number}")
+                limits = replace(self.limits, smallest_slice=10)
+                if number == 1:  # as if they were many: Spark merges into all tables
+                    limits = replace(limits, few_bytes=-1, rewritten_share=2)
+                if number == 2:  # what is cut again goes through Spark
+                    limits = replace(limits, recut_events=-1, counted_rows=-1, changed_sessions=-1)
+                if number == 1 and not self.kind.native_rule:
+                    limits = replace(limits, few_moved=-1)
+                shop.thresholds = limits
+                shop.run_steps(str(NIGHTS[number]), f"night-{number}")
         if not by_nights:
             # As if they were many: first loads have ways of their own, which take turns here.
+            shop.thresholds = replace(self.limits, few_moved=-1, smallest_slice=10)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(context, "FEW_MOVED", -1)
-                patch.setattr(time_slices, "SMALLEST_SLICE", 10)
                 if next(self.turns) % 2:
                     patch.setattr(time_slices, "parted", lambda *_: None)
                 shop.run()
@@ -169,9 +165,10 @@ class Mill:
 
 
 def check(
-    spark: Any, folder: Path, kind: Kind, batch: list[History], orders: tuple[bool, ...]
-) -> None:
-    mill = Mill(spark, folder, kind)
+    spark: Any, folder: Path, kind: Kind, batch: list[History], orders: tuple[bool, ...],
+    limits: Thresholds | None = None,
+) -> None:  # fmt: skip
+    mill = Mill(spark, folder, kind, limits or Thresholds())
     for by_nights in orders:
         found = mill.failing(batch, by_nights)
         if found:
@@ -202,10 +199,8 @@ def test_any_arrival_gives_the_oracles_tables(
 @pytest.mark.long
 @pytest.mark.parametrize("round_", range(2))
 @pytest.mark.parametrize("name", KINDS)
-def test_any_arrival_of_thousands(
-    spark: Any, tmp_path: Path, name: str, round_: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if round_ == 0:  # plans compiled, as they are for larger logs
-        monkeypatch.setattr(context, "FEW_MOVED", -1)
+def test_any_arrival_of_thousands(spark: Any, tmp_path: Path, name: str, round_: int) -> None:
+    # In one of the rounds plans are compiled, as they are for larger logs.
+    limits = Thresholds(few_moved=-1) if round_ == 0 else Thresholds()
     batch = histories.make(2500, seed=1000 + round_)  # in one run: a Spark job costs more
-    check(spark, tmp_path, KINDS[name], batch, (True, False))
+    check(spark, tmp_path, KINDS[name], batch, (True, False), limits)

@@ -207,7 +207,9 @@ def audited(world: World, spark: Any, version: str, k: int) -> dict[str, set[str
     context = Context(load_source(str(world.source)), lake, None, checked_batch(None))
     candidate = score_job.compute(context, model_version=int(version), k=k)
     score_job.audit(context, candidate)
-    made = next(path for path in candidate.manifest()["made"] if "/lists-" in path)
+    made = next(
+        path for path in candidate.manifest(score_job.ScoreManifest).made if "/lists-" in path
+    )
     told = {}
     for name, spoil in BATCH_BROKEN.items():
         with spoiled([made], spoil), pytest.raises(AuditFailed) as raised:
