@@ -195,7 +195,7 @@ def weave(
     gather = Gather(
         edges=slices.edges,
         items=tuple(one.path for one in lake.files_of(ITEMS, manifest.items)),
-        folder=candidate.path("gathered"), ties=context.source.sessions.rule != "gap",
+        folder=candidate.path("gathered"), rule=context.source.sessions.session_rule,
         since=since_file,
     )  # fmt: skip
     earliest = None if since is None else pc.min(since["since_us"]).as_py()
@@ -208,6 +208,7 @@ def weave(
     gathered = run(spark, gather, groups, GATHERED_DDL, "array<string>")
     task = Weave(
         edges=slices.edges, gathered=tuple(one["path"] for one in gathered), folder=folder,
+        rule=context.source.sessions.session_rule,
         stored=() if since is None else tuple(one.path for one in stored), since=since_file,
         changed_only=changed,
     )  # fmt: skip
