@@ -22,11 +22,11 @@ from pyspark.sql import functions as F
 
 from jobs.bronze.typed_events import link_of
 from jobs.core.errors import SchemaError, SourceError
-from jobs.core.landing_globs import landing_patterns
 from jobs.core.plan import Engine
 from jobs.core.source_file import ExposuresPart
 from jobs.lake import filesystem
 from jobs.lake.context import Candidate, Context
+from jobs.lake.landed import landed
 
 ROW_BYTES = 8  # about, of Parquet: only to tell many rows from few
 COUNTED = "exposures.json"
@@ -39,9 +39,8 @@ def files_of(context: Context, part: ExposuresPart) -> dict[str, int]:
     Raises:
         SourceError: there are none.
     """
-    landing = part.landing if "://" in part.landing else os.path.abspath(part.landing)
-    days = landing_patterns(landing, context.day, context.source.sessions.lateness_days)
-    found = {path: size for pattern in days for path, size, _ in filesystem.glob(pattern)}
+    files = landed(part.landing, context.day, context.source.sessions.lateness_days)
+    found = {path: size for path, size, _ in files}
     if not found:
         raise SourceError(
             f"exposures.landing = {part.landing!r} matches no file (from {os.getcwd()}): correct "

@@ -24,6 +24,7 @@ from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.records import FileFacts
 from jobs.core import crash_points
 from jobs.core.errors import AuditFailed, Conflict, RejectShareError, SourceError
+from jobs.core.lateness import is_late
 from jobs.core.plan import Algorithm, IngestFacts, Plan, Publish, earlier, idle, ingest_plan
 from jobs.core.tables import EVENTS, FILES, REJECTS, Table
 from jobs.lake import filesystem, time_slices
@@ -50,7 +51,7 @@ def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFra
         )
     else:
         lines = lines.join(stored, "event_id", "left")
-    too_old = F.coalesce(F.col("event_date") < oldest, F.lit(False))
+    too_old = is_late(F.col("event_date"), oldest)
     return lines.withColumns(
         {"stored": F.col("stored_ts").isNotNull(), "too_old": too_old}
     ).withColumn("late", ~F.col("stored") & F.col("too_old"))

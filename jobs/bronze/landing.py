@@ -7,7 +7,6 @@ They are read once, into the candidate; what each of them was decides whether th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -21,14 +20,14 @@ from jobs.bronze import exposures
 from jobs.bronze.readers import reader
 from jobs.bronze.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 from jobs.bronze.typed_events import typed_events
-from jobs.core import crash_points
+from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
-from jobs.core.landing_globs import landing_patterns
 from jobs.core.plan import Engine
 from jobs.core.source_file import NULL_IDS, Source, field_of
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
+from jobs.lake.landed import landed
 from jobs.privacy.pseudonyms import privacy_of
 
 BIN_BYTES = 64 * 1024 * 1024
@@ -55,14 +54,8 @@ FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 
 def landing_files(context: Context) -> list[tuple[str, int, int]]:
     """Files of the landing: (path, bytes, modified ms)."""
-    landing = context.source.source.landing
-    if "://" not in landing:
-        landing = os.path.abspath(landing)
-    found: dict[str, tuple[str, int, int]] = {}
-    for pattern in landing_patterns(landing, context.day, context.source.sessions.lateness_days):
-        for file in filesystem.glob(pattern):
-            found[file[0]] = file
-    return sorted(found.values())
+    source = context.source
+    return landed(source.source.landing, context.day, source.sessions.lateness_days)
 
 
 def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
@@ -77,11 +70,10 @@ def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[s
 
 def file_format(source: Source) -> Format:
     """How the files are written; what a source's tables say of it is in `reading_format`."""
-    nulls = source.source.null_values
     return Format(
         format=source.source.format, mapped=source.mapped(),
         delimiter=source.source.delimiter, header=source.source.header,
-        null_values=frozenset([""] if nulls is None else nulls), encoding=source.source.encoding,
+        null_values=source.source.nulls(), encoding=source.source.encoding,
         list_separator=source.source.list_separator,
     )  # fmt: skip
 
@@ -269,7 +261,7 @@ def too_long(facts: list[FileFacts]) -> list[str]:
 
 def oldest_date(context: Context) -> Column:
     """The oldest date that is not late tonight; null: nothing is."""
-    return F.lit(context.oldest_day).cast("date")
+    return lateness.oldest_date(F.lit(context.day).cast("date"), context.source.sessions)
 
 
 def strange_times(context: Context, candidate: Candidate) -> list[str]:

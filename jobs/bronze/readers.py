@@ -157,7 +157,7 @@ def _parquet_text(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Arra
 
 def _shown(batches: Batches, lists: pa.Array) -> pa.Array:
     """Lists without what is null or means null, as in every other format."""
-    nulls = pa.array([None, *sorted(batches.fmt.null_values)], pa.string())
+    nulls = pa.array([None, *sorted(batches.nulls["exposed_with"])], pa.string())
     if not pc.any(pc.is_in(lists.flatten(), nulls)).as_py():
         return lists
     return pa.array(map(batches.list_of, lists.to_pylist()), lists.type)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from jobs.bronze import byte_streams
 from jobs.bronze.byte_streams import Block
-from jobs.core.source_file import LINKS, field_of
+from jobs.core.source_file import LINKS, NULL_VALUES, field_of
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
@@ -66,7 +66,7 @@ class Format:
     """Our column -> the log's column."""
     delimiter: str = ","
     header: bool = True
-    null_values: frozenset[str] = frozenset([""])
+    null_values: frozenset[str] = frozenset(NULL_VALUES)
     null_ids: frozenset[str] = frozenset()
     """More texts that mean nothing in `user_id` and `item_id`."""
     encoding: str = "utf-8"
@@ -178,11 +178,12 @@ class Batches:
 
     def list_of(self, value: Any) -> list[str] | None:
         """The items of `exposed_with`: of a list, or of a text with separators; without nulls."""
+        nulls = self.nulls["exposed_with"]
         if isinstance(value, str):
-            value = None if value in self.fmt.null_values else value.split(self.fmt.list_separator)
+            value = None if value in nulls else value.split(self.fmt.list_separator)
         if value is None:
             return None
-        return [one for one in value if one is not None and one not in self.fmt.null_values]
+        return [one for one in value if one is not None and one not in nulls]
 
     def whole(
         self, first: int, lines: list[str], columns: list[tuple[str, ...]], places: dict[str, int]

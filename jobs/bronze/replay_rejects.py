@@ -27,6 +27,7 @@ from jobs.bronze.readers import record_of
 from jobs.bronze.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Format, missing_column
 from jobs.bronze.reject_columns import Ledger
 from jobs.bronze.typed_events import typed_events
+from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
 from jobs.core.tables import EVENTS, FILES, REJECTS
@@ -226,7 +227,7 @@ def left_notes(context: Context, left: Left) -> list[str]:
 
 def oldest_date(context: Context) -> Column:
     """Per line: the oldest date that was not late on the night that read it; null: none was."""
-    return F.date_sub("run_day", context.source.sessions.lateness_days)
+    return lateness.oldest_date(F.col("run_day"), context.source.sessions)
 
 
 def compute(context: Context) -> Candidate:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from datetime import date, timedelta
+from datetime import date
+
+from jobs.core.lateness import days_covered
 
 DAY_FIELD = re.compile(r"\{day(?::([^{}]*))?\}")
 
@@ -19,8 +21,7 @@ def landing_patterns(landing: str, day: date | None, lateness_days: int) -> list
     if day is None:
         anything = DAY_FIELD.sub(lambda found: _shape(found.group(1) or "%Y-%m-%d"), landing)
         return [anything]
-    days = [day - timedelta(days=back) for back in range(lateness_days, -1, -1)]
-    return [_on(landing, one) for one in days]
+    return [_on(landing, one) for one in days_covered(day, lateness_days)]
 
 
 def _on(landing: str, day: date) -> str:

@@ -39,6 +39,8 @@ COMBINED_LOG_COLUMNS = (
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
+NULL_VALUES = ("",)
+"""Texts that mean nothing in every column, unless `null_values` names others."""
 NULL_IDS = (
     "NULL", "Null", "null", "\\N", "None", "none", "NONE", "nan", "NaN", "NAN", "undefined", "<NA>",
     "N/A", "n/a",
@@ -88,6 +90,10 @@ class SourcePart(Part):
     """Separates the items of `exposed_with` where the log has them as one text."""
     on_new_column: Literal["ignore", "fail"] = "ignore"
     """What happens when a file has a column that the log did not have before."""
+
+    def nulls(self) -> frozenset[str]:
+        """The texts that mean nothing in every column."""
+        return frozenset(NULL_VALUES if self.null_values is None else self.null_values)
 
 
 ColumnName = Annotated[str, Field(min_length=1)]

@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SchemaError, SourceError
-from jobs.core.landing_globs import DAY_FIELD, landing_patterns
-from jobs.core.source_file import ItemsPart
+from jobs.core.landing_globs import DAY_FIELD
+from jobs.core.source_file import NULL_VALUES, ItemsPart
 from jobs.core.tables import ITEM_ATTRIBUTES
 from jobs.lake import filesystem
 from jobs.lake.context import Context, Result
 from jobs.lake.data_files import staging
+from jobs.lake.landed import absolute, landed
 from jobs.lake.manifest import Staged
 
 ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
@@ -48,18 +49,17 @@ def snapshots(part: ItemsPart, day: date | None) -> list[tuple[datetime | None, 
     Raises:
         SourceError: an undated catalogue that is not there.
     """
-    landing = part.landing if "://" in part.landing else os.path.abspath(part.landing)
+    landing = absolute(part.landing)
     if not DAY_FIELD.search(landing):
-        found = [path for path, *_ in filesystem.glob(landing)]
+        found = [path for path, *_ in landed(landing)]
         if not found:
             raise SourceError(
                 f"items.landing = {part.landing!r} matches no file (from {os.getcwd()}): correct "
                 "it, or put the catalogue there"
             )
-        return [(None if day is None else _end(day), sorted(found))]
+        return [(None if day is None else _end(day), found)]
     dated: dict[date, list[str]] = {}
-    [pattern] = landing_patterns(landing, None, 0)
-    for path, *_ in filesystem.glob(pattern):
+    for path, *_ in landed(landing):
         of = _date_in(landing, path)
         if of is not None and (day is None or of >= day):
             dated.setdefault(of, []).append(path)
@@ -103,7 +103,7 @@ def read(part: ItemsPart, path: str) -> pa.Table:
             if part.format == "csv":
                 texts = pyarrow.csv.ConvertOptions(
                     column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True,
-                    null_values=[""],
+                    null_values=list(NULL_VALUES),
                 )  # fmt: skip
                 how = pyarrow.csv.ParseOptions(delimiter=part.delimiter, newlines_in_values=True)
                 rows = pyarrow.csv.read_csv(stream, parse_options=how, convert_options=texts)

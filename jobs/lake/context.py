@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from jobs.core import crash_points
+from jobs.core.batches import folder_name
 from jobs.core.errors import Conflict, SettingsError
 from jobs.core.plan import Engine, Plan, Publish, Thresholds
 from jobs.core.settings import settings
@@ -43,7 +44,7 @@ def checked_batch(text: str | None) -> str:
         raise SettingsError(
             f"--batch {text!r}: use 1 to 200 letters, digits and _ . : + - (it names a folder)"
         )
-    return text.replace(":", "_")  # Hadoop paths know no colon
+    return folder_name(text)
 
 
 @dataclass
@@ -160,13 +161,6 @@ class Context:
             table, [one for one in old if one.path in replaced], entries, told, seen, app_id,
             version, self.run_id,
         )  # fmt: skip
-
-    @property
-    def oldest_day(self) -> date | None:
-        """Events of a day before this one are late; None: nothing is."""
-        if self.day is None:
-            return None
-        return self.day - timedelta(days=self.source.sessions.lateness_days)
 
     def candidate(self, table: Table) -> Candidate:
         return Candidate(self.lake, self.lake.folder("_candidates", self.batch, table.full_name))
