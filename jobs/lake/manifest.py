@@ -42,12 +42,20 @@ class Manifest:
             if "plan" not in told:
                 told["plan"] = cls.plan_of_old(told)
             made: Self = TypeAdapter(cls).validate_python(told)
-        except (KeyError, ValidationError) as error:
-            raise SettingsError(
-                f"{where}/manifest.json cannot be read ({error}): run the compute step of this "
-                "--batch again"
-            ) from error
+        except KeyError as error:
+            raise _unreadable(where, f"{error} is missing") from error
+        except ValidationError as error:
+            why = "; ".join(
+                f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            )
+            raise _unreadable(where, why) from error
         return made
 
     def to_json(self) -> str:
         return TypeAdapter(type(self)).dump_json(self).decode()
+
+
+def _unreadable(where: str, why: str) -> SettingsError:
+    return SettingsError(
+        f"{where}/manifest.json cannot be read ({why}): run the compute step of this --batch again"
+    )
