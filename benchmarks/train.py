@@ -39,6 +39,7 @@ def read(ratings: Path) -> Any:
     """The file as the arrays of gold.sequences; sessions by gaps of 24 hours."""
     import numpy as np
 
+    from models.core.rows import run_starts
     from models.data.sequences import Sequences
 
     opener = gzip.open if ratings.suffix == ".gz" else open
@@ -51,8 +52,8 @@ def read(ratings: Path) -> Any:
     length = np.bincount(user)
     start = np.cumsum(length) - length
     ts = rows[:, 3] * 1_000_000
-    opens = np.ones(len(rows), dtype=bool)
-    opens[1:] = (np.diff(ts) > 86_400_000_000) | (user[1:] != user[:-1])
+    opens = run_starts(user)
+    opens[1:] |= np.diff(ts) > 86_400_000_000
     session = np.cumsum(opens)
     nothing = np.zeros(len(rows), dtype=np.int32)
     return Sequences(

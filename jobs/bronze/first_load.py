@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from jobs.core.arrays import run_starts
 from jobs.core.arrow_types import arrow_schema
 from jobs.lake import filesystem
 
@@ -35,7 +36,8 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
     times = events["event_ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
     order = np.argsort(times, kind="stable")
     times = times[order]
-    same = times[1:] == times[:-1]
+    first = run_starts(times)
+    same = ~first[1:]
     tied = np.zeros(len(order), bool)
     tied[1:] |= same
     tied[:-1] |= same
@@ -43,13 +45,13 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
     keep = np.ones(len(order), bool)
     if len(at):
         rows = events.select(["event_id", "file", "line"]).take(pa.array(order[at]))
-        run = np.cumsum(np.concatenate([[True], ~same]))[at]
+        run = np.cumsum(first)[at]
         keys = [("run", "ascending"), *((name, "ascending") for name in rows.column_names)]
         places = pc.sort_indices(rows.append_column("run", pa.array(run)), keys)
         order[at] = order[at][places.to_numpy()]
         ids = pc.dictionary_encode(rows["event_id"].take(places).combine_chunks()).indices
         codes = ids.to_numpy(zero_copy_only=False)
-        keep[at[1:]] = (codes[1:] != codes[:-1]) | (np.diff(run) > 0)
+        keep[at] = run_starts(codes, run)
     return events.take(pa.array(order[keep])), int((~keep).sum())
 
 

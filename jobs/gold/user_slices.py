@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from expectations.feedback_rule import FEEDBACK
 from expectations.session_rule import SessionRule
+from jobs.core.arrays import run_starts
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SEQUENCES
 from jobs.lake import filesystem
@@ -238,7 +239,7 @@ def in_order(sessions: pa.Table, rule: SessionRule) -> Positions:
 
     order = rule.arrays.order(codes, start, ties)
     sessions, codes = sessions.take(pa.array(order)).combine_chunks(), codes[order]
-    first = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
+    first = np.flatnonzero(run_starts(codes))
     number = np.diff(np.append(first, len(codes)))
     ordinal = np.arange(len(codes)) - np.repeat(first, number) + 1
     size = pc.list_value_length(_chunk(sessions["item_index"])).to_numpy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,16 @@ NO_LABEL = -1
 FEEDBACK = ("positive", "negative", "exposed", "neutral")
 POSITIVE, NEGATIVE, EXPOSED, NEUTRAL = range(len(FEEDBACK))
 """Feedback's codes are the places of the names, as in `expectations.feedback_rule`."""
+
+
+def run_starts(*columns: NDArray[Any]) -> Bools:
+    """bool[N]: whether a run of equal rows begins here: the row differs from the one before it in
+    some column, or is the first."""
+    starts = np.zeros(len(columns[0]), dtype=bool)
+    starts[:1] = True
+    for column in columns:
+        starts[1:] |= column[1:] != column[:-1]
+    return starts
 
 
 def ragged(begin: Ints, length: Ints) -> tuple[Ints, Ints]:
@@ -60,8 +70,7 @@ class Rows:
     @cached_property
     def opens(self) -> Bools:
         """bool[E]: is this event the first of its session?"""
-        opens = np.ones(len(self.item), dtype=bool)
-        opens[1:] = self.ordinal[1:] != self.ordinal[:-1]
+        opens = run_starts(self.ordinal)
         opens[self.start[:-1][self.start[:-1] < len(opens)]] = True
         return opens
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from models.core.rows import run_starts
 from models.data.splits import Events
 
 PREPROCESS = ("gold", "paper_a")
@@ -50,6 +51,6 @@ def _starts(user: np.ndarray, users: int) -> np.ndarray:
 
 
 def _opens(user: np.ndarray, ts: np.ndarray) -> np.ndarray:
-    opens = np.ones(len(user), dtype=bool)
-    opens[1:] = (user[1:] != user[:-1]) | (np.diff(ts) > PAPER_A_GAP_US)
+    opens = run_starts(user)
+    opens[1:] |= np.diff(ts) > PAPER_A_GAP_US
     return opens

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from models.core.errors import UserError
-from models.core.rows import POSITIVE, Bools, Ints, Rows, Target, chosen, ragged
+from models.core.rows import POSITIVE, Bools, Ints, Rows, Target, chosen, ragged, run_starts
 from models.data.sequences import Sequences
 
 SPLITS = ("temporal", "last_session", "last_item")
@@ -43,9 +43,11 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    min_item_events: int = 5
-    min_session_events: int = 1
-    min_user_sessions: int = 2
+    """`[filters]` of the source file, which has the defaults."""
+
+    min_item_events: int
+    min_session_events: int
+    min_user_sessions: int
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,7 @@ class Events:
         index, user = ragged(sequences.start, sequences.length)
         start = np.concatenate([[0], np.cumsum(sequences.length)])
         ordinal = sequences.session[index]
-        opens = np.ones(len(index), dtype=bool)
-        opens[1:] = (ordinal[1:] != ordinal[:-1]) | (user[1:] != user[:-1])
+        opens = run_starts(ordinal, user)
         return Events(sequences, index, user, start, opens, np.cumsum(opens) - 1)
 
     @property
@@ -197,9 +198,7 @@ def training_rows(
     keep = np.bincount(session, minlength=1)[session] >= filters.min_session_events
     at, item, session, user = at[keep], item[keep], session[keep], user[keep]
     note(f"sessions with {filters.min_session_events} events or more")
-    opens = np.ones(len(session), dtype=bool)
-    opens[1:] = session[1:] != session[:-1]
-    sessions = np.bincount(user[opens], minlength=1)
+    sessions = np.bincount(user[run_starts(session)], minlength=1)
     keep = sessions[user] >= filters.min_user_sessions
     at, item, session, user = at[keep], item[keep], session[keep], user[keep]
     note(f"users with {filters.min_user_sessions} sessions or more")
@@ -272,12 +271,8 @@ def _evidence(events: Events, at: Ints, index: Ints) -> dict[str, Ints]:
 
 def _dense(session: Ints, user: Ints) -> Ints:
     """Ordinals from 1 within each user, without holes."""
-    opens = np.ones(len(session), dtype=bool)
-    opens[1:] = session[1:] != session[:-1]
-    running = np.cumsum(opens)
-    first = np.ones(len(user), dtype=bool)
-    first[1:] = user[1:] != user[:-1]
-    begin = np.flatnonzero(first)
+    running = np.cumsum(run_starts(session))
+    begin = np.flatnonzero(run_starts(user))
     base = np.repeat(running[begin] - 1, np.diff(np.append(begin, len(user))))
     return np.asarray(running - base, dtype=np.int32)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.core.rows import Floats, Ints
+from models.core.rows import Floats, Ints, run_starts
 
 KINDS = ("ndcg", "hr", "recall", "mrr")
 UNRANKED = np.iinfo(np.int64).max
@@ -48,8 +48,7 @@ def ranks(scores_RV: torch.Tensor, item_start: Ints, item: Ints) -> Ints:
         as_high[part] = block.shape[1] - (block < value[part, None]).sum(1).numpy()
     # Wanted items with a score as high: up to the end of the run of equal scores in the row.
     scores = value.numpy()
-    new_run = np.ones(len(rows), dtype=bool)
-    new_run[1:] = (rows[1:] != rows[:-1]) | (scores[1:] != scores[:-1])
+    new_run = run_starts(rows, scores)
     run_start = np.append(np.flatnonzero(new_run), len(rows))
     run_end = run_start[np.cumsum(new_run)]
     wanted_as_high = run_end - first

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.core.rows import NO_LABEL, Bools, Ints, Rows, Target, ragged
+from models.core.rows import NO_LABEL, Bools, Ints, Rows, Target, ragged, run_starts
 
 NO_FEEDBACK = -1  # of tokens that are no event, or whose event is to be predicted
 SIMILAR, PART = 0.7, 1024  # ours: a part's shortest row to its longest; below so many tokens, any
@@ -60,8 +60,7 @@ class Tokens:
     @property
     def head(self) -> Ints:
         """int64[T]: the place of the first token of each token's event."""
-        first = np.ones(len(self.row), dtype=bool)
-        first[1:] = (self.event[1:] != self.event[:-1]) | (self.row[1:] != self.row[:-1])
+        first = run_starts(self.event, self.row)
         return np.asarray(np.flatnonzero(first)[np.cumsum(first) - 1])
 
     @property
@@ -178,7 +177,7 @@ def label_next(tokens: Tokens, rows: Rows, target: Target) -> Tokens:
     crossing = ~last & rows.opens[following]
     labelled = crossing if target == "next_session" else ~last
     head = tokens.head
-    labelled[:-1] &= head[1:] != head[:-1]
+    labelled[:-1] &= run_starts(head)[1:]
     label = np.where(labelled, rows.own_label(following, target), NO_LABEL)
     return replace(tokens, label=label, crossing=crossing)
 
@@ -203,8 +202,7 @@ def label_cloze(
     if target == "next_item":
         unit_first, unit = np.arange(count), np.arange(count)
     else:  # units are the sessions as far as they are in the row
-        first = np.ones(count, dtype=bool)
-        first[1:] = tokens.opens[1:] | (tokens.row[1:] != tokens.row[:-1])
+        first = tokens.opens | run_starts(tokens.row)
         unit_first, unit = np.flatnonzero(first), np.cumsum(first) - 1
     drawn = rng.random(len(unit_first))
     can_be = tokens.own[unit_first] != NO_LABEL
@@ -336,7 +334,5 @@ def windows(rows: Rows, max_len: int, size: Ints, shift: Ints | None) -> tuple[I
     user = np.repeat(users, length)
     newer = total[rows.start[user + 1]] - total[1:]  # tokens that come after this event
     part = (newer + shift[user]) // max_len
-    first = np.ones(len(user), dtype=bool)
-    first[1:] = (part[1:] != part[:-1]) | (user[1:] != user[:-1])
-    starts = np.flatnonzero(first)
+    starts = np.flatnonzero(run_starts(part, user))
     return starts, np.append(starts[1:], len(user))

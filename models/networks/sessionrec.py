@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.core.config import Config, ModelConfig, TrainConfig
-from models.core.rows import EXPOSED, FEEDBACK, Bools, Ints, Rows, chosen, ragged
+from models.core.rows import EXPOSED, FEEDBACK, Bools, Ints, Rows, chosen, ragged, run_starts
 from models.networks.batch import Batch, Tokens, label_next, pad, take
 from models.networks.encodings import Encoding
 from models.networks.losses import rank_loss, session_cross_entropy
@@ -132,9 +132,7 @@ class SessionRec(Recommender):
         user = np.repeat(users, length)
         newer = rows.session[rows.start[user + 1] - 1] - rows.session
         part = (newer + (0 if shift is None else shift[user])) // self.config.max_len
-        first = np.ones(len(user), dtype=bool)
-        first[1:] = (part[1:] != part[:-1]) | (user[1:] != user[:-1])
-        begin = np.flatnonzero(first)
+        begin = np.flatnonzero(run_starts(part, user))
         end = np.append(begin[1:], len(user))
         newest = part[begin] == 0 if shift is None else np.ones(len(begin), dtype=bool)
         return begin[newest], end[newest]
@@ -208,8 +206,7 @@ class SessionRec(Recommender):
 
 def _first(events: Tokens) -> np.ndarray:
     """bool[T]: is this event the first of a session, as far as it is in the row?"""
-    first = np.ones(len(events.row), dtype=bool)
-    first[1:] = events.opens[1:] | (events.row[1:] != events.row[:-1])
+    first: np.ndarray = events.opens | run_starts(events.row)
     return first
 
 

@@ -24,6 +24,7 @@ from jobs.lake import filesystem
 from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import knobs
+from models.core.rows import run_starts
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
 from models.data.splits import in_words
 from models.experiments import results
@@ -306,9 +307,7 @@ def _borders(sequences: Sequences) -> tuple[NDArray[np.int64], NDArray[np.bool_]
     user = np.zeros(len(order), bool)
     user[before] = True
     session = np.asarray(sequences.session)[order]
-    begins = user.copy()
-    begins[1:] |= session[1:] != session[:-1]
-    return order, begins, user
+    return order, user | run_starts(session), user
 
 
 def statistics(sequences: Sequences) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 
 from expectations.session_rule import SessionRule
-from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE, Bools, Ints, Rows
+from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE, Bools, Ints, Rows, run_starts
 from models.networks.saved_model import Stored
 from models.networks.scoring import best, exclude
 
@@ -239,9 +239,7 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
         native = np.full(num_users, None, dtype=object)
         ids = table["native"].to_numpy(dtype=object)[last[there]]
         native[there] = [None if pd.isna(one) else one for one in ids]
-    first = np.ones(len(session), dtype=bool)
-    first[1:] = (session[1:] != session[:-1]) | (known_owner[1:] != known_owner[:-1])
-    running = np.cumsum(first)
+    running = np.cumsum(run_starts(session, known_owner))
     base = np.concatenate([[0], running])[start[:-1]]
     feedback = table["feedback"].to_numpy()[known]
     shown_start, shown = _shown(stored, table["shown"].to_numpy()[known])

@@ -136,7 +136,9 @@ def favourites(users: int = 40, seed: int = 0) -> dict[str, list[Event]]:
 
 
 def data_of(lake: Path, source: str = "toy", **options: object) -> Data:
-    filters = options.pop("filters", Filters(min_item_events=1, min_user_sessions=1))
+    filters = options.pop(
+        "filters", Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
+    )
     return load_data(lake=str(lake), source=source, filters=filters, **options)  # type: ignore[arg-type]
 
 

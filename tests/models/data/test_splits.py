@@ -69,7 +69,12 @@ def test_nothing_to_learn_from_is_refused_with_the_counts(tmp_path: Path) -> Non
         UserError,
         match=r"0 user\(s\) left.*before the cut: 13 events, 3 items, 7 sessions, 3 users.*items with 99 events or more: 0 events",
     ):
-        data_of(tmp_path, valid_from=100, test_from=100, filters=Filters(min_item_events=99))
+        data_of(
+            tmp_path,
+            valid_from=100,
+            test_from=100,
+            filters=Filters(min_item_events=99, min_session_events=1, min_user_sessions=2),
+        )
     write_gold(tmp_path, "none", {})
     with pytest.raises(UserError, match=r"version 0 holds no event: put a log .*jobs run --source"):
         data_of(tmp_path, "none")
