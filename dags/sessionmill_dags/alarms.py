@@ -13,6 +13,7 @@ from typing import Any
 from airflow.sdk import DeadlineAlert, SyncCallback  # type: ignore[attr-defined]  # (its stub lacks them)
 
 from jobs.airflow_plugin import RunQueued
+from jobs.core.batches import folder_name, of_airflow
 from jobs.core.settings import settings
 from jobs.core.webhook import send
 
@@ -48,7 +49,7 @@ def _said(source: str, run_id: str, since: datetime | None) -> str | None:
         from jobs.core.tables import RUNS
         from jobs.lake.filesystem import rows_of, rust_uri
 
-        batch = run_id.replace("~", "-").replace(":", "_")
+        batch = folder_name(of_airflow(run_id))
         table = DeltaTable(rust_uri(RUNS.path(settings().table_root(), source)))
         rows = rows_of(table).to_table(
             filter=ds.field("batch") == batch, columns=["job", "outcome", "message", "started_ts"]

@@ -31,7 +31,11 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
+<<<<<<< HEAD:dags/sessionmill_dags/dag_factory.py
 import jobs
+=======
+from jobs.core.batches import AIRFLOW_BATCH, folder_name
+>>>>>>> 3ca9bc6 (The name of a run's batch, its folder and its form in Airflow: one module):dags/mill.py
 from jobs.core.errors import SourceError
 from jobs.core.landing_globs import DAY_FIELD, landing_patterns
 from jobs.core.settings import settings
@@ -49,7 +53,7 @@ log = logging.getLogger(__name__)
 REPO = Path(jobs.__file__).resolve().parents[1]
 
 # Ties the steps of one run, and names the candidate's folder and the comparison.
-RUN = "{{ run_id | replace('~', '-') }}"
+RUN = AIRFLOW_BATCH
 # The day of a night is the start of its data interval; `day` is for a run by hand.
 DAY = "{{ params.day or (data_interval_start | ds) }}"
 DAY_PARAM = {
@@ -316,8 +320,8 @@ def _announced(context: Any, asset: Asset) -> dict[str, Any] | None:
 def _read_text(source: str, run: str, result: str) -> str:
     from jobs.lake import filesystem
 
-    batch = run.replace(":", "_")
-    return filesystem.read_text(f"{settings().table_root()}/{source}/_runs/{batch}/{result}")
+    folder = f"{settings().table_root()}/{source}/_runs/{folder_name(run)}"
+    return filesystem.read_text(f"{folder}/{result}")
 
 
 # -- models ------------------------------------------------------------------------------------
