@@ -1,7 +1,17 @@
 """What must hold of `bronze.events`."""
 
+from datetime import MAXYEAR, MINYEAR, datetime, timedelta
+
 from expectations.check import Check
 from expectations.feedback_rule import IS_KNOWN
+
+FIRST_YEAR, LAST_YEAR = MINYEAR, MAXYEAR
+"""The years 1 to 9999: those of Python's datetime, which serving reads times by."""
+FIRST_US, LAST_US = (
+    (end - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+    for end in (datetime.min, datetime.max)
+)
+"""Their first and last microsecond since 1970, UTC."""
 
 
 def checks() -> tuple[Check, ...]:
@@ -17,8 +27,8 @@ def checks() -> tuple[Check, ...]:
         ),
         Check(
             name="time_is_plausible",
-            says="the event has a time, of the years 1 to 9999",
-            holds="coalesce(year(event_ts) BETWEEN 1 AND 9999, false)",
+            says=f"the event has a time, of the years {FIRST_YEAR} to {LAST_YEAR}",
+            holds=f"coalesce(year(event_ts) BETWEEN {FIRST_YEAR} AND {LAST_YEAR}, false)",
         ),
         Check(
             name="date_is_the_utc_date",

@@ -31,11 +31,8 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
-<<<<<<< HEAD:dags/sessionmill_dags/dag_factory.py
 import jobs
-=======
 from jobs.core.batches import AIRFLOW_BATCH, folder_name
->>>>>>> 3ca9bc6 (The name of a run's batch, its folder and its form in Airflow: one module):dags/mill.py
 from jobs.core.errors import SourceError
 from jobs.core.landing_globs import DAY_FIELD, landing_patterns
 from jobs.core.settings import settings

@@ -16,28 +16,49 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.core.arrays import run_starts
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK
 
-# -- events whose ids are hashes of their lines ---------------------------------------------------
+# -- what certificates share ----------------------------------------------------------------------
 
-FIRST_YEAR_US, LAST_YEAR_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+HELD_DDL = "holds boolean, broken array<string>"
+
+
+def held(checks: dict[str, bool]) -> dict[str, Any]:
+    """`holds`, and the names of the checks that are `broken`, as a task answers."""
+    broken = [name for name, holds in checks.items() if not holds]
+    return {"holds": not broken, "broken": broken}
+
+
+def distinct(numbers: np.ndarray) -> bool:
+    """Whether no two of the numbers are equal."""
+    return bool(run_starts(np.sort(numbers)).all())
+
+
+def all_in(texts: Any, names: tuple[str, ...]) -> bool:
+    """Whether every text is one of the names, and none is null."""
+    return pc.all(pc.is_in(texts, pa.array(names)), min_count=0).as_py() is True
+
+
+def continues(size: np.ndarray) -> np.ndarray:
+    """bool[N-1]: of lists of these sizes laid end to end, whether an element and the one before it
+    stand in the same list; from the second element on."""
+    total = int(size.sum())
+    inside = np.ones(total, bool)
+    first = np.cumsum(size) - size
+    inside[first[first < total]] = False
+    return inside[1:]
 
 
 def dates(times: Any) -> Any:
     return one_array(times).cast(CLOCK).cast(pa.timestamp("us")).cast(pa.date32())
 
 
-# -- sequences ------------------------------------------------------------------------------------
-
-
 def apart(held: list[dict[str, Any]]) -> bool:
     """Whether no file begins before another, of those that begin earlier, has ended."""
     ends = sorted((one["first"], one["last"]) for one in held if one["first"] is not None)
     return all(one[1] < other[0] for one, other in itertools.pairwise(ends))
-
-
-# -- recommendations ------------------------------------------------------------------------------
 
 
 # -- sessions, under the gap rule -----------------------------------------------------------------

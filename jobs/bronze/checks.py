@@ -8,43 +8,52 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from expectations.events import FIRST_US, LAST_US
 from expectations.feedback_rule import FEEDBACK
 from jobs.audit.arrow_columns import (
-    FIRST_YEAR_US,
-    LAST_YEAR_US,
+    HELD_DDL,
+    all_in,
     dates,
+    distinct,
+    held,
     micros_array,
     one_array,
     words_of,
 )
 from jobs.lake import filesystem
 
-EVENTS_DDL = "holds boolean, first bigint, last bigint"
+EVENTS_DDL = f"{HELD_DDL}, first bigint, last bigint"
+COLUMNS = ["event_id", "user_id", "item_id", "event_ts", "event_date", "feedback", "value",
+           "exposed_with"]  # fmt: skip
 
 
 def events_hold(path: str) -> list[dict[str, Any]]:
-    """Whether a file of `bronze.events` keeps the checks of rows in `expectations/events.py`, each
-    id once; and its `first` and `last` time (us), for `apart`: equal ids have equal times."""
-    names = ["event_id", "user_id", "item_id", "event_ts", "event_date", "feedback", "value",
-             "exposed_with"]  # fmt: skip
-    rows = filesystem.read_parquet(path, names)
-    if not rows.num_rows:
-        return [{"holds": True, "first": None, "last": None}]
-    if any(rows[name].null_count for name in names[:6]):
-        return [{"holds": False, "first": None, "last": None}]
-    times = micros_array(rows["event_ts"])
-    value = rows["value"].drop_null().to_numpy()
+    """Which checks of rows of `expectations/events.py` a file of `bronze.events` keeps, each id
+    once; and its `first` and `last` time (us), for `apart`: equal ids have equal times."""
+    rows = filesystem.read_parquet(path, COLUMNS)
+    times = micros_array(rows["event_ts"].drop_null())
+    ends = (int(times.min()), int(times.max())) if len(times) else (None, None)
+    return [held(checks_of(rows)) | {"first": ends[0], "last": ends[1]}]
+
+
+def checks_of(rows: pa.Table) -> dict[str, bool]:
+    """Check -> whether it holds, of `COLUMNS`."""
+    times = micros_array(rows["event_ts"].drop_null())
     shown = one_array(rows["exposed_with"]).flatten()
-    hashes = np.sort(words_of(one_array(rows["event_id"])))
-    holds = (
-        bool((hashes[1:] != hashes[:-1]).all())
-        and pc.min(pc.binary_length(rows["event_id"])).as_py() > 0
-        and times.min() >= FIRST_YEAR_US
-        and times.max() <= LAST_YEAR_US
-        and dates(rows["event_ts"]).equals(one_array(rows["event_date"]))
-        and pc.all(pc.is_in(rows["feedback"], pa.array(FEEDBACK))).as_py()
-        and bool(np.isfinite(value).all())
-        and shown.null_count == 0
-        and pc.any(pc.equal(shown, "")).as_py() is not True
-    )
-    return [{"holds": bool(holds), "first": int(times.min()), "last": int(times.max())}]
+    ids = one_array(rows["event_id"].drop_null())
+    whole = {name: not rows[name].null_count for name in rows.column_names}
+    return {
+        "event_id_is_key": whole["event_id"] and distinct(words_of(ids)),
+        "ids_are_there": whole["event_id"]
+        and whole["user_id"]
+        and whole["item_id"]
+        and not pc.any(pc.equal(ids, "")).as_py(),
+        "time_is_plausible": whole["event_ts"]
+        and bool(((times >= FIRST_US) & (times <= LAST_US)).all()),
+        "date_is_the_utc_date": whole["event_ts"]
+        and whole["event_date"]
+        and dates(rows["event_ts"]).equals(one_array(rows["event_date"])),
+        "feedback_is_known": all_in(rows["feedback"], FEEDBACK),
+        "value_is_finite": bool(np.isfinite(rows["value"].drop_null().to_numpy()).all()),
+        "shown_items_have_ids": not shown.null_count and not pc.any(pc.equal(shown, "")).as_py(),
+    }

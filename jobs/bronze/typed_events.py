@@ -11,10 +11,11 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from expectations import feedback_rule
+from expectations.events import FIRST_US, LAST_US
 from jobs.bronze.records import CUT, LONGEST_TEXT
+from jobs.core.lateness import is_late
 from jobs.core.source_file import LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
 
-FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
 COMMON_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})$"
 ISO_ZONE = r"^(\d{4}-\d{2}-\d{2}[T ][\d:.]+) ?(Z|z|[+-]\d{2}(:?\d{2})?)$"
@@ -160,10 +161,7 @@ def typed_events(
     else:
         raw = F.col("raw")
     lines = lines.withColumns({"reason": reason, "event_date": F.to_date("event_ts")})
-    late = (
-        F.lit(False) if oldest is None else F.coalesce(F.col("event_date") < oldest, F.lit(False))
-    )
-    may_be_reject = F.col("reason").isNotNull() | late
+    may_be_reject = F.col("reason").isNotNull() | is_late(F.col("event_date"), oldest)
     lines = lines.withColumns(
         {
             "raw": F.when(may_be_reject, raw),

@@ -9,53 +9,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from expectations.feedback_rule import FEEDBACK
+from jobs.audit.arrow_columns import HELD_DDL, all_in, continues, held
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK
 
-SEQUENCES_DDL = "holds boolean, first string, last string, positions bigint"
+SEQUENCES_DDL = f"{HELD_DDL}, first string, last string, positions bigint"
+ARRAYS = ("item_index", "event_ts", "session_ordinal", "feedback", "exposed_items")
 
 
 def sequences_hold(path: str) -> list[dict[str, Any]]:
-    """Whether a file of `gold.sequences` keeps the suite of `expectations/sequences.py`, each user
-    once and in order of `user_id`; its `first` and `last` user, for `apart`; and its positions."""
+    """Which checks of rows of `expectations/sequences.py` a file of `gold.sequences` keeps, each
+    user once and in order of `user_id`; its `first` and `last` user, for `apart`; and its
+    positions."""
     rows = filesystem.read_parquet(path)
-    users = rows["user_id"].combine_chunks()
-    if not len(users):
-        return [{"holds": True, "first": None, "last": None, "positions": 0}]
+    users = rows["user_id"]
     positions = int(pc.sum(pc.list_value_length(rows["item_index"])).as_py() or 0)
-    ends = {"first": users[0].as_py(), "last": users[-1].as_py(), "positions": positions}
-    risen = pc.all(pc.less(users[:-1], users[1:])).as_py() is not False
-    return [{"holds": users.null_count == 0 and risen and _arrays_hold(rows), **ends}]
+    ends = {"first": None, "last": None}
+    if len(users):
+        ends = {"first": users[0].as_py(), "last": users[-1].as_py()}
+    return [held(checks_of(rows)) | ends | {"positions": positions}]
 
 
-def _arrays_hold(rows: pa.Table) -> bool:
-    lists = {
-        name: rows[name].combine_chunks()
-        for name in ("item_index", "event_ts", "session_ordinal", "feedback", "exposed_items")
-    }
-    if any(one.null_count for one in lists.values()):
-        return False
-    size = pc.list_value_length(lists["item_index"])
-    if not all(pc.list_value_length(one).equals(size) for one in lists.values()):
-        return False
+def checks_of(rows: pa.Table) -> dict[str, bool]:
+    """Check -> whether it holds."""
+    users = rows["user_id"].combine_chunks()
+    lists = {name: rows[name].combine_chunks() for name in ARRAYS}
+    size = {name: pc.fill_null(pc.list_value_length(one), 0) for name, one in lists.items()}
+    count = {name: one.to_numpy(zero_copy_only=False) for name, one in size.items()}
     flat = {name: one.flatten() for name, one in lists.items()}
     shown = flat["exposed_items"]
-    if any(one.null_count for one in flat.values()) or shown.flatten().null_count:
-        return False
-    count = size.to_numpy(zero_copy_only=False)
-    if count.min() < 1:
-        return False
-    first = np.cumsum(count) - count
-    inside = np.ones(int(count.sum()), bool)
-    inside[first] = False
-    times = flat["event_ts"].cast(CLOCK).cast(pa.int64()).to_numpy()
-    ordinal = flat["session_ordinal"].to_numpy()
-    step = np.diff(ordinal)[inside[1:]]
-    return bool(
-        (flat["item_index"].to_numpy() >= 1).all()
-        and (shown.flatten().to_numpy() >= 1).all()
-        and (np.diff(times)[inside[1:]] >= 0).all()
-        and (ordinal[first] == 1).all()
-        and ((step == 0) | (step == 1)).all()
-        and pc.all(pc.is_in(flat["feedback"], pa.array(FEEDBACK))).as_py() is not False
-    )
+    times = flat["event_ts"].cast(CLOCK).cast(pa.int64())
+    ordinal = flat["session_ordinal"].to_numpy(zero_copy_only=False)
+    later = {name: continues(count[name]) for name in ("event_ts", "session_ordinal")}
+    # (Behind a row's last element stands the next row's first, or the end.)
+    first = (np.cumsum(count["session_ordinal"]) - count["session_ordinal"])[
+        count["session_ordinal"] > 0
+    ]
+    clock = times.to_numpy(zero_copy_only=False)
+    step = (ordinal[1:] - ordinal[:-1])[later["session_ordinal"]]
+    return {
+        "user_id_is_key": users.null_count == 0
+        and pc.all(pc.less(users[:-1], users[1:])).as_py() is not False,
+        "arrays_are_parallel": not any(one.null_count for one in lists.values())
+        and all(np.array_equal(one, count["item_index"]) for one in count.values())
+        and bool((count["item_index"] >= 1).all()),
+        "items_are_known": _from_one(flat["item_index"]),
+        "exposed_items_are_known": shown.null_count == 0 and _from_one(shown.flatten()),
+        "oldest_first": times.null_count == 0
+        and bool((clock[:-1] <= clock[1:])[later["event_ts"]].all()),
+        "ordinals_begin_with_one": len(first) == rows.num_rows
+        and bool((ordinal[first] == 1).all()),
+        "ordinals_are_dense": bool(((step == 0) | (step == 1)).all()),
+        "feedback_is_known": all_in(flat["feedback"], FEEDBACK),
+    }
+
+
+def _from_one(index: pa.Array) -> bool:
+    return index.null_count == 0 and bool((index.to_numpy() >= 1).all())

@@ -14,13 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expectations import events as events_suite
+from expectations import recommendations as recommendations_suite
+from expectations import sequences as sequences_suite
+from expectations.check import Check
 from expectations.session_rule import SessionRule
 from jobs.audit import arrow_columns
 from jobs.bronze import checks as bronze_checks
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.tables import EVENTS, SEQUENCES, SESSIONS
+from jobs.core.tables import EVENTS, RECOMMENDATIONS, SEQUENCES, SESSIONS
 from jobs.gold import checks as gold_checks
 from jobs.lake import filesystem
+from jobs.recommend import checks as recommend_checks
 from jobs.silver import checks as silver_checks
 from jobs.silver import cut_arrow
 from jobs.silver.cut_spark import EVENT_FIELDS
@@ -192,15 +197,46 @@ def test_events_hold_or_do_not(tmp_path: Path) -> None:
     schema = arrow_schema(EVENTS.columns)
     other = EVENT | {"event_id": "b" * 32, "value": None, "exposed_with": None}
 
-    def holds(*rows: dict[str, Any]) -> bool:
+    def broken(*rows: dict[str, Any]) -> list[str]:
         filesystem.write_parquet(
             f"{tmp_path}/e.parquet", pa.Table.from_pylist(list(rows), schema=schema)
         )
-        return bool(bronze_checks.events_hold(f"{tmp_path}/e.parquet")[0]["holds"])
+        [found] = bronze_checks.events_hold(f"{tmp_path}/e.parquet")
+        assert found["holds"] == (not found["broken"])
+        return list(found["broken"])
 
-    assert holds(EVENT, other) and holds()
+    assert broken(EVENT, other) == broken() == []
+    named = {}
     for what, change in EVENT_BREAKS.items():
-        assert not holds(EVENT | change, other), what
+        named[what] = broken(EVENT | change, other)
+    assert named == EVENT_NAMED
+    assert set().union(*EVENT_NAMED.values()) == of_rows(events_suite.checks())
+
+
+EVENT_NAMED = {
+    "the same id": ["event_id_is_key"], "no id": ["event_id_is_key", "ids_are_there"],
+    "empty id": ["ids_are_there"], "no user": ["ids_are_there"], "no item": ["ids_are_there"],
+    "no time": ["time_is_plausible", "date_is_the_utc_date"],
+    "year 0": ["time_is_plausible", "date_is_the_utc_date"],
+    "the day after": ["date_is_the_utc_date"], "unknown feedback": ["feedback_is_known"],
+    "not a number": ["value_is_finite"], "endless": ["value_is_finite"],
+    "shown without id": ["shown_items_have_ids"], "shown null": ["shown_items_have_ids"],
+}  # fmt: skip
+
+
+def of_rows(suite: tuple[Check, ...]) -> set[str]:
+    """The checks of rows: those that a certificate speaks of."""
+    return {check.name for check in suite if check.condition or check.unique}
+
+
+def test_certificates_have_the_names_of_their_suites() -> None:
+    for module, table, suite in (
+        (bronze_checks, EVENTS, events_suite.checks()),
+        (gold_checks, SEQUENCES, sequences_suite.checks()),
+        (recommend_checks, RECOMMENDATIONS, recommendations_suite.checks()),
+    ):
+        nothing = arrow_schema(table.columns).empty_table()
+        assert module.checks_of(nothing).keys() == of_rows(suite), table.full_name
 
 
 SEQUENCE = {
@@ -225,16 +261,33 @@ def test_sequences_hold_or_do_not(tmp_path: Path) -> None:
     schema = arrow_schema(SEQUENCES.columns)
     bob = SEQUENCE | {"user_id": "bob"}
 
-    def holds(*rows: dict[str, Any]) -> bool:
+    def broken(*rows: dict[str, Any]) -> list[str]:
         filesystem.write_parquet(
             f"{tmp_path}/q.parquet", pa.Table.from_pylist(list(rows), schema=schema)
         )
-        return bool(gold_checks.sequences_hold(f"{tmp_path}/q.parquet")[0]["holds"])
+        [found] = gold_checks.sequences_hold(f"{tmp_path}/q.parquet")
+        assert found["holds"] == (not found["broken"])
+        return list(found["broken"])
 
-    assert holds(SEQUENCE, bob) and holds()
+    assert broken(SEQUENCE, bob) == broken() == []
+    named = {}
     for what, change in SEQUENCE_BREAKS.items():
-        assert not holds(SEQUENCE | change, bob), what
-    assert not holds(bob, SEQUENCE)  # `apart` relies on the order
+        named[what] = broken(SEQUENCE | change, bob)
+    assert named == SEQUENCE_NAMED
+    assert set().union(*SEQUENCE_NAMED.values()) == of_rows(sequences_suite.checks())
+    assert broken(bob, SEQUENCE) == ["user_id_is_key"]  # `apart` relies on the order
+
+
+SEQUENCE_NAMED = {
+    "an item below 1": ["items_are_known"], "no item": ["items_are_known"],
+    "time runs back": ["oldest_first"], "a hole": ["ordinals_are_dense"],
+    "numbers run back": ["ordinals_are_dense"], "begins with 2": ["ordinals_begin_with_one"],
+    "unknown feedback": ["feedback_is_known"], "a list too short": ["arrays_are_parallel"],
+    "shown below 1": ["exposed_items_are_known"], "shown null": ["exposed_items_are_known"],
+    "no list": ["arrays_are_parallel"], "no user": ["user_id_is_key"],
+    "no position": ["arrays_are_parallel", "ordinals_begin_with_one"],
+    "the same user twice": ["user_id_is_key"],
+}  # fmt: skip
 
 
 def test_files_are_apart_if_no_user_is_in_two() -> None:

@@ -188,6 +188,7 @@ def test_broken_lists_are_refused_and_named(spark: Any, tmp_path: Path) -> None:
         filesystem.write_parquet(path, pa.Table.from_pylist(spoil(good), schema=schema))
         [held] = recommendations_hold(path)
         assert held["holds"] == (name == "nothing"), name
+        assert held["broken"] == ([] if name == "nothing" else [name])
         rows = spark.read.schema(RECOMMENDATIONS.ddl).parquet(path)
         frame = audit_suite.broken(rows, RECOMMENDATIONS.key, checks)
         told = {one.name for one in checks if frame.where(one.name).count()}
