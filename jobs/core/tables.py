@@ -47,6 +47,10 @@ class Table:
         """Folder or URI of this table for a source."""
         return f"{lake.rstrip('/')}/{source}/{self.layer}/{self.name}"
 
+    def app_id(self, source: str, of: Table) -> str:
+        """The `txnAppId` by which a commit says up to which version of `of` it has read."""
+        return f"{source}/{self.full_name}<-{of.full_name}"
+
 
 EVENTS = Table(
     layer="bronze", name="events", key=("event_id",), order=("event_ts",), feed=True,

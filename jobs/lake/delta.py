@@ -73,7 +73,7 @@ class Lake:
         return None if found is None else found.transaction_version(self.app_id(target, of))
 
     def app_id(self, target: Table, of: Table) -> str:
-        return f"{self.source}/{target.full_name}<-{of.full_name}"
+        return target.app_id(self.source, of)
 
     def guard(self, table: Table) -> str:
         """The `txnAppId` by which writers of a table without an input table exclude each other."""

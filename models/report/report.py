@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.core.settings import settings
+from jobs.core.tables import SEQUENCES
 from jobs.lake import filesystem
 from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
@@ -66,11 +67,9 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
     outcome = _artifact(client, run_id, "compare.json")
     make = f"python -m jobs run --source {source.name}"
     sequences = open_sequences(
-        f"{lake}/{source.name}/gold/sequences",
-        outcome["table_version"],
-        cache_folder(lake, source.name),
-        make,
-    )
+        SEQUENCES.path(lake, source.name), outcome["table_version"],
+        cache_folder(lake, source.name), make,
+    )  # fmt: skip
     page = _page(
         source=source.name,
         outcome=outcome,

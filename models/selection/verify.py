@@ -167,9 +167,7 @@ def _raw(source: Source, lake: str, events: Events, users: Ints, folder: Path) -
 
     make = f"python -m jobs run --source {source.name}"
     gold, silver = (rust_uri(one.path(lake, source.name)) for one in (SEQUENCES, SESSIONS))
-    named = (
-        f"{source.name}/{SEQUENCES.full_name}<-{SESSIONS.full_name}"  # as jobs.delta.Lake.app_id
-    )
+    named = SEQUENCES.app_id(source.name, SESSIONS)
     consumed = DeltaTable(gold, version=events.sequences.version).transaction_version(named)
     items = read_items(rust_uri(ITEMS.path(lake, source.name)), make)
     return raw_events(silver, consumed, events.sequences, users, items, folder, make)

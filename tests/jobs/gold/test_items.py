@@ -1,0 +1,69 @@
+"""Counting and numbering items: Spark and Arrow say the same of generated nights."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from pyspark.sql import functions as F
+
+from jobs.core.arrow_types import arrow_schema
+from jobs.core.tables import EVENTS, ITEMS
+from jobs.gold import items
+
+T = datetime(2024, 5, 1, tzinfo=UTC)
+CAME = arrow_schema({n: EVENTS.columns[n] for n in ("item_id", "event_ts", "exposed_with")})
+Rows = list[dict[str, Any]]
+
+
+def known(drawn: random.Random) -> pa.Table:
+    """`gold.items` before the night: some only shown, some of the same time, one without a time
+    (its events are gone)."""
+    rows = [
+        {"item_id": f"i{number}", "item_index": place + 1, "event_count": drawn.choice([0, 1, 7]),
+         "first_seen_ts": T + timedelta(hours=drawn.randrange(5))}
+        for place, number in enumerate(drawn.sample(range(30), 15))
+    ]  # fmt: skip
+    rows[3]["first_seen_ts"] = None
+    return pa.Table.from_pylist(rows, schema=arrow_schema(ITEMS.columns))
+
+
+def night(drawn: random.Random) -> pa.Table:
+    """Events of known items and new ones, from before and after what is known; many of one time."""
+
+    def some() -> list[str] | None:
+        return drawn.choice([None, [], [f"i{drawn.randrange(40)}" for _ in range(3)]])
+
+    rows = [
+        {"item_id": f"i{drawn.randrange(35)}", "exposed_with": some(),
+         "event_ts": T + timedelta(hours=drawn.randrange(-3, 9))}
+        for _ in range(drawn.choice([1, 20, 60]))
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=CAME)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_items_are_counted_and_numbered_alike(spark: Any, seed: int) -> None:
+    drawn = random.Random(seed)
+    before, came = known(drawn), night(drawn)
+    seen = items.summarised(items.sightings(spark.createDataFrame(came)))
+    by_spark = items.updated(
+        spark.createDataFrame(before), seen.withColumn("whole", F.lit(False)),
+        pc.max(before["item_index"]).as_py(),
+    )  # fmt: skip
+    by_arrow = items.grown(before, came)
+    assert by_arrow.num_rows and by_arrow["item_index"].null_count == 0
+
+    def listed(table: pa.Table) -> Rows:
+        rows: Rows = table.cast(arrow_schema(ITEMS.columns)).sort_by("item_id").to_pylist()
+        return rows
+
+    assert listed(by_spark.toArrow()) == listed(by_arrow)
+    new = by_arrow.filter(pc.greater(by_arrow["item_index"], 15)).sort_by("item_index")
+    order = list(zip(new["first_seen_ts"].to_pylist(), new["item_id"].to_pylist(), strict=True))
+    assert order == sorted(order)
+    assert new["item_index"].to_pylist() == list(range(16, 16 + len(order)))
