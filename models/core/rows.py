@@ -13,14 +13,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from expectations import feedback_rule
+
 Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Target = Literal["next_item", "next_session"]
 NO_LABEL = -1
-FEEDBACK = ("positive", "negative", "exposed", "neutral")
+FEEDBACK = feedback_rule.FEEDBACK
 POSITIVE, NEGATIVE, EXPOSED, NEUTRAL = range(len(FEEDBACK))
-"""Feedback's codes are the places of the names, as in `expectations.feedback_rule`."""
+"""Feedback's codes are the places of the names."""
 
 
 def run_starts(*columns: NDArray[Any]) -> Bools:

@@ -22,8 +22,6 @@ One row an event in, one row a user out, in order of first appearance. Decisions
 
 from __future__ import annotations
 
-import operator
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -33,19 +31,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from expectations import feedback_rule
 from expectations.session_rule import SessionRule
-from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE, Bools, Ints, Rows, run_starts
+from models.core.rows import POSITIVE, Bools, Ints, Rows, run_starts
 from models.networks.saved_model import Stored
 from models.networks.scoring import best, exclude
 
 CHUNK_SCORES = 16_000_000
-COMPARE = {
-    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
-    "==": operator.eq, "!=": operator.ne,
-}  # fmt: skip
 TEXTS = ("user_id", "item_id", "source_session_id", "event_id", "event_type")
-# As jobs.sources has it (a serving machine has no jobs).
-CONDITION = re.compile(r"^\s*value\s*(>=|<=|>|<|==|!=)\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*$")
 NATIVE = "source_session_id"  # the session rule, and the column that it reads
 
 
@@ -334,29 +327,23 @@ def _request(
 
 
 def _feedback(rules: dict[str, Any], frame: pd.DataFrame) -> Ints:
-    """int8[E], as `jobs.bronze.typed_events.feedback_of`: tried negative, positive, exposed, else neutral;
-    without a `positive` rule, or a column that it reads, the rest is positive."""
-    values: list[NDArray[np.float64]] = []  # typed once, where some rule reads them
-
-    def any_of(entries: list[str] | None) -> Bools:
-        found = np.zeros(len(frame), dtype=bool)
-        for entry in entries or []:
-            match = CONDITION.match(entry)
-            if match and "value" in frame.columns:
-                values[:] = values or [_values(frame["value"])]
-                found |= COMPARE[match[1]](values[0], float(match[2])) & ~np.isnan(values[0])
-            elif not match and "event_type" in frame.columns:
-                same = frame["event_type"].astype("string") == entry
-                found |= same.fillna(False).to_numpy(bool)
-        return found
-
+    """int8[E], as ingestion judges; without a column that the `positive` rule reads, what no entry
+    holds of is positive."""
     positive = rules.get("positive")
-    reads = {"value" if CONDITION.match(entry) else "event_type" for entry in positive or []}
-    unsaid = positive is None or bool(reads and reads.isdisjoint(frame.columns))
-    became = np.where(any_of(rules.get("exposed")), EXPOSED, POSITIVE if unsaid else NEUTRAL)
-    became[any_of(positive)] = POSITIVE
-    became[any_of(rules.get("negative"))] = NEGATIVE
-    return became.astype(np.int8)
+    reads = {
+        "value" if feedback_rule.CONDITION.match(entry) else "event_type"
+        for entry in positive or []
+    }
+    if reads and reads.isdisjoint(frame.columns):
+        rules = {**rules, "positive": None}
+    entries = feedback_rule.entries(rules)
+    event_type = value = None
+    if "event_type" in frame.columns:
+        told = frame["event_type"].astype(object)
+        event_type = told.where(told.notna(), None).to_numpy()
+    if "value" in frame.columns and any(map(feedback_rule.CONDITION.match, entries)):
+        value = _values(frame["value"])
+    return feedback_rule.codes(rules, event_type, value, len(frame))
 
 
 def _values(column: pd.Series) -> NDArray[np.float64]:
