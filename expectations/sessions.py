@@ -1,44 +1,16 @@
-"""What must hold of `silver.sessions`: the session rule itself, restated from the table's side."""
+"""What must hold of `silver.sessions`: the session rule, asked from the table's side."""
 
 from __future__ import annotations
 
 from expectations.check import Check
-
-# a comes before b in the total order; nulls last
-ORDER = {
-    "gap": "struct({x}.event_ts, {x}.tie_break IS NULL, {x}.tie_break, {x}.event_id)",
-    "source_session_id": "struct({x}.event_ts, {x}.source_session_id IS NULL, "
-                         "{x}.source_session_id, {x}.tie_break IS NULL, {x}.tie_break, "
-                         "{x}.event_id)",
-}  # fmt: skip
+from expectations.session_rule import SessionRule
 
 
-def order_key(rule: str, row: str) -> str:
-    """The total order of a user's events, as a struct that compares by it."""
-    return ORDER[rule].format(x=row)
-
-
-def belong(rule: str, gap_us: int, a: str, b: str) -> str:
-    """Do two neighbours in the order belong to one session?"""
-    near = f"unix_micros({b}.event_ts) - unix_micros({a}.event_ts) <= {gap_us}"
-    if rule == "gap":
-        return near
-    return (
-        f"(CASE WHEN {a}.source_session_id IS NULL AND {b}.source_session_id IS NULL THEN {near} "
-        f"ELSE coalesce({a}.source_session_id = {b}.source_session_id, false) END)"
-    )
-
-
-def checks(
-    rule: str, gap_us: int, max_session_us: int, max_session_events: int
-) -> tuple[Check, ...]:
+def checks(rule: SessionRule) -> tuple[Check, ...]:
     """The suite for one session rule (`[sessions]` of the source file)."""
-    span = "unix_micros(end_ts) - unix_micros(start_ts)"
-    flag = (
-        f"CASE WHEN {span} > {max_session_us} THEN 'hours' "
-        f"WHEN event_count > {max_session_events} THEN 'events' END"
-    )
-    before = order_key(rule, "{a}") + " < " + order_key(rule, "{b}")
+    order_key, belong = rule.sql.order_key, rule.sql.belong
+    flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
+    before = order_key("{a}") + " < " + order_key("{b}")
     return (
         Check(
             name="session_id_is_key", says="a session stands in the table once",
@@ -52,7 +24,7 @@ def checks(
         Check(
             name="no_boundary_inside",
             says="inside a session, every two neighbours belong together by the session rule",
-            array="events", pair=belong(rule, gap_us, "{a}", "{b}"),
+            array="events", pair=belong("{a}", "{b}"),
         ),
         Check(
             name="neighbours_are_apart",
@@ -60,14 +32,14 @@ def checks(
                  "together by the session rule",
             across=True,
             holds="previous_last IS NULL OR NOT "
-                  + belong(rule, gap_us, "previous_last", "get(events, 0)"),
+                  + belong("previous_last", "get(events, 0)"),
         ),
         Check(
             name="neighbours_in_order",
             says="a user's sessions do not overlap in the total order",
             across=True,
             holds="previous_last IS NULL OR "
-                  + order_key(rule, "previous_last") + " < " + order_key(rule, "get(events, 0)"),
+                  + order_key("previous_last") + " < " + order_key("get(events, 0)"),
         ),
         Check(
             name="bounds_are_the_events",

@@ -15,21 +15,19 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from expectations.check import Check
-from expectations.sessions import order_key
-from jobs.core.source_file import SessionsPart
+from expectations.session_rule import SessionRule
 
-ENDS = ("event_ts", "source_session_id", "tie_break", "event_id")  # of events, in the order's terms
 PRIME = 16_777_213  # sums of hashes below it fit 64 bits for 2^39 rows
 
 
-def all_hold(rows: DataFrame, checks: Iterable[Check], rule: SessionsPart | None = None) -> bool:
+def all_hold(rows: DataFrame, checks: Iterable[Check], rule: SessionRule | None = None) -> bool:
     """Whether every row check holds; `rule` is the session rule where rows are sessions."""
     checks = [check for check in checks if check.condition]
     alone = [check for check in checks if not check.across]
     across = [check for check in checks if check.across]
     bounded = any(check.name == "bounds_are_the_events" for check in alone)
     if across and rule is not None and not (bounded and times_are_apart(rows, rule)):
-        ends = with_previous(ends_only(rows), rule.rule)
+        ends = with_previous(ends_only(rows, rule), rule)
         if not _none(ends.agg(*(F.count_if(_broken(c.condition)) for c in across))):
             return False
     arrays = [check for check in alone if check.of_array]
@@ -52,18 +50,20 @@ def all_hold(rows: DataFrame, checks: Iterable[Check], rule: SessionsPart | None
     )
 
 
-def times_are_apart(sessions: DataFrame, rule: SessionsPart) -> bool:
+def times_are_apart(sessions: DataFrame, rule: SessionRule) -> bool:
     """Whether a user's sessions are further apart than the gap by their `start_ts` and `end_ts`.
 
     If they are, and if these are the times of their first and last events, then neighbours are
     apart under the gap rule, and in order: no event needs to be looked at.
     """
-    if rule.rule != "gap":
+    if rule.native:
         return False
     by_user = Window.partitionBy("user_id").orderBy("start_ts", "end_ts")
-    start, end = F.unix_micros("start_ts"), F.unix_micros("end_ts")
-    silence = sessions.select((start - F.lag(end).over(by_user)).alias("silence"))
-    return _none(silence.agg(F.count_if(F.col("silence") <= rule.gap_us)))
+    last, first = F.lag("end_ts").over(by_user), F.col("start_ts")
+    ends = sessions.select(
+        F.struct(last.alias("event_ts")).alias("last"), F.struct(first.alias("event_ts")).alias("first")
+    )  # fmt: skip
+    return _none(ends.agg(F.count_if(F.expr(rule.sql.belong("last", "first")))))
 
 
 def _broken(condition: str) -> Column:
@@ -76,20 +76,21 @@ def _none(counts: DataFrame) -> bool:
     return not any(found)
 
 
-def ends_only(sessions: DataFrame) -> DataFrame:
+def ends_only(sessions: DataFrame, rule: SessionRule) -> DataFrame:
     """Sessions with the first and the last of their events, and of those what orders them."""
 
     def end(event: Column) -> Column:
-        return F.struct(*(event.getField(name).alias(name) for name in ENDS))
+        return F.struct(*(event.getField(name).alias(name) for name in names))
 
+    names = rule.sql.order_columns
     # (Structs of fields of `get(events, 0)` are Java that does not compile.)
     ends = (end(F.try_element_at("events", F.lit(place))) for place in (1, -1))
     return sessions.select("user_id", F.array(*ends).alias("events"))
 
 
-def with_previous(sessions: DataFrame, rule: str) -> DataFrame:
+def with_previous(sessions: DataFrame, rule: SessionRule) -> DataFrame:
     """Add `previous_last`: the last event of the user's session before this one."""
-    key = F.expr(order_key(rule, "get(events, 0)"))
+    key = F.expr(rule.sql.order_key("get(events, 0)"))
     by_user = Window.partitionBy("user_id").orderBy(key)
     return sessions.withColumn(
         "previous_last", F.lag(F.try_element_at("events", F.lit(-1))).over(by_user)

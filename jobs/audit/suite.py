@@ -49,10 +49,7 @@ def suite(context: Context, table: Table) -> tuple[Check, ...]:
     if table is RECOMMENDATIONS:
         return recommendations_suite.checks()
     if table is SESSIONS:
-        rule = context.source.sessions
-        return sessions_suite.checks(
-            rule.rule, rule.gap_us, rule.max_session_us, rule.max_session_events
-        )
+        return sessions_suite.checks(context.source.sessions.session_rule)
     raise KeyError(f"{table.full_name} has no suite")
 
 
@@ -103,14 +100,14 @@ def audit_candidate(
     checks = suite(context, table)
     missing = _expected(table, checks, facts, not_evaluated or {})
     of_rows = [check for check in checks if check.condition or check.unique]
-    rule = context.source.sessions if table is SESSIONS else None
+    rule = context.source.sessions.session_rule if table is SESSIONS else None
     try:
         if context.many:
             of_rows = [one for one in of_rows if one.condition or doubled(rows, one.unique)]
             if spark_checks.all_hold(rows, of_rows, rule):
                 of_rows = [one for one in of_rows if one.unique]
         if rule is not None and any(one.across for one in of_rows):
-            rows = spark_checks.with_previous(rows, rule.rule)
+            rows = spark_checks.with_previous(rows, rule)
         frame = broken(rows, table.key, of_rows)
         found = frame.agg(
             F.count("*").alias("rows"), *(F.count_if(one.name).alias(one.name) for one in of_rows)

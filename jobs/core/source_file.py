@@ -13,7 +13,7 @@ import re
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from zoneinfo import available_timezones
 
 from pydantic import (
@@ -28,6 +28,9 @@ from pydantic import (
 
 from jobs.core.errors import SourceError
 from jobs.core.settings import settings
+
+if TYPE_CHECKING:
+    from expectations.session_rule import SessionRule
 
 COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
@@ -180,6 +183,15 @@ class SessionsPart(Part):
     @property
     def max_session_us(self) -> int:
         return round(self.max_session_hours * 3_600_000_000)
+
+    @property
+    def session_rule(self) -> SessionRule:
+        from expectations.session_rule import SessionRule  # (needs NumPy; DAG files do not)
+
+        return SessionRule(
+            native=self.rule != "gap", gap_us=self.gap_us, max_session_us=self.max_session_us,
+            max_session_events=self.max_session_events,
+        )  # fmt: skip
 
     def rule_text(self) -> str:
         """The rule as stored with `silver.sessions`: a table made by another one is not touched."""

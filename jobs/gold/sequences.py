@@ -104,7 +104,7 @@ def fill(
     since_file = None if since is None else candidate.path(SINCE)
     gather = Gather(
         edges=edges, items=tuple(one.path for one in lake.files_of(ITEMS, manifest["items"])),
-        folder=candidate.path("gathered"), ties=context.source.sessions.rule != "gap",
+        folder=candidate.path("gathered"), rule=context.source.sessions.session_rule,
         since=since_file,
     )  # fmt: skip
     earliest = None if since is None else pc.min(since["since_us"]).as_py()
@@ -113,6 +113,7 @@ def fill(
     gathered = run(spark, gather, groups, GATHERED_DDL, "array<string>")
     weave = Weave(
         edges=edges, gathered=tuple(one["path"] for one in gathered), folder=folder,
+        rule=context.source.sessions.session_rule,
         stored=() if since is None else tuple(one.path for one in stored), since=since_file,
         changed_only=not manifest["all"],
     )  # fmt: skip

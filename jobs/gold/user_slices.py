@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import FEEDBACK, SEQUENCES
 from jobs.lake import filesystem
@@ -31,8 +32,6 @@ from jobs.lake.time_slices import CLOCK, SLICE_EVENTS, size_of
 EVER = np.iinfo(np.int64).max
 SAMPLED_FILES = 16  # ours: from so many files of sessions the slices' edges are taken
 OF_EVENTS = ("event_ts", "item_id", "feedback", "exposed_with")
-TIES = ("source_session_id", "tie_break", "event_id")
-"""What orders sessions of a user that start at the same time: only native ids make such."""
 GROUP_POSITIONS = 200_000  # ours: a row group's, so that a slice reads little more than its own
 
 Edges = list[str]
@@ -78,7 +77,7 @@ def edges_of_users(paths: list[str], count: int) -> Edges:
 # -- the first round ------------------------------------------------------------------------------
 
 
-def read_sessions(path: str, since_us: int | None, ties: bool) -> pa.Table:
+def read_sessions(path: str, since_us: int | None, ties: tuple[str, ...]) -> pa.Table:
     """The sessions of a file that are not runaway, without those of row groups that start before
     `since_us`; of their events, what `gold.sequences` needs."""
     with filesystem.open_seekable(path) as stream:
@@ -87,7 +86,7 @@ def read_sessions(path: str, since_us: int | None, ties: bool) -> pa.Table:
         columns, starts = ["user_id", "start_ts", "runaway"], 0
         for at in range(meta.num_columns):
             place = meta.schema.column(at).path.split(".")
-            if place[0] == "events" and place[3] in (OF_EVENTS + TIES if ties else OF_EVENTS):
+            if place[0] == "events" and place[3] in OF_EVENTS + ties:
                 columns.append(".".join(place))
             if place == ["start_ts"]:
                 starts = at
@@ -115,7 +114,7 @@ def item_indices(ids: pa.Array, items: pa.Table) -> pa.Array:
     return known.take(coded.indices)
 
 
-def strands(sessions: pa.Table, items: pa.Table) -> pa.Table:
+def strands(sessions: pa.Table, items: pa.Table, ties: tuple[str, ...]) -> pa.Table:
     """One row a session: who and when, what orders it, and its positions as parallel lists."""
     lists = sessions["events"].combine_chunks()
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
@@ -128,12 +127,11 @@ def strands(sessions: pa.Table, items: pa.Table) -> pa.Table:
     shown_offsets = pa.array(np.concatenate([[0], np.cumsum(shown_count)]).astype(np.int32))
     exposed = pa.ListArray.from_arrays(shown_offsets, item_indices(shown.flatten(), items))
     feedback = pc.index_in(events.field("feedback"), value_set=pa.array(FEEDBACK)).cast(pa.int8())
-    told = {field.name for field in events.type}
-    first = events.take(offsets[:-1]) if told.issuperset(TIES) else None
+    first = events.take(offsets[:-1]) if ties else None
     made = {
         "user_id": sessions["user_id"].combine_chunks(),
         "start_us": sessions["start_ts"].combine_chunks().cast(CLOCK).cast(pa.int64()),
-        **({} if first is None else {name: first.field(name) for name in TIES}),
+        **({} if first is None else {name: first.field(name) for name in ties}),
         "item_index": pa.ListArray.from_arrays(
             offsets, item_indices(events.field("item_id"), items)
         ),
@@ -154,8 +152,7 @@ class Gather:
     items: tuple[str, ...]
     """Data files of `gold.items`."""
     folder: str
-    ties: bool
-    """Whether sessions of a user may start at the same time."""
+    rule: SessionRule
     since: str | None = None
     """A Parquet file of `user_id`, `since_us`: only these users' sessions that start then or
     later are wanted; None: all are."""
@@ -165,8 +162,10 @@ class Gather:
         since = None if self.since is None else filesystem.read_parquet(self.since)
         earliest = None if since is None else pc.min(since["since_us"]).as_py()
         made = []
+        # Only native ids make sessions of a user that start at the same time.
+        ties = self.rule.ties if self.rule.native else ()
         for path in paths:
-            sessions = read_sessions(path, earliest, self.ties)
+            sessions = read_sessions(path, earliest, ties)
             users = pc.dictionary_encode(sessions["user_id"].combine_chunks())
             codes = users.indices.to_numpy(zero_copy_only=False)
             if since is not None:
@@ -182,7 +181,7 @@ class Gather:
             order = np.argsort(number, kind="stable")
             sessions = sessions.take(pa.array(order)).combine_chunks()
             if sessions.num_rows:
-                made.append((strands(sessions, items), number[order]))
+                made.append((strands(sessions, items, ties), number[order]))
         if not made:
             return []
         out = f"{self.folder}/{uuid.uuid4().hex}.arrow"
@@ -229,18 +228,18 @@ class Positions:
     """item_index, event_ts (us), session_ordinal, feedback (code), exposed_items: one a position."""
 
 
-def in_order(sessions: pa.Table) -> Positions:
+def in_order(sessions: pa.Table, rule: SessionRule) -> Positions:
     """Sessions as `strands` has them, put in order and numbered from 1."""
     users = pc.dictionary_encode(sessions["user_id"].combine_chunks())
     rank = np.empty(len(users.dictionary), np.int64)
     rank[pc.sort_indices(users.dictionary).to_numpy()] = np.arange(len(rank))
     codes = rank[users.indices.to_numpy(zero_copy_only=False)]
     start = sessions["start_us"].to_numpy()
-    order = np.lexsort((start, codes))
-    if ((np.diff(codes[order]) == 0) & (np.diff(start[order]) == 0)).any():
-        keys = pa.table({"user": codes, "start": start} | {n: sessions[n] for n in TIES})
-        names = [(name, "ascending", "at_end") for name in keys.column_names]
-        order = pc.sort_indices(keys, sort_keys=names).to_numpy()
+
+    def ties(places: np.ndarray) -> dict[str, Any]:
+        return {name: sessions[name].take(pa.array(places)) for name in rule.ties}
+
+    order = rule.arrays.order(codes, start, ties)
     sessions, codes = sessions.take(pa.array(order)).combine_chunks(), codes[order]
     first = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
     number = np.diff(np.append(first, len(codes)))
@@ -350,6 +349,7 @@ class Weave:
     edges: Edges
     gathered: tuple[str, ...]
     folder: str
+    rule: SessionRule
     stored: tuple[str, ...] = ()
     """Data files of the rows that are continued."""
     since: str | None = None
@@ -361,7 +361,9 @@ class Weave:
         low = self.edges[number - 1] if number else None
         high = self.edges[number] if number < len(self.edges) else None
         sessions = self._sessions(number)
-        tails = in_order(sessions) if sessions is not None and sessions.num_rows else None
+        tails = (
+            in_order(sessions, self.rule) if sessions is not None and sessions.num_rows else None
+        )
         gone: list[str] = []
         if self.since is None:
             woven = tails

@@ -231,7 +231,7 @@ def profile(lake: Lake, version: int, days: set[date]) -> dict[date, Profile]:
             or file.first_us("start_ts") >= (high + 1) * DAY_US
         ):
             continue
-        rows = read_sessions(file.path, low * DAY_US, ties=False)
+        rows = read_sessions(file.path, low * DAY_US, ties=())
         on = rows["start_ts"].cast(pa.timestamp("us")).cast(pa.date32())
         inside = pc.is_in(on, wanted)
         rows, on = rows.filter(inside).combine_chunks(), on.filter(inside).combine_chunks()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from expectations.session_rule import SessionRule
 from jobs.audit.arrow_columns import dates, fingerprint, micros_array, one_array, words_of
 from jobs.lake import filesystem
 from jobs.silver.cut_nightly import near
@@ -31,9 +32,7 @@ class SessionsHold:
     first and last time (us), for `sessions_apart`.
     """
 
-    gap_us: int
-    max_session_us: int
-    max_session_events: int
+    rule: SessionRule
     folder: str
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
@@ -70,33 +69,24 @@ class SessionsHold:
             return False
         times = micros_array(flat.field("event_ts"))
         first = np.cumsum(count) - count
-        runaway = np.full(len(count), "", object)
-        runaway[count > self.max_session_events] = "events"
-        runaway[end - start > self.max_session_us] = "hours"
+        flags = one_array(rows["runaway"]).to_numpy(zero_copy_only=False)
+        rule = self.rule.arrays
         inside = np.ones(len(times), bool)
         inside[first] = False
-        step = np.diff(times)[inside[1:]]
+        before, after = times[:-1][inside[1:]], times[1:][inside[1:]]
         if not (
             np.array_equal(times[first], start)
             and np.array_equal(times[first + count - 1], end)
             and dates(rows["start_ts"]).equals(one_array(rows["start_date"]))
-            and pc.fill_null(one_array(rows["runaway"]), "").equals(pa.array(runaway, pa.string()))
-            and ((step >= 0) & (step <= self.gap_us)).all()
+            and rule.flagged(flags, end - start, count).all()
+            and ((before <= after) & rule.near(before, before, after, after)).all()
         ):
             return False
         tied = np.flatnonzero(inside[1:] & (np.diff(times) == 0))
-        return _ties_in_order(flat, tied) if len(tied) else True
-
-
-def _ties_in_order(events: Any, at: np.ndarray) -> bool:
-    """Whether the events after `at`, of equal time, come after those at it: (tie_break, event_id),
-    nulls last."""
-    here, after = pa.array(at), pa.array(at + 1)
-    one, other = (events.field("tie_break").take(place) for place in (here, after))
-    by_id = pc.less(*(events.field("event_id").take(place) for place in (here, after)))
-    rises = pc.if_else(pc.equal(one, other), by_id, pc.less(one, other))  # null where one is null
-    without = pc.if_else(pc.is_null(one), pc.and_(pc.is_null(other), by_id), True)
-    return bool(pc.all(pc.coalesce(rises, without)).as_py())
+        ties = (
+            {n: flat.field(n).take(pa.array(at)) for n in self.rule.ties} for at in (tied, tied + 1)
+        )
+        return bool(rule.rise(*ties).all())
 
 
 def read_sessions(path: str) -> pa.Table:
@@ -122,13 +112,13 @@ class Around:
     """A Parquet file, as `increments.keys_of` makes it: what the candidate touches."""
     ids: str
     """A Parquet file: `session_id` of the candidate's rows, retired ones too."""
-    gap_us: int
+    rule: SessionRule
     folder: str
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
         rows = filesystem.read_parquet(path, ["session_id", "user_id", "start_ts", "end_ts"])
         keys = filesystem.read_parquet(self.keys)
-        rows = rows.filter(pa.array(near(rows, keys, self.gap_us)))
+        rows = rows.filter(pa.array(near(rows, keys, self.rule)))
         rows = rows.filter(
             pc.invert(pc.is_in(rows["session_id"], filesystem.read_parquet(self.ids)["session_id"]))
         ).combine_chunks()
@@ -143,7 +133,7 @@ class Around:
         return [{"bounds": bounds}]
 
 
-def sessions_apart(bounds: list[str], gap_us: int) -> bool:
+def sessions_apart(bounds: list[str], rule: SessionRule) -> bool:
     """Whether sessions, by their bounds, are further apart than the gap, and their ids differ:
     surely not if this says so, and by the chance of a 64-bit hash if not."""
     if not bounds:
@@ -153,5 +143,5 @@ def sessions_apart(bounds: list[str], gap_us: int) -> bool:
     ids = np.sort(ids)
     order = np.lexsort((start, user))
     user, start, end = user[order], start[order], end[order]
-    silent = start[1:] - end[:-1] > gap_us
+    silent = ~rule.arrays.near(start[:-1], end[:-1], start[1:], end[1:])
     return bool((ids[1:] != ids[:-1]).all() and (silent | (user[1:] != user[:-1])).all())

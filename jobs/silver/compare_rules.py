@@ -11,6 +11,7 @@ from typing import Any
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from expectations.session_rule import SessionRule
 from jobs.core.errors import SettingsError
 from jobs.core.tables import EVENTS
 from jobs.lake.context import Context
@@ -57,31 +58,27 @@ def compare_rules(context: Context) -> dict[str, Any]:
 
 def counts(events: DataFrame, gaps_us: list[int]) -> dict[str, Any]:
     """Count the boundaries of both rules in one pass over the events."""
-    by_user = Window.partitionBy("user_id").orderBy(
-        F.asc_nulls_last("event_ts"), F.asc_nulls_last("tie_break"), F.asc_nulls_last("event_id")
-    )
-    native = F.col("source_session_id")
+    gap_rules = [SessionRule(native=False, gap_us=gap_us) for gap_us in gaps_us]
+    native_rule = SessionRule(native=True, gap_us=gaps_us[0])
+    # One order for all rules, or they would speak of other pairs.
+    order = [F.asc_nulls_last(name) for name in gap_rules[0].sql.order_columns]
+    by_user = Window.partitionBy("user_id").orderBy(*order)
+    native, here = F.col("source_session_id"), F.struct("event_ts", "source_session_id")
     paired = events.select(
-        "user_id", native,
-        F.lag(F.struct("event_ts", "source_session_id")).over(by_user).alias("_before"),
-        F.unix_micros("event_ts").alias("_us"),
+        "user_id", native, here.alias("_here"), F.lag(here).over(by_user).alias("_before"),
         # An id that was seen before, though not in the event before, comes back.
         F.lag("event_id").over(
-            Window.partitionBy("user_id", "source_session_id").orderBy(
-                F.asc_nulls_last("event_ts"), F.asc_nulls_last("tie_break"),
-                F.asc_nulls_last("event_id"),
-            )
+            Window.partitionBy("user_id", "source_session_id").orderBy(*order)
         ).isNotNull().alias("_seen"),
     )  # fmt: skip
     before = F.col("_before.source_session_id")
     is_pair = F.col("_before").isNotNull()
     asked = is_pair & (native.isNotNull() | before.isNotNull())
-    together = F.coalesce(native == before, F.lit(False))
-    silence = F.col("_us") - F.unix_micros("_before.event_ts")
+    together = F.expr(native_rule.sql.belong("_before", "_here"))  # (of pairs that are asked)
     sums = [
         F.count_if(asked & (cut_native == native_says) & (cut_gap == gap_says))
-        for gap in gaps_us
-        for cut_native, cut_gap in [(~together, silence > gap)]
+        for gap_rule in gap_rules
+        for cut_native, cut_gap in [(~together, ~F.expr(gap_rule.sql.belong("_before", "_here")))]
         for native_says in (True, False)
         for gap_says in (True, False)
     ]

@@ -1,23 +1,20 @@
-"""Sessions cut under the gap rule, in Arrow: one slice of time, or the events around a change."""
+"""Sessions cut in Arrow: one slice of time (the gap rule), or all that some users' sessions need."""
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
-
-if TYPE_CHECKING:
-    pass
 from jobs.lake.time_slices import CLOCK, read
 
 SPARE = "spare"  # the events put aside, one file a slice
@@ -27,9 +24,7 @@ SPARE = "spare"  # the events put aside, one file a slice
 class Cut:
     """What a cut needs of the rule, and of the tables: all that a task is sent."""
 
-    gap_us: int
-    max_session_us: int
-    max_session_events: int
+    rule: SessionRule
     fields: tuple[str, ...]
     """Of an event in a session, in their order."""
     events: dict[str, str]
@@ -37,43 +32,29 @@ class Cut:
     """Columns and their types, of `bronze.events` and `silver.sessions`."""
 
 
-def in_order(events: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort events by user, and within a user by the total order of the gap rule.
+def in_order(events: pa.Table, rule: SessionRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort events by user, and within a user by the total order.
 
     Returns:
         Places of the rows in their order, and of the rows so ordered the user (any number that
         tells users apart) and the time in microseconds.
     """
-    users = pc.dictionary_encode(events["user_id"].combine_chunks())
-    codes = users.indices.to_numpy(zero_copy_only=False)
+    codes = numbers(events["user_id"])
     times = events["event_ts"].combine_chunks().cast(pa.int64()).to_numpy(zero_copy_only=False)
-    order = np.lexsort((times, codes))
-    codes, times = codes[order], times[order]
-    same = (codes[1:] == codes[:-1]) & (times[1:] == times[:-1])
-    if same.any():
-        tied = np.zeros(len(order), bool)
-        tied[1:] |= same
-        tied[:-1] |= same
-        run = np.cumsum(np.concatenate([[True], ~same]))
-        at = np.flatnonzero(tied)
-        rows = events.select(["tie_break", "event_id"]).take(pa.array(order[at]))
-        keys = pa.table(
-            {
-                "run": run[at], "without": pc.is_null(rows["tie_break"]),
-                "tie_break": rows["tie_break"], "event_id": rows["event_id"],
-            }
-        )  # fmt: skip
-        sorted_ties = pc.sort_indices(
-            keys, [(name, "ascending") for name in keys.column_names]
-        ).to_numpy()
-        order[at] = order[at][sorted_ties]
-    return order, codes, times
+
+    def ties(places: np.ndarray) -> dict[str, Any]:
+        rows = events.select(rule.ties).take(pa.array(places))
+        return {name: rows[name] for name in rule.ties}
+
+    order = rule.arrays.order(codes, times, ties)
+    return order, codes[order], times[order]
 
 
-def session_id(user: str, first_event: str) -> str:
-    """As `jobs.silver.cut_spark.session_id`, one at a time."""
-    text = f"{len(user)}:{user}/{first_event}"
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+def numbers(texts: pa.ChunkedArray) -> np.ndarray:
+    """A number for each text; -1 for null."""
+    coded = pc.dictionary_encode(texts.combine_chunks())
+    codes: np.ndarray = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes
 
 
 def cut(
@@ -90,16 +71,17 @@ def cut(
     """
     if not events.num_rows:
         return arrow_schema(how.sessions).empty_table(), events
-    order, codes, times = in_order(events)
-    opens = np.concatenate([[True], (codes[1:] != codes[:-1]) | (np.diff(times) > how.gap_us)])
+    rule = how.rule.arrays
+    order, codes, times = in_order(events, how.rule)
+    native = numbers(events["source_session_id"])[order] if how.rule.native else None
+    opens = rule.opens(codes, times, native)
     first = np.flatnonzero(opens)
     size = np.diff(np.append(first, len(order)))
     start, end = times[first], times[first + size - 1]
     beyond = np.zeros(len(first), bool)
-    if low is not None:
-        beyond |= start - low <= how.gap_us
-    if high is not None:
-        beyond |= high - end <= how.gap_us
+    for edge in (low, high):
+        if edge is not None:
+            beyond |= rule.near(start, end, edge, edge)
     spare = events.take(pa.array(order[np.repeat(beyond, size)]))
     if beyond.any():
         order = order[np.repeat(~beyond, size)]
@@ -111,19 +93,16 @@ def cut(
     schema = arrow_schema(how.sessions)
     fields = [rows[name].combine_chunks() for name in how.fields]
     struct = pa.StructArray.from_arrays(fields, fields=list(schema.field("events").type.value_type))
-    runaway = np.full(len(size), None, object)
-    runaway[size > how.max_session_events] = "events"
-    runaway[end - start > how.max_session_us] = "hours"
     started = pa.array(start, pa.int64()).cast(CLOCK)
     sessions = pa.Table.from_arrays(
         [
-            pa.array([session_id(*one) for one in zip(users, ids, strict=True)], pa.string()),
+            pa.array(rule.session_ids(users, ids), pa.string()),
             heads["user_id"].combine_chunks(),
             started,
             pa.array(end, pa.int64()).cast(CLOCK),
             started.cast(pa.timestamp("us")).cast(pa.date32()),
             pa.array(size, pa.int32()),
-            pa.array(runaway, pa.string()),
+            pa.array(rule.runaway(end - start, size), pa.string()),
             pa.ListArray.from_arrays(pa.array(offsets), struct, type=schema.field("events").type),
         ],
         schema=schema,

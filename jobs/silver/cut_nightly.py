@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
@@ -34,8 +35,8 @@ CHANGE_DDL = (
 """Rows of a candidate: what the table is to have, and what it had."""
 
 
-def near(rows: pa.Table, keys: pa.Table, gap_us: int) -> np.ndarray:
-    """Which sessions stand within `gap_us` of what changed of their user: bool[N].
+def near(rows: pa.Table, keys: pa.Table, rule: SessionRule) -> np.ndarray:
+    """Which sessions stand within the reach of what changed of their user: bool[N].
 
     Args:
         rows: `user_id, start_ts, end_ts`.
@@ -44,7 +45,7 @@ def near(rows: pa.Table, keys: pa.Table, gap_us: int) -> np.ndarray:
     """
     users = pc.dictionary_encode(rows["user_id"].combine_chunks())
     codes = users.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    start, end = micros(rows["start_ts"]) - gap_us, micros(rows["end_ts"]) + gap_us
+    start, end = rule.arrays.reach(micros(rows["start_ts"]), micros(rows["end_ts"]))
     owner = pc.index_in(keys["user_id"], users.dictionary).combine_chunks()
     known = pc.is_valid(owner).to_numpy(zero_copy_only=False)
     if not known.any():
@@ -82,7 +83,7 @@ class Near:
 
     keys: str
     """A Parquet file: `user_id, lo, hi`, as `near` takes them."""
-    gap_us: int
+    rule: SessionRule
     folder: str
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
@@ -90,7 +91,7 @@ class Near:
         with filesystem.open_seekable(path) as stream:
             file = pq.ParquetFile(stream)
             rows = file.read(["user_id", "start_ts", "end_ts"], use_threads=False)
-            hit = near(rows.combine_chunks(), keys, self.gap_us)
+            hit = near(rows.combine_chunks(), keys, self.rule)
             if not hit.any():
                 return []
             # Whole sessions are read from the row groups that have one of them.

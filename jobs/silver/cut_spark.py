@@ -9,8 +9,7 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from expectations.sessions import belong, order_key
-from jobs.core.source_file import SessionsPart
+from expectations.session_rule import SessionRule
 from jobs.core.tables import EVENT_STRUCT, SESSIONS
 from jobs.lake.change_feed import CAME, GONE
 
@@ -20,15 +19,12 @@ EVENT_FIELDS = (
 )  # fmt: skip
 
 
-def total_order(rule: SessionsPart) -> list[Column]:
-    """The order of a user's events, as sort columns; nulls last."""
-    names = ["event_ts", "source_session_id", "tie_break", "event_id"]
-    if rule.rule == "gap":
-        names.remove("source_session_id")
-    return [F.asc_nulls_last(name) for name in names]
+def total_order(rule: SessionRule) -> list[Column]:
+    """The order of a user's events, as sort columns."""
+    return [F.asc_nulls_last(name) for name in rule.sql.order_columns]
 
 
-def cut(events: DataFrame, rule: SessionsPart) -> DataFrame:
+def cut(events: DataFrame, rule: SessionRule) -> DataFrame:
     """Cut events into sessions.
 
     Args:
@@ -41,14 +37,14 @@ def cut(events: DataFrame, rule: SessionsPart) -> DataFrame:
     here = F.struct("event_ts", "source_session_id")
     previous = F.lag(here).over(by_user)
     marked = events.withColumns({"_here": here, "_previous": previous})
-    together = F.expr(belong(rule.rule, rule.gap_us, "_previous", "_here"))
+    together = F.expr(rule.sql.belong("_previous", "_here"))
     opens = F.when(F.col("_previous").isNotNull() & together, 0).otherwise(1)
     numbered = marked.withColumn("_opens", opens).withColumn(
         "_number", F.sum("_opens").over(by_user.rowsBetween(Window.unboundedPreceding, 0))
     )
     # collect_list promises no order (at millions of events its partial lists are merged in
     # another one), so the key travels along and the list is sorted.
-    keyed = F.struct(F.expr(order_key(rule.rule, "_e")).alias("_k"), F.col("_e"))
+    keyed = F.struct(F.expr(rule.sql.order_key("_e")).alias("_k"), F.col("_e"))
     collected = (
         numbered.withColumn("_e", F.struct(*EVENT_FIELDS))
         .groupBy("user_id", "_number")
@@ -64,20 +60,12 @@ def cut(events: DataFrame, rule: SessionsPart) -> DataFrame:
     sessions = sessions.withColumns(
         {"start_ts": first.event_ts, "end_ts": last.event_ts, "event_count": F.size("events")}
     )
-    span_us = F.unix_micros("end_ts") - F.unix_micros("start_ts")
+    flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
     return sessions.select(
-        session_id(F.col("user_id"), first.event_id).alias("session_id"), "user_id", "start_ts",
+        F.expr(rule.sql.session_id("user_id", "events[0].event_id")).alias("session_id"), "user_id", "start_ts",
         "end_ts", F.to_date("start_ts").alias("start_date"), "event_count",
-        F.when(span_us > rule.max_session_us, "hours")
-        .when(F.col("event_count") > rule.max_session_events, "events").alias("runaway"),
-        "events", F.coalesce(F.col("_old_min") < F.col("_old_max"), F.lit(False)).alias("merged"),
+        F.expr(flag).alias("runaway"), "events", F.coalesce(F.col("_old_min") < F.col("_old_max"), F.lit(False)).alias("merged"),
     )  # fmt: skip
-
-
-def session_id(user: Column, first_event: Column) -> Column:
-    """A session is named by its user and its first event, and by nothing else."""
-    text = F.concat(F.length(user).cast("string"), F.lit(":"), user, F.lit("/"), first_event)
-    return F.left(F.sha2(text, 256), F.lit(32))
 
 
 def net_changes(feed: DataFrame) -> DataFrame:
@@ -118,24 +106,22 @@ def spans(changes: DataFrame) -> DataFrame:
     )
 
 
-def touched(sessions: DataFrame, changed: DataFrame, rule: SessionsPart) -> DataFrame:
+def touched(sessions: DataFrame, changed: DataFrame, rule: SessionRule) -> DataFrame:
     """The sessions that the changes may alter; no other session's row depends on them.
 
     Gap rule: those within `gap_s` of a user's changes. Native rule: those from the last session
     that ends before the first change to the first that starts after the last.
     """
-    if rule.rule == "gap":
+    if not rule.native:
         ends = changed.agg(F.min(F.unix_micros("lo")), F.max(F.unix_micros("hi"))).first()
         if ends is None or ends[0] is None:
             return sessions.where("false")
-        gap_us = rule.gap_us
+        first, last = rule.arrays.reach(*ends)
         sessions = sessions.where(  # literals: file statistics prune by them
-            (F.col("end_ts") >= F.timestamp_micros(F.lit(ends[0] - gap_us)))
-            & (F.col("start_ts") <= F.timestamp_micros(F.lit(ends[1] + gap_us)))
+            (F.col("end_ts") >= F.timestamp_micros(F.lit(first)))
+            & (F.col("start_ts") <= F.timestamp_micros(F.lit(last)))
         )
-        near = (F.unix_micros("end_ts") >= F.unix_micros("lo") - gap_us) & (
-            F.unix_micros("start_ts") <= F.unix_micros("hi") + gap_us
-        )
+        near = rule.arrays.near(*(F.unix_micros(n) for n in ("start_ts", "end_ts", "lo", "hi")))
         return sessions.join(F.broadcast(changed), "user_id").where(near).drop("lo", "hi")
     bounds = (
         sessions.select("user_id", "start_ts", "end_ts")
@@ -152,7 +138,7 @@ def touched(sessions: DataFrame, changed: DataFrame, rule: SessionsPart) -> Data
     return sessions.join(F.broadcast(bounds), "user_id").where(near).drop("_from", "_to")
 
 
-def recut(old: DataFrame, changes: DataFrame, rule: SessionsPart) -> DataFrame:
+def recut(old: DataFrame, changes: DataFrame, rule: SessionRule) -> DataFrame:
     """Cut the touched sessions again, without the events that went and with those that came."""
     exploded = old.select(
         F.col("session_id").alias("old_session_id"), "user_id", F.explode("events").alias("e")

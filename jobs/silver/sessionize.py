@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from expectations.session_rule import SessionRule
 from jobs.audit import arrow_columns, spark_checks, suite
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict, RuleChanged, SettingsError
-from jobs.core.source_file import SessionsPart
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context, Result
@@ -111,9 +111,9 @@ def cut_changes(context: Context, candidate: Candidate, manifest: dict[str, Any]
     assert moved is not None
     manifest["moved"] = moved.asDict()
     changed = candidate.write("spans", spans(changes))
-    old = touched(lake.read(SESSIONS, base), changed, rule)
+    old = touched(lake.read(SESSIONS, base), changed, rule.session_rule)
     old = candidate.write("old", old.select(*SESSIONS.columns))
-    new = recut(old, changes, rule)
+    new = recut(old, changes, rule.session_rule)
     rows = difference(old, new).where("change <> 'same'")
     fill(context, candidate, manifest, rows.repartition(1))
 
@@ -130,7 +130,7 @@ def cut_in_arrow(
     keys = cut_nightly.spans_of(came["user_id"], came["event_ts"], came["event_ts"])
     filesystem.write_parquet(candidate.path("near-changes.parquet"), keys)
     near = cut_nightly.Near(
-        candidate.path("near-changes.parquet"), rule.gap_us, candidate.path("old")
+        candidate.path("near-changes.parquet"), rule.session_rule, candidate.path("old")
     )
     found = run_near(context, near, manifest["base"], keys, cut_nightly.NEAR_DDL)
     old = pa.concat_tables(
@@ -139,7 +139,7 @@ def cut_in_arrow(
             *(filesystem.read_parquet(one["path"]) for one in found),
         ]
     )
-    changed = cut_nightly.recut(old, came, cut_of(rule))
+    changed = cut_nightly.recut(old, came, cut_of(rule.session_rule))
     counts = manifest["counts"] = cut_nightly.counted(changed)
     manifest["moved"] = {"came": came.num_rows, "gone": 0}
     filesystem.write_parquet(candidate.path("sessions") + "/part-0.parquet", changed)
@@ -151,22 +151,20 @@ def cut_in_arrow(
         manifest["staged"] = lake.entries(SESSIONS, folder)
 
 
-def cut_of(rule: SessionsPart) -> cut_arrow.Cut:
+def cut_of(rule: SessionRule) -> cut_arrow.Cut:
     return cut_arrow.Cut(
-        gap_us=rule.gap_us, max_session_us=rule.max_session_us,
-        max_session_events=rule.max_session_events, fields=EVENT_FIELDS, events=EVENTS.columns,
-        sessions=SESSIONS.columns,
-    )  # fmt: skip
+        rule=rule, fields=EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns
+    )
 
 
 def run_near(
     context: Context, task: Any, base: int, keys: pa.Table, ddl: str
 ) -> list[dict[str, Any]]:
     """A task over the files of `silver.sessions` whose times come near those of `keys`."""
-    gap_us = context.source.sessions.gap_us
+    rule = context.source.sessions.session_rule
     if not keys.num_rows:
         return []
-    first, last = pc.min(keys["lo"]).as_py() - gap_us, pc.max(keys["hi"]).as_py() + gap_us
+    first, last = rule.arrays.reach(pc.min(keys["lo"]).as_py(), pc.max(keys["hi"]).as_py())
     stored = context.lake.files_of(SESSIONS, base)
     near = [one for one in stored if one.first_us("start_ts") <= last]
     near = [one for one in near if one.last_us("end_ts") >= first]
@@ -179,7 +177,9 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
     events = context.lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
     bounds = time_slices.bounds(events, "event_ts", context.spark.sparkContext.defaultParallelism)
     events = events.withColumn("old_session_id", F.lit(None).cast("string"))
-    rows = time_slices.by_time(cut(events, context.source.sessions), "start_ts", bounds)
+    rows = time_slices.by_time(
+        cut(events, context.source.sessions.session_rule), "start_ts", bounds
+    )
     rows = rows.sortWithinPartitions(*SESSIONS.order)
     return context.lake.stage(SESSIONS, rows, context.run_id)
 
@@ -191,7 +191,7 @@ def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     size = time_slices.size_of(
         sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism
     )
-    how = cut_of(rule)
+    how = cut_of(rule.session_rule)
     folder = staging(context.run_id)
     aside = f"{context.candidate(SESSIONS).folder}/{cut_arrow.SPARE}"
     work = cut_arrow.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)
@@ -275,7 +275,7 @@ def after_image(context: Context, candidate: Candidate, manifest: dict[str, Any]
             .groupBy("user_id")
             .agg(F.min("start_ts").alias("lo"), F.max("end_ts").alias("hi"))
         )
-        around = touched(context.lake.read(SESSIONS, manifest["base"]), users, rule)
+        around = touched(context.lake.read(SESSIONS, manifest["base"]), users, rule.session_rule)
         rest = around.join(gone, "session_id", "left_anti").select(*SESSIONS.columns)
         put = put.unionByName(rest)
     return put
@@ -336,7 +336,7 @@ def facts_by_arrow(
     events = lake.rows(EVENTS) if whole else counts["events_after"]
     spark = (lambda: context.spark) if context.is_many(events) else None
     aside = candidate.path("bounds")
-    hold = checks.SessionsHold(rule.gap_us, rule.max_session_us, rule.max_session_events, aside)
+    hold = checks.SessionsHold(rule.session_rule, aside)
     paths = candidate.files("sessions")
     if whole:
         paths = [f"{lake.path(SESSIONS)}/{one['path']}" for one in manifest["staged"]]
@@ -346,7 +346,7 @@ def facts_by_arrow(
     bounds = [one["bounds"] for one in held if one["bounds"]]
     if not whole:
         bounds += bounds_around(context, candidate, manifest, aside)
-    if not checks.sessions_apart(bounds, rule.gap_us):
+    if not checks.sessions_apart(bounds, rule.session_rule):
         return None
     filesystem.remove(aside)
     if not whole:
@@ -371,7 +371,7 @@ def bounds_around(
     filesystem.write_parquet(candidate.path("near.parquet"), keys)
     around = checks.Around(
         candidate.path("near.parquet"), candidate.path("ids.parquet"),
-        context.source.sessions.gap_us, folder,
+        context.source.sessions.session_rule, folder,
     )  # fmt: skip
     done = run_near(context, around, manifest["base"], keys, "bounds string")
     return [one["bounds"] for one in done]

@@ -1,7 +1,7 @@
 """The code that a registered model runs, as a package with a name of its own.
 
-A version ships the modules that its entry module imports, found by reading import statements, and
-nothing else. The package is called `sessionmill_serving_<hash of its contents>`: versions of other
+A version ships the modules that its entry module imports, of its own package and of some beside it,
+found by reading import statements, and nothing else. The package is called `sessionmill_serving_<hash of its contents>`: versions of other
 code live beside it in one process, and beside anybody's package `models`; the same code has the same
 name and is loaded once. (MLflow puts a version's code on `sys.path` and imports it by its name, so
 that of two packages of one name the first one loaded would serve both: mlflow#12377.)
@@ -69,43 +69,62 @@ class Package:
                     del sys.modules[name]
 
 
-def package(root: Path, entry: str) -> Package:
+def package(root: Path, entry: str, beside: tuple[Path, ...] = ()) -> Package:
     """The package of what the module `entry` (below the package folder `root`) imports.
+
+    Args:
+        beside: folders of other packages that are shipped with it, below its own name.
 
     Raises:
         UserError: a module imports in a way that cannot be followed.
     """
-    found = closure(root, entry)
+    found = closure(root, entry, beside)
     texts = {name: file.read_text(encoding="utf-8") for name, file in found.items()}
-    paths = {name: file.relative_to(root).as_posix() for name, file in found.items()}
+    paths = {name: _below(file, root, beside) for name, file in found.items()}
     digest = hashlib.sha256()
     for name in sorted(texts):
-        text = renamed(texts[name], root.name, NAME)
+        text = _under(NAME, texts[name], root, beside)
         digest.update(f"{paths[name]}\0{len(text)}\0{text}\0".encode())
     called = f"{NAME}_{digest.hexdigest()[:16]}"
-    files = {paths[name]: renamed(text, root.name, called) for name, text in texts.items()}
+    files = {paths[name]: _under(called, text, root, beside) for name, text in texts.items()}
     return Package(called, called + entry.removeprefix(root.name), files)
 
 
-def closure(root: Path, entry: str) -> dict[str, Path]:
-    """Module name -> file of `entry` and all that it imports of the package at `root`, wherever in
-    a module the statement is; not what only type checkers import."""
+def _below(file: Path, root: Path, beside: tuple[Path, ...]) -> str:
+    """A file's path in the package that is shipped."""
+    for other in beside:
+        if file.is_relative_to(other):
+            return file.relative_to(other.parent).as_posix()
+    return file.relative_to(root).as_posix()
+
+
+def _under(name: str, text: str, root: Path, beside: tuple[Path, ...]) -> str:
+    """The module's text as it imports in the package that is shipped as `name`."""
+    for other in beside:
+        text = renamed(text, other.name, f"{name}.{other.name}")
+    return renamed(text, root.name, name)
+
+
+def closure(root: Path, entry: str, beside: tuple[Path, ...] = ()) -> dict[str, Path]:
+    """Module name -> file of `entry` and all that it imports of the packages at `root` and
+    `beside`, wherever in a module the statement is; not what only type checkers import."""
+    roots = (root, *beside)
     found: dict[str, Path] = {}
     waiting = [entry]
     while waiting:
         name = waiting.pop()
-        file = _file(root, name)
         if name in found:
             continue
+        file = _found(name, roots)
         if file is None:
             raise UserError(f"there is no module {name} in {root}")
         found[name] = file
         waiting += [name.rpartition(".")[0]] if "." in name else []
         tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
         for node in _nodes(tree):
-            _check(node, root.name, file)
+            _check(node, roots, file)
             if isinstance(node, ast.ImportFrom):
-                waiting += _targets(node, name, root, is_package=file.name == "__init__.py")
+                waiting += _targets(node, name, roots, is_package=file.name == "__init__.py")
     return found
 
 
@@ -122,6 +141,11 @@ def renamed(text: str, old: str, new: str) -> str:
 
 def _inside(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
+
+
+def _found(name: str, roots: tuple[Path, ...]) -> Path | None:
+    """The file of a module of one of these packages."""
+    return next((_file(root, name) for root in roots if _inside(name, root.name)), None)
 
 
 def _file(root: Path, name: str) -> Path | None:
@@ -141,26 +165,29 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _nodes(child)
 
 
-def _targets(node: ast.ImportFrom, name: str, root: Path, *, is_package: bool) -> list[str]:
-    """The modules of the package that a `from … import …` of the module `name` loads."""
+def _targets(
+    node: ast.ImportFrom, name: str, roots: tuple[Path, ...], *, is_package: bool
+) -> list[str]:
+    """The modules of the packages that a `from … import …` of the module `name` loads."""
     base = node.module or ""
     if node.level:
         parts = name.split(".")
         above = parts[: len(parts) - node.level + is_package]
         base = ".".join([*above, *([base] if base else [])])
-    if not _inside(base, root.name):
+    if not any(_inside(base, root.name) for root in roots):
         return []
     below = [f"{base}.{alias.name}" for alias in node.names]
-    return [base, *(one for one in below if _file(root, one))]
+    return [base, *(one for one in below if _found(one, roots))]
 
 
-def _check(node: ast.AST, package: str, file: Path) -> None:
+def _check(node: ast.AST, roots: tuple[Path, ...], file: Path) -> None:
     """Raises:
     UserError: the node imports, or reads a file, in a way that cannot be followed.
     """
     said, line = "", getattr(node, "lineno", 0)
     if isinstance(node, ast.Import):
-        ours = [one.name for one in node.names if _inside(one.name, package)]
+        names = [one.name for one in node.names]
+        ours = [one for one in names if any(_inside(one, root.name) for root in roots)]
         said = f"import {ours[0]}" if ours else ""
     elif isinstance(node, ast.Name | ast.Attribute):
         name = node.id if isinstance(node, ast.Name) else node.attr
@@ -168,5 +195,5 @@ def _check(node: ast.AST, package: str, file: Path) -> None:
     if said:
         raise UserError(
             f"{file}, line {line}: `{said}` cannot be shipped with a registered model. "
-            f"Write `from {package}.… import …`, and keep what reads its own files out of serving"
+            f"Write `from {roots[0].name}.… import …`, and keep what reads its own files out of serving"
         )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 ROOT, ENTRY = Path(__file__).parents[1], "models.serving.pyfunc"
+BESIDE = (Path(__file__).parents[2] / "expectations",)  # what serving needs of it is shipped, too
 OPTIONAL = (
     "source_session_id", "event_type", "value", "tie_break", "event_id", "exposed_with",
 )  # fmt: skip
@@ -111,7 +112,7 @@ def _make(client: MlflowClient, name: str, outcome: dict[str, Any], row: dict[st
 def served(trained: Path) -> Iterator[dict[str, Any]]:
     """A trained model's folder as what MLflow's `log_model` and `save_model` are given."""
     item_ids = tracking.read_json(trained / "items.json")
-    code = package(ROOT, ENTRY)
+    code = package(ROOT, ENTRY, BESIDE)
     with tempfile.TemporaryDirectory() as scratch:
         loader, folder = code.write(Path(scratch))
         with code.importable(Path(scratch)):

@@ -33,6 +33,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from expectations.session_rule import SessionRule
 from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE, Bools, Ints, Rows
 from models.networks.saved_model import Stored
 from models.networks.scoring import best, exclude
@@ -220,9 +221,10 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
     Args:
         user: int64[rows of the frame], 0..num_users-1.
     """
-    table, by_ids = _table(stored, frame, user)
+    table, rule = _table(stored, frame, user)
     owner, when = table["user"].to_numpy(), table["ts"].to_numpy()
-    every = np.cumsum(_opens(stored, table, by_ids))
+    codes = distinct(table["native"])[0] if rule.native else None
+    every = np.cumsum(rule.arrays.opens(owner, when, codes))
     index = stored.lookup.get_indexer(table["item"].to_numpy(dtype=object)) + 1
     known = index > 0
     last = np.searchsorted(owner, np.arange(num_users), "right") - 1
@@ -233,7 +235,7 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
     newest[there] = when[last[there]]
     moved_on[there] = every[last[there]] > session[start[1:][there] - 1]
     native = None
-    if by_ids:
+    if rule.native:
         native = np.full(num_users, None, dtype=object)
         ids = table["native"].to_numpy(dtype=object)[last[there]]
         native[there] = [None if pd.isna(one) else one for one in ids]
@@ -256,10 +258,11 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
     return Told(rows, newest, moved_on, native)
 
 
-def _table(stored: Stored, frame: pd.DataFrame, user: Ints) -> tuple[pd.DataFrame, bool]:
-    """The rows that are events, typed and in order; and whether ids of sessions cut them."""
+def _table(stored: Stored, frame: pd.DataFrame, user: Ints) -> tuple[pd.DataFrame, SessionRule]:
+    """The rows that are events, typed and in order; and the rule that cuts them."""
     ts = times(frame["event_ts"])
     by_ids = stored.facts.get("session_rule", "gap") == NATIVE and NATIVE in frame.columns
+    rule = SessionRule(native=by_ids, gap_us=int(stored.facts["gap_us"]))
     columns: dict[str, Any] = {
         "user": user,
         "ts": ts.dt.as_unit("us").astype("int64"),
@@ -275,49 +278,14 @@ def _table(stored: Stored, frame: pd.DataFrame, user: Ints) -> tuple[pd.DataFram
         texts(frame["event_id"])
         columns["event_id"] = frame["event_id"]
     table = pd.DataFrame(columns)[(frame["item_id"].notna() & ts.notna()).to_numpy()]
-    ties = [table[name] for name in ("native", "tie_break", "event_id") if name in columns]
-    return table.iloc[_order(table["user"].to_numpy(), table["ts"].to_numpy(), ties)], by_ids
+    named = {NATIVE: "native", "tie_break": "tie_break", "event_id": "event_id"}
 
+    def ties(places: Ints) -> dict[str, list[Any]]:
+        held = {ours: table[name].iloc[places] for ours, name in named.items() if name in columns}
+        return {n: [None if _is_null(one) else one for one in held[n]] for n in held}
 
-def _order(user: Ints, ts: Ints, ties: list[pd.Series]) -> Ints:
-    """Places of the rows by user, time and what decides among equal times, nulls last."""
-    order = np.lexsort((ts, user))
-    user, ts = user[order], ts[order]
-    same = (user[1:] == user[:-1]) & (ts[1:] == ts[:-1])
-    if ties and same.any():
-        tied = np.zeros(len(order), dtype=bool)
-        tied[1:] |= same
-        tied[:-1] |= same
-        at = np.flatnonzero(tied)
-        moment = np.cumsum(np.concatenate([[True], ~same]))[at]
-        rows = order[at]
-        keys = [_places(column.iloc[rows]) for column in ties]
-        order[at] = rows[np.lexsort((*reversed(keys), moment))]
-    return order
-
-
-def _places(column: pd.Series) -> Ints:
-    """The place of each value among the distinct ones; null comes after all of them."""
-    if pd.api.types.is_numeric_dtype(column):
-        place, numbers = pd.factorize(column, sort=True)
-        return np.where(place < 0, len(numbers), place)
-    code, values = distinct(column)
-    rank = np.empty(len(values) + 1, dtype=np.int64)
-    rank[sorted(range(len(values)), key=values.__getitem__)] = np.arange(len(values))
-    rank[-1] = len(values)  # (of null, whose code is -1)
-    return rank[code]
-
-
-def _opens(stored: Stored, table: pd.DataFrame, by_ids: bool) -> Bools:
-    """bool[E]: which events, in order, open a session."""
-    owner = table["user"].to_numpy()
-    close = np.diff(table["ts"].to_numpy()) <= int(stored.facts["gap_us"])
-    if by_ids:
-        code, _ = distinct(table["native"])
-        close = (code[1:] == code[:-1]) & ((code[1:] >= 0) | close)
-    opens = np.ones(len(table), dtype=bool)
-    opens[1:] = ~close | (owner[1:] != owner[:-1])
-    return opens
+    order = rule.arrays.order(table["user"].to_numpy(), table["ts"].to_numpy(), ties)
+    return table.iloc[order], rule
 
 
 def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
@@ -362,7 +330,8 @@ def _request(
     if named and told.native is not None:
         apart = np.array([one != request_session_id for one in told.native[asked]], dtype=bool)
     else:
-        apart = when - told.newest[asked] > int(stored.facts["gap_us"])
+        rule = SessionRule(native=False, gap_us=int(stored.facts["gap_us"]))
+        apart = rule.arrays.silent(told.newest[asked], when)
     return when, told.moved_on[asked] | apart
 
 

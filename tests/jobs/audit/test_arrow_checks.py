@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expectations.session_rule import SessionRule
 from jobs.audit import arrow_columns
 from jobs.bronze import checks as bronze_checks
 from jobs.core.arrow_types import arrow_schema
@@ -27,8 +28,10 @@ from jobs.silver.cut_spark import EVENT_FIELDS
 T = 1_700_000_000_000_000
 GAP_US = 1_800_000_000
 HOW = cut_arrow.Cut(
-    gap_us=GAP_US, max_session_us=3 * 3_600_000_000, max_session_events=12, fields=EVENT_FIELDS,
-    events=EVENTS.columns, sessions=SESSIONS.columns,
+    rule=SessionRule(
+        native=False, gap_us=GAP_US, max_session_us=3 * 3_600_000_000, max_session_events=12
+    ),
+    fields=EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns,
 )  # fmt: skip
 
 
@@ -61,13 +64,11 @@ def held(folder: Path, rows: list[dict[str, Any]]) -> tuple[bool, bool]:
     filesystem.write_parquet(
         path, pa.Table.from_pylist(rows, schema=arrow_schema(SESSIONS.columns))
     )
-    check = silver_checks.SessionsHold(
-        HOW.gap_us, HOW.max_session_us, HOW.max_session_events, f"{folder}/bounds"
-    )
+    check = silver_checks.SessionsHold(HOW.rule, f"{folder}/bounds")
     [found] = check(path)
     if not found["bounds"]:
         return found["holds"], False
-    return found["holds"], silver_checks.sessions_apart([found["bounds"]], GAP_US)
+    return found["holds"], silver_checks.sessions_apart([found["bounds"]], HOW.rule)
 
 
 def longest(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def test_the_print_is_of_events_and_their_users(tmp_path: Path) -> None:
     """The same in sessions and in the table, whatever the files; another if one event moves."""
     log = events()
     made, _ = cut_arrow.cut(log, HOW)
-    check = silver_checks.SessionsHold(HOW.gap_us, HOW.max_session_us, 12, f"{tmp_path}/bounds")
+    check = silver_checks.SessionsHold(HOW.rule, f"{tmp_path}/bounds")
 
     def of_table(table: pa.Table) -> tuple[int, int, int]:
         found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -118,7 +119,7 @@ def test_a_broken_session_fails_its_check(shop: Workshop, check: str) -> None:
 
 def test_what_is_whole_is_certified_and_what_is_broken_is_not(shop: Workshop) -> None:
     """The way for many rows says yes to good tables, and no to what the slow way says no to."""
-    rule = shop.source.sessions
+    rule = shop.source.sessions.session_rule
     sessions, sequences = shop.lake.read(SESSIONS), shop.lake.read(SEQUENCES)
     suite = audit_suite.suite(shop.context(), SESSIONS)
     assert spark_checks.all_hold(sessions, suite, rule)
@@ -146,7 +147,7 @@ def test_the_way_for_many_rows_compiles(shop: Workshop) -> None:
         spark.conf.set(name, value)
     try:
         for table in (EVENTS, SESSIONS, SEQUENCES):
-            rule = shop.source.sessions if table is SESSIONS else None
+            rule = shop.source.sessions.session_rule if table is SESSIONS else None
             suite = audit_suite.suite(shop.context(), table)
             assert spark_checks.all_hold(shop.lake.read(table), suite, rule)
             assert not audit_suite.doubled(shop.lake.read(table), table.key)
@@ -172,16 +173,14 @@ def test_the_same_events_are_told_from_as_many_others(shop: Workshop) -> None:
 
 def test_two_sessions_that_belong_together_fail(shop: Workshop) -> None:
     whole = shop.lake.read(SESSIONS)
-    cut, rule = halved(whole), shop.source.sessions
+    cut, rule = halved(whole), shop.source.sessions.session_rule
     assert not spark_checks.times_are_apart(cut, rule) and spark_checks.times_are_apart(whole, rule)
 
 
 def test_native_sessions_are_in_order_though_they_are_apart(shop: Workshop) -> None:
     """Under the native rule `neighbours_in_order` fails alone: b begins while a lasts."""
-    rule = shop.source.sessions.model_copy(update={"rule": "source_session_id"})
-    suite = sessions_suite.checks(
-        rule.rule, rule.gap_us, rule.max_session_us, rule.max_session_events
-    )
+    rule = replace(shop.source.sessions.session_rule, native=True)
+    suite = sessions_suite.checks(rule)
     checks = [check for check in suite if check.across]
     whole = shop.lake.read(SESSIONS).where("user_id = 'u0'")
     native = {
@@ -195,9 +194,7 @@ def test_native_sessions_are_in_order_though_they_are_apart(shop: Workshop) -> N
         (SESSION_BREAKS["neighbours_in_order"](whole), {"neighbours_in_order"}),
     ):
         rows = rows.withColumns(native)
-        frame = audit_suite.broken(
-            spark_checks.with_previous(rows, rule.rule), SESSIONS.key, checks
-        )
+        frame = audit_suite.broken(spark_checks.with_previous(rows, rule), SESSIONS.key, checks)
         assert {one.name for one in checks if frame.where(one.name).count()} == broken
         assert spark_checks.all_hold(rows, suite, rule) is (not broken)
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from expectations.session_rule import SessionRule
 from jobs.bronze import first_load
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import EVENTS, SESSIONS
@@ -21,8 +22,8 @@ from tests.support.oracle import expected_sessions
 
 GAP = 10
 HOW = cut_arrow.Cut(
-    gap_us=GAP, max_session_us=60, max_session_events=6, fields=EVENT_FIELDS,
-    events=EVENTS.columns, sessions=SESSIONS.columns,
+    rule=SessionRule(native=False, gap_us=GAP, max_session_us=60, max_session_events=6),
+    fields=EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns,
 )  # fmt: skip
 
 EVENT_COLUMNS = {name: EVENTS.columns[name] for name in ("user_id", *EVENT_FIELDS)}

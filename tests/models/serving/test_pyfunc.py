@@ -147,17 +147,18 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path, line: str) -> None:
 
 
 def shipped() -> Package:
-    return package(register.ROOT, register.ENTRY)
+    return package(register.ROOT, register.ENTRY, register.BESIDE)
 
 
 def test_a_version_ships_what_serving_needs() -> None:
     made = shipped()
     names = {Path(path).stem for path in made.files}
-    assert {"serving", "store", "sessionrec", "hstu", "neighbours"} <= names
-    unwanted = ("train", "report", "register", "tracking", "grid", "gate", "commands", "compare")
-    assert not names & {*unwanted, "packaging", "checkpoints", "results", "__main__"}
+    assert {"recommend", "saved_model", "sessionrec", "hstu", "session_rule"} <= names
+    unwanted = ("fit", "report", "register", "tracking", "grid", "gate", "run", "compare", "check")
+    assert not names & {*unwanted, "packaging", "checkpoints", "results", "sessions", "__main__"}
     for path, text in made.files.items():
-        assert "from models" not in text and "import models" not in text, path
+        for root in ("models", "expectations"):
+            assert f"from {root}" not in text and f"import {root}" not in text, path
 
 
 def test_requirements_name_what_shipped_code_imports() -> None:
@@ -176,7 +177,7 @@ def test_requirements_name_what_shipped_code_imports() -> None:
 THEIRS = {
     "models/__init__.py": "REGISTRY = ['a django app']\n",
     "models/views.py": "from models import REGISTRY\nSHOWN = REGISTRY + ['views']\n",
-    "models/serving/recommend.py": "def recommend():\n    return 'nothing of the kind'\n",
+    "models/serving.py": "def recommend():\n    return 'nothing of the kind'\n",
 }
 BESIDE = """
 import json, sys
@@ -214,7 +215,7 @@ def two_commits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
     stored = untrained("gru4rec+st", ITEMS)
     now, again = packed(stored, folder / "now"), packed(stored, folder / "again")
     shutil.copytree(register.ROOT, folder / "models", ignore=shutil.ignore_patterns("__pycache__"))
-    changed = folder / "models" / "gru4rec.py"
+    changed = folder / "models" / "networks" / "gru4rec.py"
     line = "return self._move(h, back)"
     assert line in changed.read_text()
     changed.write_text(changed.read_text().replace(line, "return 1000 * self._move(h, back)"))
@@ -239,14 +240,14 @@ def test_versions_of_two_commits_beside_a_package_called_models(
     assert first == same and told["again"] == told["top"]
     assert changed == pytest.approx(1000 * first, rel=1e-4), "each runs its own code"
     kinds = told["kinds"]
-    assert kinds[0] == kinds[2] == f"{shipped().name}.pyfunc" and kinds[1] != kinds[0]
+    assert kinds[0] == kinds[2] == f"{shipped().name}.serving.pyfunc" and kinds[1] != kinds[0]
     assert told["views"] == ["a django app", "views"]
     assert told["recommend"] == "nothing of the kind"
     assert told["file"] == str(theirs / "models" / "__init__.py")
-    assert set(told["ours"]) == {"models", "models.serving.recommend", "models.views"}
+    assert set(told["ours"]) == {"models", "models.serving", "models.views"}
     # Nor is one that is imported later shadowed: what a version adds to the path has one package.
     for version, module in zip((now, later, again), kinds, strict=True):
-        assert os.listdir(Path(version) / "code") == [module.removesuffix(".pyfunc")]
+        assert os.listdir(Path(version) / "code") == [module.removesuffix(".serving.pyfunc")]
 
 
 @contextmanager
