@@ -129,6 +129,30 @@ def test_the_name_depends_on_the_contents_alone(tmp_path: Path) -> None:
     assert same.name == one.name, "what is not shipped does not count"
 
 
+def test_a_second_package_is_shipped_below_the_same_name(tmp_path: Path) -> None:
+    """What is imported of it, under the one name: nothing is found of a package of its old name."""
+    rules = {"__init__.py": "", "cut.py": "from rules.gap import GAP\n", "gap.py": "GAP = 1800\n",
+             "suite.py": "import great\n"}  # fmt: skip
+    core = "from rules.cut import GAP\ndef gap():\n    from rules import cut\n    return cut.GAP\n"
+    root, beside = write(tmp_path / "shop", TREE | {"core.py": core + "VALUE = GAP\n"}), (
+        write(tmp_path / "rules", rules),
+    )  # fmt: skip
+    made = package(root, "shop.serving.entry", beside)
+    assert set(made.files) - set(TREE) == {"rules/__init__.py", "rules/cut.py", "rules/gap.py"}
+    assert made.files["rules/cut.py"] == f"from {made.name}.rules.gap import GAP\n"
+    made.files["serving/lists.py"] = f"from {made.name}.core import VALUE, gap\n"
+    made.write(tmp_path / "there")
+    with made.importable(tmp_path / "there"):
+        entry = __import__(made.entry, fromlist=["*"])
+        assert (entry.told.VALUE, entry.told.gap()) == (1800, 1800)
+        assert f"{made.name}.rules.gap" in sys.modules and "rules" not in sys.modules
+    (tmp_path / "rules/gap.py").write_text("GAP = 900\n")
+    assert package(root, "shop.serving.entry", beside).name != made.name
+    (tmp_path / "rules/gap.py").write_text("import rules.suite\nGAP = 900\n")
+    with pytest.raises(UserError, match=r"gap.py, line 1: .*cannot be shipped"):
+        package(root, "shop.serving.entry", beside)
+
+
 @pytest.mark.parametrize(
     "line",
     [
