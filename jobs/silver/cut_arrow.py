@@ -17,6 +17,10 @@ from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK, read
 
+EVENT_FIELDS = (
+    "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
+    "source_session_id", "exposed_with",
+)  # fmt: skip
 SPARE = "spare"  # the events put aside, one file a slice
 
 

@@ -1,9 +1,9 @@
-"""The sessions around new events, cut again in Arrow: the gap rule's nights.
+"""The sessions around changes, cut again in Arrow: the nights.
 
-Only the sessions within `gap_s` of a user's changes can change (`near`). Tasks look for them by the
-bounds of each data file's sessions; what they find is small, is cut together with what came, and
-compared with what was, in one process. Events that went (forgotten, or replaced under a native id)
-may split a session, and native sessions may interleave: those nights go through Spark SQL
+Under the gap rule only the sessions within reach of a user's changes can change (`near`); under the
+native rule, those between the last one before a user's changes and the first one after (`Edges`).
+Tasks look for them by the bounds of each data file's sessions; what they find is small, is cut
+together with what came, and compared with what was, in one process, or by slices of users in Spark
 (`jobs/silver/cut_spark.py`).
 """
 
@@ -22,6 +22,7 @@ from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
+from jobs.lake.change_feed import CAME
 from jobs.lake.time_slices import CLOCK, micros
 from jobs.silver.cut_arrow import Cut, cut
 
@@ -107,12 +108,83 @@ class Near:
         return [{"path": out}]
 
 
-def recut(old: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
-    """What becomes of the sessions near the events that came, as rows of `CHANGE_DDL`.
+FAR = 2**62  # beyond all times
+
+
+@dataclass(frozen=True)
+class Edges:
+    """A task: of a file of `silver.sessions` and each user with changes, the last session's end
+    before the first change, and the first session's start after the last one, as a file: `user_id,
+    lo, hi`. The native rule's: between these two, sessions may interleave anew."""
+
+    keys: str
+    """A Parquet file: as `keys_of` makes it."""
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        keys = filesystem.read_parquet(self.keys)
+        rows = filesystem.read_parquet(path, ["user_id", "start_ts", "end_ts"])
+        users = pc.dictionary_encode(rows["user_id"].combine_chunks())
+        place = pc.index_in(users.dictionary, keys["user_id"].combine_chunks()).fill_null(-1)
+        of = place.to_numpy(zero_copy_only=False)[users.indices.to_numpy(zero_copy_only=False)]
+        start, end = micros(rows["start_ts"])[of >= 0], micros(rows["end_ts"])[of >= 0]
+        of = of[of >= 0]
+        lo, hi = (keys[name].to_numpy() for name in ("lo", "hi"))
+        before, after = end < lo[of], start > hi[of]
+        low, high = np.full(len(lo), -FAR), np.full(len(lo), FAR)
+        np.maximum.at(low, of[before], end[before])
+        np.minimum.at(high, of[after], start[after])
+        found = pa.table({"user_id": keys["user_id"], "lo": low, "hi": high})
+        found = found.filter(pa.array((low > -FAR) | (high < FAR)))
+        if not found.num_rows:
+            return []
+        out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        filesystem.write_parquet(out, found)
+        return [{"path": out}]
+
+
+def widened(keys: pa.Table, edges: list[pa.Table]) -> pa.Table:
+    """`keys`, each user's span as far as the `Edges` of all files; FAR where there is no session."""
+    none = {"lo": np.full(keys.num_rows, -FAR), "hi": np.full(keys.num_rows, FAR)}
+    every = pa.concat_tables([pa.table({"user_id": keys["user_id"], **none}), *edges])
+    found = every.group_by("user_id").aggregate([("lo", "max"), ("hi", "min")])
+    return found.rename_columns(["user_id", "lo", "hi"])
+
+
+def net(feed: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The change per event over several commits: the first pre-image and the last post-image.
+
+    Args:
+        feed: the change feed: `user_id`, the fields of an event, `_change_type`, `_commit_version`.
+
+    Returns:
+        Events that went, and events that came. One that was replaced is in both; one that is what
+        it was, in none.
+    """
+    came = pc.is_in(feed["_change_type"], pa.array(CAME)).combine_chunks()
+    events = feed.drop_columns(["_change_type", "_commit_version"])
+    if pc.all(came).as_py() is not False:
+        return events.slice(0, 0), events
+    is_came = came.to_numpy(zero_copy_only=False)
+    code = pc.dictionary_encode(feed["event_id"].combine_chunks())
+    number = code.indices.to_numpy(zero_copy_only=False)
+    order = np.lexsort((is_came, feed["_commit_version"].to_numpy(), number))
+    begins = np.concatenate([[True], np.diff(number[order]) != 0])
+    first, last = order[begins], order[np.append(begins[1:], True)]
+    was, now = ~is_came[first], is_came[last]  # it was there if its first change took it away
+    both = np.flatnonzero(was & now)
+    before, after = (events.take(pa.array(at[both])).to_pylist() for at in (first, last))
+    same = both[[a == b for a, b in zip(before, after, strict=True)]] if len(both) else both
+    was[same] = now[same] = False
+    return events.take(pa.array(first[was])), events.take(pa.array(last[now]))
+
+
+def recut(old: pa.Table, gone: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
+    """What becomes of the sessions near some changes, as rows of `CHANGE_DDL`.
 
     Args:
         old: rows of `silver.sessions`.
-        came: `user_id` and the fields of an event; none of them is in a session yet.
+        gone, came: `user_id` and the fields of an event, as `net` has them.
 
     Returns:
         The sessions that are new, changed (another row under the same id) or retired (gone).
@@ -123,32 +195,32 @@ def recut(old: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
     nested = pc.list_flatten(old["events"]).combine_chunks()
     columns = [old["user_id"].combine_chunks().take(parent)]
     columns += [nested.field(name) for name in how.fields]
-    events = pa.concat_tables(
-        [pa.Table.from_arrays(columns, schema=schema), came.select(schema.names).cast(schema)]
-    ).combine_chunks()
-    new, _ = cut(events, how)
+    kept = pa.Table.from_arrays(columns, schema=schema)
+    if gone.num_rows:
+        lost = pc.is_in(kept["event_id"], gone["event_id"].combine_chunks())
+        kept = kept.filter(pc.invert(lost))
+    arrived = came.select(schema.names).cast(schema)
+    new, _ = cut(pa.concat_tables([kept, arrived]).combine_chunks(), how)
     was = pc.index_in(new["session_id"], old["session_id"].combine_chunks())
-    before = old["event_count"].take(was)
-    # Events only came: a session with the same first event and as many of them is the same.
-    change = pc.if_else(
-        pc.is_null(was), "new", pc.if_else(pc.equal(before, new["event_count"]), "same", "changed")
-    )
-    rows = new.append_column("change", change).append_column("merged", _merged(new, nested, parent))
-    rows = rows.append_column("old_event_count", pc.fill_null(before, 0).cast(pa.int32()))
+    merged, same = _compared(new, was, nested, parent, arrived["event_id"].combine_chunks())
+    change = pc.if_else(pc.is_null(was), "new", pc.if_else(same, "same", "changed"))
+    rows = new.append_column("change", change).append_column("merged", merged)
+    before = pc.fill_null(old["event_count"].take(was), 0)
+    rows = rows.append_column("old_event_count", before.cast(pa.int32()))
     for name in ("start_ts", "end_ts"):
         rows = rows.append_column(f"_{name}", old[name].take(was))
     rows = rows.filter(pc.not_equal(rows["change"], "same"))
-    gone = old.filter(pc.invert(pc.is_in(old["session_id"], new["session_id"].combine_chunks())))
+    retired = old.filter(pc.invert(pc.is_in(old["session_id"], new["session_id"].combine_chunks())))
     told = {
-        "change": pa.repeat(pa.scalar("retired"), gone.num_rows),
-        "merged": pa.repeat(pa.scalar(False), gone.num_rows),
-        "old_event_count": gone["event_count"], "_start_ts": gone["start_ts"],
-        "_end_ts": gone["end_ts"],
+        "change": pa.repeat(pa.scalar("retired"), retired.num_rows),
+        "merged": pa.repeat(pa.scalar(False), retired.num_rows),
+        "old_event_count": retired["event_count"], "_start_ts": retired["start_ts"],
+        "_end_ts": retired["end_ts"],
     }  # fmt: skip
     for name, column in told.items():
-        gone = gone.append_column(name, column)
+        retired = retired.append_column(name, column)
     whole = arrow_schema(dict(one.split(" ", 1) for one in _parts(CHANGE_DDL)))
-    changed = pa.concat_tables([part.select(whole.names).cast(whole) for part in (rows, gone)])
+    changed = pa.concat_tables([part.select(whole.names).cast(whole) for part in (rows, retired)])
     return changed.sort_by("start_ts")
 
 
@@ -159,19 +231,43 @@ def _parts(ddl: str) -> list[str]:
     return [one.strip() for one in split(ddl)]
 
 
-def _merged(new: pa.Table, nested: Any, parent: pa.Array) -> pa.Array:
-    """Which sessions hold events of two or more old ones."""
+def _compared(
+    new: pa.Table, was: Any, nested: Any, parent: pa.Array, arrived: pa.Array
+) -> tuple[pa.Array, pa.Array]:
+    """Of each new session whether it holds events of two or more old ones, and whether it is the
+    old one of its id, event for event.
+
+    Args:
+        was: the old session of the same id, or null.
+        nested, parent: events of the old sessions, and of which each is.
+        arrived: ids of the events that came: none of an old session, though it may have had the id.
+    """
+    if not new.num_rows:
+        return pa.array([], pa.bool_()), pa.array([], pa.bool_())
     lists = new["events"].combine_chunks()
     ids = pc.list_flatten(lists).field("event_id")
     place = pc.index_in(ids, value_set=nested.field("event_id"))
+    place = pc.if_else(pc.is_in(ids, arrived), pa.scalar(None, pa.int32()), place)
     owner = parent.take(place).fill_null(-1).to_numpy(zero_copy_only=False)
     count = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     first = np.cumsum(count) - count
-    if not len(first):
-        return pa.array([], pa.bool_())
     highest = np.maximum.reduceat(owner, first)
     lowest = np.minimum.reduceat(np.where(owner < 0, len(owner), owner), first)
-    return pa.array((highest >= 0) & (lowest < highest))
+    # The events of an old session stand together, in order.
+    begin = np.searchsorted(parent.to_numpy(), np.arange(len(parent) + 1))
+    old = _ints(was.fill_null(-1))
+    at = place.fill_null(-1).to_numpy(zero_copy_only=False)
+    known = np.repeat(old, count)
+    expected = (
+        np.where(known >= 0, begin[known], -2) + np.arange(len(ids)) - np.repeat(first, count)
+    )
+    same = np.logical_and.reduceat(at == expected, first) & (count == begin[old + 1] - begin[old])
+    return pa.array((highest >= 0) & (lowest < highest)), pa.array(same & (old >= 0))
+
+
+def _ints(column: Any) -> np.ndarray:
+    made: np.ndarray = column.to_numpy()
+    return made
 
 
 def counted(changed: pa.Table) -> dict[str, int]:

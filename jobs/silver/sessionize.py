@@ -26,7 +26,8 @@ from jobs.lake.data_files import staging
 from jobs.lake.delta_errors import FeedGone, feed_gone
 from jobs.lake.tasks import run
 from jobs.silver import checks, cut_arrow, cut_nightly
-from jobs.silver.cut_spark import EVENT_FIELDS, cut, difference, net_changes, recut, spans, touched
+from jobs.silver.cut_arrow import EVENT_FIELDS
+from jobs.silver.cut_spark import cut, net_changes, recut, spans, touched
 
 RULE_PROPERTY = "sessionmill.rule"
 
@@ -87,20 +88,19 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
 
 
 def cut_changes(context: Context, candidate: Candidate, manifest: dict[str, Any]) -> None:
-    """Cut around what changed: in Arrow where it can be, else in Spark.
+    """Cut around what changed: in one process, or by slices of users in Spark.
 
     Raises:
         FeedGone: the change feed does not reach back.
     """
     lake, rule, after = context.lake, context.source.sessions, manifest["after"]
     upto, base = manifest["upto"], manifest["base"]
-    if rule.rule == "gap" and lake.grown(EVENTS, after) <= cut_nightly.MOST_EVENTS:
+    if lake.grown(EVENTS, after) <= cut_nightly.MOST_EVENTS:
         feed = lake.changes_few(
             EVENTS, after, upto, ["user_id", *EVENT_FIELDS, "_change_type", "_commit_version"]
         )
-        if pc.all(pc.equal(feed["_change_type"], "insert")).as_py() is not False:
-            cut_in_arrow(context, candidate, manifest, feed)
-            return
+        cut_in_arrow(context, candidate, manifest, feed)
+        return
     context.expect(lake.grown(EVENTS, after), lake.rows(EVENTS))
     with feed_gone(EVENTS, after, upto):
         changes = candidate.write("changes", net_changes(lake.changes(EVENTS, after, upto)))
@@ -113,21 +113,31 @@ def cut_changes(context: Context, candidate: Candidate, manifest: dict[str, Any]
     changed = candidate.write("spans", spans(changes))
     old = touched(lake.read(SESSIONS, base), changed, rule.session_rule)
     old = candidate.write("old", old.select(*SESSIONS.columns))
-    new = recut(old, changes, rule.session_rule)
-    rows = difference(old, new).where("change <> 'same'")
+    rows = recut(old, changes, cut_of(rule.session_rule), slices_of(context, changes.count()))
     fill(context, candidate, manifest, rows.repartition(1))
 
 
 def cut_in_arrow(
-    context: Context, candidate: Candidate, manifest: dict[str, Any], came: pa.Table
+    context: Context, candidate: Candidate, manifest: dict[str, Any], feed: pa.Table
 ) -> None:
-    """`cut_changes` where events only came, under the gap rule: `jobs/silver/cut_nightly.py`."""
+    """`cut_changes` in one process: `jobs/silver/cut_nightly.py`."""
     lake, rule = context.lake, context.source.sessions
-    if not came.num_rows:
+    if not feed.num_rows:
         manifest["empty"] = True
         return
-    # Each event for itself: between two of one user's events may lie weeks of sessions.
-    keys = cut_nightly.spans_of(came["user_id"], came["event_ts"], came["event_ts"])
+    gone, came = cut_nightly.net(feed)
+    moved = pa.concat_tables([gone, came]).select(["user_id", "event_ts"])
+    places = moved["user_id"], moved["event_ts"], moved["event_ts"]
+    if rule.session_rule.native:
+        keys = cut_nightly.keys_of(*places)
+        filesystem.write_parquet(candidate.path("changed.parquet"), keys)
+        edges = cut_nightly.Edges(candidate.path("changed.parquet"), candidate.path("edges"))
+        stored = lake.files_of(SESSIONS, manifest["base"])
+        spark = (lambda: context.spark) if context.is_many(lake.rows(SESSIONS)) else None
+        done = run(spark, edges, [one.path for one in stored], cut_nightly.NEAR_DDL, "string")
+        keys = cut_nightly.widened(keys, [filesystem.read_parquet(one["path"]) for one in done])
+    else:  # each event for itself: between two of one user's events may lie weeks of sessions
+        keys = cut_nightly.spans_of(*places)
     filesystem.write_parquet(candidate.path("near-changes.parquet"), keys)
     near = cut_nightly.Near(
         candidate.path("near-changes.parquet"), rule.session_rule, candidate.path("old")
@@ -139,9 +149,9 @@ def cut_in_arrow(
             *(filesystem.read_parquet(one["path"]) for one in found),
         ]
     )
-    changed = cut_nightly.recut(old, came, cut_of(rule.session_rule))
+    changed = cut_nightly.recut(old, gone, came, cut_of(rule.session_rule))
     counts = manifest["counts"] = cut_nightly.counted(changed)
-    manifest["moved"] = {"came": came.num_rows, "gone": 0}
+    manifest["moved"] = {"came": came.num_rows, "gone": gone.num_rows}
     filesystem.write_parquet(candidate.path("sessions") + "/part-0.parquet", changed)
     candidate.adopt("sessions", cut_nightly.CHANGE_DDL)
     if counts["rows"] == counts["new"]:
@@ -176,12 +186,17 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, under any rule: all events of a user in one place."""
     events = context.lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
     bounds = time_slices.bounds(events, "event_ts", context.spark.sparkContext.defaultParallelism)
-    events = events.withColumn("old_session_id", F.lit(None).cast("string"))
-    rows = time_slices.by_time(
-        cut(events, context.source.sessions.session_rule), "start_ts", bounds
-    )
+    parts = slices_of(context, context.lake.rows(EVENTS))
+    rows = cut(events, cut_of(context.source.sessions.session_rule), parts)
+    rows = time_slices.by_time(rows, "start_ts", bounds)
     rows = rows.sortWithinPartitions(*SESSIONS.order)
     return context.lake.stage(SESSIONS, rows, context.run_id)
+
+
+def slices_of(context: Context, events: int) -> int:
+    """How many slices of users so many events are worth."""
+    size = time_slices.size_of(events, context.spark.sparkContext.defaultParallelism)
+    return max(1, -(-events // size))
 
 
 def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:

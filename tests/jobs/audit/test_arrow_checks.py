@@ -23,7 +23,7 @@ from jobs.gold import checks as gold_checks
 from jobs.lake import filesystem
 from jobs.silver import checks as silver_checks
 from jobs.silver import cut_arrow
-from jobs.silver.cut_spark import EVENT_FIELDS
+from jobs.silver.cut_arrow import EVENT_FIELDS
 
 T = 1_700_000_000_000_000
 GAP_US = 1_800_000_000
