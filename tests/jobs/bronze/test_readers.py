@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.bronze import byte_streams, csv_reader, records
+from jobs.bronze import byte_streams, csv_reader, readers, records
 from jobs.bronze.readers import read_file, record_of
 from jobs.bronze.records import FileFacts, Format
+from jobs.privacy.pseudonyms import Privacy
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 CSV = Format("csv", MAPPED)
@@ -100,6 +102,25 @@ def test_blocks_and_columns_give_the_records_of_lines_taken_one_by_one(
         patch.setattr(csv_reader.CsvRecords, "columns", lambda *_: None)
         patch.setattr(byte_streams, "pieces", slow_lines)
         assert quick == by_columns == rows()
+
+
+def test_lines_of_forgotten_people_are_counted_apart_in_the_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [
+        write(tmp_path, b"u,i,t\nann,1,2\nbob,3,4\nann of bob,5\n", "a.csv"),
+        write(tmp_path, b"u,i,t\nbob,5,6\n", "b.csv"),
+    ]
+    secret = Privacy(b"k" * 32, "clicks", False, frozenset())
+    ann = replace(secret, forgotten=frozenset([secret.pseudonym("ann")]))
+    monkeypatch.setattr(readers, "_attempt", lambda: 7)
+    frame = pa.record_batch({"path": list(map(str, paths))})
+    batches = readers.reader(replace(CSV, privacy=ann), str(tmp_path / "facts"))([frame])
+    assert [row["user_id"] for batch in batches for row in batch.to_pylist()] == ["bob", "bob"]
+    told = json.loads((tmp_path / "facts" / "7.json").read_text())
+    assert [(one["file"], one["lines"], one["forgotten"]) for one in told] == [
+        (str(paths[0]), 1, 2), (str(paths[1]), 1, 0),
+    ]  # fmt: skip
 
 
 QUOTED = '"a,""b"" "'
