@@ -63,7 +63,7 @@ def test_a_room_imports_only_what_lies_below_it(copied: Path) -> None:
         ),
         ("jobs/silver/cut_arrow.py", "from jobs.bronze import landing", "rooms"),
         ("jobs/lake/filesystem.py", "def late():\n    from jobs.lake import delta", "cycles"),
-        ("models/serving/recommend.py", "def late():\n    from jobs.core import tables", "serving"),
+        ("models/serving/answer.py", "def late():\n    from jobs.core import tables", "serving"),
         ("models/data/splits.py", "from jobs.bronze import landing", "tables"),
         ("jobs/core/errors.py", "def late():\n    from sessionmill_dags import pods", "rooms"),
     ],

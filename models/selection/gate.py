@@ -36,7 +36,7 @@ from models.networks.saved_model import Stored, load
 from models.registry import tracking
 from models.registry.register import CHALLENGER, CHAMPION, Registered, aliases_of, find, versions_of
 from models.selection.compare import BY
-from models.serving.recommend import recommend
+from models.serving.answer import recommend
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -27,7 +27,7 @@ from models.data.splits import Events, Targets, stamp
 from models.networks.saved_model import Stored
 from models.registry import tracking
 from models.selection import verify_worker
-from models.serving.recommend import NATIVE
+from models.serving.answer import NATIVE
 
 if TYPE_CHECKING:
     from jobs.core.source_file import Source

@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined, unused-ignore]
 
 from models.networks.saved_model import load
-from models.serving.recommend import recommend
+from models.serving.answer import recommend
 
 
 class SessionRecommender(PythonModel):  # type: ignore[misc, unused-ignore]

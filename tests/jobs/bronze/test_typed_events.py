@@ -18,7 +18,7 @@ from expectations.feedback_rule import FEEDBACK
 from jobs.bronze.typed_events import event_time, feedback_of, row_hash
 from jobs.core.source_file import FeedbackPart, TimePart
 from models.core import rows as models_rows
-from models.serving import recommend
+from models.serving import answer
 
 DAY = datetime(2024, 3, 1, tzinfo=UTC)
 
@@ -160,7 +160,6 @@ rules = st.builds(
 
 def test_serving_judges_an_event_as_ingestion_does(spark: Any) -> None:
     """Generated rules, each tried on every text with every value."""
-    assert recommend.CONDITION.pattern == feedback_rule.CONDITION.pattern
     assert models_rows.FEEDBACK == FEEDBACK
     made: list[FeedbackPart] = []
 
@@ -188,7 +187,7 @@ def test_serving_judges_an_event_as_ingestion_does(spark: Any) -> None:
                 if one != other])
         for at, rule in enumerate(made)
         if (theirs := ingested[f"r{at}"].tolist())
-        != (ours := [FEEDBACK[code] for code in recommend._feedback(rule.model_dump(), frame)])
+        != (ours := [FEEDBACK[code] for code in answer._feedback(rule.model_dump(), frame)])
     ]  # fmt: skip
     assert unlike == []
     assert {one for at in range(len(made)) for one in ingested[f"r{at}"]} == set(FEEDBACK)

@@ -34,7 +34,7 @@ from models.networks.methods import config
 from models.networks.saved_model import Stored, load
 from models.networks.scoring import best
 from models.registry import tracking
-from models.serving.recommend import recommend
+from models.serving.answer import recommend
 from tests.jobs.audit.test_batch_checks import spoiled
 from tests.jobs.audit.test_suite import named
 from tests.support.gold_world import rows_of

@@ -27,7 +27,7 @@ from models.networks.pooling import POOLINGS
 from models.networks.saved_model import Stored
 from models.networks.sessionrec import SessionBatch, SessionRec
 from models.networks.side_information import Side
-from models.serving.recommend import recommend
+from models.serving.answer import recommend
 from models.training import epoch
 from models.training.fit import fit
 from tests.support.gold_world import DAY, SECOND, Event, data_of, evidence, rows_of, write_gold

@@ -313,7 +313,7 @@ def test_serving_cuts_sessions_by_the_gap_or_by_the_ids_given(world: World) -> N
     from models.networks.baselines import Popularity
     from models.networks.methods import config
     from models.networks.saved_model import Stored
-    from models.serving.recommend import _told
+    from models.serving.answer import _told
 
     facts = {"gap_us": 1800 * SECOND, "session_rule": "source_session_id"}
     pop = Popularity(3, config("pop").model)
@@ -337,7 +337,7 @@ def test_serving_tells_the_time_of_a_request_and_whether_it_opens_a_session() ->
 
     from models.networks.methods import config
     from models.networks.saved_model import Stored
-    from models.serving.recommend import recommend
+    from models.serving.answer import recommend
 
     told: list[tuple[list[int], list[bool]]] = []
 
@@ -374,7 +374,7 @@ def test_serving_tells_the_time_of_a_request_and_whether_it_opens_a_session() ->
 
 
 def test_serving_knows_what_became_of_an_item(world: World) -> None:
-    from models.serving.recommend import _feedback
+    from models.serving.answer import _feedback
 
     frame = pd.DataFrame(
         {"event_type": ["buy", "skip", "view", None], "value": [5.0, 5.0, 1.0, None]}
@@ -624,7 +624,7 @@ def test_the_same_seed_gives_the_same_model(
 def test_a_batch_of_users_is_quick(world: World, trained: dict[str, dict[str, Any]]) -> None:
     """A thousand users in one call; the data is what the ring tells."""
     from models.registry import tracking
-    from models.serving.recommend import recommend
+    from models.serving.answer import recommend
 
     client, _ = tracking.connect("toy")
     with tracking.downloaded(client, trained["gru4rec"]["mlflow_run_id"], "trained") as folder:

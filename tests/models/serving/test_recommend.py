@@ -13,7 +13,7 @@ from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE
 from models.networks.baselines import Popularity
 from models.networks.methods import config
 from models.networks.saved_model import Stored
-from models.serving.recommend import _feedback, _told, recommend
+from models.serving.answer import _feedback, _told, recommend
 from tests.support.histories import GAP_S, KINDS, History, in_words, make, shrunk, user_name
 from tests.support.oracle import expected_sessions
 
