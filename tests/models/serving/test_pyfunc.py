@@ -177,7 +177,7 @@ def shipped() -> Package:
 def test_a_version_ships_what_serving_needs() -> None:
     made = shipped()
     names = {Path(path).stem for path in made.files}
-    assert {"recommend", "saved_model", "sessionrec", "hstu", "session_rule"} <= names
+    assert {"answer", "saved_model", "sessionrec", "hstu", "session_rule"} <= names
     unwanted = ("fit", "report", "register", "tracking", "grid", "gate", "run", "compare", "check")
     assert not names & {*unwanted, "packaging", "checkpoints", "results", "sessions", "__main__"}
     for path, text in made.files.items():
