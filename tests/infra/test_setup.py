@@ -255,7 +255,7 @@ def test_the_java_that_make_brings_trusts_what_the_machine_trusts(
 
 CONFIGURED = """
 import json
-from jobs.spark import configured
+from jobs.lake.spark import configured
 
 conf = configured("asked")
 names = ("spark.master", "spark.driver.host", "spark.ui.enabled", "spark.sql.shuffle.partitions")

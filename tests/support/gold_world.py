@@ -212,7 +212,7 @@ def test_two_processes_may_make_the_arrays_at_once(tmp_path: Path) -> None:
     write_gold(tmp_path, "toy", ring())
     path, cache = str(tmp_path / "toy/gold/sequences"), tmp_path / "cache"
     code = (
-        "import sys; from pathlib import Path; from models.dataset import open_sequences; "
+        "import sys; from pathlib import Path; from models.data.sequences import open_sequences; "
         "print(open_sequences(sys.argv[1], None, Path(sys.argv[2]), 'make').item.sum())"
     )
     command = [sys.executable, "-c", code, path, str(cache)]

@@ -177,7 +177,7 @@ def test_nights_on_s3_are_those_of_a_folder_and_two_at_once_lose_nothing(
 
 
 STORE = """
-from jobs.spark import get_spark
+from jobs.lake.spark import get_spark
 
 spark = get_spark("store")
 jvm, conf = spark._jvm, spark._jsc.hadoopConfiguration()
@@ -228,7 +228,7 @@ def test_a_version_is_written_once(store: Store) -> None:
 APPEND = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from jobs.spark import get_spark
+from jobs.lake.spark import get_spark
 
 spark = get_spark("append")
 

@@ -549,7 +549,7 @@ def test_a_command_waits_for_an_mlflow_that_is_away_for_a_while(
 
 
 def test_two_tasks_may_be_the_first_to_record(tmp_path: Path) -> None:
-    code = "from models.tracking import connect; print(connect('toy')[1])"
+    code = "from models.registry.tracking import connect; print(connect('toy')[1])"
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     workers = [
