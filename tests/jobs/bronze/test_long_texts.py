@@ -410,7 +410,7 @@ def test_a_file_whose_optional_columns_are_all_null(spark: Any, tmp_path: Path) 
 def test_lines_of_which_only_the_beginning_is_kept_are_refused_by_name(
     spark: Any, tmp_path: Path
 ) -> None:
-    wrong = CLICKS.replace("csv", "jsonl")
+    wrong = CLICKS.replace("csv", "jsonl") + "[quality]\nmax_reject_share = 0.8\n"
     shop = Workshop(spark, tmp_path, wrong)
     page = "p" * (LONGEST_TEXT + 5)
     at = "2023-11-14T22:13:20Z"

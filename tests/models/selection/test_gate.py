@@ -74,7 +74,7 @@ def a_run_published(world: World, version: int) -> None:
     lake = Lake(lambda: pytest.fail("no JVM is needed"), str(world.lake), "toy")
     lake.create(RUNS)
     row = ("r1", "b1", "run", "all", "toy", None, datetime(2024, 1, 1, tzinfo=UTC), 1.0, "ok", None,
-           [], [], [], [("gold.sequences", version)], [])  # fmt: skip
+           [], [], [], [("gold.sequences", version)], [], None)  # fmt: skip
     lake.put_small(RUNS, [row])
 
 
