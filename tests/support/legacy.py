@@ -93,6 +93,7 @@ class OldShop(Workshop):
     """A source of that lake, for jobs to run on."""
 
     def __init__(self, spark: Any, legacy: Legacy, name: str) -> None:
+        self.thresholds = None
         self.spark, self.folder, self.lake_root = spark, legacy.root, legacy.lake
         self.landing, self.file = legacy.root / "landing" / name, Path(legacy.source(name))
         self.arrives = legacy.root / "arrives" / name
