@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -335,5 +336,4 @@ def test_the_archive_is_small_and_names_no_machine() -> None:
         texts = [file.read() for one in tar if (file := tar.extractfile(one)) is not None]
     assert len(texts) > 100
     for text in texts:
-        for word in (b"/home/", b"/root/", b"/work/", b"site-packages"):
-            assert word not in text
+        assert not re.search(rb"/(home|root|work)/|site-packages", text)
