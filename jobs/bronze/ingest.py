@@ -176,7 +176,7 @@ def compute(context: Context) -> Candidate:
     lake = context.lake
     landing.null_ids(context)
     for table in (EVENTS, REJECTS, FILES):
-        lake.create(table)
+        lake.create(table, upgrade=False)
     candidate, notes = context.candidate(EVENTS), []
     landed = landing.landing_files(context)
     chosen = landing.unread(context, landed)
@@ -188,6 +188,8 @@ def compute(context: Context) -> Candidate:
         notes.append(f"{nothing} this time: nothing was read")
     facts: list[FileFacts] = []
     if chosen:
+        for table in (EVENTS, REJECTS, FILES):
+            lake.create(table)
         if not landing.is_parsed(context, candidate, chosen):
             candidate.remove()
             lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES

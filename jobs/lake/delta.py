@@ -130,11 +130,18 @@ class Lake:
         count = int(found.version()) - since
         return found.history(count) if count > 0 else []
 
-    def create(self, table: Table, properties: dict[str, str] | None = None) -> bool:
-        """Make the table, empty, if there is none; one that an earlier version made gets the columns
-        that it lacks. Returns whether it was made."""
+    def create(
+        self, table: Table, properties: dict[str, str] | None = None, *, upgrade: bool = True
+    ) -> bool:
+        """Make the table, empty, if there is none. Returns whether it was made.
+
+        Args:
+            upgrade: whether one that an earlier version made gets the columns that it lacks. That
+                is a version of the table: not for a run that may find nothing to do.
+        """
         if self.version(table) is not None:
-            self._add_columns(table)
+            if upgrade:
+                self._add_columns(table)
             return False
         DeltaTable.create(
             rust_uri(self.path(table)),
