@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.bronze import landing
 from jobs.bronze.readers import record_of
-from jobs.bronze.records import FileFacts, Format
+from jobs.bronze.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
 
@@ -178,6 +178,11 @@ def of_column(context: Context, ours: str, value: str | None, there: str) -> str
 def of_unparsable(fmt: Format, rows: list[dict[str, Any]]) -> str:
     """What to do where lines are no records."""
     raws = [row["raw"] or "" for row in rows]
+    if all(len(raw) > LONGEST_TEXT and raw.startswith(CUT, LONGEST_TEXT) for raw in raws):
+        return (
+            f"the lines are too long: a mapped column has at most {LONGEST_TEXT:,} characters, a "
+            f"record {LONGEST_RECORD:,}. Deliver the file again without the long texts"
+        )
     if fmt.format != "parquet" and any(ESCAPED_BYTE.search(raw) for raw in raws):
         return (
             f"the lines have bytes that are not source.encoding = {fmt.encoding!r}: set the log's "

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.bronze import byte_streams, readers
+from jobs.bronze.quality import of_unparsable
 from jobs.bronze.readers import read_file
 from jobs.bronze.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from jobs.bronze.replay_rejects import is_cut
@@ -499,3 +500,10 @@ def test_an_error_of_an_engine_begins_with_a_sentence(
     assert said[begin].startswith("run stopped: a task of Spark failed: ValueError: what nobody")
     assert said[begin + 1].startswith("Traceback")
     assert of_engine(ValueError("ours")) is None
+
+
+def test_a_line_that_is_too_long_is_not_taken_for_another_format() -> None:
+    cut = {"raw": "p" * LONGEST_TEXT + CUT + "1,048,581 characters]", "file_columns": None}
+    fmt = Format(format="jsonl", mapped={"item_id": "item"})
+    assert "the lines are too long" in of_unparsable(fmt, [cut])
+    assert "not JSON objects" in of_unparsable(fmt, [cut, {"raw": "p", "file_columns": None}])
