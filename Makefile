@@ -78,7 +78,7 @@ down:  ## stop what `make up` started
 # -- proof -------------------------------------------------------------------------------------
 
 test: setup  ## all tests but the long ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long and not s3" --durations=12
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long and not s3" --durations=12 --junitxml=build/tests.xml
 
 test-quick: setup  ## those without a JVM, a server or another process; a minute
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "quick and not training and not long" --durations=5
