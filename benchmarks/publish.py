@@ -1,0 +1,255 @@
+"""What a commit costs: ours (`jobs/lake/private_delta.py`) beside the public interfaces of Delta.
+
+    python benchmarks/publish.py --events 20000000 [--json]
+
+Makes the events and a night of `benchmarks/sessionize.py`, computes and audits the night's sessions,
+and then publishes the same candidate on copies of the lake, in turns: by our swap of data files, by
+delta-rs's MERGE and by Spark's MERGE, each with a change feed and pruned by the same times. After
+each the table must hold the same rows, and the feed must tell the same changes. Then the whole of
+`silver.sessions`, staged, becomes an empty table's rows: by a commit that names the files, by
+delta-rs and by Spark, which write them. Medians and ranges of the turns; the JVM runs, warm.
+Needs about 300 bytes of disk an event in TMPDIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import sessionize as bench  # (the events and nights of the other script)
+
+APP = "bench/silver.sessions<-bronze.events"
+SUM = "sum(hash(session_id, event_count, epoch_us(end_ts), list_transform(events, lambda e: e.event_id)))"
+
+
+def copied(lake: Path, to: Path) -> Path:
+    """A copy of a lake: data files as hard links (nobody writes into them), the rest in full."""
+
+    def put(old: str, new: str) -> None:
+        if "_delta_log" in old or not old.endswith(".parquet"):
+            shutil.copy2(old, new)
+        else:
+            os.link(old, new)
+
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(lake, to, copy_function=put)
+    return to
+
+
+def digest(path: str) -> tuple[Any, ...]:
+    """Rows and a sum of hashes of a table, and of its newest commit's changes, by another engine."""
+    import duckdb
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+    table = DeltaTable(path)
+    with duckdb.connect() as db:
+        db.register("t", table.to_pyarrow_dataset())
+        rows = db.sql(f"SELECT count(*), {SUM} FROM t").fetchall()
+        version = table.version()
+        feed = pa.table(table.load_cdf(starting_version=version, ending_version=version))
+        db.register("f", feed)
+        told = db.sql(
+            f"SELECT _change_type, count(*), {SUM} FROM f GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+    return rows, told
+
+
+def by_swap(context: Any) -> None:
+    from jobs.pipeline.steps import one_job
+
+    one_job(context, "sessionize", "publish", {})
+
+
+def candidate_of(context: Any) -> tuple[str, Any, Any]:
+    """The table's folder, the candidate, and the condition by which both MERGEs prune."""
+    from jobs.core.tables import SESSIONS
+    from jobs.silver.sessionize import SessionizeManifest
+
+    candidate = context.candidate(SESSIONS)
+    counts = candidate.manifest(SessionizeManifest).counts
+    low, high = (f"to_timestamp_micros({us})" for us in (counts.lo_us, counts.hi_us))
+    return context.lake.path(SESSIONS), candidate, (counts, low, high)
+
+
+def by_delta_rs(context: Any) -> None:
+    from deltalake import CommitProperties, DeltaTable, Transaction
+
+    from jobs.core.tables import SESSIONS
+
+    path, candidate, (_, low, high) = candidate_of(context)
+    put = {name: f"s.{name}" for name in SESSIONS.columns}
+    (
+        DeltaTable(path)
+        .merge(
+            candidate.arrow("sessions", [*SESSIONS.columns, "change"]),
+            f"t.session_id = s.session_id AND t.start_ts >= {low} AND t.start_ts <= {high}",
+            source_alias="s", target_alias="t", streamed_exec=False,
+            commit_properties=CommitProperties(app_transactions=[Transaction(APP, 10**6)]),
+        )
+        .when_matched_delete("s.change = 'retired'")
+        .when_matched_update(put)
+        .when_not_matched_insert(put, "s.change <> 'retired'")
+        .execute()
+    )  # fmt: skip
+
+
+def by_spark(context: Any) -> None:
+    from delta.tables import DeltaTable
+
+    from jobs.core.tables import SESSIONS
+
+    path, candidate, (counts, *_) = candidate_of(context)
+    times = f"t.start_ts >= timestamp_micros({counts.lo_us}) AND t.start_ts <= timestamp_micros({counts.hi_us})"
+    put = {name: f"s.{name}" for name in SESSIONS.columns}
+    table = DeltaTable.forPath(context.spark, path).alias("t")
+    with context.lake.transaction(SESSIONS, APP, 10**6, "run"):
+        (
+            table.merge(candidate.part("sessions").alias("s"), f"t.session_id = s.session_id AND {times}")
+            .whenMatchedDelete("s.change = 'retired'")
+            .whenMatchedUpdate(set=put)
+            .whenNotMatchedInsert("s.change <> 'retired'", values=put)
+            .execute()
+        )  # fmt: skip
+
+
+def whole_by_files(context: Any, staged: Any) -> None:
+    from jobs.core.tables import SESSIONS
+
+    context.lake.commit(SESSIONS, staged, 0, APP, 1, "run")
+
+
+def whole_by_delta_rs(context: Any, staged: Any) -> None:
+    import pyarrow.dataset as ds
+    from deltalake import write_deltalake
+
+    from jobs.core.arrow_types import arrow_schema
+    from jobs.core.tables import SESSIONS
+
+    path = context.lake.path(SESSIONS)
+    files = ds.dataset([f"{path}/{one['path']}" for one in staged], arrow_schema(SESSIONS.columns))
+    write_deltalake(path, files.scanner(batch_size=SESSIONS.group).to_reader(), mode="append")
+
+
+def whole_by_spark(context: Any, staged: Any) -> None:
+    from jobs.core.tables import SESSIONS
+
+    rows = context.lake.staged(SESSIONS, staged)
+    rows.write.format("delta").mode("append").save(context.lake.path(SESSIONS))
+
+
+NIGHT_WAYS: dict[str, Callable[..., None]] = {
+    "swap of files": by_swap, "delta-rs MERGE": by_delta_rs, "Spark MERGE": by_spark,
+}  # fmt: skip
+WHOLE_WAYS: dict[str, Callable[..., None]] = {
+    "files named": whole_by_files, "delta-rs": whole_by_delta_rs, "Spark": whole_by_spark,
+}  # fmt: skip
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from jobs.core.source_file import load_source
+    from jobs.core.tables import EVENTS, SESSIONS
+    from jobs.lake.context import Context, checked_batch
+    from jobs.lake.delta import Lake
+    from jobs.lake.spark import get_spark
+    from jobs.pipeline.steps import one_job
+
+    spark = get_spark("benchmark")
+    history, landing, root = folder / "history", folder / "landing", folder / "lake"
+    bench.generate(history, args.events, 8)
+    shutil.copytree(history, landing, copy_function=os.link)
+    (folder / "bench.toml").write_text(
+        bench.SOURCE.format(landing=landing / "*.parquet", format="parquet")
+    )
+    source = load_source(str(folder / "bench.toml"))
+
+    def context(lake: Path, day: date | None = None) -> Context:
+        return Context(source, Lake(lambda: spark, str(lake), "bench"), day, checked_batch("bench"))
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    for job in ("ingest", "sessionize"):
+        one_job(context(root), job, "all", {})
+    bench.generate_night(
+        history, landing / "night.parquet", args.night_events or args.events // 200,
+        max(args.events // 100, 1), 0,
+    )  # fmt: skip
+    one_job(context(root, bench.NIGHT), "ingest", "all", {})
+    for step in ("compute", "audit"):
+        one_job(context(root, bench.NIGHT), "sessionize", step, {})
+
+    took: dict[str, list[float]] = {name: [] for name in NIGHT_WAYS}
+    held: dict[str, Any] = {}
+    for turn in range(args.repeat):
+        for name, way in NIGHT_WAYS.items():
+            one = context(copied(root, folder / "copy"), bench.NIGHT)
+            took[name].append(bench.timed(way, one))
+            say(f"night, turn {turn + 1}, {name}: {took[name][-1]:.1f} s")
+            if turn == 0:
+                held[name] = digest(one.lake.path(SESSIONS))
+    if len({str(one) for one in held.values()}) != 1:
+        raise SystemExit(f"the ways do not give the same table and feed: {held}")
+
+    shutil.rmtree(root / "bench" / "silver")
+    shutil.rmtree(root / "bench" / "_candidates", ignore_errors=True)
+    one = context(root)
+    one_job(one, "sessionize", "compute", {})
+    from jobs.silver.sessionize import SessionizeManifest
+
+    staged = one.candidate(SESSIONS).manifest(SessionizeManifest).staged
+    whole: dict[str, list[float]] = {name: [] for name in WHOLE_WAYS}
+    for turn in range(args.repeat):
+        for name, way in WHOLE_WAYS.items():
+            here = context(copied(root, folder / "copy"))
+            whole[name].append(bench.timed(way, here, staged))
+            say(f"whole, turn {turn + 1}, {name}: {whole[name][-1]:.1f} s")
+            if here.lake.rows(SESSIONS) != sum(entry["rows"] for entry in staged or []):
+                raise SystemExit(f"{name}: rows are missing")
+    ours, public = took["swap of files"], ("delta-rs MERGE", "Spark MERGE")
+    return {
+        "events": args.events, "stored_events": one.lake.rows(EVENTS),
+        "night_s": {name: bench.spread(seconds) for name, seconds in took.items()},
+        "night_over_ours": {
+            name: round(statistics.median(took[name]) / statistics.median(ours), 2)
+            for name in public
+        },
+        "whole_s": {name: bench.spread(seconds) for name, seconds in whole.items()},
+        "cores": os.cpu_count(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=20_000_000)
+    parser.add_argument("--night-events", type=int, help="without: 0.5 %% of --events")
+    parser.add_argument("--repeat", type=int, default=3, help="turns")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="sessionmill-bench-") as folder:
+        found = measure(args, Path(folder))
+    print(f"{time.perf_counter() - began:.0f} s in all", file=sys.stderr)
+    if args.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:18} {value}")
+
+
+if __name__ == "__main__":
+    main()
