@@ -207,6 +207,7 @@ def planned(there: Airflow, number: int) -> str:
     return str(arguments[arguments.index("--table-version") + 1])
 
 
+@pytest.mark.long
 def test_what_is_announced_while_a_run_is_active_or_within_a_second_is_not_lost(
     mill: tuple[Airflow, datetime],
 ) -> None:
@@ -236,6 +237,7 @@ def test_what_is_announced_while_a_run_is_active_or_within_a_second_is_not_lost(
     assert len(until(lambda: all_ended(there, TRAIN), 300)) == 3
 
 
+@pytest.mark.long
 def test_tables_are_announced_while_a_training_waits_to_run_again(
     mill: tuple[Airflow, datetime],
 ) -> None:

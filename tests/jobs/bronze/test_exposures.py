@@ -57,7 +57,9 @@ def write(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "form", ["csv", *(pytest.param(one, marks=pytest.mark.long) for one in ("jsonl", "parquet"))]
+)
 def test_lines_take_what_their_columns_match(spark: Any, tmp_path: Path, form: str) -> None:
     shop = Workshop(spark, tmp_path, CLICKS + PART.replace("FORMAT", form))
     write(tmp_path / "shown", form, SHOWN)

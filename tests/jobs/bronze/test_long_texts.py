@@ -365,6 +365,7 @@ rule = "source_session_id"
 """
 
 
+@pytest.mark.long
 def test_every_column_may_be_long_and_native_events_are_replaced(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -390,6 +391,7 @@ def test_every_column_may_be_long_and_native_events_are_replaced(
     shop.run("validate")
 
 
+@pytest.mark.long
 def test_a_file_whose_optional_columns_are_all_null(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, FULL.replace("jsonl", "parquet").replace(
         'event_id = "id"\n', "").replace('rule = "source_session_id"', ""))  # fmt: skip
@@ -408,6 +410,7 @@ def test_a_file_whose_optional_columns_are_all_null(spark: Any, tmp_path: Path) 
     assert sum(one["null_count.event_type"] for one in actions) == 4
 
 
+@pytest.mark.long
 def test_lines_of_which_only_the_beginning_is_kept_are_refused_by_name(
     spark: Any, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_run_of_which_nothing_is_usable_fails_and_reads_its_files_again(
     assert {row["user_id"] for row in shop.rows(SEQUENCES)} == {"c0", "c1", "c2"}
 
 
+@pytest.mark.long
 def test_lists_of_events_are_told_by_their_paths_which_are_bounded(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_each_reason_names_the_keys_that_would_mend_it(
     assert len(shop.rows(FILES)) == (policy == "warn")
 
 
+@pytest.mark.long
 def test_bytes_of_another_encoding_and_lines_of_another_kind_are_told(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_bytes_of_another_encoding_and_lines_of_another_kind_are_told(
     assert "the lines are not lines of a combined_log: correct source.format" in refused(other)
 
 
+@pytest.mark.long
 def test_parquet_without_values_fails_and_is_read_by_another_column(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -222,6 +225,7 @@ def test_the_share_fails_by_default_and_warns_where_the_source_says_so(
     assert len(shop.rows(FILES)) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mended", ["source file", "log"])
 def test_a_night_is_computed_again_by_what_was_mended(
     spark: Any, tmp_path: Path, mended: str
@@ -241,6 +245,7 @@ def test_a_night_is_computed_again_by_what_was_mended(
     assert shop.rows(REJECTS) == []
 
 
+@pytest.mark.long
 def test_an_audit_that_is_run_again_writes_no_empty_version(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     shop.land("a.csv", HEAD + ",i,1\n")
@@ -280,6 +285,7 @@ def test_the_usual_texts_for_nothing_are_no_ids(spark: Any, tmp_path: Path) -> N
     assert shop.rows(REJECTS) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_texts_for_nothing_in_json_and_parquet(spark: Any, tmp_path: Path, form: str) -> None:
     toml = CLICKS.replace("csv", form).replace('event_ts = "ts"', 'event_ts = "ts"\nevent_type="t"')
@@ -296,6 +302,7 @@ def test_texts_for_nothing_in_json_and_parquet(spark: Any, tmp_path: Path, form:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_lake_that_was_made_before_keeps_its_rule(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +324,7 @@ def test_a_lake_that_was_made_before_keeps_its_rule(
     assert empty.run("ingest").rejects == {"missing_user_id": 1}
 
 
+@pytest.mark.long
 def test_ids_with_and_without_a_point_are_told(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     shop.land("a.csv", HEAD + good("100", "7.0", "v1.0", "v1"))

@@ -26,7 +26,7 @@ WRONG_UNIT = CLICKS + '[quality]\non_exceed = "warn"\n'
 RIGHT_UNIT = WRONG_UNIT.replace('unit = "s"', 'unit = "iso8601"')
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("form", ["csv", pytest.param("jsonl", marks=pytest.mark.long)])
 def test_lines_rejected_for_a_wrong_unit_come_back(spark: Any, tmp_path: Path, form: str) -> None:
     wrong = WRONG_UNIT if form == "csv" else WRONG_UNIT.replace("csv", "jsonl")
     right = wrong.replace('unit = "s"', 'unit = "iso8601"\nzone = "Europe/Paris"')
@@ -83,6 +83,7 @@ def test_lines_are_read_by_the_columns_that_their_file_had_then(spark: Any, tmp_
     assert shop.rows(REJECTS) == []
 
 
+@pytest.mark.long
 def test_a_line_that_comes_again_is_read_by_the_newest_columns(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WRONG_UNIT)
     shop.land("log.csv", "user,item,ts\nann,i1,2024-03-09\nbob,i2,1710000000\n")
@@ -97,6 +98,7 @@ def test_a_line_that_comes_again_is_read_by_the_newest_columns(spark: Any, tmp_p
     assert ("i1", "ann") in pairs(shop) and ("ann", "i1") not in pairs(shop)
 
 
+@pytest.mark.long
 def test_columns_that_nobody_maps_may_share_a_name(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WRONG_UNIT)
     shop.land("log.csv", "user,note,item,note,ts\nann,x,i1,y,2024-03-09\nbob,x,i2,y,1710000000\n")
@@ -122,6 +124,7 @@ def without_columns(shop: Workshop) -> None:
     write_deltalake(place, rows, mode="overwrite", schema_mode="overwrite")
 
 
+@pytest.mark.long
 def test_rejects_of_version_0_1_0_are_read_by_what_is_known_and_never_guessed_at(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -159,6 +162,7 @@ def test_rejects_of_version_0_1_0_are_read_by_what_is_known_and_never_guessed_at
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_rejects_of_a_run_that_failed_wait_for_the_next_run(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     shop.land("log.csv", "user,item,ts\nann,i1,2024-03-09\n")

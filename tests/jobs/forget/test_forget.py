@@ -195,6 +195,7 @@ def test_an_id_is_found_however_it_is_written(name: str) -> None:
         assert not person.stands_in(f"y{name[1:]}") and not obeyed.names_forgotten(f"y{name[1:]}")
 
 
+@pytest.mark.long
 def test_an_id_that_every_format_escapes_is_gone_too(spark: Any, tmp_path: Path, key: None) -> None:
     shop = Workshop(spark, tmp_path, JSON)
 
@@ -252,6 +253,7 @@ def test_an_id_that_every_format_escapes_is_gone_too(spark: Any, tmp_path: Path,
     assert {row["user_id"] for row in shop.rows(EVENTS)} == {"bob"}
 
 
+@pytest.mark.long
 def test_without_the_key_nobody_is_forgotten_and_nobody_comes_back(
     spark: Any, tmp_path: Path, key: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +321,7 @@ def test_ids_are_hashed_as_they_are_read(spark: Any, tmp_path: Path, key: None, 
     assert {row["user_id"] for row in shop.rows(SESSIONS)} == {secret.pseudonym("bob")}
 
 
+@pytest.mark.long
 def test_rejects_are_of_whom_their_files_columns_then_said(
     spark: Any, tmp_path: Path, key: None
 ) -> None:

@@ -140,6 +140,7 @@ def test_what_cannot_be_scored_is_told(world: World, registered: dict[str, str])
     assert status == 1 and "--k 0" in err
 
 
+@pytest.mark.long
 def test_killed_anywhere_and_run_again(world: World, registered: dict[str, str]) -> None:
     words = [
         sys.executable, "-m", "jobs", "score", "--source", str(world.source),

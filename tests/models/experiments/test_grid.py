@@ -90,6 +90,7 @@ def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
     assert missing[0] == 1 and "nothing.md is not there" in missing[3]
 
 
+@pytest.mark.long
 def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
     source = str(world.source)
     plain_one = ("train", "--source", source, "--method", "gru4rec", "--comparison", "c9")
@@ -197,6 +198,7 @@ def test_a_grid_of_unknown_methods_or_seeds_is_refused_before_it_starts(world: W
     assert status == 1 and "--seeds one" in err
 
 
+@pytest.mark.long
 def test_a_cell_trained_otherwise_is_not_taken_for_another(world: World) -> None:
     results = world.root / "results" / "otherwise.json"
     command = (
@@ -269,6 +271,7 @@ def test_shares_of_the_users_are_nested_and_keep_the_vocabulary(tmp_path: Path) 
         users_share(data.training, data.sequences.user_id, 1e-9)
 
 
+@pytest.mark.long
 def test_scaling_trains_what_is_missing_and_is_told_in_the_document(world: World) -> None:
     results = world.root / "results" / "law.json"
     command = (

@@ -24,6 +24,7 @@ def scores(dice: np.random.Generator, mean: float) -> np.ndarray:
     return np.where(dice.random(USERS) < 2 * mean, dice.random(USERS), 0.0)
 
 
+@pytest.mark.long
 def test_wrong_promotions_are_rare() -> None:
     """200 gates each, the challenger the best of ten trainings on the very users that decide."""
     dice = np.random.default_rng(20261125)
