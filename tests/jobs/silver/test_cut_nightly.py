@@ -148,3 +148,27 @@ def test_a_file_without_a_session_near_is_not_copied(tmp_path: Path) -> None:
     far = table([row(2, ("ann", GAP_US + 1, None, None, 0))])
     assert around(str(tmp_path), [f"{tmp_path}/0.parquet"], far, how.rule).num_rows == 0
     assert not (tmp_path / "near").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        (["a", "b"], ["a", "b"], False), (None, None, False), ([None, "a"], [None, "a"], False),
+        ([], [], False), (["a", "b"], ["b", "a"], True), (["a"], ["a", "b"], True),
+        ([], None, True), ([None], ["a"], True),
+    ],
+)  # fmt: skip
+def test_an_event_has_changed_if_what_was_exposed_with_it_has(
+    before: Any, after: Any, changed: bool
+) -> None:
+    """Beside an event of another list that stays as it is."""
+    still = row(1, A) | {"exposed_with": ["b", None]}
+    one, other = (row(2, B) | {"exposed_with": shown} for shown in (before, after))
+    steps = [(still, "update_preimage"), (still, "update_postimage"), (one, "update_preimage"),
+             (other, "update_postimage")]  # fmt: skip
+    feed = [event | {"_change_type": kind, "_commit_version": 1} for event, kind in steps]
+    gone, came = cut_nightly.net(
+        table(feed, {"_change_type": "string", "_commit_version": "bigint"})
+    )
+    assert gone["exposed_with"].to_pylist() == ([before] if changed else [])
+    assert came["exposed_with"].to_pylist() == ([after] if changed else [])
