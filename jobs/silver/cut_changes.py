@@ -140,10 +140,10 @@ def cut_in_spark(
     spark = context.enter(manifest.plan.engine)
     with feed_gone(EVENTS, after, upto):
         changes = candidate.write("changes", net_changes(lake.changes(EVENTS, after, upto)))
+    if changes.isEmpty():
+        return None
     moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
     assert moved is not None
-    if not moved["came"] + moved["gone"]:
-        return None
     manifest.moved = Moved(moved["came"], moved["gone"])
     changed = candidate.write("spans", spans(changes))
     old = touched(lake.read(SESSIONS, manifest.base), changed, rule)

@@ -1,7 +1,7 @@
 """Sessions cut in Spark, by slices of users: whole tables of native sessions, and large changes.
 
-Spark brings the events of a slice's users together; what becomes of them is Arrow's business, as it
-is everywhere (`jobs/silver/cut_arrow.py`, `jobs/silver/cut_nightly.py`).
+Spark brings the events of a slice's users together. They are cut in Arrow, as all others are
+(`jobs/silver/cut_arrow.py`, `jobs/silver/cut_nightly.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from jobs.core.tables import SESSIONS
 from jobs.lake.change_feed import CAME, GONE, TYPE, VERSION
 from jobs.silver import cut_arrow, cut_nightly
 from jobs.silver.cut_arrow import EVENT_FIELDS, Cut
+
+BATCH = 10_000  # sessions that the JVM is given at a time; ours
 
 
 def slice_of(parts: int) -> Column:
@@ -41,17 +43,18 @@ def cut(events: DataFrame, how: Cut, parts: int) -> DataFrame:
         held = [pa.Table.from_batches([batch]).cast(schema) for batch in batches]
         rows = pa.concat_tables(held) if held else schema.empty_table()
         sessions, _ = cut_arrow.cut(rows.combine_chunks(), how)
-        yield from sessions.to_batches()
+        yield from sessions.to_batches(BATCH)
 
     whole = events.select("user_id", *how.fields)
     return whole.repartitionById(parts, slice_of(parts)).mapInArrow(work, SESSIONS.ddl)
 
 
 def net_changes(feed: DataFrame) -> DataFrame:
-    """The change per event over several commits: the first pre-image and the last post-image.
+    """`cut_nightly.net` of feeds of any size.
 
     Returns:
-        `event_id`, `gone` and `came` (structs of the event with its user; null: none).
+        `event_id`, `gone` and `came` (structs of the event with its user; null: none). An event
+        that is what it was is left out.
     """
     whole = F.struct("user_id", *EVENT_FIELDS)
     version = F.col(VERSION)
@@ -72,7 +75,7 @@ def net_changes(feed: DataFrame) -> DataFrame:
             F.col("gone"),
         ).alias("gone"),
         F.when(F.col("_last").isin(*CAME), F.col("came")).alias("came"),
-    )
+    ).where(~F.col("gone").eqNullSafe(F.col("came")))
 
 
 def spans(changes: DataFrame) -> DataFrame:
@@ -124,8 +127,6 @@ def recut(old: DataFrame, changes: DataFrame, how: Cut, parts: int) -> DataFrame
         old: rows of `silver.sessions`.
         changes: as `net_changes` has them.
     """
-    # As in `cut_nightly.net`: an event that is what it was has not changed.
-    changes = changes.where(~F.col("gone").eqNullSafe(F.col("came")))
     schema = arrow_schema({name: how.events[name] for name in ("user_id", *how.fields)})
     stored = arrow_schema(how.sessions)
     gone, came = (
