@@ -108,7 +108,7 @@ class Arrays:
     rule: SessionRule
 
     def order(
-        self, owner: NDArray[Any], times: Ints, ties: Callable[[Ints], Ties] | None = None
+        self, owner: NDArray[Any], times: NDArray[Any], ties: Callable[[Ints], Ties] | None = None
     ) -> Ints:
         """Places of events by owner, and within one by the total order.
 
@@ -152,7 +152,9 @@ class Arrays:
         found: Bools = risen.to_numpy(zero_copy_only=False)
         return found
 
-    def opens(self, owner: NDArray[Any], times: Ints, native: NDArray[Any] | None = None) -> Bools:
+    def opens(
+        self, owner: NDArray[Any], times: NDArray[Any], native: NDArray[Any] | None = None
+    ) -> Bools:
         """bool[N]: which events open a session.
 
         Args:

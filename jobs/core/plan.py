@@ -45,9 +45,9 @@ class Algorithm(StrEnum):
     STORED_ALL = "stored events, joined by id"
     # sessionize
     CUT_SLICES = "all sessions, by slices of time"
-    CUT_USERS = "all sessions, by users"
+    CUT_USERS = "all sessions, by slices of users"
     RECUT_ARROW = "sessions around the changes, in Arrow"
-    RECUT_SPARK = "sessions around the changes, in Spark SQL"
+    RECUT_USERS = "sessions around the changes, by slices of users"
     # items
     COUNT_ARROW = "items of new events, in Arrow"
     COUNT_CHANGES = "items of changed events, in Spark SQL"
@@ -77,7 +77,8 @@ class Thresholds:
     few_lines: int = 500_000
     """Lines. The ids, or the times, of at most so many are sent to every task. Ours."""
     recut_events: int = 2_000_000
-    """New events. At most so many are cut into sessions in one process; more in Spark. Ours."""
+    """Changed events. Around at most so many sessions are cut in one process; around more in Spark.
+    Ours."""
     counted_rows: int = 2_000_000
     """New events, and items. At most so many are counted in one process; more in Spark. Ours."""
     changed_sessions: int = 2_000_000
@@ -131,6 +132,10 @@ class Thresholds:
     def slice_size(self, events: int, cores: int) -> int:
         """About how many of so many events a slice should have."""
         return max(self.smallest_slice, min(self.slice_events, events // cores + 1))
+
+    def slices(self, events: int, cores: int) -> int:
+        """How many slices so many events are worth."""
+        return max(1, -(-events // self.slice_size(events, cores)))
 
 
 @dataclass(frozen=True)
@@ -206,13 +211,13 @@ class SessionizeFacts:
     events: int
     """Rows of `bronze.events`."""
     grown: int
-    """Rows of it that came since the version consumed last."""
+    """Rows that it has more than at the version consumed last; below 0: fewer."""
     whole: bool
     """Whether all sessions are made anew: the first time, on demand, or without a change feed."""
     replaces: bool
     """Whether there are sessions already that all of them replace."""
-    only_inserts: bool | None = None
-    """Whether events only came; None: not looked at yet."""
+    moved: int | None = None
+    """Rows of the change feed since then; None: not read yet."""
     only_opens: bool | None = None
     """Whether all sessions of the candidate are new; None: not counted yet."""
 
@@ -225,10 +230,11 @@ def sessionize_plan(facts: SessionizeFacts, limits: Thresholds) -> Plan:
         return Plan(job, path, limits.spark(facts.events), publish)
     opens = facts.only_opens
     changed = None if opens is None else Publish.APPEND if opens else Publish.SWAP
-    few = facts.grown <= limits.recut_events
-    if facts.gap_rule and few and facts.only_inserts is not False:
+    # (The table may be as large as before, and yet all of its events others.)
+    moved = max(abs(facts.grown), facts.moved or 0)
+    if moved <= limits.recut_events:
         return Plan(job, Algorithm.RECUT_ARROW, Engine.HERE, changed)
-    return Plan(job, Algorithm.RECUT_SPARK, limits.spark(facts.grown, facts.events), changed)
+    return Plan(job, Algorithm.RECUT_USERS, limits.spark(moved, facts.events), changed)
 
 
 def sessions_in_arrow(gap_rule: bool, rows: int, limits: Thresholds) -> bool:

@@ -105,7 +105,7 @@ class Around:
     those of a candidate and are none of it; see `SessionsHold`."""
 
     keys: str
-    """A Parquet file, as `increments.keys_of` makes it: what the candidate touches."""
+    """A Parquet file, as `cut_nightly.keys_of` makes it: what the candidate touches."""
     ids: str
     """A Parquet file: `session_id` of the candidate's rows, retired ones too."""
     rule: SessionRule

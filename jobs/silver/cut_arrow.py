@@ -13,10 +13,14 @@ import pyarrow.compute as pc
 
 from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.tables import SESSIONS
+from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK, read
 
+EVENT_FIELDS = (
+    "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
+    "source_session_id", "exposed_with",
+)  # fmt: skip
 SPARE = "spare"  # the events put aside, one file a slice
 
 
@@ -30,6 +34,11 @@ class Cut:
     events: dict[str, str]
     sessions: dict[str, str]
     """Columns and their types, of `bronze.events` and `silver.sessions`."""
+
+
+def cut_of(rule: SessionRule) -> Cut:
+    """The cut of our tables by a rule."""
+    return Cut(rule=rule, fields=EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns)
 
 
 def in_order(events: pa.Table, rule: SessionRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

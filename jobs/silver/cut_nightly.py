@@ -1,9 +1,9 @@
-"""The sessions around new events, cut again in Arrow: the gap rule's nights.
+"""The sessions around changes, cut again in Arrow: the nights.
 
-Only the sessions within `gap_s` of a user's changes can change (`near`). Tasks look for them by the
-bounds of each data file's sessions; what they find is small, is cut together with what came, and
-compared with what was, in one process. Events that went (forgotten, or replaced under a native id)
-may split a session, and native sessions may interleave: those nights go through Spark SQL
+Under the gap rule only the sessions within reach of a user's changes can change (`near`); under the
+native rule, those between the last one before a user's changes and the first one after (`Edges`).
+Tasks look for them by the bounds of each data file's sessions; what they find is small, is cut
+together with what came, and compared with what was, in one process, or by slices of users in Spark
 (`jobs/silver/cut_spark.py`).
 """
 
@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expectations.session_rule import SessionRule
+from jobs.core.arrays import run_starts
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
-from jobs.lake.change_feed import CHANGED, CHANGES, NEW, RETIRED, SAME, is_put
+from jobs.lake.change_feed import CAME, CHANGED, CHANGES, NEW, RETIRED, SAME, TYPE, VERSION, is_put
 from jobs.lake.time_slices import CLOCK, micros
-from jobs.silver.cut_arrow import Cut, cut
+from jobs.silver.cut_arrow import Cut, cut, numbers
 
 NEAR_DDL = "path string"
 CHANGE_DDL = (
@@ -106,12 +107,101 @@ class Near:
         return [{"path": out}]
 
 
-def recut(old: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
-    """What becomes of the sessions near the events that came, as rows of `CHANGE_DDL`.
+FAR = 2**62  # beyond all times
+
+
+@dataclass(frozen=True)
+class Edges:
+    """A task: of a file of `silver.sessions` and each user with changes, the last session's end
+    before the first change, and the first session's start after the last one, as a file: `user_id,
+    lo, hi`. The native rule's: between these two, sessions may interleave anew."""
+
+    keys: str
+    """A Parquet file: as `keys_of` makes it."""
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        keys = filesystem.read_parquet(self.keys)
+        rows = filesystem.read_parquet(path, ["user_id", "start_ts", "end_ts"])
+        users = pc.dictionary_encode(rows["user_id"].combine_chunks())
+        place = pc.index_in(users.dictionary, keys["user_id"].combine_chunks()).fill_null(-1)
+        of = place.to_numpy(zero_copy_only=False)[users.indices.to_numpy(zero_copy_only=False)]
+        start, end = micros(rows["start_ts"])[of >= 0], micros(rows["end_ts"])[of >= 0]
+        of = of[of >= 0]
+        lo, hi = (keys[name].to_numpy() for name in ("lo", "hi"))
+        before, after = end < lo[of], start > hi[of]
+        low, high = np.full(len(lo), -FAR), np.full(len(lo), FAR)
+        np.maximum.at(low, of[before], end[before])
+        np.minimum.at(high, of[after], start[after])
+        found = pa.table({"user_id": keys["user_id"], "lo": low, "hi": high})
+        found = found.filter(pa.array((low > -FAR) | (high < FAR)))
+        if not found.num_rows:
+            return []
+        out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        filesystem.write_parquet(out, found)
+        return [{"path": out}]
+
+
+def widened(keys: pa.Table, edges: list[pa.Table]) -> pa.Table:
+    """`keys`, each user's span as far as the `Edges` of all files; FAR where there is no session."""
+    none = {"lo": np.full(keys.num_rows, -FAR), "hi": np.full(keys.num_rows, FAR)}
+    every = pa.concat_tables([pa.table({"user_id": keys["user_id"], **none}), *edges])
+    found = every.group_by("user_id").aggregate([("lo", "max"), ("hi", "min")])
+    return found.rename_columns(["user_id", "lo", "hi"])
+
+
+def net(feed: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The change per event over several commits: the first pre-image and the last post-image.
+
+    Args:
+        feed: the change feed: `user_id`, the fields of an event, and the columns `TYPE`, `VERSION`.
+
+    Returns:
+        Events that went, and events that came. One that was replaced is in both; one that is what
+        it was, in none.
+    """
+    came = pc.is_in(feed[TYPE], pa.array(CAME)).combine_chunks()
+    events = feed.drop_columns([TYPE, VERSION])
+    if pc.all(came).as_py() is not False:
+        return events.slice(0, 0), events
+    is_came = came.to_numpy(zero_copy_only=False)
+    number = numbers(feed["event_id"])
+    order = np.lexsort((is_came, feed[VERSION].to_numpy(), number))
+    begins = run_starts(number[order])
+    first, last = order[begins], order[np.append(begins[1:], True)]
+    was, now = ~is_came[first], is_came[last]  # it was there if its first change took it away
+    both = np.flatnonzero(was & now)
+    pairs = [events.take(pa.array(at[both])).combine_chunks() for at in (first, last)]
+    same = np.ones(len(both), bool)
+    for name in events.column_names:
+        same &= _alike(*(rows[name].combine_chunks() for rows in pairs))
+    was[both[same]] = now[both[same]] = False
+    return events.take(pa.array(first[was])), events.take(pa.array(last[now]))
+
+
+def _alike(one: Any, other: Any) -> np.ndarray:
+    """bool[N]: whether two columns say the same, row by row: texts, numbers, times, or lists."""
+    if not pa.types.is_list(one.type):
+        equal = pc.fill_null(pc.equal(one, other), False)
+        both_null = pc.and_(pc.is_null(one), pc.is_null(other))
+        told: np.ndarray = pc.or_(equal, both_null).to_numpy(zero_copy_only=False)
+        return told
+    sizes = [pc.list_value_length(rows) for rows in (one, other)]
+    alike = _alike(*sizes)
+    at = np.flatnonzero(alike)
+    size = sizes[0].fill_null(0).to_numpy(zero_copy_only=False)[at]
+    elements = (rows.take(pa.array(at)).flatten() for rows in (one, other))
+    wrong = np.repeat(at, size)[~_alike(*elements)]
+    alike[wrong] = False
+    return alike
+
+
+def recut(old: pa.Table, gone: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
+    """What becomes of the sessions near some changes, as rows of `CHANGE_DDL`.
 
     Args:
         old: rows of `silver.sessions`.
-        came: `user_id` and the fields of an event; none of them is in a session yet.
+        gone, came: `user_id` and the fields of an event, as `net` has them.
 
     Returns:
         The sessions that are new, changed (another row under the same id) or retired (gone).
@@ -122,32 +212,32 @@ def recut(old: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
     nested = pc.list_flatten(old["events"]).combine_chunks()
     columns = [old["user_id"].combine_chunks().take(parent)]
     columns += [nested.field(name) for name in how.fields]
-    events = pa.concat_tables(
-        [pa.Table.from_arrays(columns, schema=schema), came.select(schema.names).cast(schema)]
-    ).combine_chunks()
-    new, _ = cut(events, how)
+    kept = pa.Table.from_arrays(columns, schema=schema)
+    if gone.num_rows:
+        lost = pc.is_in(kept["event_id"], gone["event_id"].combine_chunks())
+        kept = kept.filter(pc.invert(lost))
+    arrived = came.select(schema.names).cast(schema)
+    new, _ = cut(pa.concat_tables([kept, arrived]).combine_chunks(), how)
     was = pc.index_in(new["session_id"], old["session_id"].combine_chunks())
-    before = old["event_count"].take(was)
-    # Events only came: a session with the same first event and as many of them is the same.
-    change = pc.if_else(
-        pc.is_null(was), NEW, pc.if_else(pc.equal(before, new["event_count"]), SAME, CHANGED)
-    )
-    rows = new.append_column("change", change).append_column("merged", _merged(new, nested, parent))
-    rows = rows.append_column("old_event_count", pc.fill_null(before, 0).cast(pa.int32()))
+    merged, same = _compared(new, was, nested, count, arrived["event_id"].combine_chunks())
+    change = pc.if_else(pc.is_null(was), NEW, pc.if_else(same, SAME, CHANGED))
+    rows = new.append_column("change", change).append_column("merged", merged)
+    before = pc.fill_null(old["event_count"].take(was), 0)
+    rows = rows.append_column("old_event_count", before.cast(pa.int32()))
     for name in ("start_ts", "end_ts"):
         rows = rows.append_column(f"_{name}", old[name].take(was))
     rows = rows.filter(pc.not_equal(rows["change"], SAME))
-    gone = old.filter(pc.invert(pc.is_in(old["session_id"], new["session_id"].combine_chunks())))
+    retired = old.filter(pc.invert(pc.is_in(old["session_id"], new["session_id"].combine_chunks())))
     told = {
-        "change": pa.repeat(pa.scalar(RETIRED), gone.num_rows),
-        "merged": pa.repeat(pa.scalar(False), gone.num_rows),
-        "old_event_count": gone["event_count"], "_start_ts": gone["start_ts"],
-        "_end_ts": gone["end_ts"],
+        "change": pa.repeat(pa.scalar(RETIRED), retired.num_rows),
+        "merged": pa.repeat(pa.scalar(False), retired.num_rows),
+        "old_event_count": retired["event_count"], "_start_ts": retired["start_ts"],
+        "_end_ts": retired["end_ts"],
     }  # fmt: skip
     for name, column in told.items():
-        gone = gone.append_column(name, column)
+        retired = retired.append_column(name, column)
     whole = arrow_schema(dict(one.split(" ", 1) for one in _parts(CHANGE_DDL)))
-    changed = pa.concat_tables([part.select(whole.names).cast(whole) for part in (rows, gone)])
+    changed = pa.concat_tables([part.select(whole.names).cast(whole) for part in (rows, retired)])
     return changed.sort_by("start_ts")
 
 
@@ -158,19 +248,37 @@ def _parts(ddl: str) -> list[str]:
     return [one.strip() for one in split(ddl)]
 
 
-def _merged(new: pa.Table, nested: Any, parent: pa.Array) -> pa.Array:
-    """Which sessions hold events of two or more old ones."""
+def _compared(
+    new: pa.Table, was: Any, nested: Any, sizes: np.ndarray, arrived: pa.Array
+) -> tuple[pa.Array, pa.Array]:
+    """Of each new session whether it holds events of two or more old ones, and whether it is the
+    old one of its id, event for event.
+
+    Args:
+        was: the old session of the same id, or null.
+        nested, sizes: events of the old sessions, one session after another, and how many each has.
+        arrived: ids of the events that came: none of an old session, though it may have had the id.
+    """
+    if not new.num_rows:
+        return pa.array([], pa.bool_()), pa.array([], pa.bool_())
     lists = new["events"].combine_chunks()
     ids = pc.list_flatten(lists).field("event_id")
     place = pc.index_in(ids, value_set=nested.field("event_id"))
-    owner = parent.take(place).fill_null(-1).to_numpy(zero_copy_only=False)
+    place = pc.if_else(pc.is_in(ids, arrived), pa.scalar(None, pa.int32()), place)
+    at = place.fill_null(-1).to_numpy(zero_copy_only=False)
+    begin = np.concatenate([[0], np.cumsum(sizes)])
+    owner = np.where(at < 0, -1, np.searchsorted(begin, at, side="right") - 1)
     count = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     first = np.cumsum(count) - count
-    if not len(first):
-        return pa.array([], pa.bool_())
     highest = np.maximum.reduceat(owner, first)
-    lowest = np.minimum.reduceat(np.where(owner < 0, len(owner), owner), first)
-    return pa.array((highest >= 0) & (lowest < highest))
+    lowest = np.minimum.reduceat(np.where(owner < 0, len(sizes), owner), first)
+    # The same if it has as many events, and each at its place in the old one.
+    old = was.fill_null(-1).to_numpy()
+    known = old >= 0
+    same = known & (count == np.append(sizes, 0)[old])
+    expected = np.arange(len(ids)) + np.repeat(begin[old] - first, count)
+    same &= np.logical_and.reduceat(at == expected, first)
+    return pa.array((highest >= 0) & (lowest < highest)), pa.array(same)
 
 
 def counted(changed: pa.Table) -> dict[str, int]:

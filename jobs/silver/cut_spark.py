@@ -1,78 +1,60 @@
-"""Sessions cut by Spark SQL: any rule, any change. Pure transforms of DataFrames.
+"""Sessions cut in Spark, by slices of users: whole tables of native sessions, and large changes.
 
-Under the gap rule all sessions are cut by `jobs/lake/time_slices.py` and a night's by `jobs/silver/cut_nightly.py`;
-native session ids, replaced events and large changes are cut here.
+Spark brings the events of a slice's users together. They are cut in Arrow, as all others are
+(`jobs/silver/cut_arrow.py`, `jobs/silver/cut_nightly.py`).
 """
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame, Window
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from expectations.session_rule import SessionRule
-from jobs.core.tables import EVENT_STRUCT, SESSIONS
-from jobs.lake.change_feed import CAME, CHANGED, GONE, NEW, RETIRED, SAME, TYPE, VERSION
+from jobs.core.arrow_types import arrow_schema
+from jobs.core.tables import SESSIONS
+from jobs.lake.change_feed import CAME, GONE, TYPE, VERSION
+from jobs.silver import cut_arrow, cut_nightly
+from jobs.silver.cut_arrow import EVENT_FIELDS, Cut
 
-EVENT_FIELDS = (
-    "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
-    "source_session_id", "exposed_with",
-)  # fmt: skip
-
-
-def total_order(rule: SessionRule) -> list[Column]:
-    """The order of a user's events, as sort columns."""
-    return [F.asc_nulls_last(name) for name in rule.sql.order_columns]
+BATCH = 10_000  # sessions that the JVM is given at a time; ours
 
 
-def cut(events: DataFrame, rule: SessionRule) -> DataFrame:
+def slice_of(parts: int) -> Column:
+    """The number of a user's slice, of so many."""
+    return F.pmod(F.xxhash64("user_id"), F.lit(parts)).cast("int")
+
+
+def cut(events: DataFrame, how: Cut, parts: int) -> DataFrame:
     """Cut events into sessions.
 
     Args:
-        events: `user_id`, the fields of an event, and `old_session_id` (null: in none yet).
+        events: `user_id` and the fields of an event.
 
     Returns:
-        The columns of `silver.sessions`, and `merged`: holds events of two or more old sessions.
+        The columns of `silver.sessions`.
     """
-    by_user = Window.partitionBy("user_id").orderBy(*total_order(rule))
-    here = F.struct("event_ts", "source_session_id")
-    previous = F.lag(here).over(by_user)
-    marked = events.withColumns({"_here": here, "_previous": previous})
-    together = F.expr(rule.sql.belong("_previous", "_here"))
-    opens = F.when(F.col("_previous").isNotNull() & together, 0).otherwise(1)
-    numbered = marked.withColumn("_opens", opens).withColumn(
-        "_number", F.sum("_opens").over(by_user.rowsBetween(Window.unboundedPreceding, 0))
-    )
-    # collect_list promises no order (at millions of events its partial lists are merged in
-    # another one), so the key travels along and the list is sorted.
-    keyed = F.struct(F.expr(rule.sql.order_key("_e")).alias("_k"), F.col("_e"))
-    collected = (
-        numbered.withColumn("_e", F.struct(*EVENT_FIELDS))
-        .groupBy("user_id", "_number")
-        .agg(
-            F.sort_array(F.collect_list(keyed)).alias("_list"),
-            F.min("old_session_id").alias("_old_min"),
-            F.max("old_session_id").alias("_old_max"),
-        )
-    )
-    events_array = F.col("_list").getField("_e").cast(f"array<{EVENT_STRUCT}>")
-    sessions = collected.withColumn("events", events_array)
-    first, last = F.col("events")[0], F.element_at("events", -1)
-    sessions = sessions.withColumns(
-        {"start_ts": first.event_ts, "end_ts": last.event_ts, "event_count": F.size("events")}
-    )
-    flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
-    return sessions.select(
-        F.expr(rule.sql.session_id("user_id", "events[0].event_id")).alias("session_id"), "user_id", "start_ts",
-        "end_ts", F.to_date("start_ts").alias("start_date"), "event_count",
-        F.expr(flag).alias("runaway"), "events", F.coalesce(F.col("_old_min") < F.col("_old_max"), F.lit(False)).alias("merged"),
-    )  # fmt: skip
+    schema = arrow_schema({name: how.events[name] for name in ("user_id", *how.fields)})
+
+    def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        held = [pa.Table.from_batches([batch]).cast(schema) for batch in batches]
+        rows = pa.concat_tables(held) if held else schema.empty_table()
+        sessions, _ = cut_arrow.cut(rows.combine_chunks(), how)
+        yield from sessions.to_batches(BATCH)
+
+    whole = events.select("user_id", *how.fields)
+    return whole.repartitionById(parts, slice_of(parts)).mapInArrow(work, SESSIONS.ddl)
 
 
 def net_changes(feed: DataFrame) -> DataFrame:
-    """The change per event over several commits: the first pre-image and the last post-image.
+    """`cut_nightly.net` of feeds of any size.
 
     Returns:
-        `event_id`, `gone` and `came` (structs of the event with its user; null: none).
+        `event_id`, `gone` and `came` (structs of the event with its user; null: none). An event
+        that is what it was is left out.
     """
     whole = F.struct("user_id", *EVENT_FIELDS)
     version = F.col(VERSION)
@@ -93,7 +75,7 @@ def net_changes(feed: DataFrame) -> DataFrame:
             F.col("gone"),
         ).alias("gone"),
         F.when(F.col("_last").isin(*CAME), F.col("came")).alias("came"),
-    )
+    ).where(~F.col("gone").eqNullSafe(F.col("came")))
 
 
 def spans(changes: DataFrame) -> DataFrame:
@@ -138,43 +120,30 @@ def touched(sessions: DataFrame, changed: DataFrame, rule: SessionRule) -> DataF
     return sessions.join(F.broadcast(bounds), "user_id").where(near).drop("_from", "_to")
 
 
-def recut(old: DataFrame, changes: DataFrame, rule: SessionRule) -> DataFrame:
-    """Cut the touched sessions again, without the events that went and with those that came."""
-    exploded = old.select(
-        F.col("session_id").alias("old_session_id"), "user_id", F.explode("events").alias("e")
-    ).select("old_session_id", "user_id", "e.*")
-    kept = exploded.join(changes.select("event_id"), "event_id", "left_anti")
-    came = changes.where("came IS NOT NULL").select("came.*")
-    came = came.withColumn("old_session_id", F.lit(None).cast("string"))
-    return cut(kept.unionByName(came), rule)
+def recut(old: DataFrame, changes: DataFrame, how: Cut, parts: int) -> DataFrame:
+    """What becomes of the sessions near some changes: `jobs.silver.cut_nightly.recut` by slices.
 
+    Args:
+        old: rows of `silver.sessions`.
+        changes: as `net_changes` has them.
+    """
+    schema = arrow_schema({name: how.events[name] for name in ("user_id", *how.fields)})
+    stored = arrow_schema(how.sessions)
+    gone, came = (
+        changes.where(F.col(side).isNotNull()).select(
+            f"{side}.*", F.lit(side == "came").alias("_came")
+        )
+        for side in ("gone", "came")
+    )
 
-def difference(old: DataFrame, new: DataFrame) -> DataFrame:
-    """What the commit must do: rows of `silver.sessions` with `change` new, changed or retired."""
-    before = old.select(
-        "session_id", *(F.col(n).alias(f"_{n}") for n in SESSIONS.columns if n != "session_id")
-    )
-    both = new.join(before, "session_id", "full_outer")
-    same = F.lit(True)
-    for name in ("start_ts", "end_ts", "runaway", "events"):
-        same = same & F.col(name).eqNullSafe(F.col(f"_{name}"))
-    change = (
-        F.when(F.col("_user_id").isNull(), NEW)
-        .when(F.col("user_id").isNull(), RETIRED)
-        .when(~same, CHANGED)
-        .otherwise(SAME)
-    )
-    # A retired row carries what it was: MERGE prunes files by it, and the audit counts by it.
-    filled = {
-        name: F.coalesce(name, f"_{name}") for name in SESSIONS.columns if name != "session_id"
-    }
-    filled["runaway"] = F.when(F.col("user_id").isNull(), F.col("_runaway")).otherwise(
-        F.col("runaway")
-    )
-    return both.withColumn("change", change).select(
-        "session_id",
-        *(filled[name].alias(name) for name in SESSIONS.columns if name != "session_id"),
-        "change", F.coalesce("merged", F.lit(False)).alias("merged"),
-        F.coalesce(F.col("_event_count"), F.lit(0)).alias("old_event_count"),
-        "_start_ts", "_end_ts",
-    )  # fmt: skip
+    def work(sessions: pa.Table, moved: pa.Table) -> pa.Table:
+        events = moved.select(schema.names).cast(schema)
+        is_came = moved["_came"]
+        return cut_nightly.recut(
+            sessions.select(stored.names).cast(stored).combine_chunks(),
+            events.filter(pc.invert(is_came)), events.filter(is_came), how,
+        )  # fmt: skip
+
+    slices = slice_of(parts)
+    both = old.groupBy(slices).cogroup(gone.unionByName(came).groupBy(slices))
+    return both.applyInArrow(work, cut_nightly.CHANGE_DDL)

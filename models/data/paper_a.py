@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.core.rows import run_starts
+from expectations.session_rule import SessionRule
 from models.data.splits import Events
 
 PREPROCESS = ("gold", "paper_a")
 PAPER_A_GAP_US = 86_400_000_000
+PAPER_A_RULE = SessionRule(native=False, gap_us=PAPER_A_GAP_US)
 MIN_ROWS, LAST_ROWS, MIN_SESSIONS, MIN_SESSION_ITEMS = 5, 200, 2, 2
 
 
@@ -29,7 +30,7 @@ def paper_a(events: Events) -> Events:
     start = _starts(events.user[at], users)
     at = at[start[events.user[at] + 1] - np.arange(len(at)) <= LAST_ROWS]
     user, ts = events.user[at], events.ts[at]
-    opens = _opens(user, ts)
+    opens = PAPER_A_RULE.arrays.opens(user, ts)
     session = np.cumsum(opens) - 1
     short = np.bincount(session, minlength=1)[session] < MIN_SESSION_ITEMS
     number = np.bincount(user[opens], minlength=users)
@@ -48,9 +49,3 @@ def paper_a(events: Events) -> Events:
 
 def _starts(user: np.ndarray, users: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(user, minlength=users))])
-
-
-def _opens(user: np.ndarray, ts: np.ndarray) -> np.ndarray:
-    opens = run_starts(user)
-    opens[1:] |= np.diff(ts) > PAPER_A_GAP_US
-    return opens

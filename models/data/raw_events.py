@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from expectations.session_rule import SessionRule
 from models.core.errors import UserError
 from models.core.rows import Bools, Ints, ragged
 from models.data.sequences import Sequences, open_table
@@ -33,7 +34,8 @@ COLUMNS = {
     "event_type": pa.string(), "value": pa.float64(), "tie_break": pa.int64(),
     "event_id": pa.string(), "exposed_with": pa.list_(pa.string()),
 }  # fmt: skip
-TIES = ("source_session_id", "tie_break", "event_id")
+# (Sessions of a user begin at one time under the native rule only; order knows no gap.)
+ORDER = SessionRule(native=True, gap_us=0)
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,12 @@ class _Reading:
         offsets = lists.offsets.to_numpy()
         events = lists.values
         heads = events.take(pa.array(offsets[:-1]))
-        # (Sessions of a user begin at one time under the native rule only.)
-        keys = {"place": sessions["place"], "start": sessions["start_ts"]}
-        order = pc.sort_indices(
-            pa.table(keys | {name: heads.field(name) for name in TIES}),
-            sort_keys=[(name, "ascending", "at_end") for name in (*keys, *TIES)],
-        ).to_numpy()
+        starts = _whole(sessions["start_ts"]).cast(CLOCK).cast(pa.int64()).to_numpy()
+
+        def ties(places: Ints) -> dict[str, Any]:
+            return {name: heads.field(name).take(pa.array(places)) for name in ORDER.ties}
+
+        order = ORDER.arrays.order(sessions["place"].to_numpy(), starts, ties)
         size = np.diff(offsets)[order]
         index, _ = ragged(offsets[:-1][order].astype(np.int64), size)
         place = sessions["place"].to_numpy()[order]

@@ -28,7 +28,7 @@ from jobs.lake import filesystem
 from jobs.recommend import checks as recommend_checks
 from jobs.silver import checks as silver_checks
 from jobs.silver import cut_arrow
-from jobs.silver.cut_spark import EVENT_FIELDS
+from jobs.silver.cut_arrow import EVENT_FIELDS
 
 T = 1_700_000_000_000_000
 GAP_US = 1_800_000_000

@@ -24,7 +24,9 @@ from jobs.core.settings import settings
 from jobs.core.tables import EVENTS, SEQUENCES, SESSIONS
 from jobs.gold import sequences
 from jobs.pipeline import published
+from jobs.silver import audit as silver_audit
 from jobs.silver import sessionize
+from jobs.silver.manifest import SessionizeManifest
 from tests.jobs.audit.test_suite import named
 from tests.support.spark_tools import CLICKS, Workshop
 
@@ -115,13 +117,13 @@ def test_events_lost_or_doubled_among_sessions_are_named(
 ) -> None:  # fmt: skip
     context = night.context(batch=batch)
     candidate = context.candidate(SESSIONS)
-    manifest = candidate.manifest(sessionize.SessionizeManifest)
+    manifest = candidate.manifest(SessionizeManifest)
     assert manifest.whole == (batch == "first")
     paths = candidate.files("sessions")
     if manifest.whole:
         paths = [f"{night.lake.path(SESSIONS)}/{one['path']}" for one in manifest.staged or []]
     if way == "spark":
-        monkeypatch.setattr(sessionize, "facts_by_arrow", lambda *_: None)
+        monkeypatch.setattr(silver_audit, "facts_by_arrow", lambda *_: None)
     with spoiled(paths, spoil), pytest.raises(AuditFailed) as raised:
         sessionize.audit(context, candidate)
     assert named(raised.value) == broken
@@ -281,7 +283,7 @@ def modified(path: Path) -> float:
 
 
 def test_a_job_that_states_nothing_stops(night: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessionize, "balance", lambda *_: {"events_balance": True})
+    monkeypatch.setattr(silver_audit, "balance", lambda *_: {"events_balance": True})
     context = night.context(batch="more")
     with pytest.raises(AuditErrored, match=r"silver.sessions: 1 of 9 checks were not evaluated"):
         sessionize.audit(context, context.candidate(SESSIONS))

@@ -18,7 +18,7 @@ from jobs.gold.items import ItemsManifest
 from jobs.gold.sequences import SequencesManifest
 from jobs.lake.manifest import Manifest
 from jobs.recommend.score import ScoreManifest
-from jobs.silver.sessionize import Counts, SessionizeManifest
+from jobs.silver.manifest import Counts, SessionizeManifest
 from tests.support.spark_tools import Workshop
 
 STAGED = [

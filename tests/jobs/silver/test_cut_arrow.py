@@ -17,7 +17,7 @@ from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import time_slices
 from jobs.silver import cut_arrow
-from jobs.silver.cut_spark import EVENT_FIELDS
+from jobs.silver.cut_arrow import EVENT_FIELDS
 from tests.support.oracle import expected_sessions
 
 GAP = 10

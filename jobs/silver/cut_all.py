@@ -1,0 +1,98 @@
+"""All sessions anew, from all events, staged where they will stay.
+
+Under the gap rule by slices of time; native sessions are local in no time and go by slices of users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.core.plan import Algorithm, Publish, SessionizeFacts, idle, sessionize_plan
+from jobs.core.tables import EVENTS, SESSIONS
+from jobs.lake import time_slices
+from jobs.lake.context import Context
+from jobs.lake.data_files import staging
+from jobs.silver import cut_arrow, cut_spark
+from jobs.silver.cut_arrow import EVENT_FIELDS, cut_of
+from jobs.silver.manifest import Counts, SessionizeManifest
+
+
+def cut_all(
+    context: Context, manifest: SessionizeManifest, facts: SessionizeFacts, rebuild: bool
+) -> None:
+    """Make all sessions anew."""
+    manifest.whole, manifest.plan = True, sessionize_plan(facts, context.thresholds)
+    context.decide(manifest.plan)
+    context.enter(manifest.plan.engine)
+    whole = cut_by_slices if manifest.plan.path is Algorithm.CUT_SLICES else cut_by_users
+    manifest.staged = whole(context, manifest.upto)
+    count_whole(context, manifest)
+    if manifest.counts.rows == 0 and not rebuild:
+        manifest.empty, manifest.plan = True, idle("sessionize")
+
+
+def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
+    """Stage all sessions anew, under any rule: all events of a user in one place."""
+    lake, cores = context.lake, context.spark.sparkContext.defaultParallelism
+    events = lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
+    bounds = time_slices.bounds(events, "event_ts", cores)
+    known = time_slices.extents(lake.file_uris(EVENTS, upto))
+    parts = context.thresholds.slices(sum(rows for *_, rows in known), cores)
+    rows = cut_spark.cut(events, cut_of(context.source.sessions.session_rule), parts)
+    rows = time_slices.by_time(rows, "start_ts", bounds)
+    rows = rows.sortWithinPartitions(*SESSIONS.order)
+    return lake.stage(SESSIONS, rows, context.run_id)
+
+
+def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
+    """Stage all sessions anew, under the gap rule: see `jobs/lake/time_slices.py`."""
+    lake, rule, spark = context.lake, context.source.sessions, context.spark
+    known = time_slices.extents(lake.file_uris(EVENTS, upto))
+    size = context.thresholds.slice_size(
+        sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism
+    )
+    how = cut_of(rule.session_rule)
+    folder = staging(context.run_id)
+    aside = f"{context.candidate(SESSIONS).folder}/{cut_arrow.SPARE}"
+    work = cut_arrow.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)
+
+    def cut_slices(todo: list[tuple[int | None, int | None, list[str]]]) -> list[Any]:
+        return time_slices.frame(spark, todo).mapInArrow(work, cut_arrow.REPORT_DDL).collect()
+
+    done = cut_slices(time_slices.slices(known, size)) if known else []
+    spare = [one["spare"] for one in done if one["spare"]]
+    done += cut_slices([(None, None, spare)]) if spare else []
+    return lake.entries(SESSIONS, folder, [one["path"] for one in done])
+
+
+def count_whole(context: Context, manifest: SessionizeManifest) -> None:
+    """Count all sessions, staged where they will stay, and what differs from the table."""
+    lake, staged = context.lake, manifest.staged or []
+    new = lake.staged(SESSIONS, staged)
+    counted = new.agg(F.coalesce(F.sum("event_count"), F.lit(0)), F.count("runaway")).first()
+    assert counted is not None
+    number = sum(one["rows"] for one in staged)
+    counts = Counts(rows=number, new=number, runaways=counted[1], events_after=counted[0])
+    if manifest.plan.publish is Publish.REPLACE:
+        counts = replace(counts, **compared(lake.read(SESSIONS, manifest.base), new))
+    manifest.counts = counts
+
+
+def compared(old: DataFrame, new: DataFrame) -> dict[str, int]:
+    """How many sessions are `new`, `changed`, `retired`; and `runaways` among new and changed."""
+    digest = F.xxhash64("start_ts", "end_ts", "runaway", "events").alias("digest")
+    before = old.select("session_id", digest.alias("old_digest"))
+    both = new.select("session_id", "runaway", digest).join(before, "session_id", "full_outer")
+    is_new, is_gone = F.col("old_digest").isNull(), F.col("digest").isNull()
+    differs = ~is_new & ~is_gone & (F.col("digest") != F.col("old_digest"))
+    counted = both.agg(
+        F.count_if(is_new).alias("new"), F.count_if(is_gone).alias("retired"),
+        F.count_if(differs).alias("changed"),
+        F.count_if((is_new | differs) & F.col("runaway").isNotNull()).alias("runaways"),
+    ).first()  # fmt: skip
+    assert counted is not None
+    return counted.asDict()
