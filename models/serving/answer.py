@@ -290,11 +290,14 @@ def _table(
 
 
 def _objects(column: pd.Series) -> NDArray[Any]:
-    return column.to_numpy(dtype=object)
+    objects: NDArray[Any] = column.to_numpy(dtype=object)
+    return objects
 
 
 def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
     """Known items shown with each event: (start int64[E+1], vocabulary index int64[X])."""
+    if all(one is None for one in lists):
+        return np.zeros(len(lists) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)
     held = [[] if _is_null(one) else one for one in lists]
     for one in held:
         if not isinstance(one, list | tuple | np.ndarray):
