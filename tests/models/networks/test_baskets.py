@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from models.core.knobs import knobs
 from models.core.rows import Rows
 from models.networks.methods import config, count_parameters
 from models.networks.saved_model import Stored, load, save
+from models.serving.all_users import lists
+from models.serving.answer import recommend
 from tests.models.networks.test_neighbours import fitted, last_scores, random_rows
 from tests.support.gold_world import rows_of
 
@@ -209,3 +213,28 @@ def test_stored_they_say_the_same_and_name_nobody(name: str, tmp_path: Path) -> 
     assert kept - {"count", "user_start", "user_item", "user_weight"} == set()
     pairs = sum(len(set.union(*user)) for user in users_of(rows))
     assert name == "gp_topfreq" or len(again.user_item) == pairs  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("request_time", ["last_event", "known"])
+@pytest.mark.parametrize("name", NAMES)
+def test_raw_ids_get_the_lists_of_all_users(name: str, request_time: str) -> None:
+    rows = random_rows(6)
+    rows = replace(rows, positive=np.ones(len(rows.item), dtype=bool))
+    ids = [f"i{n}" for n in range(ITEMS)]
+    # A day between sessions, which serving cuts anew from the times.
+    days = rows.ordinal.astype(np.int64) * 86_400_000_000
+    apart = replace(rows, ts=days + np.arange(len(days)))
+    chosen = config(name, request_time=request_time)
+    facts = {"gap_us": 43_200_000_000}
+    stored = Stored(fitted(name, apart, ITEMS), chosen, ids, torch.ones(ITEMS), facts)  # type: ignore[arg-type]
+    owner = np.repeat(np.arange(len(rows.start) - 1), np.diff(rows.start))
+    frame = pd.DataFrame(
+        {
+            "user_id": [f"u{n:02d}" for n in owner],
+            "item_id": [ids[item - 1] for item in rows.item],
+            "event_ts": pd.to_datetime(apart.ts, unit="us", utc=True),
+        }
+    )
+    [(_, table)] = lists(stored, apart, 5)
+    answers = recommend(stored, frame, 5)["items"]
+    assert table["items"].to_pylist() == answers.tolist()
