@@ -234,6 +234,9 @@ class UserNeighbours(Popularity):
 
         compared = self.compared(own)
         length = np.asarray(compared.power(2).sum(axis=1))
+        if not users.shape[0]:
+            alone: Floats = self.mixture(np.zeros((len(length), 0)))[0] * own.toarray()
+            return alone
         near = self.likeness((compared @ shared).toarray(), length, size)
         place, value = best(torch.from_numpy(near), min(self.most, near.shape[1]))
         share, weight = self.mixture(value.numpy())

@@ -194,6 +194,14 @@ def test_without_a_basket_popularity(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nobody_to_learn_from_leaves_the_users_own_baskets(name: str) -> None:
+    events = [(3, 0, 1), (1, 1, 2), (3, 2, 3)]
+    model = fitted(name, rows_of(events, positive=[False] * 3), 4)
+    scores = last_scores(model, rows_of(events))[0]
+    assert np.argsort(-scores, kind="stable").tolist() == [2, 0, 1, 3]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_they_are_counted_and_their_options_are_declared(name: str) -> None:
     assert count_parameters(100, config(name))["num_params"] == 0
     helps = {one.name: told for one, told in knobs(ModelConfig)}
