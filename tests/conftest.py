@@ -23,7 +23,8 @@ QUICK = (
     "test_rooms.py", "jobs/audit/test_arrow_checks.py", "jobs/bronze/test_readers.py",
     "jobs/core/", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
     "jobs/silver/test_cut_nightly.py", "models/data/",
-    "models/evaluation/", "models/networks/", "models/serving/test_recommend.py",
+    "models/evaluation/", "models/networks/", "models/selection/test_compare.py",
+    "models/serving/test_recommend.py",
 )  # fmt: skip
 
 

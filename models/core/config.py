@@ -70,6 +70,34 @@ class ModelConfig:
     neighbours: int = knob(
         100, "similar items that item_knn keeps, sessions that vsknn keeps", low=1, hidden=True
     )
+    tifu_neighbours: int = knob(300, "tifu_knn: similar users that are averaged", low=1)
+    tifu_groups: int = knob(7, "tifu_knn: m, groups that a user's baskets are put into", low=1)
+    tifu_within_decay: float = knob(
+        0.9,
+        "tifu_knn: r_b, what a basket counts against the next one",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    tifu_group_decay: float = knob(
+        0.7, "tifu_knn: r_g, what a group counts against the next one", low=0, high=1, open_low=True
+    )
+    tifu_alpha: float = knob(
+        0.7,
+        "tifu_knn: weight of the user's own baskets; the rest is the neighbours'",
+        low=0,
+        high=1,
+    )
+    up_cf_recent: int = knob(
+        10, "up_cf: r, the newest baskets of a user that are counted; 0: all", low=0
+    )
+    up_cf_locality: float = knob(
+        10.0, "up_cf: q, the power of users' similarity", low=0, open_low=True
+    )
+    up_cf_asymmetry: float = knob(
+        0.75, "up_cf: alpha, the share of the asking user's size in the similarity", low=0, high=1
+    )
+    up_cf_neighbours: int = knob(100, "up_cf: similar users that are summed", low=1)
     pooling: str = knob(
         "mean",
         "sessionrec: how a session's items become one vector",

@@ -18,7 +18,7 @@ from models.data.splits import in_words
 from models.experiments import scaling
 from models.networks.methods import BASELINES, parse
 from models.registry.tracking import method_of
-from models.selection.compare import SAME, sees_more
+from models.selection.compare import SAME, not_recommended, sees_more
 
 BLOCK = re.compile(r"<!-- (results/[\w.-]+?(-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
@@ -158,6 +158,7 @@ def origin(written: dict[str, Any]) -> str:
     missing = f" Missing: {', '.join(outcome['missing'])}." if outcome["missing"] else ""
     if sees_more(outcome):
         missing += f" Not equal in what they know: {sees_more(outcome)}."
+    missing += "".join(f" {sentence}." for sentence in not_recommended(outcome))
     return (
         f"{outcome['users']:,} users; {outcome['target'].replace('_', ' ')}, full ranking; "
         f"gold.sequences version {outcome['table_version']}, cut {in_words(outcome['cut'])}; "

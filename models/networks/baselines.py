@@ -1,32 +1,56 @@
-"""What every model must beat: popularity, popularity of late, the user's own most frequent items.
+"""What every model must beat: popularity, recent popularity, the user's own most frequent items.
 
 They have no parameters, only counts; they are kept and registered like any other method.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from models.core.rows import Rows, ragged
+from models.core.config import ModelConfig
+from models.core.rows import Ints, Rows, ragged, run_starts
 
 DAY_US = 86_400_000_000
 
 
-class BaselineSizes(Protocol):
-    @property
-    def recent_days(self) -> float: ...
-    @property
-    def neighbours(self) -> int: ...
+@dataclass(frozen=True)
+class Baskets:
+    """The baskets of R histories: sessions with a positive event, and their distinct positive items.
+
+    One element for each item of a basket, in order of history, basket and item: history int64[N]
+    (0..R-1), place int64[N] of the basket in its history (1: the oldest), item int64[N] (0..V-1).
+    count int64[R]: baskets of each history.
+    """
+
+    history: Ints
+    place: Ints
+    item: Ints
+    count: Ints
+
+    @staticmethod
+    def of(rows: Rows, begin: Ints, end: Ints) -> Baskets:
+        """Of the histories rows[begin[r]:end[r]]; a session that is still open is the newest."""
+        event, history = ragged(begin, end - begin)
+        event, history = event[rows.positive[event]], history[rows.positive[event]]
+        opens = run_starts(history, rows.session[event])
+        width = int(rows.item[event].max(initial=0)) + 1
+        pair = np.unique((np.cumsum(opens) - 1) * width + rows.item[event])
+        basket, item = pair // width, pair % width - 1
+        owner = history[opens]
+        count = np.bincount(owner, minlength=len(begin))
+        first = np.cumsum(count) - count
+        return Baskets(owner[basket], basket - first[owner[basket]] + 1, item, count)
 
 
 class Popularity(nn.Module):
     """`pop`: how often an item had positive feedback in the training rows, the same for everyone."""
 
-    def __init__(self, num_items: int, config: BaselineSizes) -> None:
+    def __init__(self, num_items: int, config: ModelConfig) -> None:
         super().__init__()
         self.num_items, self.config = num_items, config
         self.count: torch.Tensor
@@ -78,6 +102,26 @@ class PersonalTop(Popularity):
         event, row = ragged(begin, end - begin)
         event, row = event[rows.positive[event]], row[rows.positive[event]]
         cell = row * self.num_items + rows.item[event] - 1
+        own = np.bincount(cell, minlength=len(begin) * self.num_items)
+        own_RV = torch.from_numpy(own.reshape(len(begin), self.num_items))
+        return own_RV + self.share
+
+
+class GPTopFreq(Popularity):
+    """`gp_topfreq`: items in most of the user's own baskets, the rest by the number of all baskets
+    that hold them (GP-TopFreq of Li et al., "A Next Basket Recommendation Reality Check", 2021).
+
+    An item counts once a basket, where `personal_top` counts events. Items in equally many of the
+    user's baskets stand by the number of all baskets, too [ours: the reference code leaves them in
+    the order in which they were first bought].
+    """
+
+    def fit(self, rows: Rows) -> None:
+        self._count(rows.sets[1])
+
+    def score(self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object) -> torch.Tensor:
+        found = Baskets.of(rows, begin, end)
+        cell = found.history * self.num_items + found.item
         own = np.bincount(cell, minlength=len(begin) * self.num_items)
         own_RV = torch.from_numpy(own.reshape(len(begin), self.num_items))
         return own_RV + self.share

@@ -14,12 +14,12 @@ import torch
 from models.core.config import PRESETS, Config, ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import check
-from models.networks.baselines import PersonalTop, Popularity, RecentPopularity
+from models.networks.baselines import GPTopFreq, PersonalTop, Popularity, RecentPopularity
 from models.networks.encodings import Encoding, Feedback, SessionSegment, SessionToken, TimeFeatures
 from models.networks.gru4rec import GRU4Rec
 from models.networks.hstu import HSTU
 from models.networks.narm import NARM
-from models.networks.neighbours import VSKNN, ItemKNN
+from models.networks.neighbours import TIFUKNN, UPCF, VSKNN, ItemKNN
 from models.networks.recommender import Recommender
 from models.networks.sessionrec import SessionRec
 from models.networks.transformer import BERT4Rec, SASRec
@@ -49,6 +49,9 @@ BASELINES: dict[str, type[Popularity]] = {
     "personal_top": PersonalTop,
     "item_knn": ItemKNN,
     "vsknn": VSKNN,
+    "gp_topfreq": GPTopFreq,
+    "tifu_knn": TIFUKNN,
+    "up_cf": UPCF,
 }
 
 

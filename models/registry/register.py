@@ -33,7 +33,7 @@ BESIDE = (Path(__file__).parents[2] / "expectations",)  # what serving needs of 
 OPTIONAL = (
     "source_session_id", "event_type", "value", "tie_break", "event_id", "exposed_with",
 )  # fmt: skip
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow", "scipy")
 
 
 def register(source: str, comparison: str) -> dict[str, Any]:

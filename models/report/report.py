@@ -31,7 +31,7 @@ from models.data.splits import in_words
 from models.experiments import results
 from models.networks.methods import BASELINES
 from models.registry import tracking
-from models.selection.compare import sees_more
+from models.selection.compare import not_recommended, sees_more
 
 if TYPE_CHECKING:
     from jobs.core.source_file import Source
@@ -74,6 +74,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         source=source.name,
         outcome=outcome,
         more=sees_more(outcome),
+        not_recommended=not_recommended(outcome),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         cut=in_words(outcome["cut"]),
         gate=_gate(client, experiment),

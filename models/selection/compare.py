@@ -5,7 +5,8 @@ both methods are asked about the same users, users are drawn, 95 % percentile. "
 the interval excludes 0. Against the vanilla backbone there is also the difference over all seeds,
 where the trainings are drawn too, and the differences by kind of target (the first item of a
 session, an item inside one). A next-session model is held against the next-item model of its
-encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test.
+encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test. A trained method is
+recommended only if it is better than the best of the counted baselines.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from models.core.errors import UserError
 from models.core.knobs import option_named
 from models.data.splits import in_words
 from models.evaluation.metrics import bootstrap, bootstrap_seeds
+from models.networks.methods import BASELINES
 from models.registry import tracking
 
 if TYPE_CHECKING:
@@ -85,7 +87,8 @@ def compare(
     trainings: dict[str, list[Entry]] = {}
     for entry in read:
         trainings.setdefault(entry.report["method"], []).append(entry)
-    methods = [_row(entry, best, winner, trainings) for entry in order]
+    counted = next((entry for entry in order if _is_counted(entry)), None)
+    methods = [_row(entry, best, winner, trainings) | _advice(entry, counted) for entry in order]
     outcome = {
         "comparison": comparison,
         "source": source,
@@ -184,6 +187,31 @@ def sees_more(outcome: dict[str, Any]) -> str:
         f"{', '.join(more)} read the catalogue ([items]), which no next-item model does: --no-side "
         "trains without it"
     )
+
+
+def _is_counted(entry: Entry) -> bool:
+    return tracking.method_of(entry.report["method"]) in BASELINES
+
+
+def _advice(entry: Entry, counted: Entry | None) -> dict[str, Any]:
+    """Whether a trained method is recommended: it is better than the best counted baseline. None:
+    it is counted itself, or the comparison has no baseline."""
+    if counted is None or _is_counted(entry):
+        return {"vs_baseline": None, "recommended": None}
+    versus = _against(entry, counted)
+    return {"vs_baseline": versus, "recommended": versus["verdict"] == "better"}
+
+
+def not_recommended(outcome: dict[str, Any]) -> list[str]:
+    """A sentence for each trained method that does not beat the best counted baseline."""
+    rows = [row for row in outcome["methods"] if row.get("recommended") is False]
+    return [
+        f"{row['method']} is not recommended: it does not beat {versus['method']} (NDCG@10 "
+        f"{row[BY]:.4f}, difference {versus['difference']:+.4f} [{versus['low']:+.4f}, "
+        f"{versus['high']:+.4f}], {'not ' * (versus['verdict'] == 'cannot tell')}significant)"
+        for row in rows
+        for versus in [row["vs_baseline"]]
+    ]
 
 
 def _plainer(method: str, best: dict[str, Entry]) -> Entry | None:
@@ -295,6 +323,8 @@ def show(outcome: dict[str, Any]) -> None:
                 + _and_seeds(row["vs_vanilla_seeds"])
                 + _and_kinds(row["by_target"])
             )
+    for sentence in not_recommended(outcome):
+        print(f"  {sentence}")
     if sees_more(outcome):
         print(f"  not equal in what they know: {sees_more(outcome)}")
     if outcome["missing"]:

@@ -22,6 +22,7 @@ One row an event in, one row a user out, in order of first appearance. Decisions
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -63,9 +64,10 @@ def recommend(
     rows = told.rows
     begin, end = rows.start[:-1], rows.start[1:]
     items: list[list[dict[str, Any]]] = [[] for _ in users]
-    popular = _top(stored.popularity[None, :].to(torch.float64), k, stored.item_ids)[0]
-    for place in np.flatnonzero(begin == end):
-        items[place] = list(popular)
+    if (begin == end).any():
+        popular = _top(stored.popularity[None, :].to(torch.float64), k, stored.item_ids)[0]
+        for place in np.flatnonzero(begin == end):
+            items[place] = list(popular)
     asked = np.flatnonzero(begin < end)
     now, new = _request(stored, told, asked, request_ts, request_session_id)
     step = max(1, min(512, CHUNK_SCORES // max(1, len(stored.item_ids))))
@@ -170,7 +172,7 @@ def _no_lost_items(frame: pd.DataFrame) -> None:
         )
 
 
-def distinct(column: pd.Series) -> tuple[Ints, list[str]]:
+def distinct(column: Iterable[Any]) -> tuple[Ints, list[str]]:
     """Of each text its number among the distinct ones, by first appearance, null -1; and those.
 
     (`pd.factorize` takes texts that differ only behind a zero character for one.)
@@ -215,10 +217,10 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
         user: int64[rows of the frame], 0..num_users-1.
     """
     table, rule = _table(stored, frame, user)
-    owner, when = table["user"].to_numpy(), table["ts"].to_numpy()
+    owner, when = table["user"], table["ts"]
     codes = distinct(table["native"])[0] if rule.native else None
     every = np.cumsum(rule.arrays.opens(owner, when, codes))
-    index = stored.lookup.get_indexer(table["item"].to_numpy(dtype=object)) + 1
+    index = stored.lookup.get_indexer(table["item"]) + 1
     known = index > 0
     last = np.searchsorted(owner, np.arange(num_users), "right") - 1
     session, known_owner = every[known], owner[known]
@@ -230,12 +232,12 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
     native = None
     if rule.native:
         native = np.full(num_users, None, dtype=object)
-        ids = table["native"].to_numpy(dtype=object)[last[there]]
+        ids = table["native"][last[there]]
         native[there] = [None if pd.isna(one) else one for one in ids]
     running = np.cumsum(run_starts(session, known_owner))
     base = np.concatenate([[0], running])[start[:-1]]
-    feedback = table["feedback"].to_numpy()[known]
-    shown_start, shown = _shown(stored, table["shown"].to_numpy()[known])
+    feedback = table["feedback"][known]
+    shown_start, shown = _shown(stored, table["shown"][known])
     rows = Rows(
         item=index[known].astype(np.int32),
         ts=when[known],
@@ -249,38 +251,53 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
     return Told(rows, newest, moved_on, native)
 
 
-def _table(stored: Stored, frame: pd.DataFrame, user: Ints) -> tuple[pd.DataFrame, SessionRule]:
-    """The rows that are events, typed and in order; and the rule that cuts them."""
+def _table(
+    stored: Stored, frame: pd.DataFrame, user: Ints
+) -> tuple[dict[str, NDArray[Any]], SessionRule]:
+    """The rows that are events, typed and in order, column by column; and the rule that cuts them.
+
+    (As arrays: of one user's request, pandas' own bookkeeping was most of the time.)
+    """
     ts = times(frame["event_ts"])
     by_ids = stored.facts.get("session_rule", "gap") == NATIVE and NATIVE in frame.columns
     rule = SessionRule(native=by_ids, gap_us=int(stored.facts["gap_us"]))
-    columns: dict[str, Any] = {
+    columns: dict[str, NDArray[Any]] = {
         "user": user,
-        "ts": ts.dt.as_unit("us").astype("int64"),
-        "item": frame["item_id"].astype("string"),
+        "ts": ts.dt.as_unit("us").astype("int64").to_numpy(),
+        "item": _objects(frame["item_id"]),
         "feedback": _feedback(stored.facts.get("feedback", {}), frame),
-        "shown": frame["exposed_with"] if "exposed_with" in frame.columns else None,
+        "shown": np.full(len(frame), None),
     }
+    if "exposed_with" in frame.columns:
+        columns["shown"] = _objects(frame["exposed_with"])
     if by_ids:
-        columns["native"] = frame[NATIVE].astype("string")
+        columns["native"] = _objects(frame[NATIVE])
     if "tie_break" in frame.columns:
-        columns["tie_break"] = whole_numbers(frame["tie_break"])
+        columns["tie_break"] = _objects(whole_numbers(frame["tie_break"]))
     if "event_id" in frame.columns:
         texts(frame["event_id"])
-        columns["event_id"] = frame["event_id"]
-    table = pd.DataFrame(columns)[(frame["item_id"].notna() & ts.notna()).to_numpy()]
+        columns["event_id"] = _objects(frame["event_id"])
+    events = frame["item_id"].notna().to_numpy() & ts.notna().to_numpy()
+    table = {name: column[events] for name, column in columns.items()}
     named = {NATIVE: "native", "tie_break": "tie_break", "event_id": "event_id"}
 
     def ties(places: Ints) -> dict[str, list[Any]]:
-        held = {ours: table[name].iloc[places] for ours, name in named.items() if name in columns}
+        held = {ours: table[name][places] for ours, name in named.items() if name in table}
         return {n: [None if _is_null(one) else one for one in held[n]] for n in held}
 
-    order = rule.arrays.order(table["user"].to_numpy(), table["ts"].to_numpy(), ties)
-    return table.iloc[order], rule
+    order = rule.arrays.order(table["user"], table["ts"], ties)
+    return {name: column[order] for name, column in table.items()}, rule
+
+
+def _objects(column: pd.Series) -> NDArray[Any]:
+    objects: NDArray[Any] = column.to_numpy(dtype=object)
+    return objects
 
 
 def _shown(stored: Stored, lists: NDArray[Any]) -> tuple[Ints, Ints]:
     """Known items shown with each event: (start int64[E+1], vocabulary index int64[X])."""
+    if all(one is None for one in lists):
+        return np.zeros(len(lists) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)
     held = [[] if _is_null(one) else one for one in lists]
     for one in held:
         if not isinstance(one, list | tuple | np.ndarray):

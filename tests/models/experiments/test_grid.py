@@ -112,7 +112,7 @@ def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
     assert world.run("results", str(document))[0] == 0
     assert "--variant 'wide: --dim 24 --epochs 3'" in document.read_text()
     asked = methods_of("all"), methods_of("all", "next_session")
-    assert len(asked[0]) == 30 and set(asked[1]) - set(asked[0]) == {
+    assert len(asked[0]) == 33 and set(asked[1]) - set(asked[0]) == {
         "gru4rec+fb", "narm+fb", "sasrec+fb", "bert4rec+fb", "hstu+fb", *SESSION_ENCODERS
     }  # fmt: skip
     for wrong in ("wide", "wide: dim 24", ": --dim 24"):

@@ -116,6 +116,13 @@ def test_the_comparison(compared: dict[str, Any], trained: dict[str, dict[str, A
     assert rows[compared["winner"]]["vs_winner"] is None
     assert rows["pop"]["vs_winner"]["verdict"] == "worse"
     assert rows["pop"]["vs_winner"]["high"] < 0
+    counted = max(("pop", "personal_top"), key=lambda name: rows[name]["ndcg@10"])
+    for name, row in rows.items():
+        if row["vs_baseline"] is None:
+            assert name in ("pop", "personal_top") and row["recommended"] is None
+        else:
+            assert row["vs_baseline"]["method"] == counted
+            assert row["recommended"] == (row["vs_baseline"]["low"] > 0)
     two = [trained["gru4rec"], trained["gru4rec seed 2"]]
     best = max(two, key=lambda done: done["validation_ndcg@10"])
     assert rows["gru4rec"]["mlflow_run_id"] == best["mlflow_run_id"]

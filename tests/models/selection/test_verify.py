@@ -34,9 +34,9 @@ PAPER = ("--preprocess", "paper_a")
 # rule -> (options of a comparison, its methods): as few as have everything among them
 SOME: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     (GAP, (), ("personal_top", "gru4rec+st+fb", "hstu+sse+tsa")),
-    (GAP, (*KNOWN, *SETS), ("bert4rec+st+tsa+fb", "sessionrec-sasrec")),
-    (NATIVE, KNOWN, ("gru4rec+st+sse+tsa", "vsknn")),
-    (NATIVE, (*SETS, *EXCLUDED), ("sasrec+tsa", "item_knn")),
+    (GAP, (*KNOWN, *SETS), ("bert4rec+st+tsa+fb", "sessionrec-sasrec", "tifu_knn")),
+    (NATIVE, KNOWN, ("gru4rec+st+sse+tsa", "vsknn", "up_cf")),
+    (NATIVE, (*SETS, *EXCLUDED), ("sasrec+tsa", "item_knn", "gp_topfreq")),
     (GAP, PAPER, ("narm",)),
 ]
 ENDS = ("", "+st", "+sse", "+tsa", "+st+sse+tsa", "+fb", "+st+sse+tsa+fb")
