@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expectations import feedback_rule
+
+if TYPE_CHECKING:
+    from models.core.habit import Habits
 
 Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
@@ -68,6 +71,23 @@ class Rows:
     feedback: Ints | None = None
     shown_start: Ints | None = None
     shown: Ints | None = None
+
+    def part(self, begin: Ints, end: Ints) -> Rows:
+        """The events begin[r]..end[r]-1 of one user each, as users of their own."""
+        event, row = ragged(begin, end - begin)
+        shown: dict[str, Any] = {}
+        if self.feedback is not None:
+            shown["feedback"] = self.feedback[event]
+        if self.shown_start is not None and self.shown is not None:
+            shown["shown_start"], shown["shown"] = chosen((self.shown_start, self.shown), event)
+        return Rows(
+            item=self.item[event],
+            ts=self.ts[event],
+            ordinal=self.ordinal[event] - self.ordinal[begin[row]] + 1,
+            positive=self.positive[event],
+            start=np.concatenate([[0], np.cumsum(end - begin)]),
+            **shown,
+        )
 
     @cached_property
     def opens(self) -> Bools:
@@ -136,6 +156,13 @@ class Rows:
         session = self.session[event]
         nth = np.arange(len(event)) - np.searchsorted(session, session)
         return np.searchsorted(event, np.arange(len(own) + 1)), item, nth
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What each event tells of its user's own items; made once, about 110 bytes an event."""
+        from models.core.habit import Habits
+
+        return Habits.of(self)
 
     @cached_property
     def became(self) -> Ints:

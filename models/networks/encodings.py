@@ -1,10 +1,10 @@
-"""Ways of telling a model about sessions and feedback: +st, +sse, +tsa, +fb. None knows the
-backbone it is in.
+"""Ways of telling a model about sessions, feedback and habits: +st, +sse, +tsa, +fb, +habit. None
+knows the backbone it is in.
 
 An encoding may put tokens into the sequence, before labels are given (`evidence`) or after
-(`layout`), change the embedded tokens (`embed`), and
-offer features of each position (`features`), which a backbone takes in its own way. Everything it
-does not need it inherits, doing nothing. Formulas: IEEE Access 2025, Seol, Ko and Lee (paper A).
+(`layout`), change the embedded tokens (`embed`), offer features of each position (`features`), which
+a backbone takes in its own way, and add to the scores of the users' own items (`history`, `added`).
+Everything it does not need it inherits, doing nothing. Formulas: IEEE Access 2025, Seol, Ko and Lee (paper A).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.core.habit import FEATURES, Asked, OwnItems
 from models.core.rows import EXPOSED, FEEDBACK, NO_LABEL, Ints, Rows, ragged
 from models.networks.batch import NO_FEEDBACK, Batch, Tokens
 
@@ -44,6 +45,8 @@ class EncodingSizes(Protocol):
     @property
     def exposures(self) -> int: ...
     @property
+    def habit_events(self) -> int: ...
+    @property
     def table_std(self) -> float: ...
 
 
@@ -51,6 +54,7 @@ class Encoding(nn.Module):
     """The interface, and an encoding that does nothing."""
 
     feature_dim: int = 0
+    reads_history: bool = False  # whether `history` is asked
 
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__()
@@ -70,6 +74,15 @@ class Encoding(nn.Module):
 
     def features(self, batch: Batch) -> torch.Tensor | None:
         """float[B, L, feature_dim], or None."""
+        return None
+
+    def history(self, rows: Rows, asked: Asked) -> OwnItems | None:
+        """What is to be known of users' own items at N positions, or None; one encoding of a model
+        at most reads it."""
+        return None
+
+    def added(self, own: OwnItems) -> torch.Tensor | None:
+        """float32[P]: what is added to the scores of own items, or None."""
         return None
 
     def of_another_scale(self) -> list[nn.Parameter]:
@@ -218,3 +231,35 @@ class Feedback(Encoding):
         return x_BLD + nn.functional.embedding(
             batch.feedback - NO_FEEDBACK, torch.cat([zero, self.table])
         )
+
+
+class Habit(Encoding):
+    """+habit: what a user did with each of their own items, added to that item's score [ours].
+
+    w_2 . relu(W_1 f + b_1) + b_2 of the F features of `models/core/habit.py`, with H hidden units;
+    0 for all other items, so that b_2 is what sets own items apart from them. w_2 and b_2 begin at
+    0: a model starts as it is without. Costs (F + 2) H + 1, whatever the backbone and its sizes.
+
+    The past of a position is what the log has before its label (`next_session`: before the label's
+    session), also where a cloze model hides some of it: what is added to a position's scores
+    reaches no other position. It is the user's whole past, beyond the L tokens too; the items are
+    those of its newest `habit_events` events.
+    """
+
+    HIDDEN = 12
+    reads_history = True
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__(config)
+        self.events = config.habit_events
+        self.up = nn.Linear(len(FEATURES), self.HIDDEN)
+        self.down = nn.Linear(self.HIDDEN, 1)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def history(self, rows: Rows, asked: Asked) -> OwnItems | None:
+        return rows.habits.own_items(rows, asked, self.events)
+
+    def added(self, own: OwnItems) -> torch.Tensor | None:
+        up_HP = torch.addmm(self.up.bias[:, None], self.up.weight, own.feature)
+        return (self.down.weight @ torch.relu(up_HP) + self.down.bias[:, None])[0]

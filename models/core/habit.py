@@ -1,0 +1,243 @@
+"""What users did with each of their own items: the features of `+habit`. Source: ours.
+
+A position is asked about with a past, the events before it, and with the time and the session's
+ordinal that count as now. An item is the user's own if the past has an event of it that is no
+exposure. A *visit* is a session in which the item had positive or neutral feedback, at the time of
+the first such event. Of an item with k visits, the last in session s at time t, now in session n at
+time u (days are fractions, gaps are means over neighbouring visits):
+
+ 0 `visits`        log(1 + k)
+ 1 `once`          1 if k = 1
+ 2 `gap_sessions`  log(1 + g), g the usual gap in sessions; 0 if k < 2
+ 3 `gap_days`      log(1 + 24 d) / 4, d the usual gap in days; 0 if k < 2
+ 4 `neutral`       log(1 + events with neutral feedback)
+ 5 `negative`      log(1 + events with negative feedback)
+ 6 `exposed`       log(1 + sessions that showed it; of lists those in which it had not come up)
+ 7 `share`         k / n
+ 8 `since_sessions` log(1 + n - s)
+ 9 `since_days`    log(1 + 24 (u - t)) / 4
+10 `latest`        1 if s is the session of the past's last event
+11 `due_sessions`  4 (n - s) / (n - s + g) - 2; 0 if k < 2
+12 `due_days`      4 (u - t) / (u - t + d) - 2; 0 if k < 2, or both are 0
+13-15 `sessions_r` log(1 + sum over visits of exp(-(n - their session) / r)), r of 2, 8, 32 sessions
+16-18 `days_r`     log(1 + sum over visits of exp(-(u - their time) / r)), r of 2, 14, 90 days
+
+Features 0 and 7 to 18 are 0 where k = 0 (all of the item's feedback was negative). `due` is the
+ratio since / usual, bounded: x / (1 + x), put between -2 and 2.
+
+What follows from an item's events up to one of them is worked out once for all events (`Habits`);
+of a position only the time since then is left to be counted. Nothing depends on later events, not
+even by rounding: sums run along each item's own events, in a fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, Ints, Rows, ragged, run_starts
+
+SESSION_RATES = (2.0, 8.0, 32.0)
+DAY_RATES = (2.0, 14.0, 90.0)
+DAY_US = 86_400_000_000
+HOURS = 24.0
+LOG_HOURS = 4.0  # of a month in hours the logarithm is 6.6
+FEATURES = (
+    "visits", "once", "gap_sessions", "gap_days", "neutral", "negative", "exposed",
+    "share", "since_sessions", "since_days", "latest", "due_sessions", "due_days",
+    *(f"sessions_{rate:g}" for rate in SESSION_RATES), *(f"days_{rate:g}" for rate in DAY_RATES),
+)  # fmt: skip
+FIXED = 7  # features that do not change while the item does not come up
+COLUMNS = FIXED + 3 + len(SESSION_RATES) + len(DAY_RATES)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """N positions that are asked about: each knows the events begin..end-1 (of one user, from that
+    user's first on), that it is `ts` (us since 1970) and that the session is number `ordinal`."""
+
+    begin: Ints
+    end: Ints
+    ts: Ints
+    ordinal: Ints
+
+
+@dataclass(frozen=True)
+class OwnItems:
+    """Of N positions the users' own items, P pairs: row int64[P] (rising), item int64[P] (1..V), each
+    pair once; feature float32[F, P]."""
+
+    row: torch.Tensor
+    item: torch.Tensor
+    feature: torch.Tensor
+
+    def to(self, device: torch.device | str) -> OwnItems:
+        return OwnItems(*(one.to(device) for one in (self.row, self.item, self.feature)))
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What is known of items after each of their events. H elements, in order of time: the events
+    that are no exposures, and exposures of items that their user has had before.
+
+    start int64[E+1]: the first element of each event; item int64[H]; until int64[H]: the event with
+    which the item comes up again (E: never does); session int64[H] and ts int64[H] of the last
+    visit (0 without one); known float32[H, COLUMNS]: the fixed features, k, g, d, and logarithms of
+    the decayed counts.
+    """
+
+    start: Ints
+    item: Ints
+    until: Ints
+    session: Ints
+    ts: Ints
+    known: torch.Tensor
+
+    @staticmethod
+    def of(rows: Rows) -> Habits:
+        event, item, kind = _elements(rows)
+        user = np.repeat(np.arange(len(rows.start) - 1), np.diff(rows.start))[event]
+        chain = user * (int(item.max(initial=0)) + 1) + item
+        order = np.argsort(chain, kind="stable")
+        chain, event_in, kind_in = chain[order], event[order], kind[order]
+        first = run_starts(chain)
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        until = np.full(len(order), len(rows.item), dtype=np.int64)
+        until[:-1][~first[1:]] = event_in[1:][~first[1:]]
+        visit, visits = _visits(rows, chain, event_in, kind_in)
+        # The last visit of each element's item, if there was one.
+        latest = np.cumsum(visit) - 1
+        begin = np.flatnonzero(first)[np.cumsum(first) - 1]
+        there = latest >= (np.cumsum(visit) - visit)[begin]
+        at = np.where(there, latest, 0)
+        known = np.zeros((len(order), COLUMNS), dtype=np.float32)
+        if there.any():
+            known[there] = visits.known[at[there]]
+        for column, which in ((4, NEUTRAL), (5, NEGATIVE), (6, EXPOSED)):
+            many = np.cumsum(kind_in == which)
+            known[:, column] = np.log1p(many - (many - (kind_in == which))[begin])
+        session, ts = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
+        session[there], ts[there] = visits.session[at[there]], visits.ts[at[there]]
+        return Habits(
+            start=np.searchsorted(event, np.arange(len(rows.item) + 1)),
+            item=item,
+            until=until[back],
+            session=session[back],
+            ts=ts[back],
+            known=torch.from_numpy(known[back]),
+        )
+
+    def own_items(self, rows: Rows, asked: Asked, most: int) -> OwnItems:
+        """The items that came up in the `most` newest events of each past; what is said of them is
+        of the whole past."""
+        begin = np.maximum(asked.begin, asked.end - most)
+        first = self.start[begin]
+        element, row = ragged(first, self.start[asked.end] - first)
+        live = self.until[element] >= asked.end[row]
+        element, row = element[live], row[live]
+        last = rows.ordinal[np.maximum(asked.end - 1, 0)].astype(np.int64)
+        feature = self._features(
+            element, asked.ts[row], asked.ordinal[row].astype(np.int64), last[row]
+        )
+        return OwnItems(torch.from_numpy(row), torch.from_numpy(self.item[element]), feature)
+
+    def _features(self, element: Ints, ts: Ints, ordinal: Ints, last: Ints) -> torch.Tensor:
+        """float32[F, P]"""
+        known = self.known.index_select(0, torch.from_numpy(element)).T.contiguous()
+        session = self.session[element]
+        since = torch.from_numpy(np.maximum(ordinal - session, 0)).float()
+        days = torch.from_numpy(np.maximum(ts - self.ts[element], 0)).double().div(DAY_US).float()
+        visits, gap, gap_days = known[FIXED : FIXED + 3]
+        visited, again = visits > 0, visits > 1
+        found = torch.empty(len(FEATURES), len(element))
+        found[:FIXED] = known[:FIXED]
+        found[7] = visits / torch.from_numpy(ordinal).float()
+        found[8] = torch.log1p(since) * visited
+        found[9] = torch.log1p(days * HOURS) * visited / LOG_HOURS
+        found[10] = torch.from_numpy(session == last) & visited
+        found[11] = (4 * since / (since + gap) - 2).masked_fill_(~again, 0)
+        due = 4 * days / (days + gap_days) - 2
+        found[12] = due.masked_fill_(~again | (days + gap_days == 0), 0)
+        for number, rate in enumerate(SESSION_RATES + DAY_RATES):
+            passed = since if number < len(SESSION_RATES) else days
+            left = torch.exp(known[FIXED + 3 + number] - passed / rate)
+            torch.log1p(left, out=found[13 + number])
+        found[13:] *= visited
+        return found
+
+
+@dataclass(frozen=True)
+class _Visits:
+    """session int64[W], ts int64[W], known float32[W, COLUMNS] of visits, item after item."""
+
+    session: Ints
+    ts: Ints
+    known: NDArray[np.float32]
+
+
+def _elements(rows: Rows) -> tuple[Ints, Ints, Ints]:
+    """(event int64[H], item int64[H], feedback int64[H]) in order of time; an exposure counts once
+    a session, and only of items that its user has had before."""
+    event, item, kind = np.arange(len(rows.item)), rows.item.astype(np.int64), rows.became
+    if rows.shown_start is None and not (kind == EXPOSED).any():
+        return event, item, kind
+    start, shown, _ = rows.offered
+    beside = np.repeat(event, np.diff(start))
+    event, item = np.append(event, beside), np.append(item, shown)
+    kind = np.append(kind, np.full(len(shown), EXPOSED))
+    user = np.repeat(np.arange(len(rows.start) - 1), np.diff(rows.start))[event]
+    width = int(item.max(initial=0)) + 1
+    order = np.lexsort((event, user * width + item))
+    chain, own = (user * width + item)[order], kind[order] != EXPOSED
+    first = run_starts(chain)
+    had = np.cumsum(own)
+    begin = np.flatnonzero(first)[np.cumsum(first) - 1]
+    keep = own | (had > (had - own)[begin])
+    # Of the exposures of a session the first.
+    shows = np.flatnonzero(~own & keep)
+    keep[shows] = run_starts(chain[shows], rows.session[event[order[shows]]])
+    kept = np.sort(order[keep])
+    kept = kept[np.argsort(event[kept], kind="stable")]
+    return event[kept], item[kept], kind[kept]
+
+
+def _visits(rows: Rows, chain: Ints, event: Ints, kind: Ints) -> tuple[Ints, _Visits]:
+    """bool[H]: which elements, item after item, are visits; and what is known after each visit."""
+    there = np.flatnonzero((kind != NEGATIVE) & (kind != EXPOSED))
+    at = there[run_starts(chain[there], rows.session[event[there]])]
+    visit = np.zeros(len(chain), dtype=bool)
+    visit[at] = True
+    session, ts = rows.ordinal[event[at]].astype(np.int64), rows.ts[event[at]]
+    first = run_starts(chain[at])
+    place = np.arange(len(at))
+    begin = np.flatnonzero(first)[np.cumsum(first) - 1]
+    before = place - begin  # visits of the item
+    gaps = np.maximum(before, 1)
+    known = np.zeros((len(at), COLUMNS), dtype=np.float32)
+    known[:, 0], known[:, 1], known[:, FIXED] = np.log1p(before + 1), before == 0, before + 1
+    gap, days = (session - session[begin]) / gaps, (ts - ts[begin]) / DAY_US / gaps
+    known[:, 2], known[:, 3] = np.log1p(gap), np.log1p(HOURS * days) / LOG_HOURS
+    known[:, FIXED + 1], known[:, FIXED + 2] = gap, days
+    passed = np.diff(session, prepend=0), np.diff(ts, prepend=0) / DAY_US
+    for number, rate in enumerate(SESSION_RATES + DAY_RATES):
+        since = passed[0 if number < len(SESSION_RATES) else 1]
+        keeps = np.where(first, 0.0, np.exp(-np.where(first, 0, since) / rate))
+        known[:, FIXED + 3 + number] = np.log(_decayed(keeps, int(before.max(initial=0)) + 1))
+    return visit, _Visits(session, ts, known)
+
+
+def _decayed(keeps: NDArray[np.float64], longest: int) -> NDArray[np.float64]:
+    """c[i] = 1 + keeps[i] c[i-1], in as many steps as `longest`, the longest run, has digits.
+
+    keeps is 0 where a run begins, so what a longer run needs adds exact zeros to a shorter one.
+    """
+    total, factor, step = np.ones_like(keeps), keeps.copy(), 1
+    while step < longest:
+        total[step:] += factor[step:] * total[:-step]
+        factor[step:] = factor[step:] * factor[:-step]
+        step *= 2
+    return total
