@@ -83,7 +83,7 @@ class ModelConfig:
         low=0,
     )
     habit_events: int = knob(
-        128,
+        64,
         "+habit: newest events of the history whose items it adds to, at most; next_session: 1024 "
         "unless given",
         low=1,

