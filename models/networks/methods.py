@@ -99,7 +99,8 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
         raise UserError(f"unknown setting {sorted(unknown)}: {sorted(names[0] | names[1])}")
     model = replace(model, **{k: v for k, v in given.items() if k in names[0]})
     train = replace(train, **{k: v for k, v in given.items() if k in names[1]})
-    if train.target == "next_session" and "habit_events" not in given:
+    by_session = train.target == "next_session" or base in SESSION_ENCODERS
+    if by_session and "habit_events" not in given:
         # A session has one label, and so the cost of a look back once.
         model = replace(model, habit_events=SESSION_HABIT_EVENTS)
     check(model)

@@ -175,7 +175,7 @@ class Recommender(nn.Module):
         """Training tokens, or a part of them, as tensors."""
         target = cast(Target, train.target)
         batch = pad(tokens, self.config.max_len, rows, target)
-        return self.with_history(batch, rows, lambda: self._labelled(tokens, rows, target))
+        return self.with_history(batch, rows, lambda: self.labelled(tokens, rows, target))
 
     def with_history(self, batch: Batch, rows: Rows, asked: Callable[[], Asked]) -> Batch:
         """The batch with what an encoding wants to know of the users' own items."""
@@ -188,7 +188,7 @@ class Recommender(nn.Module):
                 batch = replace(batch, own=own)
         return batch
 
-    def _labelled(self, tokens: Tokens, rows: Rows, target: Target) -> Asked:
+    def labelled(self, tokens: Tokens, rows: Rows, target: Target) -> Asked:
         """The positions that have a label once `pad` has cut the rows, in its order: their past is
         what lies before the label."""
         age = tokens.row_end[tokens.row] - 1 - np.arange(len(tokens.row))

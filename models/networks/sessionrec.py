@@ -150,9 +150,7 @@ class SessionRec(Recommender):
 
     def padded(self, tokens: Tokens, rows: Rows, train: TrainConfig) -> Batch:
         batch = self._batch(tokens, rows, rows.session_start[rows.session[tokens.event] + 1])
-        return self.with_history(
-            batch, rows, lambda: self._labelled(tokens, rows, "next_session")
-        )
+        return self.with_history(batch, rows, lambda: self.labelled(tokens, rows, "next_session"))
 
     def request(
         self,

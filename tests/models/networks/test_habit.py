@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.core.habit import DAY_RATES, FEATURES, SESSION_RATES, Asked
+from models.core.config import Config
+from models.core.habit import DAY_RATES, FEATURES, SESSION_RATES, Asked, OwnItems
 from models.core.process_group import ALONE
 from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE, Rows
+from models.data.splits import TEST, targets
+from models.evaluation.evaluate import evaluate
+from models.networks import encodings
+from models.networks.encodings import Habit
 from models.networks.methods import (
     BACKBONES,
     SESSION_ENCODERS,
@@ -23,10 +29,12 @@ from models.networks.methods import (
     recommender,
 )
 from models.networks.recommender import Recommender
+from models.networks.sessionrec import SessionRec
+from models.training.checkpoints import Checkpoints
 from models.training.epoch import Epoch
-from models.training.fit import Run
+from models.training.fit import Run, fit
 from tests.support.device import DEVICE
-from tests.support.gold_world import DAY, SECOND, evidence, rows_of
+from tests.support.gold_world import DAY, SECOND, Event, data_of, evidence, rows_of, write_gold
 
 V = 6
 HOUR = 3600
@@ -141,7 +149,7 @@ def positions(rows: Rows, new: bool) -> Asked:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rows=histories(), most=st.sampled_from([1, 3, 1000]), new=st.booleans())
 def test_features_are_those_of_a_slow_oracle(rows: Rows, most: int, new: bool) -> None:
     asked = positions(rows, new)
@@ -187,7 +195,10 @@ def test_counts_of_sessions_by_hand() -> None:
     rows = rows_of([(1, 0, 1), (1, 5, 1), (1, 86400, 2), (2, 172800, 3), (1, 259200, 4)])
     asked = Asked(np.array([0]), np.array([5]), np.array([5 * DAY]), np.array([5]))
     own = rows.habits.own_items(rows, asked, 10)
-    at = {int(i): dict(zip(FEATURES, f, strict=True)) for i, f in zip(own.item, own.feature.T.tolist())}
+    at = {
+        int(i): dict(zip(FEATURES, f, strict=True))
+        for i, f in zip(own.item, own.feature.T.tolist())
+    }
     one, two = at[1], at[2]
     assert one["visits"] == pytest.approx(math.log(4)) and two["once"] == 1 and one["once"] == 0
     assert one["share"] == pytest.approx(3 / 5) and two["share"] == pytest.approx(1 / 5)
@@ -199,3 +210,272 @@ def test_counts_of_sessions_by_hand() -> None:
     assert one["sessions_2"] == pytest.approx(math.log1p(sum(math.exp(-n / 2) for n in (4, 3, 1))))
 
 
+EVERY = [*BACKBONES, *SESSION_ENCODERS]
+TARGETS = ["next_item", "next_session"]
+
+
+def model_of(method: str, **options: Any) -> Recommender:
+    """A small untrained model whose head says something."""
+    torch.manual_seed(0)
+    chosen = config(method, "tiny", **{"dim": 8, "max_len": 10, **options})
+    model = recommender(V, chosen).eval().to(DEVICE)
+    with torch.no_grad():
+        for parameter in model.encodings["habit"].parameters():
+            parameter.normal_()
+    return model
+
+
+def repeating(users: int = 5, seed: int = 0) -> Rows:
+    rng = np.random.default_rng(seed)
+    made = []
+    for size in rng.integers(2, 16, users):
+        ordinal = np.cumsum(rng.random(size) < 0.4)
+        ts = np.cumsum(rng.integers(0, 40 * HOUR, size))
+        item = rng.integers(1, V + 1, size)
+        made.append(list(zip(item.tolist(), ts.tolist(), (ordinal - ordinal[0] + 1).tolist())))
+    rows = rows_of(*made)
+    total = len(rows.item)
+    shown = {e: rng.integers(1, V + 1, 2).tolist() for e in range(0, total, 3)}
+    return evidence(rows, rng.choice([0, 0, 0, 0, 1, 3], total).tolist(), shown)
+
+
+Features = dict[int, list[float]]
+
+
+def of_labels(model: Recommender, rows: Rows, target: str, all_windows: bool = False) -> Any:
+    """(the past's end, features of own items) of each label of a training batch."""
+    target = "next_session" if isinstance(model, SessionRec) else target
+    chosen = replace(config("pop").train, target=target, mask_share=0.5)
+    shift = np.zeros(len(rows.start) - 1, dtype=np.int64) if all_windows else None
+    begin, end = model.windows(rows, shift)
+    tokens = model.training_tokens(rows, begin, end, chosen, np.random.default_rng(3))
+    batch = model.padded(tokens, rows, chosen)
+    asked = model.labelled(tokens, rows, target)  # type: ignore[arg-type]
+    assert batch.own is not None and len(asked.end) == len(batch.label_at)
+    return asked.end.tolist(), by_row(batch.own, len(asked.end))
+
+
+def by_row(own: Any, rows: int) -> list[Features]:
+    found: list[Features] = [{} for _ in range(rows)]
+    for row, item, one in zip(own.row.tolist(), own.item.tolist(), own.feature.T.tolist()):
+        found[row][item] = one
+    return found
+
+
+@pytest.mark.parametrize("policy", ["last_event", "known"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", [*EVERY, "sasrec+st+fb", "bert4rec+st+fb"])
+def test_a_label_sees_what_the_same_request_sees(method: str, target: str, policy: str) -> None:
+    """Training, evaluation and serving agree, beyond the window too; of cloze models as well."""
+    model = model_of(method + "+habit", request_time=policy, max_len=5)
+    rows = repeating(12)
+    for all_windows in (False, True):
+        ends, got = of_labels(model, rows, target, all_windows)
+        assert len(ends) > 3
+        for end, mine in zip(ends, got, strict=True):
+            begin = rows.start[np.searchsorted(rows.start, end, side="right") - 1]
+            if end == begin:
+                assert not mine, "before a user's first event there is nothing"
+                continue
+            at = np.array([begin]), np.array([end])
+            batch = model.request(rows, *at, rows.ts[[end]], rows.opens[[end]])
+            assert batch.own is not None
+            assert by_row(batch.own, 1)[0] == mine
+            alone = rows.part(*at)
+            served = model.request(
+                alone, alone.start[:-1], alone.start[1:], rows.ts[[end]], rows.opens[[end]]
+            )
+            assert served.own is not None and by_row(served.own, 1)[0] == mine
+
+
+@pytest.mark.parametrize("policy", ["last_event", "known"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", ["sasrec+st", "bert4rec", "sessionrec-gru4rec"])
+def test_the_label_and_what_follows_change_nothing(method: str, target: str, policy: str) -> None:
+    """Other items and feedback from a label on, its own included: what was known at it stays."""
+    model = model_of(method + "+habit", request_time=policy)
+    rows = repeating()
+    ends, got = of_labels(model, rows, target)
+    changed = 0
+    for cut in sorted(set(ends)):
+        later = np.arange(len(rows.item)) >= cut
+        other = replace(rows, item=np.where(later, V + 1 - rows.item, rows.item).astype(np.int32))
+        other_ends, theirs = of_labels(model, other, target)
+        assert other_ends == ends
+        same = [got[n] == theirs[n] for n in range(len(ends))]
+        assert all(same[n] for n in range(len(ends)) if ends[n] <= cut)
+        changed += not all(same)
+    assert changed > 1
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_rows_and_padding_change_no_score(method: str) -> None:
+    model = model_of(method + "+habit", request_time="known")
+    rows = repeating()
+    begin, end = rows.start[:-1], rows.start[1:]
+    new = np.array([True, False, True, False, True])
+    together = model.score(rows, begin, end, rows.ts[end - 1] + HOUR * SECOND, new)
+    for row in range(len(begin)):
+        at = slice(row, row + 1)
+        alone = model.score(
+            rows.part(begin[at], end[at]), np.array([0]), end[at] - begin[at],
+            rows.ts[end[at] - 1] + HOUR * SECOND, new[at],
+        )  # fmt: skip
+        assert torch.allclose(together[row], alone[0], atol=1e-5)
+        later = model.score(rows, begin[at] + 1, end[at], rows.ts[end[at] - 1], new[at])
+        part = rows.part(begin[at] + 1, end[at])
+        apart = model.score(part, part.start[:-1], part.start[1:], rows.ts[end[at] - 1], new[at])
+        assert torch.allclose(later, apart, atol=1e-5), "a history may begin anywhere"
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_it_starts_as_the_backbone_and_touches_own_items_only(method: str) -> None:
+    chosen = config(method + "+habit", "tiny", dim=8, max_len=10)
+    fresh = recommender(V, chosen).eval().to(DEVICE)
+    alone = recommender(V, replace(chosen, method=method)).eval().to(DEVICE)
+    state = {k: v for k, v in fresh.state_dict().items() if "habit" not in k}
+    alone.load_state_dict(state)
+    rows = repeating()
+    begin, end = rows.start[:-1], rows.start[1:]
+    before = alone.score(rows, begin, end)
+    assert torch.equal(fresh.score(rows, begin, end), before)
+    with torch.no_grad():
+        fresh.encodings["habit"].down.bias.fill_(2.5)  # type: ignore[union-attr,operator]
+    moved = fresh.score(rows, begin, end) - before
+    for row in range(len(begin)):
+        own = sorted(set(rows.item[begin[row] : end[row]].tolist()))
+        want = torch.zeros(V)
+        want[torch.tensor(own) - 1] = 2.5
+        assert torch.allclose(moved[row], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["small", "paper_a_ml20m"])
+@pytest.mark.parametrize("items", [9, 5000])
+@pytest.mark.parametrize("sizes", [{"dim": 8}, {"dim": 64, "layers": 3, "max_len": 200}])
+@pytest.mark.parametrize("method", [*EVERY, "bert4rec+st+sse+tsa"])
+def test_it_costs_what_it_says(method: str, sizes: Any, items: int, preset: str) -> None:
+    """(F + 2) H + 1, whatever the backbone, its sizes and the catalogue."""
+    parts = [
+        count_parameters(items, config(name, preset, **sizes))["num_params"]
+        for name in (method, method + "+habit")
+    ]
+    assert parts[1] - parts[0] == (19 + 2) * 12 + 1 == (len(FEATURES) + 2) * Habit.HIDDEN + 1 == 253
+
+
+@pytest.mark.parametrize("loss", ["full", "sampled", "gbce"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", [*EVERY, "narm+st+sse+tsa", "bert4rec+st+tsa+fb"])
+def test_every_loss_teaches_the_head(method: str, target: str, loss: str) -> None:
+    rows = repeating(users=12)
+    options: dict[str, Any] = {"alpha": 0.1} if method in SESSION_ENCODERS else {}
+    chosen = config(
+        method + "+habit", "tiny", target=target, loss=loss, negatives=4, dim=8, **options
+    )
+    model = recommender(V, chosen).to(DEVICE)
+    model.fit(rows)
+    run = Run(model, chosen, rows, str(DEVICE), ALONE)
+    epoch = Epoch(model, rows, chosen, 1)
+    for _ in range(2):  # (the last layer is zero and lets no gradient through at first)
+        run.step(epoch[0], 0.5)
+    for name, parameter in model.encodings["habit"].named_parameters():
+        assert parameter.grad is not None and float(parameter.grad.abs().max()) > 0, name
+
+
+def test_the_heads_gradients_are_the_formulas() -> None:
+    torch.manual_seed(0)
+    head = Habit(config("sasrec").model).to(DEVICE).double()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    feature = torch.randn(
+        len(FEATURES), 3 * encodings.BLOCK // 2, dtype=torch.float64, device=DEVICE
+    )
+    own = OwnItems(torch.zeros(0), torch.zeros(0), feature)
+    weight = torch.randn(feature.shape[1], dtype=torch.float64, device=DEVICE)
+    got = head.added(own)
+    assert got is not None
+    want = head.down(torch.relu(head.up(feature.T)))[:, 0]
+    assert torch.allclose(got, want)
+    mine = torch.autograd.grad((got * weight).sum(), list(head.parameters()))
+    theirs = torch.autograd.grad((want * weight).sum(), list(head.parameters()))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other)
+
+
+def test_next_sessions_look_further_back_unless_told() -> None:
+    assert config("sasrec+habit").model.habit_events == 64
+    assert config("sasrec+habit", target="next_session").model.habit_events == 1024
+    assert config("sessionrec-sasrec+habit").model.habit_events == 1024
+    told = config("sasrec+habit", target="next_session", habit_events=7)
+    assert told.model.habit_events == 7
+
+
+def test_what_was_stored_before_there_was_habit_is_what_it_was() -> None:
+    """Checkpoints are found by the configuration, and models are built from it."""
+    old = config("sasrec+st", target="next_session").as_dict()
+    assert "habit_events" not in old["model"]
+    assert Config.from_dict(old).as_dict() == old
+    new = config("sasrec+habit", target="next_session")
+    assert Config.from_dict(new.as_dict()) == new
+
+
+def story(kind: str, users: int = 80) -> dict[str, list[Event]]:
+    """Sessions of one item a day. `third`: each of three own items comes back every third session,
+    now and then another comes between. `never`: nobody takes anything twice."""
+    rng = np.random.default_rng(1)
+    told = {}
+    for user in range(users):
+        own = rng.choice(20, 3, replace=False)
+        order = rng.permutation(20)
+        events: list[Event] = []
+        for session in range(12):
+            item = own[session % 3] if kind == "third" else order[session]
+            events.append((f"i{item:02d}", session * DAY + user * SECOND, session + 1))
+        told[f"u{user:03d}"] = events
+    return told
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("method", ["gru4rec", "bert4rec", "sessionrec-sasrec"])
+@pytest.mark.parametrize("kind", ["third", "never"])
+def test_it_learns_when_things_come_back_and_that_they_never_do(
+    kind: str, method: str, tmp_path: Path
+) -> None:
+    write_gold(tmp_path, "toy", story(kind))
+    data = data_of(tmp_path, split="last_session")
+    asked = targets(data.events, data.period, TEST, data.training.vocabulary, "next_session")
+    chosen = config(method + "+habit", "tiny", epochs=15, target="next_session")
+    model = fit(chosen, data, lambda _: None).model
+    if kind == "third":
+        assert evaluate(model, asked).mean("hr@1") > 0.95
+        return
+    scores = model.score(asked.rows, asked.begin, asked.end)
+    for row in range(len(asked.user)):
+        seen = torch.zeros(model.num_items, dtype=torch.bool)
+        seen[torch.from_numpy(asked.rows.item[asked.begin[row] : asked.end[row]] - 1).long()] = True
+        assert scores[row][seen].max() < scores[row][~seen].mean()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "method", ["sasrec+habit", "bert4rec+st+habit", "sessionrec-gru4rec+habit"]
+)
+def test_resumed_it_is_the_same_training_bit_for_bit(method: str, tmp_path: Path) -> None:
+    write_gold(tmp_path, "toy", story("third", 30))
+    data = data_of(tmp_path, split="last_session")
+    chosen = config(method, "tiny", epochs=3, dropout=0.1, target="next_session")
+    whole = fit(chosen, data, lambda _: None).model.state_dict()
+
+    def die(epoch: int, curves: Any) -> None:
+        if epoch == 2:
+            raise Killed
+
+    keep = Checkpoints(tmp_path / "kept", every_s=0)
+    with pytest.raises(Killed):
+        fit(chosen, data, lambda _: None, keep=keep, each_epoch=die)
+    said: list[str] = []
+    again = fit(chosen, data, said.append, keep=keep).model.state_dict()
+    assert any("going on from a checkpoint" in line for line in said)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
