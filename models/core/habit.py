@@ -100,6 +100,14 @@ class Habits:
 
     @staticmethod
     def of(rows: Rows) -> Habits:
+        """Made once for a log, about 110 bytes an event, and kept with it."""
+        if "habits" not in rows.memo:
+            rows.memo["habits"] = Habits._made(rows)
+        found: Habits = rows.memo["habits"]
+        return found
+
+    @staticmethod
+    def _made(rows: Rows) -> Habits:
         event, item, kind = _elements(rows)
         user = np.repeat(np.arange(len(rows.start) - 1), np.diff(rows.start))[event]
         chain = user * (int(item.max(initial=0)) + 1) + item

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expectations import feedback_rule
-
-if TYPE_CHECKING:
-    from models.core.habit import Habits
 
 Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
@@ -158,11 +155,9 @@ class Rows:
         return np.searchsorted(event, np.arange(len(own) + 1)), item, nth
 
     @cached_property
-    def habits(self) -> Habits:
-        """What each event tells of its user's own items; made once, about 110 bytes an event."""
-        from models.core.habit import Habits
-
-        return Habits.of(self)
+    def memo(self) -> dict[str, Any]:
+        """What other modules make of these events once, by a name of theirs."""
+        return {}
 
     @cached_property
     def became(self) -> Ints:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.core.habit import FEATURES, Asked, OwnItems
+from models.core.habit import FEATURES, Asked, Habits, OwnItems
 from models.core.rows import EXPOSED, FEEDBACK, NO_LABEL, Ints, Rows, ragged
 from models.networks.batch import NO_FEEDBACK, Batch, Tokens
 
@@ -259,7 +259,7 @@ class Habit(Encoding):
         nn.init.zeros_(self.down.bias)
 
     def history(self, rows: Rows, asked: Asked) -> OwnItems | None:
-        return rows.habits.own_items(rows, asked, self.events)
+        return Habits.of(rows).own_items(rows, asked, self.events)
 
     def added(self, own: OwnItems) -> torch.Tensor | None:
         weights = self.up.weight, self.up.bias, self.down.weight, self.down.bias

@@ -226,12 +226,11 @@ class Recommender(nn.Module):
             return self.full_loss(*given, added=self.added(batch))
         if kind == "sampled":
             item = torch.multinomial(self.share, train.negatives, replacement=True)
-            drawn = item + 1 - self.first_class, self.share[item]
-            return sampled_softmax(*given, *drawn, added=self.added(batch))
+            drawn = item + 1 - self.first_class
+            return sampled_softmax(*given, drawn, self.share[item], added=self.added(batch))
         item = torch.randint(self.num_items, (train.negatives,), device=h_ND.device)
         drawn = item + 1 - self.first_class
-        added = self.added(batch)
-        return gbce(*given, drawn, self.num_items, train.gbce_t, added=added)
+        return gbce(*given, drawn, self.num_items, train.gbce_t, added=self.added(batch))
 
     def request(
         self,

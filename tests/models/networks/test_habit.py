@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.core.config import Config
-from models.core.habit import DAY_RATES, FEATURES, SESSION_RATES, Asked, OwnItems
+from models.core.habit import DAY_RATES, FEATURES, SESSION_RATES, Asked, Habits, OwnItems
 from models.core.process_group import ALONE
 from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, POSITIVE, Rows
 from models.data.splits import TEST, targets
@@ -153,7 +153,7 @@ def positions(rows: Rows, new: bool) -> Asked:
 @given(rows=histories(), most=st.sampled_from([1, 3, 1000]), new=st.booleans())
 def test_features_are_those_of_a_slow_oracle(rows: Rows, most: int, new: bool) -> None:
     asked = positions(rows, new)
-    own = rows.habits.own_items(rows, asked, most)
+    own = Habits.of(rows).own_items(rows, asked, most)
     got: list[dict[int, list[float]]] = [{} for _ in asked.end]
     for row, item, one in zip(
         own.row.tolist(), own.item.tolist(), own.feature.T.tolist(), strict=True
@@ -178,12 +178,12 @@ def test_the_future_and_other_users_change_no_bit(rows: Rows, data: st.DataObjec
     if not len(rows.item):
         return
     asked = positions(rows, True)
-    whole = rows.habits.own_items(rows, asked, 1000)
+    whole = Habits.of(rows).own_items(rows, asked, 1000)
     n = data.draw(st.integers(0, len(asked.end) - 1))
     begin, end = asked.begin[n : n + 1], asked.end[n : n + 1]
     alone = rows.part(begin, end)
     part = Asked(np.array([0]), end - begin, asked.ts[n : n + 1], asked.ordinal[n : n + 1])
-    own = alone.habits.own_items(alone, part, 1000)
+    own = Habits.of(alone).own_items(alone, part, 1000)
     mine = whole.row == n
     order, other = torch.argsort(whole.item[mine]), torch.argsort(own.item)
     assert torch.equal(whole.item[mine][order], own.item[other])
@@ -194,7 +194,7 @@ def test_counts_of_sessions_by_hand() -> None:
     """1 in sessions 1, 2 and 4 of four, a day apart; asked two days after, in a new session."""
     rows = rows_of([(1, 0, 1), (1, 5, 1), (1, 86400, 2), (2, 172800, 3), (1, 259200, 4)])
     asked = Asked(np.array([0]), np.array([5]), np.array([5 * DAY]), np.array([5]))
-    own = rows.habits.own_items(rows, asked, 10)
+    own = Habits.of(rows).own_items(rows, asked, 10)
     at = {
         int(i): dict(zip(FEATURES, f, strict=True))
         for i, f in zip(own.item, own.feature.T.tolist())
