@@ -271,7 +271,7 @@ def test_a_label_sees_what_the_same_request_sees(method: str, target: str, polic
     rows = repeating(12)
     for all_windows in (False, True):
         ends, got = of_labels(model, rows, target, all_windows)
-        assert len(ends) > 3
+        assert len(ends) > 1
         for end, mine in zip(ends, got, strict=True):
             begin = rows.start[np.searchsorted(rows.start, end, side="right") - 1]
             if end == begin:
