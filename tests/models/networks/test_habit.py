@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +30,10 @@ from models.networks.methods import (
     recommender,
 )
 from models.networks.recommender import Recommender
+from models.networks.saved_model import Stored
 from models.networks.sessionrec import SessionRec
+from models.serving.all_users import lists
+from models.serving.answer import recommend
 from models.training.checkpoints import Checkpoints
 from models.training.epoch import Epoch
 from models.training.fit import Run, fit
@@ -214,11 +218,14 @@ EVERY = [*BACKBONES, *SESSION_ENCODERS]
 TARGETS = ["next_item", "next_session"]
 
 
-def model_of(method: str, **options: Any) -> Recommender:
+def model_config(method: str, **options: Any) -> Config:
+    return config(method, "tiny", **{"dim": 8, "max_len": 10, **options})
+
+
+def model_of(method: str, items: int = V, **options: Any) -> Recommender:
     """A small untrained model whose head says something."""
     torch.manual_seed(0)
-    chosen = config(method, "tiny", **{"dim": 8, "max_len": 10, **options})
-    model = recommender(V, chosen).eval().to(DEVICE)
+    model = recommender(items, model_config(method, **options)).eval().to(DEVICE)
     with torch.no_grad():
         for parameter in model.encodings["habit"].parameters():
             parameter.normal_()
@@ -479,3 +486,41 @@ def test_resumed_it_is_the_same_training_bit_for_bit(method: str, tmp_path: Path
     again = fit(chosen, data, said.append, keep=keep).model.state_dict()
     assert any("going on from a checkpoint" in line for line in said)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("policy", ["last_event", "known"])
+@pytest.mark.parametrize("method", ["sasrec+st+habit", "bert4rec+habit", "sessionrec-hstu+habit"])
+def test_what_is_served_by_raw_ids_is_what_was_scored(
+    method: str, policy: str, tmp_path: Path
+) -> None:
+    """Requests, lists for everybody and the evaluation, of histories longer than the window."""
+    write_gold(tmp_path, "toy", story("third", 12))
+    data = data_of(tmp_path, split="last_session")
+    model = model_of(method, len(data.item_ids), max_len=4, request_time=policy).to("cpu")
+    counts, facts = torch.ones(len(data.item_ids)), {"gap_us": 1_800_000_000}
+    stored = Stored(model, model_config(method, request_time=policy), data.item_ids, counts, facts)
+    asked = targets(data.events, data.period, TEST, data.training.vocabulary, "next_session")
+    rows, many = asked.rows, len(data.item_ids)
+    want = stored.model.score(rows, asked.begin, asked.end, asked.request_ts, asked.opens)
+    for n in range(len(asked.user)):
+        at = slice(asked.begin[n], asked.end[n])
+        frame = pd.DataFrame(
+            {
+                "user_id": "a person",
+                "item_id": [data.item_ids[item - 1] for item in rows.item[at]],
+                "event_ts": pd.to_datetime(rows.ts[at], unit="us", utc=True),
+            }
+        )
+        when = str(np.datetime64(int(asked.request_ts[n]), "us"))
+        answer = recommend(stored, frame, k=many, request_ts=when)["items"][0]
+        got = {one["item_id"]: one["score"] for one in answer}
+        assert [got[name] for name in data.item_ids] == pytest.approx(want[n].tolist(), abs=1e-5)
+    whole = rows.part(asked.begin, asked.end)
+    last = whole.start[1:] - 1
+    at_once = stored.model.score(
+        whole, whole.start[:-1], whole.start[1:], whole.ts[last], np.zeros(len(last), dtype=bool)
+    )
+    ((_, table),) = lists(stored, whole, many)
+    for n, items in enumerate(table["items"].to_pylist()):
+        got = {one["item_id"]: one["score"] for one in items}
+        assert [got[name] for name in data.item_ids] == pytest.approx(at_once[n].tolist(), abs=1e-5)
