@@ -110,6 +110,13 @@ class ModelConfig:
         "exposures that are events of the log are bounded in sessionrec only",
         low=0,
     )
+    habit_events: int = knob(
+        64,
+        "+habit: newest events of the history whose items it adds to, at most; next_session: 1024 "
+        "unless given",
+        low=1,
+        high=MOST,
+    )
     side: bool = knob(True, "sessionrec: whether the catalogue's attributes are read")
     side_dim: int = knob(
         16, "sessionrec: width of a category's embedding", low=1, high=MOST, hidden=True
@@ -204,7 +211,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What tells one training from another: settings of +habit are left out where it is not
+        in the method, so that trainings of earlier versions are known again."""
+        values = asdict(self)
+        if "habit" not in self.method.split("+"):
+            del values["model"]["habit_events"]
+        return values
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Config:

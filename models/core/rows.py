@@ -69,6 +69,23 @@ class Rows:
     shown_start: Ints | None = None
     shown: Ints | None = None
 
+    def part(self, begin: Ints, end: Ints) -> Rows:
+        """The events begin[r]..end[r]-1 of one user each, as users of their own."""
+        event, row = ragged(begin, end - begin)
+        shown: dict[str, Any] = {}
+        if self.feedback is not None:
+            shown["feedback"] = self.feedback[event]
+        if self.shown_start is not None and self.shown is not None:
+            shown["shown_start"], shown["shown"] = chosen((self.shown_start, self.shown), event)
+        return Rows(
+            item=self.item[event],
+            ts=self.ts[event],
+            ordinal=self.ordinal[event] - self.ordinal[begin[row]] + 1,
+            positive=self.positive[event],
+            start=np.concatenate([[0], np.cumsum(end - begin)]),
+            **shown,
+        )
+
     @cached_property
     def opens(self) -> Bools:
         """bool[E]: is this event the first of its session?"""
@@ -136,6 +153,11 @@ class Rows:
         session = self.session[event]
         nth = np.arange(len(event)) - np.searchsorted(session, session)
         return np.searchsorted(event, np.arange(len(own) + 1)), item, nth
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What other modules make of these events once, by a name of theirs."""
+        return {}
 
     @cached_property
     def became(self) -> Ints:

@@ -10,12 +10,13 @@ Letters: B rows, L positions, E events, T tokens of a ragged batch, V items. Tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from models.core.habit import OwnItems
 from models.core.rows import NO_LABEL, Bools, Ints, Rows, Target, ragged, run_starts
 
 NO_FEEDBACK = -1  # of tokens that are no event, or whose event is to be predicted
@@ -116,6 +117,8 @@ class Batch:
     token, ts, ordinal, feedback int64[B, L] (feedback: NO_FEEDBACK where there is none); newest int64[B] (the last ordinal); label_at int64[N] (indices
     into B*L), label_start int64[N+1] and label_item int64[M] (the items to predict at each).
     `max_len` is the model's L; learned positions count from there, so padding changes nothing.
+    `own`: what is known of users' own items, where an encoding reads it; its rows are the labels'
+    positions in training, and the batch's rows in a request.
     """
 
     token: torch.Tensor
@@ -128,6 +131,7 @@ class Batch:
     label_at: torch.Tensor
     label_start: torch.Tensor
     label_item: torch.Tensor
+    own: OwnItems | None = field(default=None, kw_only=True)
 
     @property
     def padding(self) -> torch.Tensor:
@@ -140,7 +144,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         tensors: dict[str, Any] = {
-            k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor | OwnItems)
         }
         return replace(self, **tensors)
 

@@ -1,24 +1,26 @@
-"""Ways of telling a model about sessions and feedback: +st, +sse, +tsa, +fb. None knows the
-backbone it is in.
+"""Ways of telling a model about sessions, feedback and habits: +st, +sse, +tsa, +fb, +habit. None
+knows the backbone it is in.
 
 An encoding may put tokens into the sequence, before labels are given (`evidence`) or after
-(`layout`), change the embedded tokens (`embed`), and
-offer features of each position (`features`), which a backbone takes in its own way. Everything it
-does not need it inherits, doing nothing. Formulas: IEEE Access 2025, Seol, Ko and Lee (paper A).
+(`layout`), change the embedded tokens (`embed`), offer features of each position (`features`), which
+a backbone takes in its own way, and add to the scores of the users' own items (`history`, `added`).
+Everything it does not need it inherits, doing nothing. Formulas: IEEE Access 2025, Seol, Ko and Lee (paper A).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
+from models.core.habit import FEATURES, Asked, Habits, OwnItems
 from models.core.rows import EXPOSED, FEEDBACK, NO_LABEL, Ints, Rows, ragged
 from models.networks.batch import NO_FEEDBACK, Batch, Tokens
 
+BLOCK = 8192  # pairs whose hidden layer stays in a processor's cache
 ROOM = 3  # tokens: the newest event, its session token, and the request
 
 
@@ -44,6 +46,8 @@ class EncodingSizes(Protocol):
     @property
     def exposures(self) -> int: ...
     @property
+    def habit_events(self) -> int: ...
+    @property
     def table_std(self) -> float: ...
 
 
@@ -51,6 +55,7 @@ class Encoding(nn.Module):
     """The interface, and an encoding that does nothing."""
 
     feature_dim: int = 0
+    reads_history: bool = False  # whether `history` is asked
 
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__()
@@ -70,6 +75,15 @@ class Encoding(nn.Module):
 
     def features(self, batch: Batch) -> torch.Tensor | None:
         """float[B, L, feature_dim], or None."""
+        return None
+
+    def history(self, rows: Rows, asked: Asked) -> OwnItems | None:
+        """What is to be known of users' own items at N positions, or None; one encoding of a model
+        at most reads it."""
+        return None
+
+    def added(self, own: OwnItems) -> torch.Tensor | None:
+        """float32[P]: what is added to the scores of own items, or None."""
         return None
 
     def of_another_scale(self) -> list[nn.Parameter]:
@@ -218,3 +232,80 @@ class Feedback(Encoding):
         return x_BLD + nn.functional.embedding(
             batch.feedback - NO_FEEDBACK, torch.cat([zero, self.table])
         )
+
+
+class Habit(Encoding):
+    """+habit: what a user did with each of their own items, added to that item's score [ours].
+
+    w_2 . relu(W_1 f + b_1) + b_2 of the F features of `models/core/habit.py`, with H hidden units;
+    0 for all other items, so that b_2 is what sets own items apart from them. w_2 and b_2 begin at
+    0: a model starts as it is without. Costs (F + 2) H + 1, whatever the backbone and its sizes.
+
+    The past of a position is what the log has before its label (`next_session`: before the label's
+    session), also where a cloze model hides some of it: what is added to a position's scores
+    reaches no other position. It is the user's whole past, beyond the L tokens too; the items are
+    those of its newest `habit_events` events.
+    """
+
+    HIDDEN = 12
+    reads_history = True
+
+    def __init__(self, config: EncodingSizes) -> None:
+        super().__init__(config)
+        self.events = config.habit_events
+        self.up = nn.Linear(len(FEATURES), self.HIDDEN)
+        self.down = nn.Linear(self.HIDDEN, 1)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def history(self, rows: Rows, asked: Asked) -> OwnItems | None:
+        return Habits.of(rows).own_items(rows, asked, self.events)
+
+    def added(self, own: OwnItems) -> torch.Tensor | None:
+        weights = self.up.weight, self.up.bias, self.down.weight, self.down.bias
+        result: torch.Tensor = _Head.apply(own.feature, *weights)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Head(torch.autograd.Function):
+    """w_2 . relu(W_1 f + b_1) + b_2 of features float32[F, P].
+
+    In blocks that stay in a processor's cache, the hidden layer made again for the gradients: two
+    thirds of the time, and a quarter of the memory, of what autograd makes of the formula.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        feature: torch.Tensor,
+        up: torch.Tensor,
+        up_bias: torch.Tensor,
+        down: torch.Tensor,
+        down_bias: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(feature, up, up_bias, down)
+        value = feature.new_empty(feature.shape[1])
+        for at in _blocks(feature):
+            hidden = torch.addmm(up_bias[:, None], up, feature[:, at]).relu_()
+            torch.mv(hidden.T, down[0], out=value[at])
+        return value.add_(down_bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        feature, up, up_bias, down = ctx.saved_tensors
+        of_up, of_bias = torch.zeros_like(up.T), torch.zeros_like(up_bias)
+        of_down = torch.zeros_like(down[0])
+        for at in _blocks(feature):
+            part, grad = feature[:, at], grads[0][at]
+            hidden = torch.addmm(up_bias[:, None], up, part).relu_()
+            of_down.addmv_(hidden, grad)
+            inner = torch.ops.aten.threshold_backward(down.T * grad, hidden, 0)
+            of_up.addmm_(part, inner.T)
+            of_bias += inner.sum(1)
+        return None, of_up.T, of_bias, of_down[None], grads[0].sum()[None]
+
+
+def _blocks(feature: torch.Tensor) -> list[slice]:
+    size = feature.shape[1]
+    step = BLOCK if feature.device.type == "cpu" else max(1, size)
+    return [slice(begin, begin + step) for begin in range(0, size, step)]

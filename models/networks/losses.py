@@ -9,12 +9,43 @@ positions at once [ours]; a position's own labels among them are left out.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 FULL_ITEMS = 50_000  # the largest catalogue that `auto` scores in full
 CHUNK_LOGITS = 2_000_000  # logits of one chunk: 8 MB in float32
+
+
+@dataclass(frozen=True)
+class Added:
+    """What is added to single logits, P of them: row int64[P] (rising), cls int64[P], value
+    float[P]; no (row, cls) twice. It costs what it has, however many classes there are."""
+
+    row: torch.Tensor
+    cls: torch.Tensor
+    value: torch.Tensor
+
+    def at(self, row: torch.Tensor, cls: torch.Tensor, classes: int) -> torch.Tensor:
+        """float[M]: of the logits (row, cls), 0 where nothing is added."""
+        if not len(self.row):
+            return self.value.new_zeros(len(row))
+        key, place = torch.sort(self.row * classes + self.cls)
+        wanted = row * classes + cls
+        found = torch.searchsorted(key, wanted).clamp(max=len(key) - 1)
+        return self.value[place[found]] * (key[found] == wanted)
+
+    def among(self, drawn_K: torch.Tensor, num: int) -> torch.Tensor:
+        """float[num, K]: of the logits of all rows and the classes `drawn_K`."""
+        order, place = torch.sort(drawn_K)
+        first = torch.searchsorted(order, self.cls)
+        count = torch.searchsorted(order, self.cls, right=True) - first
+        pair = torch.repeat_interleave(torch.arange(len(self.cls), device=count.device), count)
+        before = torch.cumsum(count, 0) - count
+        column = torch.arange(len(pair), device=count.device) - before[pair] + first[pair]
+        none = self.value.new_zeros(num, len(drawn_K))
+        return none.index_put((self.row[pair], place[column]), self.value[pair])
 
 
 def _together(
@@ -53,6 +84,8 @@ class _FullCrossEntropy(torch.autograd.Function):
         label_start: torch.Tensor,
         label_class: torch.Tensor,
         apart: bool,
+        value_P: torch.Tensor | None,
+        added: Added | None,
     ) -> torch.Tensor:
         num, classes = h_ND.shape[0], weight_CD.shape[0]
         step = max(1, CHUNK_LOGITS // classes)
@@ -63,24 +96,44 @@ class _FullCrossEntropy(torch.autograd.Function):
         grad_h = torch.empty_like(h_ND)
         grad_w, grad_b = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
         weight, bias = weight_CD.to(h_ND.dtype), bias_C.to(h_ND.dtype)
+        cells, bounds = _cells(added, step, num, classes)
+        grad_value = None if value_P is None else torch.empty_like(value_P)
         for begin in range(0, num, step):
             end = min(begin + step, num)
             low, high = int(label_start[begin]), int(label_start[end])
             at, cls = row[low:high] - begin, label_class[low:high]
             h = h_ND[begin:end]
             of_chunk = _apart if apart else _together
-            added, error = of_chunk(torch.addmm(bias, h, weight.T), at, cls, share[low:high])
-            loss += added
+            logits = torch.addmm(bias, h, weight.T)
+            here = slice(bounds[begin // step], bounds[begin // step + 1])
+            if value_P is not None:
+                logits.view(-1).index_add_(0, cells[here], value_P[here].to(logits.dtype))
+            its, error = of_chunk(logits, at, cls, share[low:high])
+            if grad_value is not None:
+                grad_value[here] = error.view(-1)[cells[here]].to(grad_value.dtype)
+            loss += its
             torch.mm(error, weight, out=grad_h[begin:end])
             grad_w += error.T @ h
             grad_b += error.sum(0, dtype=grad_b.dtype)
-        ctx.save_for_backward(grad_h / num, grad_w / num, grad_b / num)
+        found = () if grad_value is None else (grad_value / num,)
+        ctx.save_for_backward(grad_h / num, grad_w / num, grad_b / num, *found)
         return loss / num
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_h, grad_w, grad_b = ctx.saved_tensors
-        return grads[0] * grad_h, grads[0] * grad_w, grads[0] * grad_b, None, None, None
+        grad_h, grad_w, grad_b, *found = (grads[0] * one for one in ctx.saved_tensors)
+        return grad_h, grad_w, grad_b, None, None, None, found[0] if found else None, None
+
+
+def _cells(
+    added: Added | None, step: int, num: int, classes: int
+) -> tuple[torch.Tensor, list[int]]:
+    """Places in the logits of their chunk of `step` rows, and where each chunk's begin."""
+    if added is None:
+        return torch.zeros(0, dtype=torch.long), [0] * (-(-num // step) + 1)
+    edges = torch.arange(0, num + step, step, device=added.row.device).clamp(max=num)
+    bounds: list[int] = torch.searchsorted(added.row, edges).tolist()
+    return added.row % step * classes + added.cls, bounds
 
 
 def full_cross_entropy(
@@ -89,6 +142,7 @@ def full_cross_entropy(
     bias_C: torch.Tensor,
     label_start: torch.Tensor,
     label_class: torch.Tensor,
+    added: Added | None = None,
 ) -> torch.Tensor:
     """Mean over N positions of the mean over a position's labels of -log softmax.
 
@@ -96,9 +150,13 @@ def full_cross_entropy(
     label_class[label_start[n]:label_start[n+1]] (one for next item, a set for next session).
     """
     result: torch.Tensor = _FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        h_ND, weight_CD, bias_C, label_start, label_class, False
+        h_ND, weight_CD, bias_C, label_start, label_class, False, _value(added), added
     )
     return result
+
+
+def _value(added: Added | None) -> torch.Tensor | None:
+    return None if added is None else added.value
 
 
 def _meet(
@@ -108,6 +166,7 @@ def _meet(
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     drawn_K: torch.Tensor,
+    added: Added | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of M labels: position [M], share of its position [M], logit [M]. Logits of the drawn [N, K],
     -inf where a position's own label was drawn."""
@@ -118,6 +177,9 @@ def _meet(
     share = (1.0 / count.to(h_ND.dtype))[row]
     picked = (h_ND[row] * weight_CD[label_class]).sum(-1) + bias_C[label_class]
     drawn = torch.addmm(bias_C[drawn_K], h_ND, weight_CD[drawn_K].T)
+    if added is not None:
+        picked = picked + added.at(row, label_class, weight_CD.shape[0])
+        drawn = drawn + added.among(drawn_K, num)
     own = (label_class[:, None] == drawn_K[None, :]).to(h_ND.dtype)
     own = torch.zeros_like(drawn).index_add_(0, row, own) > 0
     return row, share, picked, drawn.masked_fill(own, -torch.inf)
@@ -131,6 +193,7 @@ def sampled_softmax(
     label_class: torch.Tensor,
     drawn_K: torch.Tensor,
     probability_K: torch.Tensor,
+    added: Added | None = None,
 ) -> torch.Tensor:
     """Softmax of each label against items drawn with `probability_K`, with replacement.
 
@@ -138,7 +201,9 @@ def sampled_softmax(
     (Bengio & Senecal 2008); the label itself is there for certain and keeps its logit. Means as in
     `full_cross_entropy`; other labels of a position are never among its negatives.
     """
-    row, share, picked, drawn = _meet(h_ND, weight_CD, bias_C, label_start, label_class, drawn_K)
+    row, share, picked, drawn = _meet(
+        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K, added
+    )
     others = torch.logsumexp(drawn - (len(drawn_K) * probability_K).log(), dim=1)
     loss = torch.nn.functional.softplus(others[row] - picked)
     return (loss * share).sum() / h_ND.shape[0]
@@ -153,13 +218,16 @@ def gbce(
     drawn_K: torch.Tensor,
     num_items: int,
     t: float,
+    added: Added | None = None,
 ) -> torch.Tensor:
     """Generalised binary cross-entropy with items drawn uniformly (gSASRec, RecSys 2023).
 
     -(beta log sig(s+) + sum log(1 - sig(s-))) / (K + 1), a = K / (V - 1),
     beta = a (t (1 - 1/a) + 1/a). V is `num_items`: classes that are no item (padding) are not drawn.
     """
-    row, share, picked, drawn = _meet(h_ND, weight_CD, bias_C, label_start, label_class, drawn_K)
+    row, share, picked, drawn = _meet(
+        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K, added
+    )
     size = len(drawn_K)
     rate = size / max(1, num_items - 1)
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
@@ -174,6 +242,7 @@ def session_cross_entropy(
     bias_C: torch.Tensor,
     label_start: torch.Tensor,
     label_class: torch.Tensor,
+    added: Added | None = None,
 ) -> torch.Tensor:
     """`full_cross_entropy`, but a position's other labels are not among a label's negatives.
 
@@ -182,7 +251,7 @@ def session_cross_entropy(
     `full_cross_entropy` where positions have one label; 0 where every class is a label.
     """
     result: torch.Tensor = _FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        h_ND, weight_CD, bias_C, label_start, label_class, True
+        h_ND, weight_CD, bias_C, label_start, label_class, True, _value(added), added
     )
     return result
 
@@ -195,6 +264,7 @@ def rank_loss(
     label_class: torch.Tensor,
     ignored_start: torch.Tensor,
     ignored_class: torch.Tensor,
+    added: Added | None = None,
 ) -> torch.Tensor:
     """Mean over N positions of 1/(|P||I|) sum log(1 + exp(q.i - q.p)), p right, i shown in vain.
 
@@ -207,7 +277,10 @@ def rank_loss(
 
     def logits(start: torch.Tensor, cls: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         of = torch.repeat_interleave(row, start[1:] - start[:-1])
-        return of, (h_ND[of] * weight_CD[cls]).sum(-1) + bias_C[cls]
+        found = (h_ND[of] * weight_CD[cls]).sum(-1) + bias_C[cls]
+        if added is not None:
+            found = found + added.at(of, cls, weight_CD.shape[0])
+        return of, found
 
     of, right = logits(label_start, label_class)
     _, shown = logits(ignored_start, ignored_class)

@@ -1,6 +1,6 @@
 """Which methods there are: backbones and encodings, named, sized and combined here and only here.
 
-A method is `backbone[+st][+sse][+tsa][+fb]` or a baseline. A backbone does not know how many encodings
+A method is `backbone[+st][+sse][+tsa][+fb][+habit]` or a baseline. A backbone does not know how many encodings
 exist, an encoding does not know which backbone it is in: a new one is a file and a line here.
 """
 
@@ -15,7 +15,14 @@ from models.core.config import PRESETS, Config, ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import check
 from models.networks.baselines import GPTopFreq, PersonalTop, Popularity, RecentPopularity
-from models.networks.encodings import Encoding, Feedback, SessionSegment, SessionToken, TimeFeatures
+from models.networks.encodings import (
+    Encoding,
+    Feedback,
+    Habit,
+    SessionSegment,
+    SessionToken,
+    TimeFeatures,
+)
 from models.networks.gru4rec import GRU4Rec
 from models.networks.hstu import HSTU
 from models.networks.narm import NARM
@@ -42,6 +49,7 @@ ENCODINGS: dict[str, type[Encoding]] = {
     "sse": SessionSegment,
     "tsa": TimeFeatures,
     "fb": Feedback,
+    "habit": Habit,
 }
 BASELINES: dict[str, type[Popularity]] = {
     "pop": Popularity,
@@ -53,6 +61,9 @@ BASELINES: dict[str, type[Popularity]] = {
     "tifu_knn": TIFUKNN,
     "up_cf": UPCF,
 }
+
+
+SESSION_HABIT_EVENTS = 1024  # `habit_events` for next sessions, unless given
 
 
 def parse(method: str) -> tuple[str, tuple[str, ...]]:
@@ -91,6 +102,10 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
         raise UserError(f"unknown setting {sorted(unknown)}: {sorted(names[0] | names[1])}")
     model = replace(model, **{k: v for k, v in given.items() if k in names[0]})
     train = replace(train, **{k: v for k, v in given.items() if k in names[1]})
+    by_session = train.target == "next_session" or base in SESSION_ENCODERS
+    if by_session and "habit_events" not in given:
+        # A session has one label, and so the cost of a look back once.
+        model = replace(model, habit_events=SESSION_HABIT_EVENTS)
     check(model)
     check(train)
     return Config(method=method, preset=preset, model=model, train=train)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from models.core.config import Config, ModelConfig, TrainConfig
-from models.core.rows import Ints, Rows, Target
+from models.core.habit import Asked
+from models.core.rows import NO_LABEL, Ints, Rows, Target
 from models.networks.batch import (
     Batch,
     Tokens,
@@ -23,7 +24,13 @@ from models.networks.batch import (
     windows,
 )
 from models.networks.encodings import Encoding
-from models.networks.losses import FULL_ITEMS, full_cross_entropy, gbce, sampled_softmax
+from models.networks.losses import (
+    FULL_ITEMS,
+    Added,
+    full_cross_entropy,
+    gbce,
+    sampled_softmax,
+)
 
 SCORED_TOKENS = 8192  # ours
 
@@ -166,11 +173,47 @@ class Recommender(nn.Module):
 
     def padded(self, tokens: Tokens, rows: Rows, train: TrainConfig) -> Batch:
         """Training tokens, or a part of them, as tensors."""
-        return pad(tokens, self.config.max_len, rows, cast(Target, train.target))
+        target = cast(Target, train.target)
+        batch = pad(tokens, self.config.max_len, rows, target)
+        return self.with_history(batch, rows, lambda: self.labelled(tokens, rows, target))
+
+    def with_history(self, batch: Batch, rows: Rows, asked: Callable[[], Asked]) -> Batch:
+        """The batch with what an encoding wants to know of the users' own items."""
+        if not any(encoding.reads_history for encoding in self.all_encodings()):
+            return batch
+        positions = asked()
+        for encoding in self.all_encodings():
+            own = encoding.history(rows, positions)
+            if own is not None:
+                batch = replace(batch, own=own)
+        return batch
+
+    def labelled(self, tokens: Tokens, rows: Rows, target: Target) -> Asked:
+        """The positions that have a label once `pad` has cut the rows, in its order: their past is
+        what lies before the label."""
+        age = tokens.row_end[tokens.row] - 1 - np.arange(len(tokens.row))
+        label = tokens.label[(age < self.config.max_len) & (tokens.label != NO_LABEL)]
+        end = label if target == "next_item" else rows.session_start[label]
+        user = np.searchsorted(rows.start, end, side="right") - 1
+        known = self.config.request_time == "known"
+        begin = rows.start[user]
+        now = end if known else np.maximum(end - 1, begin)
+        return Asked(begin, end, rows.ts[now], rows.ordinal[now].astype(np.int64))
 
     def loss(self, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """The mean loss over the batch's labels."""
         return self.retrieval(self.states(batch, batch.label_at), batch, train)
+
+    def added(self, batch: Batch) -> Added | None:
+        """What encodings add to the scores of users' own items, from their history."""
+        if batch.own is None:
+            return None
+        cls = batch.own.item - self.first_class
+        for encoding in self.all_encodings():
+            value = encoding.added(batch.own)
+            if value is not None:
+                return Added(batch.own.row, cls, value)
+        return None
 
     def retrieval(self, h_ND: torch.Tensor, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """The labels found among all items, or among drawn ones, from the states at them."""
@@ -180,12 +223,14 @@ class Recommender(nn.Module):
         if kind == "auto":
             kind = "full" if self.num_items <= FULL_ITEMS else "sampled"
         if kind == "full":
-            return self.full_loss(*given)
+            return self.full_loss(*given, added=self.added(batch))
         if kind == "sampled":
             item = torch.multinomial(self.share, train.negatives, replacement=True)
-            return sampled_softmax(*given, item + 1 - self.first_class, self.share[item])
+            drawn = item + 1 - self.first_class
+            return sampled_softmax(*given, drawn, self.share[item], added=self.added(batch))
         item = torch.randint(self.num_items, (train.negatives,), device=h_ND.device)
-        return gbce(*given, item + 1 - self.first_class, self.num_items, train.gbce_t)
+        drawn = item + 1 - self.first_class
+        return gbce(*given, drawn, self.num_items, train.gbce_t, added=self.added(batch))
 
     def request(
         self,
@@ -200,8 +245,8 @@ class Recommender(nn.Module):
         `request_ts` and `new_session` are read under the policy `known` only.
         """
         known = self.config.request_time == "known" and request_ts is not None
-        begin = np.maximum(begin, end - self.config.max_len)
-        tokens = take(rows, begin, end, self.num_items, None)
+        oldest = np.maximum(begin, end - self.config.max_len)
+        tokens = take(rows, oldest, end, self.num_items, None)
         for encoding in self.all_encodings():
             tokens = encoding.evidence(tokens, rows)
         if self.cloze or known:
@@ -213,7 +258,33 @@ class Recommender(nn.Module):
             )
         for encoding in self.all_encodings():
             tokens = encoding.layout(tokens, causal=not self.cloze)
-        return pad(tokens, self.config.max_len)
+        batch = pad(tokens, self.config.max_len)
+        return self.asked_about(batch, rows, begin, end, request_ts, new_session)
+
+    def asked_about(
+        self,
+        batch: Batch,
+        rows: Rows,
+        begin: Ints,
+        end: Ints,
+        request_ts: Ints | None,
+        new_session: np.ndarray | None,
+    ) -> Batch:
+        """A request's batch, with what encodings want to know of the whole histories."""
+
+        def asked(begin: Ints, end: Ints, whole: Rows) -> Asked:
+            ts, ordinal = whole.ts[end - 1], whole.ordinal[end - 1].astype(np.int64)
+            if self.config.request_time == "known" and request_ts is not None:
+                ts = request_ts
+                if new_session is not None:
+                    ordinal = ordinal + new_session
+            return Asked(begin, end, ts, ordinal)
+
+        user = np.searchsorted(rows.start, begin, side="right") - 1
+        if np.array_equal(rows.start[user], begin):
+            return self.with_history(batch, rows, lambda: asked(begin, end, rows))
+        part = rows.part(begin, end)
+        return self.with_history(batch, part, lambda: asked(part.start[:-1], part.start[1:], part))
 
     @torch.inference_mode()
     def score(
@@ -231,4 +302,8 @@ class Recommender(nn.Module):
         many, length = batch.token.shape
         last = torch.arange(1, many + 1, device=weight.device) * length - 1
         h_RD = self.states(batch, last).to(weight.dtype)
-        return torch.addmm(bias, h_RD, weight.T)[:, 1 - self.first_class :].cpu()
+        scores = torch.addmm(bias, h_RD, weight.T)
+        added = self.added(batch)
+        if added is not None:
+            scores[added.row, added.cls] += added.value
+        return scores[:, 1 - self.first_class :].cpu()

@@ -14,7 +14,8 @@ There is no public implementation; what the paper leaves open is decided here an
  * Which items were shown: those of `exposed_with` and of events whose feedback is "exposed", each
    once a session, those of the session's other events left out; of more than `exposures` the last
    shown stay [ours].
- * When a request is made is not looked at: `request_time = "known"` changes nothing.
+ * When a request is made is not looked at: `request_time = "known"` changes nothing, but what
+   +habit counts to.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class SessionRec(Recommender):
         return replace(tokens, label=label[last])
 
     def padded(self, tokens: Tokens, rows: Rows, train: TrainConfig) -> Batch:
-        return self._batch(tokens, rows, rows.session_start[rows.session[tokens.event] + 1])
+        batch = self._batch(tokens, rows, rows.session_start[rows.session[tokens.event] + 1])
+        return self.with_history(batch, rows, lambda: self.labelled(tokens, rows, "next_session"))
 
     def request(
         self,
@@ -159,11 +161,12 @@ class SessionRec(Recommender):
         new_session: np.ndarray | None = None,
     ) -> Batch:
         """The batch that asks what follows; the session that is not over yet is the last one."""
-        oldest = np.maximum(rows.session[end - 1] - self.config.max_len + 1, 0)
-        begin = np.maximum(begin, rows.session_start[oldest])
-        tokens = _sessions(take(rows, begin, end, self.num_items, None))
+        first = np.maximum(rows.session[end - 1] - self.config.max_len + 1, 0)
+        oldest = np.maximum(begin, rows.session_start[first])
+        tokens = _sessions(take(rows, oldest, end, self.num_items, None))
         stop = rows.session_start[rows.session[tokens.event] + 1]
-        return self._batch(tokens, rows, np.minimum(stop, end[tokens.row]))
+        batch = self._batch(tokens, rows, np.minimum(stop, end[tokens.row]))
+        return self.asked_about(batch, rows, begin, end, request_ts, new_session)
 
     def _batch(self, tokens: Tokens, rows: Rows, stop: Ints) -> SessionBatch:
         """Sessions whose events are token.event .. stop-1, padded."""
@@ -199,7 +202,13 @@ class SessionRec(Recommender):
         if train.alpha and len(batch.ignored_item):
             label, ignored = batch.label_item - 1, batch.ignored_item - 1  # as classes
             loss = loss + train.alpha * rank_loss(
-                h_ND, *self.classes(), batch.label_start, label, batch.ignored_start, ignored
+                h_ND,
+                *self.classes(),
+                batch.label_start,
+                label,
+                batch.ignored_start,
+                ignored,
+                added=self.added(batch),
             )
         return loss
 

@@ -29,6 +29,9 @@ def untrained(method: str, item_ids: list[str], **settings: Any) -> Stored:
     torch.manual_seed(1)
     chosen = config(method, settings.pop("preset", "tiny"), **settings)
     model = build(len(item_ids), chosen)
+    for name, parameter in model.named_parameters():
+        if ".habit." in name:  # starts at 0
+            torch.nn.init.normal_(parameter)
     model.eval()
     popularity = torch.arange(len(item_ids), 0, -1, dtype=torch.float64)
     return Stored(model, chosen, item_ids, popularity, {"gap_us": 1_800_000_000})

@@ -262,7 +262,7 @@ def test_cloze_is_not_causal() -> None:
 
 
 @pytest.mark.parametrize("base", list(BACKBONES))
-@pytest.mark.parametrize("encodings", ["", "+st", "+st+sse+tsa"])
+@pytest.mark.parametrize("encodings", ["", "+st", "+st+sse+tsa+habit"])
 @pytest.mark.parametrize("preset", ["tiny", "paper_a_steam"])
 def test_padding_changes_no_score(base: str, encodings: str, preset: str) -> None:
     torch.manual_seed(0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 
 from models.networks.losses import (
+    Added,
     full_cross_entropy,
     gbce,
     rank_loss,
@@ -154,3 +156,47 @@ def test_gbce_is_its_formula(t: float) -> None:
         each = [-(beta * torch.log(torch.sigmoid(s[i, p])) + against) / 5 for p in many]
         terms.append(torch.stack(each).mean())
     assert torch.allclose(got, torch.stack(terms).mean())
+
+
+DRAWN = tensor([2, 7, 8, 1, 2, 3])
+SHOWN = tensor([4, 5, 0, 1, 2, 3, 5])
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "full": full_cross_entropy,
+    "sessions": session_cross_entropy,
+    "sampled": lambda *given, **added: sampled_softmax(
+        *given, DRAWN, torch.full((6,), 1 / 11, device=DEVICE), **added
+    ),
+    "gbce": lambda *given, **added: gbce(*given, DRAWN, 9, 0.75, **added),
+    "rank": lambda *given, **added: rank_loss(
+        *given, tensor([0, 2, 2, 3, 3, 6, 7, 7]), SHOWN, **added
+    ),
+}
+
+
+@pytest.mark.parametrize("chunk", [4_000_000, 30])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_what_is_added_to_single_logits_is_as_if_the_model_had_said_it(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same loss of a wider model whose further columns are the additions, and its gradients."""
+    monkeypatch.setattr("models.networks.losses.CHUNK_LOGITS", chunk)
+    h, w, b = given()
+    row, cls = torch.nonzero(torch.rand(7, 11, device=DEVICE) < 0.4, as_tuple=True)
+    kept = row != 3  # a row without additions
+    row, cls = row[kept], cls[kept]
+    value = torch.randn(len(row), dtype=h.dtype, device=DEVICE, requires_grad=True)
+    got = LOSSES[name](h, w, b, START, CLASSES, added=Added(row, cls, value))
+    cells = torch.zeros(11, 7, dtype=h.dtype, device=DEVICE).index_put((cls, row), value)
+    wide = torch.cat([h, torch.eye(7, dtype=h.dtype, device=DEVICE)], 1), torch.cat([w, cells], 1)
+    want = LOSSES[name](*wide, b, START, CLASSES)
+    assert torch.allclose(got, want)
+    assert not torch.allclose(got, LOSSES[name](h, w, b, START, CLASSES), rtol=1e-3)
+    mine = torch.autograd.grad(3 * got, (h, w, b, value))
+    theirs = torch.autograd.grad(3 * want, (h, w, b, value))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other)
+    nothing = Added(row[:0], cls[:0], value[:0])
+    assert torch.allclose(
+        LOSSES[name](h, w, b, START, CLASSES, added=nothing),
+        LOSSES[name](h, w, b, START, CLASSES),
+    )

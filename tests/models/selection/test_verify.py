@@ -33,17 +33,21 @@ CUT = ("--valid-from", "2024-03-04T04:00Z", "--test-from", "2024-03-04T14:00Z")
 PAPER = ("--preprocess", "paper_a")
 # rule -> (options of a comparison, its methods): as few as have everything among them
 SOME: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
-    (GAP, (), ("personal_top", "gru4rec+st+fb", "hstu+sse+tsa")),
-    (GAP, (*KNOWN, *SETS), ("bert4rec+st+tsa+fb", "sessionrec-sasrec", "tifu_knn")),
+    (GAP, (), ("personal_top", "gru4rec+st+fb+habit", "hstu+sse+tsa")),
+    (GAP, (*KNOWN, *SETS), ("bert4rec+st+tsa+fb", "sessionrec-sasrec+habit", "tifu_knn")),
     (NATIVE, KNOWN, ("gru4rec+st+sse+tsa", "vsknn", "up_cf")),
     (NATIVE, (*SETS, *EXCLUDED), ("sasrec+tsa", "item_knn", "gp_topfreq")),
     (GAP, PAPER, ("narm",)),
 ]
-ENDS = ("", "+st", "+sse", "+tsa", "+st+sse+tsa", "+fb", "+st+sse+tsa+fb")
+ENDS = ("", "+st", "+sse", "+tsa", "+st+sse+tsa", "+fb", "+habit", "+st+sse+tsa+fb+habit")
 EVERY = (
     *BASELINES,
     *(backbone + end for backbone in BACKBONES for end in ENDS),
-    *(encoder + end for encoder in SESSION_ENCODERS for end in ("", "+sse", "+tsa", "+sse+tsa")),
+    *(
+        encoder + end
+        for encoder in SESSION_ENCODERS
+        for end in ("", "+sse", "+tsa", "+habit", "+sse+tsa")
+    ),
 )
 
 

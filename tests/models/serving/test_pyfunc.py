@@ -431,8 +431,8 @@ def test_users_whose_ids_differ_behind_a_zero_character_are_two(odd: Any) -> Non
 
 LENGTH = 6
 EVERY = [*BACKBONES, *(f"{name}+st" for name in BACKBONES), *SESSION_ENCODERS]
-WHOLE = [f"{name}+st+sse+tsa+fb" for name in BACKBONES]
-WHOLE += [f"{name}+sse+tsa" for name in SESSION_ENCODERS]
+WHOLE = [f"{name}+st+sse+tsa+fb+habit" for name in BACKBONES]
+WHOLE += [f"{name}+sse+tsa+habit" for name in SESSION_ENCODERS]
 
 
 @pytest.mark.parametrize("policy", ["last_event", "known"])

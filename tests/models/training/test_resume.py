@@ -142,9 +142,9 @@ def random_ends(seed: object, number: int) -> list[tuple[int, signal.Signals]]:
 
 
 def test_ended_at_random_steps_and_resumed_it_is_the_same_run_bit_for_bit(mill: Mill) -> None:
-    run_id = ended_and_whole(mill, "bert4rec+st+sse+tsa", random_ends(20261122, 2))
+    run_id = ended_and_whole(mill, "bert4rec+st+sse+tsa+habit", random_ends(20261122, 2))
     client, experiment = tracking.connect("toy")
-    found = client.search_runs([experiment], "tags.method = 'bert4rec+st+sse+tsa'")
+    found = client.search_runs([experiment], "tags.method = 'bert4rec+st+sse+tsa+habit'")
     assert len(found) == 2, "the run that was ended and its resumptions are one"
     assert run_id in {run.info.run_id for run in found}
 
@@ -215,7 +215,16 @@ def test_checkpoints_are_two_and_hold_no_pickle(ring_data: Data, tmp_path: Path)
 def test_two_processes_give_what_one_gives(mill: Mill) -> None:
     """Uneven shares: windows of 60 users in batches of 33. What two processes found by sharing
     the targets out is what one finds when it asks the same model about all of them."""
-    command = ["--method", "sasrec+st", "--epochs", "3", "--batch-size", "33", "--dropout", "0"]
+    command = [
+        "--method",
+        "sasrec+st+habit",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "33",
+        "--dropout",
+        "0",
+    ]
     one, _ = mill.run("train", *command)
     process = mill.start(*command, "--json", processes=2)
     said, error = process.communicate(timeout=300)
