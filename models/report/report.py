@@ -31,6 +31,7 @@ from models.data.splits import in_words
 from models.experiments import results
 from models.networks.methods import BASELINES
 from models.registry import tracking
+from models.report.examples import lists_beside_what_came
 from models.selection.compare import not_recommended, sees_more
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         score=_score_plot(outcome),
         curves=_curves(client, outcome),
         people=_people(lake, source.name, sequences),
+        examples=lists_beside_what_came(client, outcome, source, lake),
         lineage=_lineage(lake, source.name, outcome),
         kinds=[row for row in outcome["methods"] if row["by_target"]],
         settings=_settings(client, outcome),

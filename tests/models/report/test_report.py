@@ -17,10 +17,15 @@ import pytest
 from deltalake import write_deltalake
 
 from jobs.core.arrow_types import arrow_schema
+from jobs.core.source_file import load_source
 from jobs.core.tables import NIGHTS, RECOMMENDATIONS, RUNS, Table
 from jobs.privacy.person import Person
 from models.data.sequences import Sequences
+from models.evaluation.evaluate import evaluate
+from models.evaluation.rescore import questions, stored_cut
+from models.networks.saved_model import load
 from models.registry import forget, tracking
+from models.report import examples
 from models.report.report import statistics
 from tests.support.recorded import World
 
@@ -115,7 +120,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(page: Path, world: W
     for said in (
         "gru4rec+st", "1,234", "34 late", "SchemaError", "no column <script>",
         "u000", "i03", "night-1-sequences", "bronze.events", "Half of the sessions",
-        "The gate", "was refused", "Settings of gru4rec", "width D of embeddings and layers",
+        "Lists beside what came next", "What came:", "The gate", "was refused", "Settings of gru4rec", "width D of embeddings and layers",
     ):  # fmt: skip
         assert said in words, said
     assert "gone" not in words  # a list whose user has no history is not shown
@@ -124,6 +129,36 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(page: Path, world: W
     client, experiment = tracking.connect("toy")
     [compared] = tracking.runs(client, experiment, kind="compare", comparison="r1")
     assert "report.html" in {one.path for one in client.list_artifacts(compared.info.run_id)}
+
+
+def test_lists_beside_what_came_next_are_the_winners(
+    page: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all users; a list has what came where evaluation says that it was hit."""
+    source = load_source(str(world.source))
+    client, experiment = tracking.connect("toy")
+    [compared] = tracking.runs(client, experiment, kind="compare", comparison="r1")
+    with tracking.downloaded(client, compared.info.run_id, "compare.json") as file:
+        outcome = tracking.read_json(file)
+    monkeypatch.setattr(examples, "USERS", 10**6)
+    told = examples.lists_beside_what_came(client, outcome, source, str(world.lake))
+    assert told is not None and told["method"] == outcome["winner"]
+
+    run_id = next(r for r in outcome["methods"] if r["method"] == told["method"])["mlflow_run_id"]
+    with tracking.downloaded(client, run_id, "trained") as folder:
+        stored = load(folder)
+    events, asked = questions(
+        stored, source, str(world.lake), outcome["table_version"], stored_cut(stored), "next_item"
+    )
+    first = asked.select(np.unique(asked.user, return_index=True)[1])
+    result = evaluate(stored.model, first, repeat_policy=stored.facts["repeat_policy"])
+    names = [events.sequences.user_id[user] for user in result.users]
+    hit = dict(zip(names, result.values["hr@10"] > 0, strict=True))
+    assert {one["user"]: any(came for _, came in one["list"]) for one in told["users"]} == hit
+    assert sum(hit.values()) > 0
+    for one in told["users"]:
+        assert len(one["list"]) == examples.LINES and len(one["came"]) + one["unknown"] == 1
+        assert [item for item, came in one["list"] if came] in ([], one["came"])
 
 
 def test_without_a_comparison_it_says_what_to_do(world: World, page: Path) -> None:
