@@ -111,9 +111,9 @@ class ModelConfig:
         low=0,
     )
     habit_events: int = knob(
-        64,
-        "+habit: newest events of the history whose items it adds to, at most; next_session: 1024 "
-        "unless given",
+        48,
+        "+habit: newest events of the history whose items it adds to, at most; next_session and "
+        "sessionrec: 1024 unless given",
         low=1,
         high=MOST,
     )

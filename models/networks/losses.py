@@ -106,11 +106,12 @@ class _FullCrossEntropy(torch.autograd.Function):
             of_chunk = _apart if apart else _together
             logits = torch.addmm(bias, h, weight.T)
             here = slice(bounds[begin // step], bounds[begin // step + 1])
+            places = cells[here] - begin * classes
             if value_P is not None:
-                logits.view(-1).index_add_(0, cells[here], value_P[here].to(logits.dtype))
+                logits.view(-1).index_add_(0, places, value_P[here].to(logits.dtype))
             its, error = of_chunk(logits, at, cls, share[low:high])
             if grad_value is not None:
-                grad_value[here] = error.view(-1)[cells[here]].to(grad_value.dtype)
+                grad_value[here] = error.view(-1).index_select(0, places).to(grad_value.dtype)
             loss += its
             torch.mm(error, weight, out=grad_h[begin:end])
             grad_w += error.T @ h
@@ -128,12 +129,12 @@ class _FullCrossEntropy(torch.autograd.Function):
 def _cells(
     added: Added | None, step: int, num: int, classes: int
 ) -> tuple[torch.Tensor, list[int]]:
-    """Places in the logits of their chunk of `step` rows, and where each chunk's begin."""
+    """Places in the logits of all rows, and where those of each chunk of `step` rows begin."""
     if added is None:
         return torch.zeros(0, dtype=torch.long), [0] * (-(-num // step) + 1)
     edges = torch.arange(0, num + step, step, device=added.row.device).clamp(max=num)
     bounds: list[int] = torch.searchsorted(added.row, edges).tolist()
-    return added.row % step * classes + added.cls, bounds
+    return added.row * classes + added.cls, bounds
 
 
 def full_cross_entropy(

@@ -409,7 +409,7 @@ def test_the_heads_gradients_are_the_formulas() -> None:
 
 
 def test_next_sessions_look_further_back_unless_told() -> None:
-    assert config("sasrec+habit").model.habit_events == 64
+    assert config("sasrec+habit").model.habit_events == 48
     assert config("sasrec+habit", target="next_session").model.habit_events == 1024
     assert config("sessionrec-sasrec+habit").model.habit_events == 1024
     told = config("sasrec+habit", target="next_session", habit_events=7)
