@@ -1,11 +1,13 @@
 """# New sequences, or a new champion -> the champion's lists for all users
 
 Starts when a night announces a new version of `gold.sequences`, or the gate a new champion, and
-writes `gold.recommendations`. Without a champion it does nothing.
+writes `gold.recommendations`; then the page is made anew, with the lists. Without a champion it does
+nothing.
 
 **It went red?** `is_there_a_champion`: MLflow did not answer. `score`: its log says what; a list
 that breaks the suite is not published, and the table stays as it was. Clear the task: scoring again
-from the same versions writes nothing twice.
+from the same versions writes nothing twice. `report`: MLflow did not answer, or the newest comparison
+was deleted; the lists are published.
 """
 
 from airflow.sdk import DAG

@@ -461,7 +461,8 @@ def report(source: ScheduledSource) -> PageOperator:
 
 
 def score(source: ScheduledSource) -> Any:
-    """The champion's lists for all users; nothing where there is no champion yet."""
+    """The champion's lists for all users, and the page of the newest comparison with them; nothing
+    where there is no champion yet."""
 
     @task.short_circuit(task_id="is_there_a_champion")
     def there(name: str) -> bool:
@@ -471,9 +472,11 @@ def score(source: ScheduledSource) -> Any:
         client, _ = tracking.connect(name)
         return CHAMPION in (aliases_of(client, name) or {})
 
-    return there(source.name) >> JobsOperator(
+    scored = JobsOperator(
         task_id="score", arguments=["score", "--source", source.file, "--batch", RUN]
     )
+    page = PageOperator(task_id="report", arguments=["report", "--source", source.file])
+    return there(source.name) >> scored >> page
 
 
 __all__ = [

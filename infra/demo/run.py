@@ -1,4 +1,5 @@
-"""`make demo`: three nights of a real log, run by Airflow's own scheduler, then a table of methods.
+"""`make demo`: three nights of a real log, run by Airflow's own scheduler, then a table of methods, a
+champion, and its lists.
 
     python infra/demo/run.py
 
@@ -223,6 +224,27 @@ def _epoch(day: str) -> float:
     return timegm(time.strptime(day, "%Y-%m-%d"))
 
 
+def scored(api: local.Api, clock: Clock, dag_id: str) -> dict[str, Any]:
+    """Wait until a run has made the champion's lists: `path`, `version` and `rows` of their table.
+
+    The last night's asset has started a run, too: it ends without lists, since there was no champion.
+    """
+    done: set[str] = set()
+    for _ in range(300):
+        runs = api.get(f"/dags/{dag_id}/dagRuns?limit=10")["dag_runs"]
+        for run in sorted(runs, key=lambda one: one["run_after"]):
+            if (run_id := str(run["dag_run_id"])) in done:
+                continue
+            done.add(run_id)
+            tasks = follow(api, clock, dag_id, run_id)
+            if any(task["task_id"] == "score" and task["state"] == "success" for task in tasks):
+                result = returned(api, dag_id, run_id, "score")
+                table: dict[str, Any] = result["tables"]["gold.recommendations"]
+                return table
+        time.sleep(1)
+    raise TaskFailed(f"no run of {dag_id} made lists in five minutes")
+
+
 def triggered_by_asset(api: local.Api, dag_id: str) -> str:
     for _ in range(120):
         runs = api.get(f"/dags/{dag_id}/dagRuns?limit=10")["dag_runs"]
@@ -369,8 +391,8 @@ def run(clock: Clock) -> dict[str, Any]:
         writer.join()
         api = local.Api(servers)
         daily, train = f"sessions_daily.{SOURCE}", f"train_methods.{SOURCE}"
-        load = f"load_history.{SOURCE}"
-        wait_for_dags(api, [daily, train, load])
+        load, score = f"load_history.{SOURCE}", f"score_daily.{SOURCE}"
+        wait_for_dags(api, [daily, train, load, score])
         unpause(api, load)
         unpause(api, daily)
 
@@ -381,6 +403,7 @@ def run(clock: Clock) -> dict[str, Any]:
             delivery.land(landing)
             if day == prepare.NIGHTS[-1]:
                 unpause(api, train)  # the last night's asset starts the training
+                unpause(api, score)  # and a new champion the lists
             dag, run_id = (daily, f"night-{day}") if day else (load, "history")
             follow(
                 api,
@@ -395,6 +418,12 @@ def run(clock: Clock) -> dict[str, Any]:
     with clock.phase("training"):
         run_id = triggered_by_asset(api, train)
         follow(api, clock, train, run_id)
+    gate = returned(api, train, run_id, "promote")
+    lists = None
+    if gate["action"] == "promoted":
+        clock.say(f"The asset champion/{SOURCE} starts the scoring", "bold")
+        with clock.phase("lists"):
+            lists = scored(api, clock, score)
     tables: dict[str, Any] = {}
     for name in ("history", *(f"night-{day}" for day in prepare.NIGHTS)):
         for result in results(name):
@@ -408,7 +437,9 @@ def run(clock: Clock) -> dict[str, Any]:
             returned(api, train, run_id, "compare"),
             returned(api, train, run_id, "register"),
         ),
-        "gate": returned(api, train, run_id, "promote"),
+        "gate": gate,
+        "recommendations": lists,
+        "page": str(LAKE / SOURCE / "report.html"),
     }
 
 
@@ -449,10 +480,16 @@ def main() -> int:
     console.print()
     for entry in story["nights"]:
         show_night(entry)
+    if lists := story["recommendations"]:
+        console.print(
+            f"{lists['rows']} households have a list in gold.recommendations version "
+            f"{lists['version']}."
+        )
     docs = LAKE / SOURCE / "_quality" / "data_docs" / "index.html"
     console.print(
         f"\nIt took {story['seconds'] / 60:.1f} minutes and at most {story['peak_memory_gib']} GiB.\n"
         f"The lake        {LAKE}\n"
+        f"The page        {story['page']}\n"
         f"Data Docs       {docs}\n"
         f"The same as JSON {LAKE / 'demo.json'}\n"
         "Airflow's and MLflow's pages, with these runs and models: `make up`. Forget it all: "

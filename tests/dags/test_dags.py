@@ -404,6 +404,8 @@ def test_new_sequences_or_a_new_champion_are_scored(bag: Any) -> None:
     assert all(name in scoring["schedule"] for name in ("gold.sequences/clicks", "champion/clicks"))
     assert scoring["tasks"]["is_there_a_champion"]["downstream"] == ["score"]
     assert scoring["tasks"]["score"]["arguments"][:3] == ["score", "--source", "clicks"]
+    assert scoring["tasks"]["score"]["downstream"] == ["report"]
+    assert scoring["tasks"]["report"]["arguments"] == ["report", "--source", "clicks"]
 
 
 def test_every_dag_tries_again_and_tells_the_operator_what_to_do(bag: Any) -> None:
