@@ -1,6 +1,6 @@
 """All sessions anew, from all events, staged where they will stay.
 
-Under the gap rule by slices of time; native sessions are local in no time and go by slices of users.
+Under the gap rule by slices of time; native sessions are local in no time: they go by slices of users.
 """
 
 from __future__ import annotations

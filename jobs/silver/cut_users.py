@@ -2,7 +2,7 @@
 
 Three rounds over Arrow files, in which each record batch is for one task of the next round: events by
 slice of users, sessions (cut) by slice of time, data files. (Spark's own shuffle, with the same cut
-in the middle, converts every row four times: benchmarks in LAB_LOG.md.)
+in the middle, converts every row between the two several times: LAB_LOG.md.)
 """
 
 from __future__ import annotations
