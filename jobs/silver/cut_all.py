@@ -48,9 +48,10 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
     edges = tuple(low for low, *_ in time_slices.slices(known, size) if low is not None)
     folder = staging(context.run_id)
     aside = f"{context.candidate(SESSIONS).folder}/{cut_arrow.SPARE}"
+    spark = context.tasks(context.thresholds.tasks(events))
 
     def paths(task: Any, todo: list[Any], kind: str) -> tuple[str, ...]:
-        done = run(lambda: context.spark, task, todo, cut_users.PATH_DDL, kind)
+        done = run(spark, task, todo, cut_users.PATH_DDL, kind)
         return tuple(one["path"] for one in done)
 
     by_user = paths(cut_users.ByUser(how, parts, f"{aside}/users"), stored, "string")
