@@ -22,7 +22,8 @@ os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeri
 QUICK = (
     "test_rooms.py", "jobs/audit/test_arrow_checks.py", "jobs/bronze/test_readers.py",
     "jobs/core/", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
-    "jobs/silver/test_cut_nightly.py", "models/data/",
+    "jobs/core/", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
+    "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "models/data/",
     "models/evaluation/", "models/networks/", "models/selection/test_compare.py",
     "models/serving/test_recommend.py",
 )  # fmt: skip

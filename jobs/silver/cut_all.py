@@ -1,6 +1,6 @@
 """All sessions anew, from all events, staged where they will stay.
 
-Under the gap rule by slices of time; native sessions are local in no time and go by slices of users.
+Under the gap rule by slices of time; native sessions are local in no time: they go by slices of users.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import time_slices
 from jobs.lake.context import Context
 from jobs.lake.data_files import staging
-from jobs.silver import cut_arrow, cut_spark
-from jobs.silver.cut_arrow import EVENT_FIELDS, cut_of
+from jobs.lake.tasks import run
+from jobs.silver import cut_arrow, cut_users
+from jobs.silver.cut_arrow import cut_of
 from jobs.silver.manifest import Counts, SessionizeManifest
 
 
@@ -36,16 +37,29 @@ def cut_all(
 
 
 def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
-    """Stage all sessions anew, under any rule: all events of a user in one place."""
-    lake, cores = context.lake, context.spark.sparkContext.defaultParallelism
-    events = lake.read(EVENTS, upto).select("user_id", *EVENT_FIELDS)
-    bounds = time_slices.bounds(events, "event_ts", cores)
-    known = time_slices.extents(lake.file_uris(EVENTS, upto))
-    parts = context.thresholds.slices(sum(rows for *_, rows in known), cores)
-    rows = cut_spark.cut(events, cut_of(context.source.sessions.session_rule), parts)
-    rows = time_slices.by_time(rows, "start_ts", bounds)
-    rows = rows.sortWithinPartitions(*SESSIONS.order)
-    return lake.stage(SESSIONS, rows, context.run_id)
+    """Stage all sessions anew, under any rule: see `jobs/silver/cut_users.py`."""
+    lake, how = context.lake, cut_of(context.source.sessions.session_rule)
+    cores = context.spark.sparkContext.defaultParallelism
+    stored = lake.file_uris(EVENTS, upto)
+    known = time_slices.extents(stored)
+    events = sum(rows for *_, rows in known)
+    size = context.thresholds.slice_size(events, cores)
+    parts = context.thresholds.slices(events, cores)
+    edges = tuple(low for low, *_ in time_slices.slices(known, size) if low is not None)
+    folder = staging(context.run_id)
+    aside = f"{context.candidate(SESSIONS).folder}/{cut_arrow.SPARE}"
+    spark = context.tasks(context.thresholds.tasks(events))
+
+    def paths(task: Any, todo: list[Any], kind: str) -> tuple[str, ...]:
+        done = run(spark, task, todo, cut_users.PATH_DDL, kind)
+        return tuple(one["path"] for one in done)
+
+    by_user = paths(cut_users.ByUser(how, parts, f"{aside}/users"), stored, "string")
+    task = cut_users.CutUsers(how, by_user, edges, f"{aside}/times")
+    by_time = paths(task, list(range(parts)), "int")
+    layout = cut_users.LayOut(by_time, f"{lake.path(SESSIONS)}/{folder}")
+    made = paths(layout, list(range(len(edges) + 1)), "int")
+    return lake.entries(SESSIONS, folder, list(made))
 
 
 def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:

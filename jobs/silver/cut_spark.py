@@ -1,12 +1,10 @@
-"""Sessions cut in Spark, by slices of users: whole tables of native sessions, and large changes.
+"""Sessions around large changes, cut in Spark by slices of users.
 
 Spark brings the events of a slice's users together. They are cut in Arrow, as all others are
-(`jobs/silver/cut_arrow.py`, `jobs/silver/cut_nightly.py`).
+(`jobs/silver/cut_nightly.py`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,38 +13,14 @@ from pyspark.sql import functions as F
 
 from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.tables import SESSIONS
 from jobs.lake.change_feed import CAME, GONE, TYPE, VERSION
-from jobs.silver import cut_arrow, cut_nightly
+from jobs.silver import cut_nightly
 from jobs.silver.cut_arrow import EVENT_FIELDS, Cut
-
-BATCH = 10_000  # sessions that the JVM is given at a time; ours
 
 
 def slice_of(parts: int) -> Column:
     """The number of a user's slice, of so many."""
     return F.pmod(F.xxhash64("user_id"), F.lit(parts)).cast("int")
-
-
-def cut(events: DataFrame, how: Cut, parts: int) -> DataFrame:
-    """Cut events into sessions.
-
-    Args:
-        events: `user_id` and the fields of an event.
-
-    Returns:
-        The columns of `silver.sessions`.
-    """
-    schema = arrow_schema({name: how.events[name] for name in ("user_id", *how.fields)})
-
-    def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        held = [pa.Table.from_batches([batch]).cast(schema) for batch in batches]
-        rows = pa.concat_tables(held) if held else schema.empty_table()
-        sessions, _ = cut_arrow.cut(rows.combine_chunks(), how)
-        yield from sessions.to_batches(BATCH)
-
-    whole = events.select("user_id", *how.fields)
-    return whole.repartitionById(parts, slice_of(parts)).mapInArrow(work, SESSIONS.ddl)
 
 
 def net_changes(feed: DataFrame) -> DataFrame:
