@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.core.arrays import run_starts
 from jobs.lake import filesystem
@@ -127,7 +126,7 @@ def joined(prints: list[dict[str, Any]]) -> tuple[int, int, int]:
 def print_of_events(path: str) -> list[dict[str, Any]]:
     """The print of a data file of `bronze.events`."""
     with filesystem.open_seekable(path) as stream:
-        rows = pq.ParquetFile(stream, read_dictionary=["user_id"]).read(
+        rows = filesystem.DataParquet(stream, read_dictionary=["user_id"]).read(
             ["user_id", "event_id"], use_threads=False
         )
     parts = []

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from jobs.core.arrays import run_starts
 from jobs.core.arrow_types import arrow_schema
@@ -72,7 +71,7 @@ class AtTimes:
         wanted = micros(filesystem.read_parquet(self.times)["event_ts"])
         found = []
         with filesystem.open_seekable(path) as stream:
-            file = pq.ParquetFile(stream)
+            file = filesystem.DataParquet(stream)
             for number in range(file.num_row_groups):
                 rows = file.read_row_group(number, ["event_ts"], use_threads=False)
                 hit = at_times(micros(rows["event_ts"]), wanted)

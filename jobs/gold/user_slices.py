@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from expectations.feedback_rule import FEEDBACK
 from expectations.session_rule import SessionRule
@@ -54,7 +53,7 @@ def edges_of_sessions(paths: list[str], count: int) -> Edges:
     found = []
     for path in chosen:
         with filesystem.open_seekable(path) as stream:
-            file = pq.ParquetFile(stream)
+            file = filesystem.DataParquet(stream)
             if file.num_row_groups:
                 found.append(file.read_row_group(0, columns=["user_id"])["user_id"])
     if not found:
@@ -79,7 +78,7 @@ def read_sessions(path: str, since_us: int | None, ties: tuple[str, ...]) -> pa.
     """The sessions of a file that are not runaway, without those of row groups that start before
     `since_us`; of their events, what `gold.sequences` needs."""
     with filesystem.open_seekable(path) as stream:
-        file = pq.ParquetFile(stream)
+        file = filesystem.DataParquet(stream)
         meta = file.metadata
         columns, starts = ["user_id", "start_ts", "runaway"], 0
         for at in range(meta.num_columns):

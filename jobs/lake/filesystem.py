@@ -9,7 +9,7 @@ import fnmatch
 import functools
 import operator
 import re
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -122,10 +122,50 @@ def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
     pq.write_table(rows, inner, filesystem=system, row_group_size=group)
 
 
+class DataParquet(pq.ParquetFile):
+    """A Parquet file of a table, whoever wrote it; rows have texts and lists of the usual layout.
+
+    What Arrow's other layouts (views, 64-bit offsets) wrote is read back in them, because the writer
+    leaves a note in the file: delta-rs's MERGE and OPTIMIZE write views. Few functions take both.
+    """
+
+    def read(self, *arguments: Any, **options: Any) -> pa.Table:
+        return usual(super().read(*arguments, **options))
+
+    def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
+        return usual(super().read_row_groups(*arguments, **options))
+
+
+def usual(rows: pa.Table) -> pa.Table:
+    """The same rows, texts and lists in the usual layout."""
+    wanted = pa.schema([field.with_type(_usual(field.type)) for field in rows.schema])
+    return rows if wanted.equals(rows.schema) else rows.cast(wanted)
+
+
+def _usual(kind: pa.DataType) -> pa.DataType:
+    types = pa.types
+    if types.is_string_view(kind) or types.is_large_string(kind):
+        return pa.string()
+    if types.is_binary_view(kind) or types.is_large_binary(kind):
+        return pa.binary()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_usual(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_usual(kind.key_type), _usual(kind.item_type))
+    if (
+        types.is_list(kind)
+        or types.is_large_list(kind)
+        or types.is_list_view(kind)
+        or types.is_large_list_view(kind)
+    ):
+        return pa.list_(kind.value_field.with_type(_usual(kind.value_type)))
+    return kind
+
+
 def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
     """A file, or some of its columns, for a task that has one thread."""
     with open_seekable(path) as stream:
-        return pq.ParquetFile(stream).read(columns, use_threads=False).combine_chunks()
+        return DataParquet(stream).read(columns, use_threads=False).combine_chunks()
 
 
 def remove(folder: str) -> None:

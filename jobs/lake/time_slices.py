@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from jobs.core.arrow_types import arrow_schema
 from jobs.lake import filesystem
@@ -54,7 +53,7 @@ def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
     def of(path: str) -> list[tuple[str, int, int, int]]:
         found = []
         with filesystem.open_seekable(path) as stream:
-            file = pq.ParquetFile(stream)
+            file = filesystem.DataParquet(stream)
             meta = file.metadata
             place = meta.schema.names.index("event_ts")
             for at in range(meta.num_row_groups):

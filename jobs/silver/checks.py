@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from expectations.session_rule import SessionRule
 from jobs.audit.arrow_columns import dates, fingerprint, micros_array, one_array, words_of
@@ -90,7 +89,7 @@ def read_sessions(path: str) -> pa.Table:
     wanted = ("event_id", "event_ts", "tie_break")
     names = {"session_id", "user_id", "start_ts", "end_ts", "start_date", "event_count", "runaway"}
     with filesystem.open_seekable(path) as stream:
-        file = pq.ParquetFile(stream)
+        file = filesystem.DataParquet(stream)
         columns = []
         for at in range(file.metadata.num_columns):
             place = file.metadata.schema.column(at).path.split(".")

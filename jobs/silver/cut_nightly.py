@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from expectations.session_rule import SessionRule
 from jobs.core.arrays import run_starts
@@ -89,7 +88,7 @@ class Near:
     def __call__(self, path: str) -> list[dict[str, Any]]:
         keys, schema = filesystem.read_parquet(self.keys), arrow_schema(SESSIONS.columns)
         with filesystem.open_seekable(path) as stream:
-            file = pq.ParquetFile(stream)
+            file = filesystem.DataParquet(stream)
             rows = file.read(["user_id", "start_ts", "end_ts"], use_threads=False)
             hit = near(rows.combine_chunks(), keys, self.rule)
             if not hit.any():
