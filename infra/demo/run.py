@@ -34,6 +34,7 @@ sys.path.insert(0, str(REPO / "infra" / "airflow"))
 import local  # noqa: E402
 
 SOURCE = "completejourney"
+HOUSEHOLDS = 825  # of prepare.py
 STATE = REPO / ".demo"
 LAKE = STATE / "lake"
 COUNTS = (
@@ -372,7 +373,7 @@ def run(clock: Clock) -> dict[str, Any]:
     landing = STATE / "landing"
     begin(clock)
     clock.say(
-        "A grocer's year: every fifth household (493) of the completejourney data, their "
+        f"A grocer's year: every third household ({HOUSEHOLDS}) of the completejourney data, their "
         "baskets as sessions."
     )
     written: list[prepare.Delivery] = []
@@ -430,7 +431,7 @@ def run(clock: Clock) -> dict[str, Any]:
             tables |= result.get("tables", {})
     return {
         "source": SOURCE,
-        "households": 493,
+        "households": HOUSEHOLDS,
         "tables": tables,
         "nights": nights,
         "methods": methods(
