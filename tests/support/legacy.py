@@ -33,7 +33,9 @@ class Legacy:
     def __init__(self, root: Path) -> None:
         self.root, self.lake = root, root / "lake"
         with tarfile.open(ARCHIVE) as tar:
-            tar.extractall(root, filter="data")
+            # (Python 3.11.2, which Debian has, knows no argument `filter`.)
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            tar.extractall(root)
         self.told: dict[str, Any] = json.loads((root / "expected.json").read_text())
         self.place = str(self.told["place"])
         self.tracking_uri = f"sqlite:///{root}/.mlflow/mlflow.db"
