@@ -81,6 +81,7 @@ def until(found: Callable[[], Any], patience_s: int) -> Any:
     return value
 
 
+@pytest.mark.long
 def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
     mill: tuple[Airflow, datetime], heard: tuple[str, list[dict[str, Any]]]
 ) -> None:

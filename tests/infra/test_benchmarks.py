@@ -25,6 +25,7 @@ def printed(script: str, *options: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_an_epoch_of_training(tmp_path: Path) -> None:
     draw = random.Random(1)
     lines = [
@@ -42,6 +43,7 @@ def test_an_epoch_of_training(tmp_path: Path) -> None:
     assert row["epoch_s"] > 0 and row["epochs"] == 2 and 0 < row["ndcg@10"] < 1
 
 
+@pytest.mark.long
 def test_a_history_and_a_list() -> None:
     rows = printed(
         "histories", "--lengths", "50", "--methods", "hstu,sessionrec-hstu", "--items", "300",
@@ -86,6 +88,7 @@ def on_a_bare_machine(tmp_path: Path, *options: str) -> tuple[int, dict[str, Any
     return done.returncode, json.loads(out.read_text()), done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_models_on_a_machine_without_tables(tmp_path: Path) -> None:
     chosen = ["tests", "losses as on the CPU", "hstu, D 64"]
     words = [word for name in chosen for word in ("--only", name)]

@@ -101,6 +101,7 @@ def test_the_readmes_source_files_are_read(tmp_path: Path) -> None:
         assert load_source(str(file)).name == tomllib.loads(text)["source"]["name"]
 
 
+@pytest.mark.long
 def test_the_readme_as_it_is_typed(place: Path) -> None:
     steps = boxes("README.md", "bash")
     source = boxes("README.md", "toml")[0]

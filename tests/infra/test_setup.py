@@ -201,6 +201,7 @@ def brought_java(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.long
 def test_a_job_runs_on_the_java_that_make_brings(brought_java: Path, tmp_path: Path) -> None:
     (tmp_path / "landing").mkdir()
     (tmp_path / "landing" / "log.csv").write_text(

@@ -26,8 +26,12 @@ def rows(*seconds: int, user: str = "u") -> str:
 
 @pytest.mark.parametrize(
     ("landing", "folder"),
-    [("dt={day}/*.csv", "dt=2023-11-{}/"), ("log-{day:%Y%m%d}-*.csv", "log-202311{}-")],
-    ids=["hive folders", "days in names"],
+    [
+        pytest.param("dt={day}/*.csv", "dt=2023-11-{}/", id="hive folders"),
+        pytest.param(
+            "log-{day:%Y%m%d}-*.csv", "log-202311{}-", id="days in names", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_a_day_reads_its_folders_and_the_late_ones(
     spark: Any, tmp_path: Path, landing: str, folder: str

@@ -81,6 +81,7 @@ def test_smaller_and_nothing_else(spark: Any, tmp_path: Path) -> None:
     assert {len(row["item_index"]) for row in shop.rows(SEQUENCES)} == {3}
 
 
+@pytest.mark.long
 def test_packed_files_have_small_row_groups(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

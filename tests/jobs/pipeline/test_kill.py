@@ -94,6 +94,7 @@ def killed_and_repaired(spark: Any, tmp_path: Path, points: list[str]) -> None:
     assert tables(killed) == tables(calm)
 
 
+@pytest.mark.long
 def test_killed_between_compute_and_publish_of_each_table(spark: Any, tmp_path: Path) -> None:
     killed_and_repaired(
         spark,
