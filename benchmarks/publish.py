@@ -75,7 +75,7 @@ def by_swap(context: Any) -> None:
 def candidate_of(context: Any) -> tuple[Any, Any, str]:
     """The candidate, its manifest, and the `txnAppId` of its commit."""
     from jobs.core.tables import EVENTS, SESSIONS
-    from jobs.silver.sessionize import SessionizeManifest
+    from jobs.silver.manifest import SessionizeManifest
 
     candidate = context.candidate(SESSIONS)
     manifest = candidate.manifest(SessionizeManifest)
@@ -223,7 +223,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shutil.rmtree(root / "bench" / "_candidates", ignore_errors=True)
     one = context(root)
     one_job(one, "sessionize", "compute", {})
-    from jobs.silver.sessionize import SessionizeManifest
+    from jobs.silver.manifest import SessionizeManifest
 
     staged = one.candidate(SESSIONS).manifest(SessionizeManifest).staged
     whole: dict[str, list[float]] = {name: [] for name in WHOLE_WAYS}
