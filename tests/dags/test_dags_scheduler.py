@@ -52,6 +52,10 @@ ENV = {
 }
 
 
+# One scheduler for all, and each test goes on where the last one ended: one worker.
+pytestmark = pytest.mark.xdist_group("scheduler")
+
+
 @pytest.fixture(scope="module")
 def heard() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     with webhook() as (url, messages):
