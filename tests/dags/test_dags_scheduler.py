@@ -52,8 +52,9 @@ ENV = {
 }
 
 
-# One scheduler for all, and each test goes on where the last one ended: one worker.
-pytestmark = pytest.mark.xdist_group("scheduler")
+# One scheduler for all, and each test goes on where the last one ended: `make test-long` gives such
+# a file to one process.
+pytestmark = pytest.mark.in_order
 
 
 @pytest.fixture(scope="module")
