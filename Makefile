@@ -62,7 +62,7 @@ $(VENV)/.jars: infra/spark/jars.py infra/spark/delta-jars.sha256 infra/spark/ivy
 
 # -- the story ---------------------------------------------------------------------------------
 
-demo: setup  ## three nights of a real log through Airflow, Spark and MLflow, then a table of methods
+demo: setup  ## three nights of a real log through Airflow, Spark and MLflow, then a table of methods and the gate's answer
 	@$(BIN)/python infra/demo/run.py
 
 clean-demo:  ## forget the demo: stop its servers, remove .demo
