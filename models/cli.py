@@ -1,5 +1,5 @@
-"""`python -m models train|grid|scaling|evaluate|compare|register|verify|score|promote|rollback|report|
-params|results`: gold tables in, a registry out.
+"""`python -m models train|tune|recipes|grid|scaling|evaluate|compare|register|verify|score|promote|
+rollback|report|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -12,14 +12,38 @@ import math
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.core.json_output import answer
 from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
-from models.training.options import add_method, add_training, asked_for, given, train_parser
+from models.training.options import (
+    add_fit,
+    add_method,
+    add_split,
+    add_training,
+    asked_for,
+    given,
+    recipe_key,
+    train_parser,
+)
+
+
+def _tune_options(command: argparse.ArgumentParser) -> None:
+    add_fit(command)
+    command.add_argument("--trials", type=int, default=20, metavar="N", help="at most (default 20)")
+    command.add_argument(
+        "--minutes", type=float, metavar="T", help="at most; default: only --trials is a bound"
+    )
+
+
+def _recipes_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--methods", help="by comma, as in `grid`; default: the source file's")
+    command.add_argument("--target", help="default: the source file's")
+    command.add_argument("--preset", help="default: the source file's")
+    add_split(command)
 
 
 def _evaluate_options(command: argparse.ArgumentParser) -> None:
@@ -95,6 +119,11 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
         metavar="NAME:OPTIONS",
         help="every method once more, with these options; may be given again",
     )
+    command.add_argument(
+        "--tuned",
+        action="store_true",
+        help="every method with the newest recipe of `tune`; options that are given win",
+    )
     command.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
     command.add_argument(
         "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
@@ -160,36 +189,91 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
     return counted
 
 
-def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] | None:
+def _request(args: argparse.Namespace, source: Any, lake: str, settings_: dict[str, Any]) -> Any:
+    """A training, or the trials of `tune`, with these overrides of the preset."""
     from jobs.core.settings import settings
     from models.core import environment
     from models.evaluation import rescore
     from models.networks.methods import config
     from models.training import run
 
-    wanted = given(args, ModelConfig, TrainConfig)
-    wanted["target"] = args.target or source.training.target
-    if wanted["seed"] is None:
-        wanted["seed"] = source.training.seeds[0]
-    chosen = config(args.method, args.preset or source.training.preset, **wanted)
+    wanted = settings_ | {"target": args.target or source.training.target}
+    wanted.setdefault("seed", source.training.seeds[0])
     environment.use_threads(args.threads)
-    request = run.Request(
+    return run.Request(
         source=source,
         lake=lake,
-        config=chosen,
+        config=config(args.method, args.preset or source.training.preset, **wanted),
         version=args.table_version,
         split=args.split,
         preprocess=args.preprocess,
         valid_from=rescore.parse_ts(args.valid_from),
         test_from=rescore.parse_ts(args.test_from),
-        comparison=args.comparison,
-        variant=args.variant,
         device=environment.pick_device(args.device),
         checkpoint_s=settings().checkpoint_s if args.checkpoint_s is None else args.checkpoint_s,
+    )
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line has."""
+    every = given(args, ModelConfig, TrainConfig)
+    return {name: value for name, value in every.items() if value is not None}
+
+
+def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] | None:
+    from models.core import environment
+    from models.registry import recipes
+    from models.training import run
+
+    recipe = None
+    if args.tuned is not None:
+        key = recipe_key(args.method, args, source.training)
+        recipe = recipes.wanted(source.name, key, args.tuned)
+        environment.note(recipes.taken(key, recipe))
+    settings_ = (recipe.settings if recipe else {}) | _given(args)
+    request = replace(
+        _request(args, source, lake, settings_),
+        comparison=args.comparison,
+        variant=args.variant,
         sampled=args.sampled,
         asked_for=asked_for(args),
+        recipe=recipe,
     )
     return run.train(request, environment.note)
+
+
+def _tune(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import note
+    from models.experiments.tune import Budget, in_words, tune
+
+    chosen = _given(args)
+    done = tune(
+        _request(args, source, lake, chosen),
+        recipe_key(args.method, args, source.training),
+        chosen,
+        Budget(args.trials, args.minutes),
+        note,
+    )
+    print(in_words(done))
+    return done
+
+
+def _recipes(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.experiments.grid import methods_of
+    from models.registry import recipes
+
+    words = args.methods or ",".join(source.training.methods)
+    names = methods_of(words, args.target or source.training.target)
+    found = recipes.every(source.name, [recipe_key(n, args, source.training) for n in names])
+    for name, recipe in found.items():
+        print(recipes.described(name, recipe))
+    return {
+        "source": source.name,
+        "recipes": {
+            name: recipe and {**recipe.values, "mlflow_run_id": recipe.run_id}
+            for name, recipe in found.items()
+        },
+    }
 
 
 def _evaluate(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
@@ -287,7 +371,7 @@ def _numbers(option: str, text: str, kind: Any) -> list[Any]:
 
 def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.core.environment import note
-    from models.experiments.grid import cells_of, command_line, grid
+    from models.experiments.grid import cells_of, command_line, grid, tuned_cells
     from models.selection.compare import show
 
     seeds = _numbers("--seeds", args.seeds, int)
@@ -295,11 +379,15 @@ def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     told, _ = train_parser().parse_known_args(
         ["--source", args.source, "--method", "pop", *args.options]
     )
-    target = told.target or source.training.target
+    cells = cells_of(args.methods, args.variant, seeds, told.target or source.training.target)
+    if args.tuned:
+        cells = tuned_cells(
+            source.name, cells, lambda name: recipe_key(name, told, source.training)
+        )
     outcome = grid(
         args.source,
         args.comparison,
-        cells_of(args.methods, args.variant, seeds, target),
+        cells,
         args.options,
         command_line(
             "grid",
@@ -309,6 +397,7 @@ def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
             methods=args.methods,
             seeds=args.seeds,
             variant=args.variant,
+            tuned=args.tuned,
         ),
         file,
         note,
@@ -363,6 +452,14 @@ class Command:
 
 COMMANDS = {
     "train": Command("train one method, score it, record it in MLflow", add_training, _train),
+    "tune": Command(
+        "look for one method's settings on the validation period; goes on where it was",
+        _tune_options,
+        _tune,
+    ),
+    "recipes": Command(
+        "the newest recipe of each method, as `tune` recorded it", _recipes_options, _recipes
+    ),
     "evaluate": Command(
         "score a recorded run's model again on its cut", _evaluate_options, _evaluate
     ),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from models.core.knobs import MOST, knob
+from models.core.knobs import MOST, Tune, knob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,16 @@ class ModelConfig:
         low=1,
         high=MOST,
         option="--length",
+        tune=Tune(low=0.5, high=2, log=True, around=True),
     )
-    dropout: float = knob(0.1, "dropout of embeddings and layers", low=0, high=1, open_high=True)
+    dropout: float = knob(
+        0.1,
+        "dropout of embeddings and layers",
+        low=0,
+        high=1,
+        open_high=True,
+        tune=Tune(low=0, high=0.5),
+    )
     attention_dropout: float = knob(
         0.0, "dropout of attention weights", low=0, high=1, open_high=True, hidden=True
     )
@@ -39,13 +47,25 @@ class ModelConfig:
     reference: bool = knob(
         False, "the reference's network to the last parameter (presets paper_a_*)", hidden=True
     )
-    segments: int = knob(5, "+sse: S_max, the number of session segments", low=1, high=MOST)
+    segments: int = knob(
+        5,
+        "+sse: S_max, the number of session segments",
+        low=1,
+        high=MOST,
+        tune=Tune(low=2, high=16, log=True, of=("+sse",)),
+    )
     sse_index: str = knob(
         "from_oldest",
         "+sse: which end sessions are counted from; bert4rec: from_newest unless given",
         choices=("from_oldest", "from_newest"),
     )
-    time_features: int = knob(16, "+tsa: T, the number of time features", low=1, high=MOST)
+    time_features: int = knob(
+        16,
+        "+tsa: T, the number of time features",
+        low=1,
+        high=MOST,
+        tune=Tune(low=4, high=64, log=True, of=("+tsa",)),
+    )
     tsa_time: str = knob(
         "float64",
         "+tsa: precision of times; raw_float32 reproduces the reference",
@@ -66,38 +86,82 @@ class ModelConfig:
         "exclude_seen: items of the user's history are never listed",
         choices=("allow", "exclude_seen"),
     )
-    recent_days: float = knob(7.0, "days that recent_pop counts", low=0, open_low=True, hidden=True)
-    neighbours: int = knob(
-        100, "similar items that item_knn keeps, sessions that vsknn keeps", low=1, hidden=True
+    recent_days: float = knob(
+        7.0,
+        "days that recent_pop counts",
+        low=0,
+        open_low=True,
+        hidden=True,
+        tune=Tune(low=0.5, high=60, log=True, of=("recent_pop",)),
     )
-    tifu_neighbours: int = knob(300, "tifu_knn: similar users that are averaged", low=1)
-    tifu_groups: int = knob(7, "tifu_knn: m, groups that a user's baskets are put into", low=1)
+    neighbours: int = knob(
+        100,
+        "similar items that item_knn keeps, sessions that vsknn keeps",
+        low=1,
+        hidden=True,
+        tune=Tune(low=10, high=1000, log=True, of=("item_knn", "vsknn")),
+    )
+    tifu_neighbours: int = knob(
+        300,
+        "tifu_knn: similar users that are averaged",
+        low=1,
+        tune=Tune(low=30, high=1000, log=True, of=("tifu_knn",)),
+    )
+    tifu_groups: int = knob(
+        7,
+        "tifu_knn: m, groups that a user's baskets are put into",
+        low=1,
+        tune=Tune(low=1, high=30, log=True, of=("tifu_knn",)),
+    )
     tifu_within_decay: float = knob(
         0.9,
         "tifu_knn: r_b, what a basket counts against the next one",
         low=0,
         high=1,
         open_low=True,
+        tune=Tune(low=0.5, high=1, of=("tifu_knn",)),
     )
     tifu_group_decay: float = knob(
-        0.7, "tifu_knn: r_g, what a group counts against the next one", low=0, high=1, open_low=True
+        0.7,
+        "tifu_knn: r_g, what a group counts against the next one",
+        low=0,
+        high=1,
+        open_low=True,
+        tune=Tune(low=0.3, high=1, of=("tifu_knn",)),
     )
     tifu_alpha: float = knob(
         0.7,
         "tifu_knn: weight of the user's own baskets; the rest is the neighbours'",
         low=0,
         high=1,
+        tune=Tune(low=0, high=1, of=("tifu_knn",)),
     )
     up_cf_recent: int = knob(
-        10, "up_cf: r, the newest baskets of a user that are counted; 0: all", low=0
+        10,
+        "up_cf: r, the newest baskets of a user that are counted; 0: all",
+        low=0,
+        tune=Tune(low=1, high=100, log=True, of=("up_cf",)),
     )
     up_cf_locality: float = knob(
-        10.0, "up_cf: q, the power of users' similarity", low=0, open_low=True
+        10.0,
+        "up_cf: q, the power of users' similarity",
+        low=0,
+        open_low=True,
+        tune=Tune(low=1, high=100, log=True, of=("up_cf",)),
     )
     up_cf_asymmetry: float = knob(
-        0.75, "up_cf: alpha, the share of the asking user's size in the similarity", low=0, high=1
+        0.75,
+        "up_cf: alpha, the share of the asking user's size in the similarity",
+        low=0,
+        high=1,
+        tune=Tune(low=0, high=1, of=("up_cf",)),
     )
-    up_cf_neighbours: int = knob(100, "up_cf: similar users that are summed", low=1)
+    up_cf_neighbours: int = knob(
+        100,
+        "up_cf: similar users that are summed",
+        low=1,
+        tune=Tune(low=10, high=1000, log=True, of=("up_cf",)),
+    )
     pooling: str = knob(
         "mean",
         "sessionrec: how a session's items become one vector",
@@ -109,6 +173,7 @@ class ModelConfig:
         "sessionrec and +fb: items shown but not chosen that are read, per session, at most; "
         "exposures that are events of the log are bounded in sessionrec only",
         low=0,
+        tune=Tune(low=0.25, high=4, log=True, around=True, of=("sessionrec", "+fb")),
     )
     habit_events: int = knob(
         48,
@@ -116,6 +181,7 @@ class ModelConfig:
         "sessionrec: 1024 unless given",
         low=1,
         high=MOST,
+        tune=Tune(low=0.25, high=4, log=True, around=True, of=("+habit",)),
     )
     side: bool = knob(True, "sessionrec: whether the catalogue's attributes are read")
     side_dim: int = knob(
@@ -146,7 +212,12 @@ class TrainConfig:
         choices=("auto", "full", "sampled", "gbce"),
     )
     negatives: int = knob(256, "sampled, gbce: items drawn per step", low=1, high=MOST)
-    alpha: float = knob(0.0, "sessionrec: weight of the rank loss", low=0)
+    alpha: float = knob(
+        0.0,
+        "sessionrec: weight of the rank loss",
+        low=0,
+        tune=Tune(low=0, high=0.2, of=("sessionrec",)),
+    )
     gbce_t: float = knob(
         0.75, "gbce: calibration, from 0 (none) to 1 (full)", low=0, high=1, hidden=True
     )
@@ -154,9 +225,19 @@ class TrainConfig:
     patience: int = knob(
         3, "epochs without a better validation NDCG@10 before stopping, after the warm-up", low=1
     )
-    batch_size: int = knob(64, "rows per step", low=1)
-    learning_rate: float = knob(2e-3, "peak learning rate of AdamW", low=0, open_low=True)
-    weight_decay: float = knob(0.01, "weight decay of AdamW", low=0, hidden=True)
+    batch_size: int = knob(
+        64, "rows per step", low=1, tune=Tune(low=0.5, high=2, log=True, around=True)
+    )
+    learning_rate: float = knob(
+        2e-3,
+        "peak learning rate of AdamW",
+        low=0,
+        open_low=True,
+        tune=Tune(low=3e-4, high=3e-2, log=True),
+    )
+    weight_decay: float = knob(
+        0.01, "weight decay of AdamW", low=0, hidden=True, tune=Tune(low=1e-4, high=0.3, log=True)
+    )
     schedule: str = knob(
         "cosine",
         "learning rate: cosine (5 % warm-up, then falling to a twentieth) or constant",
@@ -167,7 +248,13 @@ class TrainConfig:
         1.0, "gradients are scaled down to this norm; 0: never", low=0, hidden=True
     )
     mask_share: float = knob(
-        0.2, "bert4rec: share of tokens that are masked", low=0, high=1, open_low=True, hidden=True
+        0.2,
+        "bert4rec: share of tokens that are masked",
+        low=0,
+        high=1,
+        open_low=True,
+        hidden=True,
+        tune=Tune(low=0.1, high=0.7, of=("bert4rec",)),
     )
     item_noise: float = knob(
         0.0,

@@ -1,8 +1,8 @@
 """One setting of a model or its training, declared once: default, range or choices, option, help.
 
-The command line (`models/training/options.py`), the checks (`check`), `python -m models params`
-and docs/reference/options.md (`models/training/reference.py`) read the declaration; there is no
-second list of names.
+The command line (`models/training/options.py`), the checks (`check`), `python -m models params`, what `tune` searches
+(`models/experiments/search.py`) and docs/reference/options.md (`models/training/reference.py`) read
+the declaration; there is no second list of names.
 """
 
 from __future__ import annotations
@@ -21,6 +21,31 @@ LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Within what range `python -m models tune` looks for a setting's value, and for whom.
+
+    Args:
+        low, high: the range, both ends included; with `around`, as multiples of the preset's value.
+        log: drawn evenly in its logarithm; both ends are above 0.
+        of: which methods read the setting: a backbone's or baseline's name, an encoding such as
+            "+habit", "trained" (all that are no baselines) or "sessionrec".
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    around: bool = False
+    of: tuple[str, ...] = ("trained",)
+
+    def range_of(self, value: float, whole: bool) -> tuple[float, float]:
+        """Both ends for a setting whose preset has `value`, which is always inside."""
+        low, high = (self.low * value, self.high * value) if self.around else (self.low, self.high)
+        if whole:
+            low, high = max(1, math.floor(low)), math.ceil(high)
+        return min(low, value), max(high, value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Knob:
     """What may be set, and how a person sets it.
 
@@ -31,6 +56,7 @@ class Knob:
         open_low, open_high: a fraction may not be the end itself.
         option: on the command line; empty: the field's name with dashes.
         hidden: not on the command line: presets, or the data, set it.
+        tune: where `tune` looks for its value; None: it is not tuned.
     """
 
     help: str
@@ -41,6 +67,7 @@ class Knob:
     open_high: bool = False
     option: str = ""
     hidden: bool = False
+    tune: Tune | None = None
 
     def fault(self, option: str, value: Any, whole: bool) -> str:
         """What is wrong with a value, with the way out; empty: nothing."""

@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models.core.environment import code_version, machine
 from models.core.errors import UserError
 from models.networks.methods import BACKBONES, BASELINES, SESSION_ENCODERS, parse
-from models.registry import tracking
+from models.registry import recipes, tracking
+from models.registry.recipes import Key
 from models.selection.compare import compare
 
 ENCODED = ("", "+st", "+sse", "+tsa", "+st+sse+tsa")
@@ -104,6 +105,21 @@ def cells_of(
             for name in trained
         ]
     return cells
+
+
+def tuned_cells(source: str, cells: Sequence[Cell], key_of: Callable[[str], Key]) -> list[Cell]:
+    """The cells with the newest recipe of each method, by name: all of a comparison take the same.
+
+    Raises:
+        UserError: methods without a recipe; nothing has been trained.
+    """
+    names = dict.fromkeys(one.method for one in cells)
+    found = recipes.every(source, [key_of(name) for name in names])
+    return [
+        one if (recipe := found[one.method]) is None
+        else replace(one, options=("--tuned", recipe.run_id, *one.options))
+        for one in cells
+    ]  # fmt: skip
 
 
 def grid(
@@ -226,7 +242,7 @@ def command_line(
     source: str,
     comparison: str,
     options: Sequence[str],
-    **given: str | Sequence[str],
+    **given: str | bool | Sequence[str],
 ) -> str:
     """The command that makes the file again."""
     words = [
@@ -234,8 +250,10 @@ def command_line(
         *(
             f"--{name} {shlex.quote(one)}"
             for name, value in given.items()
+            if not isinstance(value, bool)
             for one in ([value] if isinstance(value, str) else value)
         ),
+        *(f"--{name}" for name, value in given.items() if value is True),
         *(["--", *options] if options else []),
     ]  # fmt: skip
     return " ".join(words)

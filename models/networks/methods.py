@@ -6,6 +6,7 @@ exist, an encoding does not know which backbone it is in: a new one is a file an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from models.core.config import PRESETS, Config, ModelConfig, TrainConfig
 from models.core.errors import UserError
-from models.core.knobs import check
+from models.core.knobs import Knob, check, knobs
 from models.networks.baselines import GPTopFreq, PersonalTop, Popularity, RecentPopularity
 from models.networks.encodings import (
     Encoding,
@@ -109,6 +110,32 @@ def config(method: str, preset: str = "small", **overrides: Any) -> Config:
     check(model)
     check(train)
     return Config(method=method, preset=preset, model=model, train=train)
+
+
+def tunable(method: str) -> dict[str, Knob]:
+    """The settings that `tune` looks for: those with a range that the method reads, by name."""
+    base, encodings = parse(method)
+    kinds = {base, *(f"+{name}" for name in encodings)}
+    if base not in BASELINES:
+        kinds.add("trained")
+    if base in SESSION_ENCODERS:
+        kinds.add("sessionrec")
+    return {
+        one.name: told
+        for kind in (ModelConfig, TrainConfig)
+        for one, told in knobs(kind)
+        if told.tune is not None and kinds & set(told.tune.of)
+    }
+
+
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The same with other settings, checked; what the data decided stays."""
+    names = {one.name for one in fields(ModelConfig)}
+    model = replace(config.model, **{k: v for k, v in settings.items() if k in names})
+    train = replace(config.train, **{k: v for k, v in settings.items() if k not in names})
+    check(model)
+    check(train)
+    return replace(config, model=model, train=train)
 
 
 def recommender(num_items: int, config: Config) -> Recommender:

@@ -262,7 +262,7 @@ def _fit(
     began = time.perf_counter() - at.elapsed_s
     while at.epoch <= train.epochs:
         # While the learning rate still rises, no better score says little: that is not waiting.
-        since = max(at.best_epoch, _warming(train.schedule, train.epochs))
+        since = max(at.best_epoch, warming(train.schedule, train.epochs))
         if at.epoch > 1 and at.epoch - 1 - since >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
@@ -342,6 +342,6 @@ def _rate(schedule: str, share: float) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
-def _warming(schedule: str, epochs: int) -> int:
+def warming(schedule: str, epochs: int) -> int:
     """The whole epochs during which the learning rate rises."""
     return 0 if schedule == "constant" else int(WARM_UP * epochs)

@@ -6,10 +6,14 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.core.config import PRESETS, ModelConfig, TrainConfig
 from models.core.knobs import add_options
+from models.registry.recipes import NEWEST, Key
+
+if TYPE_CHECKING:
+    from jobs.core.source_file import TrainingPart
 
 # How and not what: a training's names, and what leaves its outcome as it is.
 NAMES = ("command", "source", "method", "seed", "comparison", "variant")
@@ -25,26 +29,7 @@ def add_method(command: argparse.ArgumentParser) -> None:
 
 def add_training(command: argparse.ArgumentParser) -> None:
     """The options of `python -m models train`, without its source."""
-    add_method(command)
-    add_options(command, TrainConfig)
-    command.add_argument(
-        "--checkpoint-s",
-        type=float,
-        metavar="SECONDS",
-        help="seconds between checkpoints (default SESSIONMILL_CHECKPOINT_S, or 60); 0: after "
-        "every step",
-    )
-    command.add_argument(
-        "--split", help="how periods are cut: temporal (default), last_session or last_item"
-    )
-    command.add_argument(
-        "--preprocess", default="gold", help="gold, or paper_a: sessions and users as in paper A"
-    )
-    command.add_argument("--valid-from", metavar="TS", help="where the validation period begins")
-    command.add_argument("--test-from", metavar="TS", help="where the test period begins")
-    command.add_argument(
-        "--table-version", type=int, help="version of gold.sequences; default: the newest"
-    )
+    add_fit(command)
     command.add_argument(
         "--comparison", metavar="ID", help="the comparison that the training belongs to"
     )
@@ -60,9 +45,62 @@ def add_training(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="names it among trainings of the same method in the comparison",
     )
+    command.add_argument(
+        "--tuned",
+        nargs="?",
+        const=NEWEST,
+        metavar="RUN_ID",
+        help="with the settings that `tune` found: the newest recipe, or that of this run in "
+        "MLflow; options that are given win",
+    )
+
+
+def add_fit(command: argparse.ArgumentParser) -> None:
+    """What a training and a trial of `tune` are both told."""
+    add_method(command)
+    add_options(command, TrainConfig)
+    command.add_argument(
+        "--checkpoint-s",
+        type=float,
+        metavar="SECONDS",
+        help="seconds between checkpoints (default SESSIONMILL_CHECKPOINT_S, or 60); 0: after "
+        "every step",
+    )
+    add_split(command)
+    command.add_argument("--valid-from", metavar="TS", help="where the validation period begins")
+    command.add_argument("--test-from", metavar="TS", help="where the test period begins")
+    command.add_argument(
+        "--table-version", type=int, help="version of gold.sequences; default: the newest"
+    )
     command.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run, too")
     command.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train"
+    )
+
+
+def add_split(command: argparse.ArgumentParser) -> None:
+    """How the events are prepared and cut."""
+    command.add_argument(
+        "--split", help="how periods are cut: temporal (default), last_session or last_item"
+    )
+    command.add_argument(
+        "--preprocess", default="gold", help="gold, or paper_a: sessions and users as in paper A"
+    )
+
+
+def split_of(split: str | None, preprocess: str) -> str:
+    """The split that is asked for; None: what the preprocessing goes with."""
+    return split or ("last_item" if preprocess == "paper_a" else "temporal")
+
+
+def recipe_key(method: str, args: argparse.Namespace, training: TrainingPart) -> Key:
+    """What recipe a method is trained by, or tuned to, under these options and `[training]`."""
+    return Key(
+        method=method,
+        target=args.target or training.target,
+        preset=args.preset or training.preset,
+        split=split_of(args.split, args.preprocess),
+        preprocess=args.preprocess,
     )
 
 

@@ -40,8 +40,10 @@ from models.networks.baselines import Popularity
 from models.networks.methods import SESSION_ENCODERS, count_parameters, parse
 from models.networks.saved_model import Stored, save
 from models.registry import tracking
+from models.registry.recipes import Recipe
 from models.training.checkpoints import Checkpoints
 from models.training.fit import Fitted, fit
+from models.training.options import split_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +83,8 @@ class Request:
     valid_from, test_from: where the periods begin, microseconds since 1970; None: by the data.
     variant: names it among trainings of the same method in a comparison. checkpoint_s: seconds
     between checkpoints. sampled: how many items to draw for `sampled_…`, 0 for none. asked_for
-    (a tag): by what options it was asked for, so that a grid knows its own.
+    (a tag): by what options it was asked for, so that a grid knows its own. recipe: what `tune`
+    found, where the configuration has its settings.
     """
 
     source: Source
@@ -98,6 +101,7 @@ class Request:
     checkpoint_s: float = 60.0
     sampled: int = 0
     asked_for: str | None = None
+    recipe: Recipe | None = None
 
     def check(self) -> None:
         """Raises:
@@ -110,6 +114,16 @@ class Request:
         for named in (self.comparison, self.variant):
             if named is not None:
                 tracking.check_name(named)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a training learns from, and nothing of what it is scored on; the configuration says
+    what the data decide. facts: what makes runs comparable."""
+
+    config: Config
+    data: Data
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,7 @@ def train(request: Request, say: Say = print) -> dict[str, Any] | None:
             report = _report(prepared, outcome, run.run_id, device)
             report["seconds"] = round(time.perf_counter() - began, 2)
             report["processes"] = team.size
+            report["tuning"] = request.recipe.origin if request.recipe else None
             _keep(run, prepared, outcome, report)
     finally:
         process_group.stop()
@@ -173,16 +188,16 @@ def train(request: Request, say: Say = print) -> dict[str, Any] | None:
     return report
 
 
-def _prepare(request: Request, say: Say) -> Prepared:
+def read(request: Request, say: Say) -> Learnt:
+    """The tables, cut and filtered, and the configuration that fits them."""
     source, config = request.source, request.config
     filters = Filters(**source.filters.model_dump())
-    split = request.split or ("last_item" if request.preprocess == "paper_a" else "temporal")
     data = load_data(
         lake=request.lake,
         source=source.name,
         filters=filters,
         version=request.version,
-        split=split,
+        split=split_of(request.split, request.preprocess),
         valid_from=request.valid_from,
         test_from=request.test_from,
         preprocess=request.preprocess,
@@ -195,6 +210,14 @@ def _prepare(request: Request, say: Say) -> Prepared:
     config, data = _with_side(config, data, source, request.lake, say)
     facts = _facts(source, data, config, filters, request.preprocess)
     _announce(config, data, source.name, say)
+    return Learnt(config, data, facts)
+
+
+def _prepare(request: Request, say: Say) -> Prepared:
+    learnt = read(request, say)
+    config, data, facts = learnt.config, learnt.data, learnt.facts
+    if request.recipe is not None:
+        request.recipe.check_cut(facts["cut"], data.sequences.version)
     asked = targets(
         data.events, data.period, TEST, data.training.vocabulary, cast(Target, config.train.target)
     )
@@ -272,7 +295,9 @@ def _tracked(
         with recorded(client, experiment, title, tags, earlier) as run_id:
             if mine:
                 keep.note(mlflow_run_id=run_id)
-            params = _flat({**config.as_dict(), "data": prepared.facts})
+            params = flat({**config.as_dict(), "data": prepared.facts})
+            if request.recipe is not None:
+                params |= flat({"tuning": request.recipe.origin})
             tracking.log_values(client, run_id, params=params)
             tracking.log_table(
                 client, run_id, sequences.path, sequences.version, sequences.table_id
@@ -293,6 +318,8 @@ def _run_tags(request: Request, prepared: Prepared) -> dict[str, str]:
         tags[tracking.COMPARISON] = request.comparison
     if request.asked_for:
         tags[tracking.ASKED_FOR] = request.asked_for
+    if request.recipe is not None:
+        tags[tracking.TUNING] = request.recipe.run_id
     commit = code_version()
     if commit:
         tags["mlflow.source.git.commit"] = commit
@@ -473,11 +500,12 @@ def _save_per_user(result: Result, user_id: list[str], file: Path) -> None:
     np.savez_compressed(file, user_id=ids, **arrays)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{name}.")
+            result |= flat(value, f"{prefix}{name}.")
         else:
             result[prefix + name] = value
     return result
