@@ -9,6 +9,7 @@ passed. One task per method and seed, as many at a time as the pool `gpu` has sl
 
 | task | means | do |
 |---|---|---|
+| `recipes` (where `[training] tuned = true`) | a method has no recipe for this target and preset: nothing was trained | run the commands that its log names, then clear the task |
 | `train [method, seed]` | this method only: the others go on, and the comparison says who is missing | read its log; clear the task, then `compare` |
 | `compare` | no method finished, or MLflow is away | clear the task |
 | `register`, `promote`, `report` | MLflow is away | clear the task |

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -348,10 +348,16 @@ def training_params(source: ScheduledSource) -> dict[str, Param]:
 
 
 @task
-def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
-    """The arguments of each training: methods x seeds, all on one version of the table."""
+def plan(
+    source: str, file: str, run: str, recipes: dict[str, Any] | None = None, **context: Any
+) -> list[list[str]]:
+    """The arguments of each training: methods x seeds, all on one version of the table.
+
+    `recipes`: the answer of `models recipes`; each method's seeds are trained by the same one.
+    """
     params = context["params"]
     version = params["table_version"]
+    tuning = _recipe_runs(recipes)
     if version is None:
         version = _highest_announced(context)
     if version is None:
@@ -362,16 +368,23 @@ def plan(source: str, file: str, run: str, **context: Any) -> list[list[str]]:
             raise AirflowSkipException(f"{place} is no table yet: no night has run")
         version = DeltaTable(place).version()
         if _asked_by(context) == "scheduled":
-            _skip_what_was_trained(source, int(version), params["methods"], params["seeds"])
+            _skip_what_was_trained(source, int(version), params["methods"], params["seeds"], tuning)
     return [
         [
             "train", "--source", file, "--method", method, "--seed", str(seed),
             "--target", params["target"], "--preset", params["preset"],
             "--table-version", str(version), "--comparison", run,
+            *(["--tuned", tuning[method]] if method in tuning else []),
         ]
         for method in params["methods"]
         for seed in params["seeds"]
     ]  # fmt: skip
+
+
+def _recipe_runs(recipes: dict[str, Any] | None) -> dict[str, str]:
+    """Method -> the run that has its recipe; without those that have nothing to tune."""
+    found = (recipes or {"recipes": {}})["recipes"]
+    return {method: recipe["mlflow_run_id"] for method, recipe in found.items() if recipe}
 
 
 def _highest_announced(context: Any) -> int | None:
@@ -390,15 +403,24 @@ def _highest_announced(context: Any) -> int | None:
 
 
 def _skip_what_was_trained(
-    source: str, version: int, methods: Sequence[str], seeds: Sequence[int]
+    source: str,
+    version: int,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    tuning: Mapping[str, str],
 ) -> None:
-    """A week in which nothing came: the same seeds on the same rows give the same models."""
+    """A week in which nothing came: the same seeds and recipes on the same rows give the same
+    models."""
     from models.registry import tracking
 
     client, experiment = tracking.connect(source)
     done = tracking.runs(client, experiment, kind="train", table_version=str(version))
-    there = {(run.data.tags["method"], run.data.tags["seed"]) for run in done}
-    if there >= {(method, str(seed)) for method in methods for seed in seeds}:
+    there = {
+        (tags["method"], tags["seed"], tags.get(tracking.TUNING, ""))
+        for tags in (run.data.tags for run in done)
+    }
+    wanted = {(method, str(seed), tuning.get(method, "")) for method in methods for seed in seeds}
+    if there >= wanted:
         raise AirflowSkipException(
             f"gold.sequences version {version} is the newest, and all methods were trained on it"
         )
@@ -407,11 +429,23 @@ def _skip_what_was_trained(
 def train_each(source: ScheduledSource) -> Any:
     """One task per method and seed, as many at a time as the pool has slots."""
     planned = plan.override(inlets=[source.sequences])
+    recipes = _recipes(source).output if source.spec.training.tuned else None
     return TrainingOperator.partial(
         task_id="train",
         pool="gpu",
         map_index_template="{{ task.arguments[4] }}, seed {{ task.arguments[6] }}",
-    ).expand(arguments=planned(source=source.name, file=source.file, run=RUN))
+    ).expand(arguments=planned(source=source.name, file=source.file, run=RUN, recipes=recipes))
+
+
+def _recipes(source: ScheduledSource) -> ModelsOperator:
+    """The newest recipe of each method; red, before anything is trained, where one has none."""
+    return ModelsOperator(
+        task_id="recipes",
+        arguments=[
+            "recipes", "--source", source.file, "--methods", "{{ params.methods | join(',') }}",
+            "--target", "{{ params.target }}", "--preset", "{{ params.preset }}",
+        ],
+    )  # fmt: skip
 
 
 def compare(source: ScheduledSource) -> ModelsOperator:

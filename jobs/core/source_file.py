@@ -365,6 +365,9 @@ class TrainingPart(Part):
     """How large the models are and how long they are trained."""
     seeds: list[int] = [1]
     """Every method is trained once with each seed; baselines once."""
+    tuned: StrictBool = False
+    """Whether every method is trained by its newest recipe (`python -m models tune`). A method that
+    could be tuned and has no recipe ends the run before anything is trained."""
     nightly: bool = True
     """Whether every night with new sequences trains; otherwise only `cron` does."""
     cron: Annotated[str, BeforeValidator(_cron)] = "0 6 * * 0"

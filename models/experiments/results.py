@@ -18,7 +18,7 @@ from models.data.splits import in_words
 from models.experiments import scaling
 from models.networks.methods import BASELINES, parse
 from models.registry.tracking import method_of
-from models.selection.compare import SAME, not_recommended, sees_more
+from models.selection.compare import SAME, budget_of, not_recommended, sees_more, tuned_unequally
 
 BLOCK = re.compile(r"<!-- (results/[\w.-]+?(-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
@@ -158,7 +158,11 @@ def origin(written: dict[str, Any]) -> str:
     missing = f" Missing: {', '.join(outcome['missing'])}." if outcome["missing"] else ""
     if sees_more(outcome):
         missing += f" Not equal in what they know: {sees_more(outcome)}."
-    missing += "".join(f" {sentence}." for sentence in not_recommended(outcome))
+    sentences = [*not_recommended(outcome), *tuned_unequally(outcome)]
+    missing += "".join(f" {sentence}." for sentence in sentences)
+    tuned = [f"{row['method']} by {budget_of(row)}" for row in outcome["methods"] if budget_of(row)]
+    if tuned:
+        missing += f" Tuned: {'; '.join(tuned)}."
     return (
         f"{outcome['users']:,} users; {outcome['target'].replace('_', ' ')}, full ranking; "
         f"gold.sequences version {outcome['table_version']}, cut {in_words(outcome['cut'])}; "

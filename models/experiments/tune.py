@@ -207,7 +207,7 @@ def _settle(client: MlflowClient, search: Search) -> None:
     if noted.get("trial", len(ended)) >= len(ended):
         return
     run_id = str(noted["mlflow_run_id"])
-    if client.get_run(run_id).info.status == "RUNNING":
+    if "state" not in client.get_run(run_id).data.tags:
         _say_state(client, run_id, ended[noted["trial"]])
 
 

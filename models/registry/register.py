@@ -139,6 +139,7 @@ def _tags(outcome: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "target": outcome["target"],
         "request_time": outcome["request_time"],
         "vs_vanilla": json.dumps(row["vs_vanilla"]),
+        "tuning": json.dumps(row.get("tuning")),
     }
 
 

@@ -32,7 +32,7 @@ from models.experiments import results
 from models.networks.methods import BASELINES
 from models.registry import tracking
 from models.report.examples import lists_beside_what_came
-from models.selection.compare import not_recommended, sees_more
+from models.selection.compare import budget_of, not_recommended, sees_more, tuned_unequally
 
 if TYPE_CHECKING:
     from jobs.core.source_file import Source
@@ -75,7 +75,8 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         source=source.name,
         outcome=outcome,
         more=sees_more(outcome),
-        not_recommended=not_recommended(outcome),
+        sentences=[*not_recommended(outcome), *tuned_unequally(outcome)],
+        tuned=[(row["method"], budget_of(row)) for row in outcome["methods"] if budget_of(row)],
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         cut=in_words(outcome["cut"]),
         gate=_gate(client, experiment),

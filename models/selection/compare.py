@@ -6,7 +6,8 @@ the interval excludes 0. Against the vanilla backbone there is also the differen
 where the trainings are drawn too, and the differences by kind of target (the first item of a
 session, an item inside one). A next-session model is held against the next-item model of its
 encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test. A trained method is
-recommended only if it is better than the best of the counted baselines.
+recommended only if it is better than the best of the counted baselines. Where methods were tuned
+(`python -m models tune`), the table says by what budget, and a sentence where budgets differ.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from models.core.errors import UserError
 from models.core.knobs import option_named
 from models.data.splits import in_words
 from models.evaluation.metrics import bootstrap, bootstrap_seeds
-from models.networks.methods import BASELINES
+from models.networks.methods import BASELINES, tunable
 from models.registry import tracking
+from models.registry.recipes import budget_in_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -173,6 +175,7 @@ def _row(
         for kind, part in row["by_target"].items():
             part["vs_vanilla"] = _against(entry, vanilla, kind)
     row["vs_winner"] = _against(entry, winner) if winner is not entry else None
+    row["tuning"] = report.get("tuning")  # (0.1.0 knew none)
     sees = report.get("catalogue", False)
     row["sees_more"] = bool(vanilla and sees and not vanilla.report.get("catalogue", False))
     return row
@@ -187,6 +190,41 @@ def sees_more(outcome: dict[str, Any]) -> str:
         f"{', '.join(more)} read the catalogue ([items]), which no next-item model does: --no-side "
         "trains without it"
     )
+
+
+def budget_of(row: dict[str, Any]) -> str:
+    """The budget that a method was tuned by, in words; empty: its settings are the preset's."""
+    return budget_in_words(row["tuning"]) if row.get("tuning") else ""
+
+
+def tuned_unequally(outcome: dict[str, Any]) -> list[str]:
+    """Where methods of a comparison were tuned by different budgets, or some were not: a sentence
+    each. Methods that have no setting that is tuned are as good as tuned."""
+    rows = outcome["methods"]
+    groups: dict[tuple[int, float | None], list[str]] = {}
+    for row in rows:
+        if told := row.get("tuning"):
+            groups.setdefault((told["trials"], told["minutes"]), []).append(row["method"])
+    if not groups:
+        return []
+    found = []
+    if len(groups) > 1:
+        of_each = "; ".join(
+            f"{', '.join(names)}: {trials} trials"
+            + (f", {minutes:g} min" if minutes is not None else "")
+            for (trials, minutes), names in groups.items()
+        )
+        found.append(f"budgets of tuning differ ({of_each}): this favours the larger ones")
+    plain = [
+        row["method"]
+        for row in rows
+        if not row.get("tuning") and tunable(tracking.method_of(row["method"]))
+    ]
+    if plain:
+        found.append(
+            f"not tuned, beside tuned methods: {', '.join(plain)}; their settings are the preset's"
+        )
+    return found
 
 
 def _is_counted(entry: Entry) -> bool:
@@ -281,6 +319,7 @@ def show(outcome: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    tuned = any(budget_of(row) for row in outcome["methods"])
     table = Table(title=f"{outcome['source']}: {outcome['target'].replace('_', ' ')}, full ranking")
     for name in (
         "method",
@@ -291,6 +330,7 @@ def show(outcome: dict[str, Any]) -> None:
         "added",
         "s/epoch",
         "seconds",
+        *(["tuned"] if tuned else []),
     ):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in outcome["methods"]:
@@ -306,6 +346,7 @@ def show(outcome: dict[str, Any]) -> None:
             else "",
             f"{row['epoch_s']:.1f}" if row["epoch_s"] else "",
             f"{row['seconds']:.0f}",
+            *([budget_of(row)] if tuned else []),
         )
     console = Console(width=None if Console().is_terminal else 100)
     console.print(table)
@@ -324,6 +365,8 @@ def show(outcome: dict[str, Any]) -> None:
                 + _and_kinds(row["by_target"])
             )
     for sentence in not_recommended(outcome):
+        print(f"  {sentence}")
+    for sentence in tuned_unequally(outcome):
         print(f"  {sentence}")
     if sees_more(outcome):
         print(f"  not equal in what they know: {sees_more(outcome)}")

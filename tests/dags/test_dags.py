@@ -229,9 +229,12 @@ SKIPS = """
 from airflow.sdk.exceptions import AirflowSkipException
 from sessionmill_dags import dag_factory
 
-for methods, seeds, version in ((["pop"], [1], 0), (["pop", "sasrec"], [1], 0), (["pop"], [1], 1)):
+for methods, seeds, version, tuning in (
+    (["pop"], [1], 0, {}), (["pop", "sasrec"], [1], 0, {}), (["pop"], [1], 1, {}),
+    (["pop"], [1], 0, {"pop": "another recipe"}),
+):
     try:
-        dag_factory._skip_what_was_trained("toy", version, methods, seeds)
+        dag_factory._skip_what_was_trained("toy", version, methods, seeds, tuning)
         print("trains")
     except AirflowSkipException as skipped:
         print("skips", skipped)
@@ -246,7 +249,7 @@ def test_a_week_in_which_nothing_came_trains_nothing_again(world: World, tmp_pat
         check=False, cwd=world.root, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     said = [line for line in done.stdout.splitlines() if line.startswith(("trains", "skips"))]
-    assert [line.split()[0] for line in said] == ["skips", "trains", "trains"], done.stderr
+    assert [line.split()[0] for line in said] == ["skips", *["trains"] * 3], done.stderr
     assert "gold.sequences version 0 is the newest, and all methods were trained on it" in said[0]
 
 
