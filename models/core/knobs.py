@@ -44,6 +44,13 @@ class Tune:
             low, high = max(1, math.floor(low)), math.ceil(high)
         return min(low, value), max(high, value)
 
+    @property
+    def in_words(self) -> str:
+        """The range and whose it is."""
+        unit = " times the preset's value" if self.around else ""
+        scale = ", log" if self.log else ""
+        return f"{self.low:g} to {self.high:g}{unit}{scale} ({', '.join(self.of)})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:

@@ -214,16 +214,14 @@ def tuned_unequally(outcome: dict[str, Any]) -> list[str]:
             + (f", {minutes:g} min" if minutes is not None else "")
             for (trials, minutes), names in groups.items()
         )
-        found.append(f"budgets of tuning differ ({of_each}): this favours the larger ones")
+        found.append(f"budgets of tuning differ ({of_each}), which favours the larger ones")
     plain = [
         row["method"]
         for row in rows
         if not row.get("tuning") and tunable(tracking.method_of(row["method"]))
     ]
     if plain:
-        found.append(
-            f"not tuned, beside tuned methods: {', '.join(plain)}; their settings are the preset's"
-        )
+        found.append(f"{', '.join(plain)}: not tuned, unlike the others, which this favours")
     return found
 
 

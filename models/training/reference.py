@@ -17,7 +17,10 @@ HEAD = """# Settings of a training
 there. -->
 
 The default is that of the code; a preset (`--preset`: models/core/config.py) changes some of them,
-and an option changes both. A setting without an option is set by a preset, or by the data.
+and an option changes both. A setting without an option is set by a preset, or by the data. The
+last column says where `python -m models tune` looks for a setting's value, and for which methods;
+"trained" are all that are no baselines, "log" is evenly in the logarithm. A range is widened to
+hold the preset's own value.
 """
 SECTIONS = (
     ("The model", ModelConfig, "`python -m models train` and `params` take these options."),
@@ -49,9 +52,10 @@ def _section(title: str, kind: type, says: str) -> str:
             f"`{_figure(one.default)}`",
             _allowed(told, whole),
             told.help,
+            "" if told.tune is None else told.tune.in_words,
         )
         rows.append("| " + " | ".join(cells) + " |\n")
-    head = "| setting | option | default | allowed | meaning |\n|---|---|---|---|---|\n"
+    head = "| setting | option | default | allowed | meaning | tuned |\n" + "|---" * 6 + "|\n"
     return f"\n## {title}\n\n{says}\n\n{head}{''.join(rows)}"
 
 

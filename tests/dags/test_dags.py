@@ -253,6 +253,45 @@ def test_a_week_in_which_nothing_came_trains_nothing_again(world: World, tmp_pat
     assert "gold.sequences version 0 is the newest, and all methods were trained on it" in said[0]
 
 
+PLANS = """
+import json
+from sessionmill_dags import dag_factory
+
+context = {"params": {
+    "methods": ["pop", "gru4rec"], "seeds": [1, 2], "target": "next_item", "preset": "tiny",
+    "table_version": 3,
+}}
+answer = {"recipes": {"pop": None, "gru4rec": {"mlflow_run_id": "run of gru4rec"}}}
+print(json.dumps([
+    dag_factory.plan.function("toy", "toy.toml", "night", recipes, **context)
+    for recipes in (None, answer)
+]))
+"""
+
+
+def test_tuned_trainings_take_the_recipes_that_were_found_before_any_of_them(
+    tmp_path: Path,
+) -> None:
+    for name, words in (("plain", ""), ("tuned", "tuned = true")):
+        file = write_source(tmp_path, name)
+        file.write_text(file.read_text() + f"[training]\n{words}\n")
+    dags = read_dags(tmp_path, tmp_path)["dags"]
+    plain, tuned = (dags[f"train_methods.{name}"]["tasks"] for name in ("plain", "tuned"))
+    assert "recipes" not in plain and set(tuned) - set(plain) == {"recipes"}
+    assert tuned["recipes"]["downstream"] == ["plan"]
+    assert tuned["recipes"]["arguments"][:4] == [
+        "recipes", "--source", "tuned", "--methods"
+    ]  # fmt: skip
+    as_they_are, by_recipe = ask(PLANS, tmp_path)
+    assert not any("--tuned" in one for one in as_they_are)
+    assert [one[-2:] for one in by_recipe if "gru4rec" in one] == 2 * [
+        ["--tuned", "run of gru4rec"]
+    ]
+    assert [one for one in by_recipe if "pop" in one] == [
+        one for one in as_they_are if "pop" in one
+    ]
+
+
 # What a task sees of Airflow's events, without Airflow.
 ANNOUNCED = """
 import json
