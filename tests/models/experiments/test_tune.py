@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,7 @@ from models.networks.methods import (
     tunable,
 )
 from models.registry import tracking
+from models.registry.register import _tags
 from models.training import fit as fitting
 from tests.support.recorded import World
 
@@ -111,6 +114,7 @@ def test_the_best_of_a_baselines_trials_is_a_recipe_that_a_training_takes(
 ) -> None:
     done = tuned(world, "up_cf", "--trials", "13")
     assert [one["trial"] for one in done["trials"]] == list(range(13))
+    assert len({one["settings"]["up_cf_asymmetry"] for one in done["trials"]}) == 13
     assert done["trials"][0]["settings"] == {
         "up_cf_recent": 10, "up_cf_locality": 10.0, "up_cf_asymmetry": 0.75,
         "up_cf_neighbours": 100,
@@ -255,10 +259,10 @@ def test_minutes_bound_a_tuning_and_what_was_spent_counts(world: World, apart: N
     assert status == 1 and "the trial that ran does not count" in said
     assert "no trial of gru4rec finished" in err and "Give more --minutes" in err
     [run] = recorded_runs(kind="tune", state="stopped: out of time")
-    status, _, _, err = world.run(
+    status, _, said, _ = world.run(
         "tune", "--source", str(world.source), "--method", "gru4rec", *QUICK, *little
     )
-    assert status == 1 and len(recorded_runs(kind="tune", method="gru4rec", trial="0")) >= 1
+    assert status == 1 and "the trial that ran" not in said, "none began: its time is spent"
     done = tuned(world, "gru4rec", *QUICK, "--trials", "1", "--minutes", "60")
     assert done["trials"][0]["mlflow_run_id"] == run.info.run_id, "it went on in its run"
     assert done["trials"][0]["state"] == "finished"
@@ -394,12 +398,21 @@ def test_a_grid_takes_recipes_and_the_table_says_the_budgets(
         "budgets of tuning differ (" in said and "tifu_knn: 3 trials, 30 min" in said
         and "vsknn: 2 trials" in said
     )  # fmt: skip
+    tags = _tags(done, next(row for row in done["methods"] if row["method"] == "tifu_knn"))
+    assert json.loads(tags["tuning"]) == same[0]["budget"] | {"run_id": same[0]["mlflow_run_id"]}
     world.train("item_knn", "--comparison", "unfair")
     status, done, said, _ = world.run(
         "compare", "--source", str(world.source), "--comparison", "unfair", "--json"
     )
     assert status == 0
     assert "item_knn: not tuned, unlike the others" in said
+    status, made, _, err = world.run(
+        "report", "--source", str(world.source), "--comparison", "unfair", "--json"
+    )
+    assert status == 0 and made is not None, err
+    page = Path(made["page"]).read_text()
+    assert "tifu_knn (3 trials, 30 min)" in page and "vsknn (2 trials)" in page
+    assert "item_knn: not tuned, unlike the others" in page
 
     count = len(trainings)
     status, _, _, err = world.run(*words[:6], "tifu_knn,hstu,narm", *words[7:], "missing")
