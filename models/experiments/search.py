@@ -79,7 +79,6 @@ class Study:
         warm_up: int,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        file.parent.mkdir(parents=True, exist_ok=True)
         self.space, self.preset, self.seed, self.epochs = space, preset, seed, epochs
         # Before the learning rate falls, scores say little.
         self.pruner = optuna.pruners.MedianPruner(PRUNE_AFTER, n_warmup_steps=warm_up + 1)

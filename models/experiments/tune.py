@@ -141,19 +141,17 @@ def tune(
     train = learnt.config.train
     preset = {name: setting(learnt.config, name) for name in space}
     folder = _folder(request, learnt, described(space))
-    study = Study(
-        folder / "study.db", space, preset, train.seed, train.epochs,
-        warming(train.schedule, train.epochs),
-    )  # fmt: skip
     keep = Checkpoints(folder, request.checkpoint_s)
-    search = Search(request, key, learnt, study, keep, budget, device, say)
     with keep.alone() as mine:
         if not mine:
             raise UserError(
                 f"the same tuning is running ({folder}): wait until it has ended, or stop it"
             )
+        warm_up = warming(train.schedule, train.epochs)
+        study = Study(folder / "study.db", space, preset, train.seed, train.epochs, warm_up)
+        search = Search(request, key, learnt, study, keep, budget, device, say)
         _trials(search)
-    return _recipe(search, given)
+        return _recipe(search, given)
 
 
 def _nothing(method: str, given: Mapping[str, Any]) -> str:

@@ -66,22 +66,19 @@ class Recipe:
         """Raises:
         UserError: what the recipe was chosen on lies in the test period of this cut.
         """
-        own = self.values["cut"]
         if cut["split"] == "temporal":
-            seen, test = own["test_from"], cut["test_from"]
+            seen, test = self.values["cut"]["test_from"], cut["test_from"]
             late = seen > test  # ISO 8601, UTC: their order is that of their texts
+            why = f"on events up to {seen}, and the test period begins at {test}"
         else:
-            seen, test = (
-                f"version {number} of gold.sequences"
-                for number in (self.values["table_version"], table_version)
-            )
-            late = self.values["table_version"] > table_version
+            own = self.values["table_version"]
+            late = own > table_version
+            why = f"on version {own} of gold.sequences, and version {table_version} is asked for"
         if late:
             raise UserError(
-                f"the recipe of {self.values['method']} (run {self.run_id}) was chosen on events up "
-                f"to {seen}, and the test period here is that of {test}: it would be scored on what "
-                f"it was chosen by. Tune on this version: python -m models tune --table-version "
-                f"{table_version}"
+                f"the recipe of {self.values['method']} (run {self.run_id}) was chosen {why}: it "
+                "would be scored on what it was chosen by. Tune on what is trained on: python -m "
+                f"models tune --table-version {table_version}, with the same options for the cut"
             )
 
 

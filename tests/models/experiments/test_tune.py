@@ -27,8 +27,10 @@ from models.networks.methods import (
     tunable,
 )
 from models.registry import tracking
+from models.registry.recipes import Recipe
 from models.registry.register import _tags
 from models.training import fit as fitting
+from models.training.checkpoints import Checkpoints
 from tests.support.recorded import World
 
 METHODS = [
@@ -313,6 +315,21 @@ def test_a_recipe_chosen_on_what_is_tested_now_is_refused(world: World, apart: N
         "next_session", "--valid-from", "1970-01-05", "--test-from", "1970-01-07",
     )  # fmt: skip
     assert status == 1 and "it would be scored on what it was chosen by" in err
+    recipe = Recipe("r", {"method": "pop", "table_version": 2, "cut": {"split": "last_session"}})
+    recipe.check_cut({"split": "last_session"}, 2)
+    with pytest.raises(UserError, match="on version 2 of gold"):
+        recipe.check_cut({"split": "last_session"}, 1)
+
+
+def test_the_same_tuning_runs_once_at_a_time(world: World, apart: None) -> None:
+    words = ("--source", str(world.source), "--method", "vsknn", "--trials", "1", "--json")
+    status, done, _, err = world.run("tune", *words)
+    assert status == 0 and done is not None, err
+    folder = tune.cache_folder("", "toy") / "tuning" / done["study"]
+    with Checkpoints(folder).alone() as mine:
+        assert mine
+        status, _, _, err = world.run("tune", *words)
+    assert status == 1 and "the same tuning is running" in err
 
 
 # -- who uses a recipe -------------------------------------------------------------------------
