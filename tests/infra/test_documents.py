@@ -108,15 +108,17 @@ def test_the_readme_as_it_is_typed(place: Path) -> None:
     typed(place, CLICKS.replace("%s", source))
     # (A training here takes seconds anyway: two epochs say what thirty would, of the command.)
     shorter = {"--epochs 30": "--epochs 2", '"sasrec*,': '"sasrec,', "--seeds 1,2": "--seeds 1"}
+    shorter["--trials 20"] = "--trials 2"
     quick = steps
     for word, less in shorter.items():
         quick = [box.replace(word, less) for box in quick]
-    nights, spark, grid, champion = quick
+    nights, spark, grid, tuning, champion = quick
     said = typed(place, nights)
     assert "2,400 new events" in said and "registered model clicks" in said
     # (The environment is this one: it is not to be made anew for a copy.)
     assert "0 new events" in typed(place, spark.replace("make wheel", "make -o .venv/.jars wheel"))
     assert "item_knn" in typed(place, grid)
+    assert "the recipe that is used" in typed(place, tuning)
     # There is one champion to go back to only after another one: the README's number is a person's.
     forced, rollback = champion.replace("--model-version 7", "--model-version 2"), "models rollback"
     lines = forced.strip().splitlines()
