@@ -182,6 +182,7 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         preprocess=args.preprocess,
         valid_from=rescore.parse_ts(args.valid_from),
         test_from=rescore.parse_ts(args.test_from),
+        train_until=args.train_until,
         comparison=args.comparison,
         variant=args.variant,
         device=environment.pick_device(args.device),

@@ -8,7 +8,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from models.core.config import PRESETS, ModelConfig, TrainConfig
+from models.core.config import PRESETS, TRAIN_UNTIL, ModelConfig, TrainConfig
 from models.core.knobs import add_options
 
 # How and not what: a training's names, and what leaves its outcome as it is.
@@ -39,6 +39,12 @@ def add_training(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--preprocess", default="gold", help="gold, or paper_a: sessions and users as in paper A"
+    )
+    command.add_argument(
+        "--train-until",
+        choices=TRAIN_UNTIL,
+        help="the period before which training rows and vocabulary end. test: once the best epoch "
+        "is known, train again with the validation period; default: the source file's",
     )
     command.add_argument("--valid-from", metavar="TS", help="where the validation period begins")
     command.add_argument("--test-from", metavar="TS", help="where the test period begins")
