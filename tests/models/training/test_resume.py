@@ -141,6 +141,7 @@ def random_ends(seed: object, number: int) -> list[tuple[int, signal.Signals]]:
     return [(step, signal.SIGKILL if n else signal.SIGTERM) for n, step in enumerate(steps)]
 
 
+@pytest.mark.slow
 def test_ended_at_random_steps_and_resumed_it_is_the_same_run_bit_for_bit(mill: Mill) -> None:
     run_id = ended_and_whole(mill, "bert4rec+st+sse+tsa+habit", random_ends(20261122, 2))
     client, experiment = tracking.connect("toy")
@@ -246,6 +247,7 @@ def test_checkpoints_are_two_and_hold_no_pickle(ring_data: Data, tmp_path: Path)
         assert (mine, other) == (True, False)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(mill: Mill) -> None:
     """Uneven shares: windows of 60 users in batches of 33. What two processes found by sharing
     the targets out is what one finds when it asks the same model about all of them."""
