@@ -24,7 +24,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONHOME PYTHONPATH
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: help setup demo clean-demo up down test test-quick test-long test-s3 check reference lock audit wheel
+.PHONY: help setup demo clean-demo up down test test-quick test-slow test-long test-s3 check reference lock audit wheel
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -77,8 +77,11 @@ down:  ## stop what `make up` started
 
 # -- proof -------------------------------------------------------------------------------------
 
-test: setup  ## all tests but the long ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long and not s3" --durations=12 --junitxml=build/tests.xml
+test: setup  ## all tests but the slow and the long ones
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not long and not s3" --durations=12 --junitxml=build/tests.xml
+
+test-slow: setup  ## the slow ones: whole nights in Spark, servers; CI runs them after make test
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "slow and not long and not s3" --durations=12 --junitxml=build/tests-slow.xml
 
 test-quick: setup  ## those without a JVM, a server or another process; a minute
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "quick and not training and not long" --durations=5

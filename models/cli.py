@@ -238,6 +238,7 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         sampled=args.sampled,
         asked_for=asked_for(args),
         recipe=recipe,
+        train_until=args.train_until,
     )
     return run.train(request, environment.note)
 

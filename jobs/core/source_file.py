@@ -363,6 +363,9 @@ class TrainingPart(Part):
     """What is predicted: the next item, or the set of items of the next session."""
     preset: str = "small"
     """How large the models are and how long they are trained."""
+    train_until: Literal["validation", "test"] = "validation"
+    """The period of the log before which training rows and vocabulary end. `test`: once the best
+    epoch is known, every method is trained again with the validation period, for as many epochs."""
     seeds: list[int] = [1]
     """Every method is trained once with each seed; baselines once."""
     tuned: StrictBool = False

@@ -391,4 +391,5 @@ def paper_a_steam(base: str) -> tuple[ModelConfig, TrainConfig]:
 PRESETS: dict[str, Callable[[str], tuple[ModelConfig, TrainConfig]]] = {
     f.__name__: f for f in (small, tiny, paper_a_ml1m, paper_a_ml20m, paper_a_steam)
 }
+TRAIN_UNTIL = ("validation", "test")
 PRESET_ITEMS = {"paper_a_ml1m": 3328, "paper_a_steam": 4332}

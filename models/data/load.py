@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from models.data.paper_a import PREPROCESS, paper_a
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
 from models.data.splits import (
     NOT_GOLD,
+    PERIODS,
     SPLITS,
     Cut,
     Events,
@@ -25,7 +26,11 @@ from models.networks.side_information import Side
 
 @dataclass(frozen=True)
 class Data:
-    """One source at one table version, cut: what every method of a comparison shares."""
+    """One source at one table version, cut: what every method of a comparison shares.
+
+    selection: the same with training rows that end where validation begins, where `training` has
+    the validation period, too; the epoch is chosen on it.
+    """
 
     sequences: Sequences
     events: Events
@@ -34,6 +39,7 @@ class Data:
     training: Training
     item_ids: list[str]  # of vocabulary 1..V
     side: Side | None = None  # what a catalogue says of them; for models that look at it
+    selection: Data | None = None
 
 
 def prepared(events: Events, preprocess: str) -> Events:
@@ -53,6 +59,7 @@ def load_data(
     valid_from: int | None = None,
     test_from: int | None = None,
     preprocess: str = "gold",
+    train_until: str = "validation",
 ) -> Data:
     """Read gold.sequences at a version (None: the newest), cut, filter, make the vocabulary."""
     from jobs.core.tables import ITEMS, SEQUENCES
@@ -80,18 +87,24 @@ def load_data(
         raise UserError(f"--valid-from and --test-from pin the temporal split, not {split}")
     else:
         cut = Cut(split=split)
+    cut = replace(cut, train_until=train_until)
     period = periods(events, cut)
     reproduced = preprocess != "gold"
     if reproduced:
         filters = Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
-    training = training_rows(events, period, filters, whole_vocabulary=reproduced)
     index, names = read_items(ITEMS.path(lake, source), make)
     by_index = dict(zip(index.tolist(), names, strict=True))
-    missing = [i for i in training.vocabulary.tolist() if i not in by_index]
-    if missing:
-        raise UserError(
-            f"{len(missing)} items of gold.sequences version {sequences.version} are not in "
-            f"gold.items (item_index {missing[0]} is the first): run `{make}` again"
-        )
-    item_ids = [by_index[i] for i in training.vocabulary.tolist()]
-    return Data(sequences, events, cut, period, training, item_ids)
+
+    def until(which: str, selection: Data | None = None) -> Data:
+        training = training_rows(events, period, filters, reproduced, PERIODS[which])
+        missing = [i for i in training.vocabulary.tolist() if i not in by_index]
+        if missing:
+            raise UserError(
+                f"{len(missing)} items of gold.sequences version {sequences.version} are not in "
+                f"gold.items (item_index {missing[0]} is the first): run `{make}` again"
+            )
+        item_ids = [by_index[i] for i in training.vocabulary.tolist()]
+        return Data(sequences, events, cut, period, training, item_ids, selection=selection)
+
+    selection = until("validation")
+    return selection if train_until == "validation" else until(train_until, selection)

@@ -30,15 +30,21 @@ from models.data.sequences import Sequences
 
 SPLITS = ("temporal", "last_session", "last_item")
 VALIDATION, TEST = 1, 2
+PERIODS = {"validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Where periods begin, as it is stored with a model. Times in us UTC, None for user rules."""
+    """Where periods begin, as it is stored with a model. Times in us UTC, None for user rules.
+
+    train_until: the period before which a model's training rows and vocabulary end. `test`: what was
+    chosen on the validation period is trained once more with it.
+    """
 
     split: str
     valid_from: int | None = None
     test_from: int | None = None
+    train_until: str = "validation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +178,19 @@ def periods(events: Events, cut: Cut) -> Ints:
 
 
 def training_rows(
-    events: Events, period: Ints, filters: Filters, whole_vocabulary: bool = False
+    events: Events,
+    period: Ints,
+    filters: Filters,
+    whole_vocabulary: bool = False,
+    until: int = VALIDATION,
 ) -> Training:
     """Filter the training events, make the vocabulary, refuse when there is nothing to learn.
 
+    Training events are those of the periods before `until`.
     `whole_vocabulary` takes the items of all periods, as paper A's code does (its counts of
     parameters need that; rows of unseen items stay as they were drawn).
     """
-    at = np.flatnonzero(period == 0)
+    at = np.flatnonzero(period < until)
     item, session, user = events.item[at], events.session[at], events.user[at]
     counts: dict[str, dict[str, int]] = {}
 
@@ -384,12 +395,15 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
 def in_words(cut: dict[str, Any]) -> str:
     """A described cut as a person reads it."""
     times = [str(cut[name]) for name in ("valid_from", "test_from") if cut.get(name)]
-    return str(cut["split"]) + (f" ({', '.join(times)})" if times else "")
+    again = ", trained until the test period" if cut.get("train_until") == "test" else ""
+    return str(cut["split"]) + (f" ({', '.join(times)})" if times else "") + again
 
 
 def describe(cut: Cut) -> dict[str, Any]:
     """A cut as it is logged and tagged."""
     values = asdict(cut)
+    if cut.train_until == "validation":  # (so that what earlier versions stored is the same cut)
+        del values["train_until"]
     for name in ("valid_from", "test_from"):
         if values[name] is not None:
             values[name] = stamp(values[name])

@@ -70,6 +70,7 @@ def stored_cut(stored: Stored) -> Cut:
         split=cut["split"],
         valid_from=parse_ts(cut["valid_from"]),
         test_from=parse_ts(cut["test_from"]),
+        train_until=cut.get("train_until", "validation"),
     )
 
 

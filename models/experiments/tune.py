@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -136,7 +136,8 @@ def tune(
     if team.size > 1:
         process_group.stop()
         raise UserError("tune runs in one process: start it without torchrun")
-    learnt = read(request, say)
+    # A trial ends where a training chooses its epoch; what a training does after that chooses nothing.
+    learnt = read(replace(request, train_until="validation"), say)
     _check_validation(learnt)
     train = learnt.config.train
     preset = {name: setting(learnt.config, name) for name in space}

@@ -37,7 +37,7 @@ BY = "ndcg@10"
 SAME = {  # what has to be equal -> by what it is set
     "table_id": "--table-version",
     "table_version": "--table-version",
-    "cut": "--split, --valid-from and --test-from",
+    "cut": "--split, --valid-from, --test-from and --train-until",
     "target": option_named(TrainConfig, "target"),
     "request_time": option_named(ModelConfig, "request_time"),
     "repeat_policy": option_named(ModelConfig, "repeat_policy"),

@@ -22,6 +22,7 @@ One row an event in, one row a user out, in order of first appearance. Decisions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,7 +94,7 @@ def _top(scores_RV: torch.Tensor, k: int, item_ids: list[str]) -> list[list[dict
         [
             {"item_id": item_ids[place], "score": score}
             for place, score in zip(places, scores, strict=True)
-            if np.isfinite(score)
+            if math.isfinite(score)
         ]
         for places, scores in zip(*(part.tolist() for part in best(scores_RV, k)), strict=True)
     ]

@@ -1,10 +1,12 @@
 """Train one method on the training rows, and stop when validation stops improving.
 
 AdamW. Deterministic on one kind of CPU: weights, masks, windows and order follow from the seed,
-also where a killed training goes on from a checkpoint. A model is chosen by NDCG@10 (full ranking)
-on the validation period and is **not** trained again on it: one training run a method, and every
-method's vocabulary and weights end at the same validation cut.
-The histories it is asked about at test time do contain the validation period.
+also where a killed training goes on from a checkpoint. A model's epoch is chosen by NDCG@10 (full
+ranking) on the validation period. Every method's vocabulary and weights end at the same cut: where
+the validation period begins, or, with `train_until = "test"`, where the test period begins. Then a
+method is trained a second time, from scratch, with the validation period among its training rows,
+for as many epochs as were best the first time and by the same schedule.
+The histories that a model is asked about at test time contain the validation period either way.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -92,9 +94,13 @@ def fit(
     """
     train = config.train
     torch.manual_seed(train.seed)
-    num_items = len(data.training.vocabulary)
+    first = data if data.selection is None else data.selection
     asked = targets(
-        data.events, data.period, VALIDATION, data.training.vocabulary, cast(Target, train.target)
+        first.events,
+        first.period,
+        VALIDATION,
+        first.training.vocabulary,
+        cast(Target, train.target),
     )
     validation = _sample(asked, train.validation_targets)
     if train.validation_targets and not len(validation.user):
@@ -102,19 +108,74 @@ def fit(
             "the validation period has no target of a user with a history: nothing says which epoch "
             "is best, and the last is taken. Under --split temporal, move the cut with --valid-from and --test-from"
         )
-    model = build(num_items, config)
-    model.fit(data.training.rows)
-    if isinstance(model, SessionRec) and model.side is not None and data.side is not None:
-        model.side.fill(data.side)
-    policy = config.model.repeat_policy
+    started = _started(config, first, say, device, keep, team)
+    if isinstance(started, Popularity):
+        policy = config.model.repeat_policy
+        value = evaluate(started, validation, (10,), policy, team).mean(SELECT_BY)
+        last = started if first is data else _built(config, data)
+        return Fitted(last, validation=value)
+    chosen = _fit(started, train.epochs, validation, say, keep, each_epoch)
+    if first is data:
+        return chosen
+    started.keep_if_due(keep, now=True)  # what ends after this goes on with the second training
+    return _again(chosen, config, data, say, device, keep, team)
+
+
+def _started(
+    config: Config, data: Data, say: Say, device: str, keep: Checkpoints | None, team: Team
+) -> Run | Popularity:
+    """A training where it begins, or where its newest checkpoint left it; or a counted baseline."""
+    model = _built(config, data)
     if isinstance(model, Popularity):
-        value = evaluate(model, validation, (10,), policy, team).mean(SELECT_BY)
-        return Fitted(model, validation=value)
+        return model
     run = Run(model.to(device), config, data.training.rows, device, team)
     if keep is not None and (found := keep.newest(say)):
         run.restore(*found)
         say(f"going on from a checkpoint: epoch {run.at.epoch}, batch {run.at.batch}")
-    return _fit(run, validation, say, keep, each_epoch)
+    return run
+
+
+def _built(config: Config, data: Data) -> Recommender | Popularity:
+    """A model before its training, with what is counted; a baseline is ready."""
+    side = data.side
+    sizes = ((), 0) if side is None else (side.sizes, side.value.shape[1])
+    model_config = replace(config.model, categories=sizes[0], numbers=sizes[1])
+    torch.manual_seed(config.train.seed)
+    model = build(len(data.training.vocabulary), replace(config, model=model_config))
+    model.fit(data.training.rows)
+    if isinstance(model, SessionRec) and model.side is not None and side is not None:
+        model.side.fill(side)
+    return model
+
+
+def _again(
+    chosen: Fitted,
+    config: Config,
+    data: Data,
+    say: Say,
+    device: str,
+    keep: Checkpoints | None,
+    team: Team,
+) -> Fitted:
+    """The epochs that were best, on training rows that have the validation period."""
+    say(
+        f"training again for {chosen.best_epoch} epochs, with the validation period: "
+        f"{len(data.training.rows.item):,} events, {len(data.item_ids):,} items"
+    )
+    if keep is not None:
+        keep = Checkpoints(keep.folder / "again", keep.every_s)
+    run = _started(config, data, say, device, keep, team)
+    assert isinstance(run, Run)
+    last = _fit(run, chosen.best_epoch, None, say, keep, None)
+    seconds = chosen.seconds + last.seconds
+    seen = chosen.events_per_second * chosen.seconds + last.events_per_second * last.seconds
+    return replace(
+        chosen,
+        model=last.model,
+        curves=chosen.curves | {f"again_{name}": last.curves[name] for name in ("loss", "epoch_s")},
+        seconds=seconds,
+        events_per_second=seen / seconds,
+    )
 
 
 @dataclass
@@ -194,8 +255,9 @@ class Run:
             f"--learning-rate than {train.learning_rate:g}, or --precision float32"
         )
 
-    def validate(self, validation: Targets) -> float:
-        """Score the validation period; remember the weights if they are the best so far.
+    def validate(self, validation: Targets | None) -> float:
+        """Score the validation period; remember the weights if they are the best so far. None: there
+        is none, the newest weights are taken, and the score is NaN.
 
         Raises:
             UserError: some weight is no number any more.
@@ -204,7 +266,9 @@ class Run:
             if not bool(torch.isfinite(weight).all()):
                 raise self._diverged(f"{name} has values that are no numbers")
         policy = self.config.model.repeat_policy
-        value = evaluate(self.model, validation, (10,), policy, self.team).mean(SELECT_BY)
+        value = math.nan
+        if validation is not None:
+            value = evaluate(self.model, validation, (10,), policy, self.team).mean(SELECT_BY)
         if value > self.at.best or math.isnan(value):
             self.at.best, self.at.best_epoch, self.best = value, self.at.epoch, self._weights()
         return value
@@ -239,9 +303,9 @@ class Run:
             torch.cuda.set_rng_state(parts["rng"]["cuda"][self.team.rank], self.device)
         self.at = Place(**values["at"])
 
-    def keep_if_due(self, keep: Checkpoints | None) -> None:
+    def keep_if_due(self, keep: Checkpoints | None, now: bool = False) -> None:
         """A checkpoint when one is due: the first process decides, all take part."""
-        due = torch.tensor([int(keep is not None and keep.due)])
+        due = torch.tensor([int(keep is not None and (now or keep.due))])
         if not int(self.team.each(due)[0]):
             return
         tensors = self.tensors
@@ -253,17 +317,19 @@ class Run:
 
 def _fit(
     run: Run,
-    validation: Targets,
+    epochs: int,
+    validation: Targets | None,
     say: Say,
     keep: Checkpoints | None,
     each_epoch: Callable[[int, dict[str, list[float]]], None] | None,
 ) -> Fitted:
     train, at, model = run.config.train, run.at, run.model
     began = time.perf_counter() - at.elapsed_s
-    while at.epoch <= train.epochs:
+    while at.epoch <= epochs:
         # While the learning rate still rises, no better score says little: that is not waiting.
         since = max(at.best_epoch, warming(train.schedule, train.epochs))
-        if at.epoch > 1 and at.epoch - 1 - since >= train.patience:
+        waits = validation is not None and at.epoch > 1
+        if waits and at.epoch - 1 - since >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
         _learn(run, began, say, keep)
@@ -272,10 +338,11 @@ def _fit(
         at.elapsed_s = time.perf_counter() - began
         for name, one in zip(at.curves, (at.total / at.count, value, at.epoch_s), strict=True):
             at.curves[name].append(one)
-        left = at.elapsed_s / at.epoch * (train.epochs - at.epoch)
+        left = at.elapsed_s / at.epoch * (epochs - at.epoch)
+        scored = "" if validation is None else f" validation {SELECT_BY} {value:.4f},"
         say(
-            f"epoch {at.epoch}/{train.epochs}: loss {at.total / at.count:.4f}, validation "
-            f"{SELECT_BY} {value:.4f}, {at.seen / at.trained_s:,.0f} events/s, at most {left:.0f} s left"
+            f"epoch {at.epoch}/{epochs}: loss {at.total / at.count:.4f},{scored} "
+            f"{at.seen / at.trained_s:,.0f} events/s, at most {left:.0f} s left"
         )
         done = at.epoch
         at.epoch, at.batch, at.total, at.count, at.epoch_s = done + 1, 0, 0.0, 0, 0.0

@@ -8,7 +8,7 @@ import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from models.core.config import PRESETS, ModelConfig, TrainConfig
+from models.core.config import PRESETS, TRAIN_UNTIL, ModelConfig, TrainConfig
 from models.core.knobs import add_options
 from models.registry.recipes import NEWEST, Key
 
@@ -30,6 +30,12 @@ def add_method(command: argparse.ArgumentParser) -> None:
 def add_training(command: argparse.ArgumentParser) -> None:
     """The options of `python -m models train`, without its source."""
     add_fit(command)
+    command.add_argument(
+        "--train-until",
+        choices=TRAIN_UNTIL,
+        help="the period before which training rows and vocabulary end. test: once the best epoch "
+        "is known, train again with the validation period; default: the source file's",
+    )
     command.add_argument(
         "--comparison", metavar="ID", help="the comparison that the training belongs to"
     )

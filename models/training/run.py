@@ -80,6 +80,7 @@ class Request:
     """One training as it is asked for.
 
     version: of `gold.sequences`; None: the newest. split: None: what `preprocess` goes with.
+    train_until: the period before which training rows end; None: the source file's.
     valid_from, test_from: where the periods begin, microseconds since 1970; None: by the data.
     variant: names it among trainings of the same method in a comparison. checkpoint_s: seconds
     between checkpoints. sampled: how many items to draw for `sampled_…`, 0 for none. asked_for
@@ -94,6 +95,7 @@ class Request:
     split: str | None = None
     valid_from: int | None = None
     test_from: int | None = None
+    train_until: str | None = None
     preprocess: str = "gold"
     comparison: str | None = None
     variant: str | None = None
@@ -201,13 +203,12 @@ def read(request: Request, say: Say) -> Learnt:
         valid_from=request.valid_from,
         test_from=request.test_from,
         preprocess=request.preprocess,
+        train_until=request.train_until or _until(request),
     )
-    if config.train.data_share < 1:
-        training = users_share(data.training, data.sequences.user_id, config.train.data_share)
-        data = replace(data, training=training)
+    data = _share_of(data, config.train.data_share)
     origin = int(data.training.rows.ts.min())
     config = replace(config, model=replace(config.model, time_origin_us=origin))
-    config, data = _with_side(config, data, source, request.lake, say)
+    config, data = _with_sides(config, data, source, request.lake, say)
     facts = _facts(source, data, config, filters, request.preprocess)
     _announce(config, data, source.name, say)
     return Learnt(config, data, facts)
@@ -227,6 +228,21 @@ def _prepare(request: Request, say: Say) -> Prepared:
     popularity = np.bincount(item, minlength=len(data.item_ids) + 1)[1:]
     called = tracking.display_name(config.method, request.variant)
     return Prepared(config, data, asked, facts, called, popularity)
+
+
+def _until(request: Request) -> str:
+    """The source's; what the papers did where a paper's preparation is asked for."""
+    return "validation" if request.preprocess != "gold" else request.source.training.train_until
+
+
+def _share_of(data: Data, share: float) -> Data:
+    if share >= 1:
+        return data
+    return replace(
+        data,
+        training=users_share(data.training, data.sequences.user_id, share),
+        selection=None if data.selection is None else _share_of(data.selection, share),
+    )
 
 
 def _announce(config: Config, data: Data, source: str, say: Say) -> None:
@@ -324,6 +340,17 @@ def _run_tags(request: Request, prepared: Prepared) -> dict[str, str]:
     if commit:
         tags["mlflow.source.git.commit"] = commit
     return tags
+
+
+def _with_sides(
+    config: Config, data: Data, source: Source, lake: str, say: Say
+) -> tuple[Config, Data]:
+    """The same for both of the trainings, each with what was known when its rows end."""
+    config, data = _with_side(config, data, source, lake, say)
+    if data.selection is not None:
+        _, selection = _with_side(config, data.selection, source, lake, _silent)
+        data = replace(data, selection=selection)
+    return config, data
 
 
 def _with_side(

@@ -111,6 +111,7 @@ def lost_position(rows: Rows) -> None:
         ("more", doubled_event, {"each_event_once"}),
     ],
 )
+@pytest.mark.slow
 def test_events_lost_or_doubled_among_sessions_are_named(
     night: Workshop, monkeypatch: pytest.MonkeyPatch, way: str, batch: str, spoil: Any,
     broken: set[str],
@@ -159,6 +160,7 @@ NATIVE = CLICKS.replace('event_ts = "ts"', 'event_ts = "ts"\nevent_id = "item"')
     ("toml", "short"), [(CLICKS, "true"), (CLICKS, "false"), (NATIVE, "true")],
     ids=["in order", "by slices", "native ids"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_line_lost_or_doubled_after_it_was_read_is_named(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, short: str
 ) -> None:

@@ -44,6 +44,7 @@ def drawn_pairs(drawn: random.Random) -> Pairs:
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_the_prints_of_both_engines_agree(spark: Any, tmp_path: Path, way: str) -> None:
     drawn = random.Random(way)
     log = drawn_pairs(drawn)

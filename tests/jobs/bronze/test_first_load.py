@@ -30,6 +30,7 @@ u,2,1700000000,,1e300,,,a
 
 
 @pytest.mark.parametrize("brought_together", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.slow
 def test_a_file_delivered_again_is_all_repeats(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought_together: bool
 ) -> None:

@@ -33,6 +33,7 @@ def rows(*seconds: int, user: str = "u") -> str:
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_day_reads_its_folders_and_the_late_ones(
     spark: Any, tmp_path: Path, landing: str, folder: str
 ) -> None:

@@ -109,6 +109,7 @@ BAD = ["bob,i1,soon", "nothing"]
 OF_ANN = [f"{ANN},i1,soon", f"what of {ANN} is this", f"x{ANN},i1,soon"]
 
 
+@pytest.mark.slow
 def test_a_person_is_gone_from_everything_and_stays_gone(
     spark: Any, tmp_path: Path, key: None
 ) -> None:
@@ -288,6 +289,7 @@ def test_without_the_key_nobody_is_forgotten_and_nobody_comes_back(
 
 
 @pytest.mark.parametrize("form", ["csv", pytest.param("parquet", marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_ids_are_hashed_as_they_are_read(spark: Any, tmp_path: Path, key: None, form: str) -> None:
     toml = LOOSE.replace('"csv"', f'"{form}"').replace("*.csv*", f"*.{form}*")
     shop = Workshop(spark, tmp_path, toml + "\n[privacy]\nhash_user_id = true\n")
@@ -335,6 +337,7 @@ def test_rejects_are_of_whom_their_files_columns_then_said(
     assert [row["raw"] for row in shop.rows(REJECTS)] == ["7,bob,soon"]
 
 
+@pytest.mark.slow
 def test_lists_and_models_that_saw_them(spark: Any, tmp_path: Path, key: None) -> None:
     from mlflow import MlflowClient
 

@@ -58,6 +58,7 @@ def key_of(table: Table) -> str:
         pytest.param(z_ordered, True, marks=pytest.mark.long),
     ],
 )
+@pytest.mark.slow
 def test_a_night_after_others_wrote_is_as_without(
     spark: Any, tmp_path: Path, act: Any, many: bool
 ) -> None:

@@ -131,6 +131,7 @@ def old_keys(job: str, told: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 def test_a_night_goes_on_after_the_version_changed(spark: Any, tmp_path: Path) -> None:
     """Computed by one version, audited and published by the next; at night two, rows change."""
     shop = Workshop(spark, tmp_path)

@@ -58,6 +58,7 @@ def with_gone(change: dict[str, Rows]) -> pa.Table:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("put", [merged, merged_few, rewritten])
+@pytest.mark.slow
 def test_every_way_gives_the_same_table(spark: Any, tmp_path: Path, put: Any, seed: int) -> None:
     there, change = drawn_change(random.Random(seed))
     lake = fresh(spark, tmp_path)

@@ -32,6 +32,7 @@ def night(shop: Workshop, number: int) -> None:
     shop.run()
 
 
+@pytest.mark.slow
 def test_smaller_and_nothing_else(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     for number in range(2):
@@ -98,6 +99,7 @@ def test_packed_files_have_small_row_groups(
     assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [4, 4, 4, 4, 4]
 
 
+@pytest.mark.slow
 def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     night(shop, 0)
@@ -114,6 +116,7 @@ def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_where_the_feed_is_gone_tables_are_made_anew(
     spark: Any, tmp_path: Path, many: bool
 ) -> None:

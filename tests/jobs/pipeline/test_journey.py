@@ -118,6 +118,7 @@ def test_a_run_says_what_looks_wrong(
     assert "matches no file this time" in shop.run("ingest").notes[0]
 
 
+@pytest.mark.slow
 def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, CLICKS + "[quality]\nmax_reject_share = 0.4\non_exceed='fail'")
     with pytest.raises(SourceError, match="matches no file"):
@@ -152,6 +153,7 @@ def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:
     assert shop.run("sessionize").tables[SESSIONS.full_name]["version"] == before + 2
 
 
+@pytest.mark.slow
 def test_native_ids_web_logs_json_and_exposures(spark: Any, tmp_path: Path) -> None:
     toml = """
 [source]
@@ -213,6 +215,7 @@ negative = ["value < 0"]
     assert {r["item_id"]: r["event_count"] for r in shop.rows(ITEMS)}["h1"] == 0
 
 
+@pytest.mark.slow
 def test_parquet_and_web_logs_end_to_end(spark: Any, tmp_path: Path) -> None:
     """The two formats whose facts come from the file itself: zones, types, numbered rows."""
     import datetime as dt

@@ -125,6 +125,7 @@ def fourth(request: pytest.FixtureRequest, spark: Any, legacy: Legacy, longer: A
     return Fourth(shop, old, idle, files, shop.run(day=FOURTH, batch="night-4"))
 
 
+@pytest.mark.slow
 def test_a_run_that_finds_nothing_new_writes_no_version(fourth: Fourth) -> None:
     assert all(before == after for before, after in fourth.idle.values()), fourth.idle
 
@@ -215,6 +216,7 @@ def test_ids_of_what_was_there_stay(fourth: Fourth) -> None:
     assert {(row["raw"], row["reason"]) for row in fourth.old[REJECTS.full_name]} <= kept
 
 
+@pytest.mark.slow
 def test_all_files_read_again_are_duplicates(fourth: Fourth) -> None:
     """Without the ledger: every id is made again as 0.1.0 made it, or there would be new events."""
     shutil.rmtree(FILES.path(str(fourth.shop.lake_root), fourth.shop.source.name))
@@ -300,6 +302,7 @@ print(json.dumps(told, default=list))
 
 
 @pytest.mark.parametrize("code", ["its own", "today"])
+@pytest.mark.slow
 def test_registered_models_answer_as_they_did(legacy: Legacy, code: str, tmp_path: Path) -> None:
     """In a process of a serving machine, and in one that has imported the package of today."""
     repo = str(Path(__file__).parents[3])

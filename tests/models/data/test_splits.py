@@ -9,12 +9,14 @@ import pytest
 import torch
 from deltalake import DeltaTable, write_deltalake
 
+from models.core.config import TRAIN_UNTIL
 from models.core.errors import UserError
 from models.data.load import Data
 from models.data.splits import TEST, VALIDATION, Filters, Targets, targets, temporal_cut
+from models.networks.baselines import Popularity
 from models.networks.methods import config
 from models.training.fit import fit
-from tests.support.gold_world import DAY, Event, data_of, ring, write_gold
+from tests.support.gold_world import DAY, SECOND, Event, data_of, ring, write_gold
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 11, 101, 997, 1000])
@@ -186,8 +188,9 @@ def test_splits_by_user(tmp_path: Path) -> None:
 @pytest.mark.training
 @pytest.mark.parametrize("method", ["pop", "personal_top", "gru4rec+st", "bert4rec+st+sse+tsa"])
 @pytest.mark.parametrize("target", ["next_item", "next_session"])
+@pytest.mark.parametrize("until", TRAIN_UNTIL)
 def test_nothing_before_the_cut_knows_what_comes_after(
-    tmp_path: Path, method: str, target: str
+    tmp_path: Path, method: str, target: str, until: str
 ) -> None:
     """Events after the pinned test cut become other items, times, feedback, sessions and users."""
     story = ring(users=12)
@@ -204,7 +207,7 @@ def test_nothing_before_the_cut_knows_what_comes_after(
     found = []
     for lake, told_story in (("one", story), ("other", changed)):
         write_gold(tmp_path / lake, "toy", told_story, items)
-        data = data_of(tmp_path / lake, valid_from=valid, test_from=test)
+        data = data_of(tmp_path / lake, valid_from=valid, test_from=test, train_until=until)
         chosen = config(method, "tiny", target=target, epochs=2)
         model = fit(chosen, data, lambda _: None).model
         rows = data.training.rows
@@ -218,3 +221,67 @@ def test_nothing_before_the_cut_knows_what_comes_after(
     mine, theirs = first.state_dict(), second.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert torch.equal(scores, again)
+
+
+def late_items() -> dict[str, list[Event]]:
+    """A ring of whose items one comes up in the validation period only, and one in the test's."""
+    story = ring(users=20)
+    story["u000"] += [("late", 6 * DAY + SECOND, 90)]
+    story["u001"] += [("later", 8 * DAY + SECOND, 90)]
+    return {name: sorted(events, key=lambda one: one[1]) for name, events in story.items()}
+
+
+@pytest.mark.parametrize("split", ["temporal", "last_session"])
+def test_training_until_the_test_has_all_rows_and_items_before_it(
+    tmp_path: Path, split: str
+) -> None:
+    write_gold(tmp_path, "toy", late_items())
+    pins = {"valid_from": 6 * DAY, "test_from": 8 * DAY} if split == "temporal" else {}
+    data = data_of(tmp_path, split=split, train_until="test", **pins)
+    alone = data_of(tmp_path, split=split, **pins)
+    assert data.selection is not None and alone.selection is None
+    for part, periods in ((data, (0, 1)), (data.selection, (0,)), (alone, (0,))):
+        assert len(part.training.rows.item) == np.isin(data.period, periods).sum()
+    assert data.selection.item_ids == alone.item_ids
+    if split == "temporal":
+        assert set(data.item_ids) - set(alone.item_ids) == {"late"}
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("method", ["sasrec+habit", "bert4rec+st", "sessionrec-gru4rec"])
+def test_the_second_training_is_one_from_scratch_for_the_best_epochs(
+    tmp_path: Path, method: str
+) -> None:
+    """With a constant learning rate it is what a log whose validation period is empty gives."""
+    write_gold(tmp_path, "toy", late_items())
+    wanted = {"schedule": "constant", "patience": 1, "learning_rate": 0.02, "dropout": 0.1}
+    said: list[str] = []
+    cut = {"valid_from": 6 * DAY, "test_from": 8 * DAY}
+    chosen = config(method, "tiny", epochs=6, **wanted)
+    twice = fit(chosen, data_of(tmp_path, train_until="test", **cut), said.append)
+    first = fit(chosen, data_of(tmp_path, **cut), lambda _: None)
+    assert (twice.best_epoch, twice.epochs, twice.validation) == (
+        first.best_epoch, first.epochs, first.validation,
+    )  # fmt: skip
+    assert twice.curves["loss"] == first.curves["loss"]
+    assert len(twice.curves["again_loss"]) == twice.best_epoch
+    scratch = fit(
+        config(method, "tiny", epochs=twice.best_epoch, **wanted),
+        data_of(tmp_path, valid_from=8 * DAY, test_from=8 * DAY),
+        lambda _: None,
+    )
+    mine, theirs = twice.model.state_dict(), scratch.model.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert any("training again for" in line for line in said)
+
+
+def test_a_baseline_counts_until_the_test_and_is_validated_before(tmp_path: Path) -> None:
+    write_gold(tmp_path, "toy", late_items())
+    cut = {"valid_from": 6 * DAY, "test_from": 8 * DAY}
+    until = data_of(tmp_path, train_until="test", **cut)
+    counted = fit(config("pop", "tiny"), until, lambda _: None)
+    before = fit(config("pop", "tiny"), data_of(tmp_path, **cut), lambda _: None)
+    assert isinstance(counted.model, Popularity) and counted.validation == before.validation
+    assert int(counted.model.count.sum()) == (until.period < TEST).sum()
+    assert counted.model.count[until.item_ids.index("late")] == 1

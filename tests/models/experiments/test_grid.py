@@ -214,6 +214,7 @@ def test_a_cell_trained_otherwise_is_not_taken_for_another(world: World) -> None
     assert 'trained with {"epochs": 1}, and {"epochs": 2} is asked for' in err
 
 
+@pytest.mark.slow
 def test_a_grid_with_a_cell_that_failed_has_failed(world: World) -> None:
     status, done, _, err = world.run(
         "grid", "--source", str(world.source), "--comparison", "half", "--methods", "pop,sasrec",

@@ -335,6 +335,19 @@ def test_the_same_tuning_runs_once_at_a_time(world: World, apart: None) -> None:
 # -- who uses a recipe -------------------------------------------------------------------------
 
 
+def test_trials_end_where_validation_begins_whatever_a_training_does_after(
+    world: World, apart: None
+) -> None:
+    done = tuned(world, "vsknn", "--trials", "3")
+    longer = world.root / "longer.toml"
+    longer.write_text(world.source.read_text() + 'train_until = "test"\n')
+    again = tuned(world, "vsknn", "--trials", "3", "--source", str(longer))
+    assert again["study"] == done["study"] and again["mlflow_run_id"] == done["mlflow_run_id"]
+    trained = world.train("vsknn", "--tuned", "--train-until", "test")
+    assert trained["validation_ndcg@10"] == done["validation_ndcg@10"]
+    assert trained["tuning"]["run_id"] == done["mlflow_run_id"]
+
+
 def test_options_that_are_given_win_over_the_recipe(world: World, apart: None) -> None:
     done = tuned(world, "gru4rec", *QUICK, "--trials", "2", "--dim", "16", "--data-share", "0.9")
     assert done["given"] == {"dim": 16, "epochs": 3}, "a recipe is for all users"

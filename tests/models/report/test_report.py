@@ -99,6 +99,7 @@ class Seen(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_the_page_has_every_part_and_nothing_from_elsewhere(page: Path, world: World) -> None:
     text = page.read_text()
     seen = Seen(text)

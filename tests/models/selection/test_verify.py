@@ -297,6 +297,7 @@ def test_sessions_that_changed_since_are_left_out(gap: World, tmp_path: Path) ->
 # -- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_asks_the_code_that_was_registered(gap: World) -> None:
     """In a process of its own; and its status says whether it holds."""
     words = ("verify", "--source", str(gap.source), "--alias", "challenger", "--json")

@@ -26,7 +26,7 @@ from models.registry import tracking
 from models.training.checkpoints import Checkpoints
 from models.training.fit import fit
 from tests.models.registry.test_register import SOURCE
-from tests.support.gold_world import data_of, ring, write_gold
+from tests.support.gold_world import DAY, data_of, ring, write_gold
 
 STEPS = 6 * 7  # at least so many: six epochs of seven or eight steps
 
@@ -141,6 +141,7 @@ def random_ends(seed: object, number: int) -> list[tuple[int, signal.Signals]]:
     return [(step, signal.SIGKILL if n else signal.SIGTERM) for n, step in enumerate(steps)]
 
 
+@pytest.mark.slow
 def test_ended_at_random_steps_and_resumed_it_is_the_same_run_bit_for_bit(mill: Mill) -> None:
     run_id = ended_and_whole(mill, "bert4rec+st+sse+tsa+habit", random_ends(20261122, 2))
     client, experiment = tracking.connect("toy")
@@ -164,6 +165,40 @@ def ring_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 class Killed(Exception):
     pass
+
+
+@pytest.mark.parametrize("ends", [(2, 7, 8), (5,)])
+def test_a_training_in_two_parts_goes_on_in_either(tmp_path: Path, ends: tuple[int, ...]) -> None:
+    """Ended again and again while it writes a checkpoint after every step."""
+    write_gold(tmp_path, "toy", ring(users=20))
+    cut = {"valid_from": 6 * DAY, "test_from": 8 * DAY}
+    data = data_of(tmp_path, train_until="test", **cut)
+    chosen = config("sasrec+st+habit", "tiny", epochs=3, dropout=0.1, batch_size=16)
+    whole = fit(chosen, data, lambda _: None)
+    kept = Checkpoints(tmp_path / "kept", every_s=0)
+    written = {"again": 0, "kept": 0}
+
+    class Ending(Checkpoints):
+        def write(self, step: int, *rest: Any) -> None:
+            Checkpoints.write(self, step, *rest)
+            written[self.folder.name] += 1
+            if step in ends and step not in ended:
+                ended.append(step)
+                raise Killed
+
+    ended: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.training.fit.Checkpoints", Ending)
+        for _ in (*ends, None):
+            with contextlib.suppress(Killed):
+                last = fit(chosen, data, lambda _: None, keep=Ending(kept.folder, 0))
+    assert sorted(ended) == sorted(ends) and all(written.values())
+    assert {k: v for k, v in whole.curves.items() if k.endswith("loss")} == {
+        k: v for k, v in last.curves.items() if k.endswith("loss")
+    }
+    assert (whole.best_epoch, whole.validation) == (last.best_epoch, last.validation)
+    mine, theirs = whole.model.state_dict(), last.model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(ring_data: Data, tmp_path: Path) -> None:
@@ -212,6 +247,7 @@ def test_checkpoints_are_two_and_hold_no_pickle(ring_data: Data, tmp_path: Path)
         assert (mine, other) == (True, False)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(mill: Mill) -> None:
     """Uneven shares: windows of 60 users in batches of 33. What two processes found by sharing
     the targets out is what one finds when it asks the same model about all of them."""
