@@ -238,6 +238,18 @@ class TrainConfig:
     weight_decay: float = knob(
         0.01, "weight decay of AdamW", low=0, hidden=True, tune=Tune(low=1e-4, high=0.3, log=True)
     )
+    habit_epochs: int = knob(
+        2,
+        "+habit: epochs in which its head and the items' biases learn alone, before the backbone "
+        "joins in, to which one epoch at least is left",
+        low=0,
+    )
+    habit_rate: float = knob(
+        0.06,
+        "+habit: peak learning rate of its head and of the items' biases",
+        low=0,
+        open_low=True,
+    )
     schedule: str = knob(
         "cosine",
         "learning rate: cosine (5 % warm-up, then falling to a twentieth) or constant",
@@ -303,6 +315,7 @@ class Config:
         values = asdict(self)
         if "habit" not in self.method.split("+"):
             del values["model"]["habit_events"]
+            del values["train"]["habit_epochs"], values["train"]["habit_rate"]
         return values
 
     @staticmethod

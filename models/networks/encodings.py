@@ -90,6 +90,10 @@ class Encoding(nn.Module):
         """Parameters whose gradients say nothing of the size of others': they are clipped apart."""
         return []
 
+    def first(self) -> list[nn.Parameter]:
+        """Parameters that learn before the backbone does; see `TrainConfig.habit_epochs`."""
+        return []
+
 
 class SessionToken(Encoding):
     """+st: one learned token before the first item of every session. Costs D.
@@ -257,6 +261,9 @@ class Habit(Encoding):
         self.down = nn.Linear(self.HIDDEN, 1)
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
+
+    def first(self) -> list[nn.Parameter]:
+        return list(self.parameters())
 
     def history(self, rows: Rows, asked: Asked) -> OwnItems | None:
         return Habits.of(rows).own_items(rows, asked, self.events)

@@ -60,6 +60,7 @@ class Recommender(nn.Module):
         self.config = config.model
         self.num_items = num_items
         self.precision = config.train.precision  # what layers compute in; `auto`: float32
+        self.backbone_joins = True  # while it does not, items' biases and what is added are scored
         made = {name: encoding(config.model) for name, encoding in encodings.items()}
         self.encodings = nn.ModuleDict(made)
         widths = sum(encoding.feature_dim for encoding in self.all_encodings())
@@ -84,6 +85,12 @@ class Recommender(nn.Module):
     def all_encodings(self) -> list[Encoding]:
         return [cast(Encoding, encoding) for encoding in self.encodings.values()]
 
+    def learns_first(self) -> list[nn.Parameter]:
+        """What some encoding wants to be learnt before the backbone joins in; the items' biases are
+        learnt with it. Empty: there is no such encoding."""
+        first = [one for encoding in self.all_encodings() for one in encoding.first()]
+        return [*first, self.bias] if first and self.bias is not None else first
+
     def fit(self, rows: Rows) -> None:
         """Count popularity, from which sampled losses draw; start item biases at its log [ours]."""
         count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
@@ -100,6 +107,9 @@ class Recommender(nn.Module):
     def states(self, batch: Batch, at_N: torch.Tensor) -> torch.Tensor:
         """[N, D]: of `forward`, the positions `at_N` (indices into B*L), in the model's precision."""
         low = self.precision == "bfloat16"
+        if not self.backbone_joins:
+            kind = torch.bfloat16 if low else torch.float32
+            return torch.zeros(len(at_N), self.config.dim, dtype=kind, device=at_N.device)
         with torch.autocast(at_N.device.type, torch.bfloat16, enabled=low):
             if getattr(self.backbone, "chooses", False):
                 h_ND = self._run(batch, at_N)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
@@ -178,6 +178,10 @@ def _again(
     )
 
 
+def _but(parameters: Iterable[torch.nn.Parameter], others: list[Any]) -> list[torch.nn.Parameter]:
+    return [one for one in parameters if not any(one is other for other in others)]
+
+
 @dataclass
 class Place:
     """Where a training is, and what it has seen."""
@@ -208,12 +212,18 @@ class Run:
         self.device, self.team, self.at = device, team, Place()
         model.precision = precision(config, device)
         train = config.train
+        first = model.learns_first()
+        self.alone = min(train.habit_epochs, train.epochs - 1) if first else 0
         self.optimiser = torch.optim.AdamW(
-            model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+            [
+                {"params": _but(model.parameters(), first), "peak": train.learning_rate},
+                {"params": first, "peak": train.habit_rate},
+            ],
+            weight_decay=train.weight_decay,
+            fused=True,
         )
         apart = [one for e in model.all_encodings() for one in e.of_another_scale()]
-        rest = [p for p in model.parameters() if not any(p is one for one in apart)]
-        self.scales = [rest, *([one] for one in apart)]
+        self.scales = [_but(model.parameters(), [*apart, *first]), *([one] for one in apart), first]
         self.best = self._weights()
         # Equal weights everywhere, unequal dropout; the first process is as if alone.
         torch.manual_seed(train.seed + team.rank)
@@ -225,7 +235,7 @@ class Run:
         """One step over the parts of a batch; `share` of all training is done after it."""
         at, train, team = self.at, self.config.train, self.team
         for group in self.optimiser.param_groups:
-            group["lr"] = _rate(train.schedule, share) * train.learning_rate
+            group["lr"] = _rate(train.schedule, share) * group["peak"]
         labels = sum(len(part.label_at) for part in parts)
         sums = team.total(torch.tensor([labels, sum(part.tokens for part in parts)]))
         if not int(sums[0]):
@@ -269,7 +279,7 @@ class Run:
         value = math.nan
         if validation is not None:
             value = evaluate(self.model, validation, (10,), policy, self.team).mean(SELECT_BY)
-        if value > self.at.best or math.isnan(value):
+        if self.model.backbone_joins and (value > self.at.best or math.isnan(value)):
             self.at.best, self.at.best_epoch, self.best = value, self.at.epoch, self._weights()
         return value
 
@@ -327,11 +337,12 @@ def _fit(
     began = time.perf_counter() - at.elapsed_s
     while at.epoch <= epochs:
         # While the learning rate still rises, no better score says little: that is not waiting.
-        since = max(at.best_epoch, warming(train.schedule, train.epochs))
+        since = max(at.best_epoch, warming(train.schedule, train.epochs), run.alone)
         waits = validation is not None and at.epoch > 1
         if waits and at.epoch - 1 - since >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
+        model.backbone_joins = at.epoch > run.alone
         _learn(run, began, say, keep)
         value = run.validate(validation)
         at.trained_s += at.epoch_s

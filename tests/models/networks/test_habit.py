@@ -524,3 +524,37 @@ def test_what_is_served_by_raw_ids_is_what_was_scored(
     for n, items in enumerate(table["items"].to_pylist()):
         got = {one["item_id"]: one["score"] for one in items}
         assert [got[name] for name in data.item_ids] == pytest.approx(at_once[n].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["sasrec+habit", "bert4rec+st+habit", "hstu+habit", "sessionrec-gru4rec+habit"]
+)
+@pytest.mark.parametrize(("epochs", "alone"), [(4, 2), (2, 1), (1, 0)])
+def test_the_head_learns_before_the_backbone_joins_in(
+    method: str, epochs: int, alone: int, tmp_path: Path
+) -> None:
+    write_gold(tmp_path, "toy", story("third", 30))
+    data = data_of(tmp_path, split="last_session")
+    chosen = config(method, "tiny", epochs=epochs, target="next_session", weight_decay=0.0)
+    run = Run(recommender(len(data.item_ids), chosen), chosen, data.training.rows, "cpu", ALONE)
+    assert run.alone == alone
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.model.backbone_joins = False
+    epoch = Epoch(run.model, data.training.rows, chosen, 1)
+    run.step(epoch[0], 0.5)
+    first = {name for name in before if ".habit." in name or name == "bias"}
+    now = run.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], now[name])}
+    assert changed and changed <= first
+    fitted = fit(chosen, data, lambda _: None)
+    assert fitted.best_epoch > alone and len(fitted.curves["loss"]) == epochs
+    assert isinstance(fitted.model, Recommender) and fitted.model.backbone_joins
+
+
+def test_without_the_encoding_nothing_learns_first(tmp_path: Path) -> None:
+    write_gold(tmp_path, "toy", story("third", 12))
+    data = data_of(tmp_path, split="last_session")
+    chosen = config("sasrec+st", "tiny", epochs=4)
+    run = Run(recommender(len(data.item_ids), chosen), chosen, data.training.rows, "cpu", ALONE)
+    assert run.alone == 0 and run.model.learns_first() == []
+    assert not {"habit_epochs", "habit_rate"} & chosen.as_dict()["train"].keys()
