@@ -396,7 +396,7 @@ class Weave:
             system, _ = filesystem.located(self.stored[0])
             places = [filesystem.located(path)[1] for path in self.stored]
             data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
-            rows = data.to_table(filter=_bounds(low, high), use_threads=False)
+            rows = _rows_between(data, low, high)
         if self.changed_only:
             rows = rows.filter(pc.is_in(rows["user_id"], since["user_id"].combine_chunks()))
         stored = of_rows(rows)
@@ -420,6 +420,14 @@ def _bounds(low: str | None, high: str | None) -> ds.Expression | None:
         return inside
     below = ds.field("user_id") < high
     return below if inside is None else inside & below
+
+
+def _rows_between(data: ds.Dataset, low: str | None, high: str | None) -> pa.Table:
+    bounds = _bounds(low, high)
+    if bounds is None:
+        return data.to_table(use_threads=False)
+    found = filesystem.matching(data, bounds, ["user_id"])
+    return pa.concat_tables([data.schema.empty_table(), *found])
 
 
 def _between(users: pa.Table, low: str | None, high: str | None) -> pa.Table:
