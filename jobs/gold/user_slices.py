@@ -65,10 +65,7 @@ def edges_of_users(paths: list[str], count: int) -> Edges:
     """Edges from the files of `gold.sequences`, which is laid out by user."""
     if count < 2 or not paths:
         return []
-    system, _ = filesystem.located(paths[0])
-    places = [filesystem.located(path)[1] for path in paths]
-    data = ds.dataset(places, format="parquet", filesystem=system)
-    return edges_in(data.to_table(columns=["user_id"])["user_id"], count)
+    return edges_in(_table(paths, ["user_id"])["user_id"], count)
 
 
 # -- the first round ------------------------------------------------------------------------------
@@ -205,11 +202,7 @@ def _nothing(schema: pa.Schema) -> pa.RecordBatch:
 
 def _table(paths: Iterable[str], columns: list[str]) -> pa.Table:
     """Some columns of data files."""
-    paths = list(paths)
-    system, _ = filesystem.located(paths[0])
-    places = [filesystem.located(path)[1] for path in paths]
-    data = ds.dataset(places, format="parquet", filesystem=system)
-    return data.to_table(columns=columns, use_threads=False)
+    return pa.concat_tables([filesystem.read_parquet(path, columns) for path in paths])
 
 
 # -- the second round -----------------------------------------------------------------------------

@@ -69,8 +69,8 @@ def matching(
 ) -> Iterator[pa.Table]:
     """The rows for which a condition on texts holds, row group by row group.
 
-    A filter of the dataset's own fails on files that hold views of texts (`DataParquet`): Arrow
-    compares no views. So the columns of the condition are read first, in the usual layout.
+    A filter of the dataset itself fails on files that hold views of texts (`DataParquet`): Arrow
+    cannot compare views. So the columns of the condition are read first, in the usual layout.
 
     Args:
         by: the columns of the condition.
@@ -142,11 +142,14 @@ class DataParquet(pq.ParquetFile):
     """A Parquet file of a table, whoever wrote it; rows have texts and lists of the usual layout.
 
     What Arrow's other layouts (views, 64-bit offsets) wrote is read back in them, because the writer
-    leaves a note in the file: delta-rs's MERGE and OPTIMIZE write views. Few functions take both.
+    leaves a note in the file: delta-rs's MERGE writes views. Few functions take both.
     """
 
     def read(self, *arguments: Any, **options: Any) -> pa.Table:
         return usual(super().read(*arguments, **options))
+
+    def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
+        return usual(super().read_row_group(*arguments, **options))
 
     def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
         return usual(super().read_row_groups(*arguments, **options))

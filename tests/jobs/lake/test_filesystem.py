@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
 
-from jobs.lake.filesystem import matching, rows_of
+from jobs.lake.filesystem import DataParquet, matching, rows_of
 from tests.support.airflow_tools import REPO
 
 
@@ -41,6 +42,17 @@ def test_nobody_reads_tables_by_pythons() -> None:
         "jobs/lake/filesystem.py: made = table.to_pyarrow_dataset("
         "filesystem=fs.SubTreeFileSystem(inner, system))"
     ]
+
+
+def test_views_are_read_in_the_usual_layout(tmp_path: Path) -> None:
+    views = pa.table({"id": pa.array(["a"], pa.string_view()), "ids": [["b"]]})
+    views = views.cast(pa.schema({"id": pa.string_view(), "ids": pa.list_(pa.string_view())}))
+    pq.write_table(views, tmp_path / "views.parquet")
+    assert pq.read_table(tmp_path / "views.parquet").schema.equals(views.schema)
+    file = DataParquet(str(tmp_path / "views.parquet"))
+    usual = pa.schema({"id": pa.string(), "ids": pa.list_(pa.string())})
+    for rows in (file.read(), file.read_row_group(0), file.read_row_groups([0])):
+        assert rows.schema.types == usual.types and rows.to_pylist() == views.to_pylist()
 
 
 def test_a_condition_on_texts_holds_in_files_of_any_writer(tmp_path: Path) -> None:
