@@ -149,7 +149,7 @@ class Lake:
             Schema.from_arrow(arrow_schema(table.columns)),
             mode="ignore",
             description=table.doc,
-            configuration=_properties(table, properties),
+            configuration=_properties(table, properties) | MERGED,
             raise_if_key_not_exists=False,
         )
         return True
@@ -376,6 +376,9 @@ class Lake:
             Conflict: another run changed the table since `base`.
         """
         found = self.unchanged(table, base)
+        with conflicts(table):
+            if MERGED.items() - found.metadata().configuration.items():
+                found.alter.set_table_properties(MERGED, raise_if_not_exists=False)
         seen = found.version()
         by = CommitProperties(
             custom_metadata={"userMetadata": run_id},
@@ -486,6 +489,11 @@ PROPERTIES = {
     # Blind appends of two runs must conflict, not interleave.
     "delta.isolationLevel": "Serializable",
 }
+
+MERGED = {"delta.targetFileSize": str(8 * 2**20)}
+"""delta-rs's MERGE writes the rows of all files that it changes into files of at most this many
+bytes, one old file after another. In files of its default, 100 MiB, rows of many days come together,
+and each night writes all of them anew (LAB_LOG.md). Spark does not know this property."""
 
 
 def _properties(table: Table, more: dict[str, str] | None) -> dict[str, str]:

@@ -120,6 +120,22 @@ def test_every_way_gives_the_same_table_and_feed(
     assert DeltaTable(lake.path(SMALL)).transaction_version("test/merge") == 1
 
 
+def test_files_that_are_merged_stay_small(spark: Any, tmp_path: Path) -> None:
+    """Also in tables of earlier versions, and after Spark has replaced the table."""
+    lake = fresh(spark, tmp_path)
+    assert lake.property(SMALL, "delta.targetFileSize") == "8388608"
+    lake.replace(SMALL, lake.read(SMALL), {})
+    assert lake.property(SMALL, "delta.targetFileSize") is None
+    base = lake.version(SMALL)
+    assert base is not None
+    append(lake, FIRST)
+    upsert(lake, with_change({CHANGED: [row("a", 7)]}))
+    assert lake.property(SMALL, "delta.targetFileSize") == "8388608"
+    assert by_spark(lake) == expected([row("a", 7), *FIRST[1:]])
+    operations = [one["operation"] for one in lake.history(SMALL, base)]
+    assert operations == ["MERGE", "SET TBLPROPERTIES", "WRITE"]
+
+
 def test_a_file_without_the_keys_times_is_not_read(spark: Any, tmp_path: Path) -> None:
     lake = fresh(spark, tmp_path)
     for rows in (FIRST, SECOND):
