@@ -81,6 +81,10 @@ class Thresholds:
     merged_rows: int = 500_000
     """Rows. At most so many are put into a table by delta-rs, which holds them in memory; more by
     Spark. Ours."""
+    merged_bytes: int = 256 * 2**20
+    """Bytes. A table of at most so many is looked through by delta-rs where it is not known where
+    the changed rows lie: it may hold seven to ten times as much in memory (LAB_LOG.md). A larger one
+    is looked through by Spark. Ours."""
     few_lines: int = 500_000
     """Lines. The ids, or the times, of at most so many are sent to every task. Ours."""
     recut_events: int = 2_000_000
@@ -127,6 +131,14 @@ class Thresholds:
     def whole_tables(self) -> Engine:
         """The engine of a step over whole tables of any size."""
         return Engine.INTERPRETED if self.short_jobs else Engine.COMPILED
+
+    def in_one_process(self, rows: int, size: int | None) -> bool:
+        """Whether so many rows are put into a table by delta-rs, not by Spark.
+
+        Args:
+            size: the table's bytes; None: it is known in which of its files the rows may be.
+        """
+        return rows <= self.merged_rows and (size is None or size <= self.merged_bytes)
 
     def slice_size(self, events: int, cores: int) -> int:
         """About how many of so many events a slice should have."""

@@ -111,7 +111,7 @@ class Context:
             lake.commit(table, [], base, app_id, version, self.run_id)
             return
         spans = candidate.spans(part, stored) if stored else None
-        if rows <= self.thresholds.merged_rows:
+        if self.thresholds.in_one_process(rows, None if spans else lake.bytes(table)):
             put = candidate.stream(part, [*table.columns, "gone", "change"])
             lake.upsert(table, put, base, app_id, version, self.run_id, spans)
         else:

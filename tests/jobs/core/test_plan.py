@@ -50,6 +50,15 @@ def test_few_and_many(moved: int, there: int, short: bool | None, many: bool) ->
     assert limits.whole_tables() is (INTERPRETED if short else COMPILED)
 
 
+@pytest.mark.parametrize(
+    ("rows", "size", "here"),
+    [(10, 500, True), (11, 0, False), (10, 501, False), (10, None, True), (11, None, False)],
+)
+def test_merges(rows: int, size: int | None, here: bool) -> None:
+    limits = replace(LIMITS, merged_rows=10, merged_bytes=500)
+    assert limits.in_one_process(rows, size) is here
+
+
 @pytest.mark.parametrize("word", ["swap files", "rewrite small table", "merge"])
 def test_what_earlier_versions_wrote_anew_is_merged(word: str) -> None:
     assert Publish(word) is Publish.MERGE
