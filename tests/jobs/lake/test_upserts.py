@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from deltalake import DeltaTable
 
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
-from jobs.lake import change_feed
+from jobs.core.plan import Thresholds
+from jobs.lake import change_feed, filesystem
 from jobs.lake.change_feed import CHANGED, NEW, RETIRED
 from jobs.lake.delta import Lake, _merge
 from jobs.lake.time_slices import Spans, spans
@@ -28,6 +30,7 @@ from tests.jobs.lake.test_private_delta import (
     fresh,
     row,
 )
+from tests.support.spark_tools import Workshop
 
 Change = dict[str, Rows]
 """What becomes of rows, by change: as they are from then on, or (retired) as they were."""
@@ -134,6 +137,27 @@ def test_files_that_are_merged_stay_small(spark: Any, tmp_path: Path) -> None:
     assert by_spark(lake) == expected([row("a", 7), *FIRST[1:]])
     operations = [one["operation"] for one in lake.history(SMALL, base)]
     assert operations == ["MERGE", "SET TBLPROPERTIES", "WRITE"]
+
+
+@pytest.mark.parametrize(("most", "writer"), [(3, "delta-rs"), (1, "Apache-Spark")])
+def test_many_rows_are_put_by_spark(spark: Any, tmp_path: Path, most: int, writer: str) -> None:
+    shop = Workshop(spark, tmp_path)
+    shop.lake.create(SMALL)
+    append(shop.lake, FIRST)
+    context = replace(shop.context(), thresholds=Thresholds(merged_rows=most))
+    candidate = context.candidate(SMALL)
+    rows = with_change({CHANGED: [row("a", 7)], NEW: [row("d", 4)]})
+    stored = pa.array([FIRST[0]["at"], None], pa.timestamp("us", "UTC"))
+    filesystem.write_parquet(candidate.path("rows/0.parquet"), rows.append_column("was", stored))
+    candidate.adopt("rows", f"{SMALL.ddl}, change string, was timestamp")
+    context.upsert(SMALL, candidate, "rows", 1, "test/merge", 5, stored="was")
+    assert by_delta_rs(shop.lake) == expected([row("a", 7), *FIRST[1:], row("d", 4)])
+    [newest] = shop.lake.history(SMALL, 1)
+    assert newest["operation"] == "MERGE" and newest["engineInfo"].startswith(writer)
+    assert newest["userMetadata"] == context.run_id
+    assert DeltaTable(shop.lake.path(SMALL)).transaction_version("test/merge") == 5
+    with pytest.raises(Conflict, match="since version 1"):
+        context.upsert(SMALL, candidate, "rows", 1, "test/merge", 6)
 
 
 def test_a_file_without_the_keys_times_is_not_read(spark: Any, tmp_path: Path) -> None:
