@@ -287,7 +287,7 @@ def fill_events(
     events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
-    events = laid_out(events.select(*EVENTS.columns, "replaces"), context)
+    events = laid_out(events.select(*EVENTS.columns, "replaces", "stored_ts"), context)
     if manifest.plan.publish is Publish.APPEND:
         manifest.staged = context.lake.stage(EVENTS, events, context.run_id)
         new = sum(one["rows"] for one in manifest.staged)
@@ -560,7 +560,7 @@ def publish_events(context: Context, candidate: Candidate, manifest: IngestManif
     if manifest.staged is not None:
         lake.commit(EVENTS, manifest.staged, base, guard, version, context.run_id)
         return
-    context.merge(EVENTS, candidate, "events", base, guard, version, Publish.MERGE)
+    context.upsert(EVENTS, candidate, "events", base, guard, version, stored="stored_ts")
 
 
 def clear_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
@@ -575,8 +575,7 @@ def change_rejects(context: Context, candidate: Candidate, part: str) -> None:
 
     def attempt(_: int) -> None:
         lake, base = context.lake, version_of(context, REJECTS)
-        how = context.thresholds.upsert(lake.bytes(REJECTS), REJECTS.feed)
-        context.merge(REJECTS, candidate, part, base, lake.guard(REJECTS), base + 1, how)
+        context.upsert(REJECTS, candidate, part, base, lake.guard(REJECTS), base + 1)
 
     retried(3, attempt)
 

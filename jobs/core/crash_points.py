@@ -1,8 +1,7 @@
 """Crash points: the places between two writes, where a test may kill the process.
 
 `SESSIONMILL_CRASH_AT=<name>` makes the process send itself SIGKILL there. The names are the
-commits of a run, in order; `tests` go through all of them. (`rows.rewritten` is where a night that
-changes sessions has written its files and not committed them; `items.attributes-published` is met
+commits of a run, in order; `tests` go through all of them. (`items.attributes-published` is met
 where there is a catalogue.)
 """
 
@@ -15,7 +14,7 @@ from jobs.core.settings import settings
 POINTS = (
     "ingest.parsed", "ingest.computed", "ingest.audited", "ingest.rejects-published",
     "ingest.events-published", "ingest.rejects-cleaned", "ingest.ledger-published",
-    "sessionize.computed", "sessionize.audited", "rows.rewritten", "sessionize.published",
+    "sessionize.computed", "sessionize.audited", "sessionize.published",
     "items.computed", "items.attributes-published", "items.published",
     "sequences.computed", "sequences.audited", "sequences.published",
 )  # fmt: skip

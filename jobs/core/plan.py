@@ -26,10 +26,13 @@ class Publish(StrEnum):
 
     NOTHING = "nothing"
     APPEND = "append"
-    SWAP = "swap files"
-    REWRITE = "rewrite small table"
     MERGE = "merge"
     REPLACE = "replace whole"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Publish | None:
+        """What candidates of earlier versions say: their rows are merged, too."""
+        return cls.MERGE if value in ("swap files", "rewrite small table") else None
 
 
 class Algorithm(StrEnum):
@@ -73,7 +76,15 @@ class Thresholds:
     few_there: int = 1_000_000
     """Rows of the table that is looked through; above, plans are compiled whatever moves. Ours."""
     few_bytes: int = 64 * 2**20
-    """Bytes. A table of at most so many is written anew rather than changed in place. Ours."""
+    """Bytes. A `gold.sequences` of at most so many is written anew rather than changed in place.
+    Ours."""
+    merged_rows: int = 500_000
+    """Rows. At most so many are put into a table by delta-rs, which holds them in memory; more by
+    Spark. Ours."""
+    merged_bytes: int = 256 * 2**20
+    """Bytes. A table of at most so many is looked through by delta-rs where it is not known where
+    the changed rows lie: it may hold seven to ten times as much in memory (LAB_LOG.md). A larger one
+    is looked through by Spark. Ours."""
     few_lines: int = 500_000
     """Lines. The ids, or the times, of at most so many are sent to every task. Ours."""
     recut_events: int = 2_000_000
@@ -121,13 +132,13 @@ class Thresholds:
         """The engine of a step over whole tables of any size."""
         return Engine.INTERPRETED if self.short_jobs else Engine.COMPILED
 
-    def upsert(self, size: int, feed: bool) -> Publish:
-        """How rows are put into a table by their key.
+    def in_one_process(self, rows: int, size: int | None) -> bool:
+        """Whether so many rows are put into a table by delta-rs, not by Spark.
 
         Args:
-            size: the table's bytes; feed: whether others take changes from it.
+            size: the table's bytes; None: it is known in which of its files the rows may be.
         """
-        return Publish.REWRITE if not feed and size <= self.few_bytes else Publish.MERGE
+        return rows <= self.merged_rows and (size is None or size <= self.merged_bytes)
 
     def slice_size(self, events: int, cores: int) -> int:
         """About how many of so many events a slice should have."""
@@ -229,7 +240,7 @@ def sessionize_plan(facts: SessionizeFacts, limits: Thresholds) -> Plan:
         publish = Publish.REPLACE if facts.replaces else Publish.APPEND
         return Plan(job, path, limits.spark(facts.events), publish)
     opens = facts.only_opens
-    changed = None if opens is None else Publish.APPEND if opens else Publish.SWAP
+    changed = None if opens is None else Publish.APPEND if opens else Publish.MERGE
     # (The table may be as large as before, and yet all of its events others.)
     moved = max(abs(facts.grown), facts.moved or 0)
     if moved <= limits.recut_events:
@@ -248,22 +259,18 @@ class ItemsFacts:
 
     items: int
     """Rows of `gold.items`."""
-    size: int
-    """Its bytes."""
     events: int
     """Rows of `bronze.events`."""
     grown: int
     """Rows of it that came since the version consumed last."""
     whole: bool
     """Whether all events are counted: the first time, or without a change feed."""
-    feed: bool
-    """Whether others take changes from `gold.items`."""
     only_inserts: bool | None = None
     """Whether events only came; None: not looked at yet."""
 
 
 def items_plan(facts: ItemsFacts, limits: Thresholds) -> Plan:
-    publish = limits.upsert(facts.size, facts.feed) if facts.items else Publish.APPEND
+    publish = Publish.MERGE if facts.items else Publish.APPEND
     here = facts.items and max(facts.grown, facts.items) <= limits.counted_rows
     if not facts.whole and here and facts.only_inserts is not False:
         return Plan("items", Algorithm.COUNT_ARROW, Engine.HERE, publish)
@@ -297,7 +304,7 @@ def sequences_plan(facts: SequencesFacts, limits: Thresholds) -> Plan:
     most = facts.share is not None and facts.share >= limits.rewritten_share
     if most or facts.size <= limits.few_bytes:
         return Plan("sequences", Algorithm.WEAVE_KEPT, engine, all_rows)
-    publish = None if facts.share is None else Publish.SWAP
+    publish = None if facts.share is None else Publish.MERGE
     return Plan("sequences", Algorithm.WEAVE_CHANGED, engine, publish)
 
 

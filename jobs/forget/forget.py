@@ -133,7 +133,8 @@ def _has(lake: Lake, version: int, person: Person) -> bool:
     try:
         table = DeltaTable(filesystem.rust_uri(lake.path(SEQUENCES)), version=version)
         wanted = ds.field("user_id") == person.stored
-        return bool(filesystem.rows_of(table).count_rows(filter=wanted) > 0)
+        rows = filesystem.rows_of(table)
+        return any(True for _ in filesystem.matching(rows, wanted, ["user_id"], ["user_id"]))
     except UNREADABLE:
         return True
 

@@ -131,8 +131,8 @@ def compute(context: Context) -> Candidate:
     manifest = ItemsManifest(idle("items"), base, upto, empty=after == upto)
     if not manifest.empty:
         facts = ItemsFacts(
-            items=lake.rows(ITEMS), size=lake.bytes(ITEMS), events=lake.rows(EVENTS),
-            grown=lake.grown(EVENTS, after), whole=after is None, feed=ITEMS.feed,
+            items=lake.rows(ITEMS), events=lake.rows(EVENTS),
+            grown=lake.grown(EVENTS, after), whole=after is None,
         )  # fmt: skip
         count(context, candidate, manifest, facts)
     manifest.attributes = item_attributes.compute(context)
@@ -274,8 +274,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         if manifest.staged is not None:
             lake.commit(ITEMS, manifest.staged, base, consumed, upto, context.run_id)
         else:
-            how = manifest.plan.publish or Publish.MERGE
-            context.merge(ITEMS, candidate, "items", base, consumed, upto, how)
+            context.upsert(ITEMS, candidate, "items", base, consumed, upto)
         crash_points.point("items.published")
     result.tables[ITEMS.full_name] = lake.told(ITEMS)
     return result

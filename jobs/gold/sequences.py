@@ -77,7 +77,7 @@ class SequencesManifest(Manifest):
         if old["empty"]:
             return idle("sequences")
         if not old["all"]:
-            plan = earlier("sequences", Publish.SWAP)
+            plan = earlier("sequences", Publish.MERGE)
         else:
             plan = earlier("sequences", Publish.REPLACE if old["put_aside"] else Publish.APPEND)
         return plan if old["many"] else replace(plan, engine=Engine.HERE)
@@ -328,7 +328,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
                 overwrite=manifest.plan.publish is Publish.REPLACE,
             )  # fmt: skip
         else:
-            context.replace_rows(SEQUENCES, candidate, "change", base, consumed, upto)
+            context.upsert(SEQUENCES, candidate, "change", base, consumed, upto)
         crash_points.point("sequences.published")
     result.tables[SEQUENCES.full_name] = lake.told(SEQUENCES)
     return result

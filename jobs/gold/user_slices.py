@@ -65,10 +65,7 @@ def edges_of_users(paths: list[str], count: int) -> Edges:
     """Edges from the files of `gold.sequences`, which is laid out by user."""
     if count < 2 or not paths:
         return []
-    system, _ = filesystem.located(paths[0])
-    places = [filesystem.located(path)[1] for path in paths]
-    data = ds.dataset(places, format="parquet", filesystem=system)
-    return edges_in(data.to_table(columns=["user_id"])["user_id"], count)
+    return edges_in(_table(paths, ["user_id"])["user_id"], count)
 
 
 # -- the first round ------------------------------------------------------------------------------
@@ -205,11 +202,7 @@ def _nothing(schema: pa.Schema) -> pa.RecordBatch:
 
 def _table(paths: Iterable[str], columns: list[str]) -> pa.Table:
     """Some columns of data files."""
-    paths = list(paths)
-    system, _ = filesystem.located(paths[0])
-    places = [filesystem.located(path)[1] for path in paths]
-    data = ds.dataset(places, format="parquet", filesystem=system)
-    return data.to_table(columns=columns, use_threads=False)
+    return pa.concat_tables([filesystem.read_parquet(path, columns) for path in paths])
 
 
 # -- the second round -----------------------------------------------------------------------------
@@ -396,7 +389,7 @@ class Weave:
             system, _ = filesystem.located(self.stored[0])
             places = [filesystem.located(path)[1] for path in self.stored]
             data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
-            rows = data.to_table(filter=_bounds(low, high), use_threads=False)
+            rows = _rows_between(data, low, high)
         if self.changed_only:
             rows = rows.filter(pc.is_in(rows["user_id"], since["user_id"].combine_chunks()))
         stored = of_rows(rows)
@@ -420,6 +413,14 @@ def _bounds(low: str | None, high: str | None) -> ds.Expression | None:
         return inside
     below = ds.field("user_id") < high
     return below if inside is None else inside & below
+
+
+def _rows_between(data: ds.Dataset, low: str | None, high: str | None) -> pa.Table:
+    bounds = _bounds(low, high)
+    if bounds is None:
+        return data.to_table(use_threads=False)
+    found = filesystem.matching(data, bounds, ["user_id"])
+    return pa.concat_tables([data.schema.empty_table(), *found])
 
 
 def _between(users: pa.Table, low: str | None, high: str | None) -> pa.Table:

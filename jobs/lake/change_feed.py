@@ -1,7 +1,7 @@
 """What may become of a row: the words of a candidate, and those of Delta's change feed for the same.
 
 A candidate says `change`: new, changed, retired (or same: left out). The feed's `_change_type` says
-it of rows as they were (`BEFORE`) and as they are (`AFTER`).
+it of rows as they were (`GONE`) and as they are (`CAME`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ PUT = f"change <> '{RETIRED}'"
 TYPE, VERSION = "_change_type", "_commit_version"
 INSERT, DELETE = "insert", "delete"
 PREIMAGE, POSTIMAGE = "update_preimage", "update_postimage"
-BEFORE = {CHANGED: PREIMAGE, RETIRED: DELETE}
-AFTER = {CHANGED: POSTIMAGE, NEW: INSERT}
-GONE = tuple(sorted(BEFORE.values()))
-CAME = tuple(sorted(AFTER.values()))
+GONE = (DELETE, PREIMAGE)
+CAME = (INSERT, POSTIMAGE)
 
 
 def is_put(rows: pa.Table) -> pa.ChunkedArray:

@@ -11,23 +11,18 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from jobs.core import crash_points
 from jobs.core.batches import folder_name
-from jobs.core.errors import Conflict, SettingsError
-from jobs.core.plan import Engine, Plan, Publish, Thresholds
+from jobs.core.errors import SettingsError
+from jobs.core.plan import Engine, Plan, Thresholds
 from jobs.core.settings import settings
 from jobs.core.source_file import Source
 from jobs.core.tables import Table
-from jobs.lake import filesystem
-from jobs.lake.change_feed import BEFORE
-from jobs.lake.data_files import staging
+from jobs.lake import filesystem, time_slices
 from jobs.lake.delta import Lake
 from jobs.lake.manifest import Manifest
-from jobs.lake.private_delta import CHANGE_FEED, DDL, Put, Rewrite
-from jobs.lake.tasks import run
+from jobs.lake.time_slices import Spans
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -94,73 +89,36 @@ class Context:
             print(f"plan of {plan.job}: {plan.in_words()}", flush=True)
         self.plans[plan.job] = plan
 
-    def merge(
+    def upsert(
         self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
-        how: Publish,
+        stored: str | None = None,
     ) -> None:  # fmt: skip
-        """Put a part of the candidate into the table by its key, in one commit. Rows whose column
-        `gone`, if there is one, is true are removed.
+        """Put a part of the candidate into the table by its key, in one commit: `Lake.upsert`; by
+        Spark, where it is more than one process should hold.
 
         Args:
+            part: the table's columns, and `gone` or `change`, as `Lake.upsert` takes them.
             base: the table's version that the part was computed from.
             app_id, version: the progress that the commit carries.
-            how: rewrite (without a JVM) or merge (by Spark), as `Thresholds.upsert` says.
+            stored: the part's column that has the stored row's time (the table's `order`), by which
+                files are left out.
 
         Raises:
             Conflict: another run changed the table since `base`.
         """
-        lake = self.lake
-        if how is Publish.REWRITE:
-            lake.merge_few(table, candidate.arrow(part), base, app_id, version, self.run_id)
+        lake, rows = self.lake, candidate.row_count(part)
+        if not rows:
+            lake.commit(table, [], base, app_id, version, self.run_id)
             return
-        if lake.changed_rows(table, base):
-            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
-        self.enter(self.thresholds.spark(candidate.row_count(part), lake.rows(table)))
-        with lake.transaction(table, app_id, version, self.run_id):
-            lake.merge(table, candidate.part(part))
-
-    def replace_rows(
-        self, table: Table, candidate: Candidate, part: str, base: int, app_id: str, version: int,
-        within: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
-        """Put a part of the candidate into the table by its key, in one commit: `jobs/lake/private_delta.py`.
-
-        Args:
-            part: the table's columns and `change`: new, changed or retired.
-            base, app_id, version: as in `merge`.
-            within: the first and last `order` time (us) of the table's rows that are touched.
-
-        Raises:
-            Conflict: another run changed the table since `base`.
-        """
-        lake = self.lake
-        seen = lake.version(table)
-        if seen is None or lake.changed_rows(table, base):
-            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
-        engine = self.thresholds.tasks(candidate.row_count(part), lake.rows(table))
-        spark = self.tasks(engine)
-        [key] = table.key
-        keys = candidate.arrow(part, [key, "change"])
-        keys = keys.filter(pc.is_in(keys["change"], pa.array(list(BEFORE))))
-        filesystem.write_parquet(candidate.path("keys.parquet"), keys)
-        old = lake.files_of(table, seen) if keys.num_rows else []
-        if within is not None:
-            name, (first, last) = table.order[0], within
-            old = [f for f in old if f.first_us(name) <= last and f.last_us(name) >= first]
-        path, folder = lake.path(table), staging(self.run_id)
-        feed = f"{path}/{CHANGE_FEED}" if table.feed else None
-        columns, place = table.columns, f"{path}/{folder}"
-        done = run(spark, Put(columns, place, feed), candidate.files(part), DDL, "string")
-        rewrite = Rewrite(columns, key, candidate.path("keys.parquet"), place, feed, table.group)
-        done += run(spark, rewrite, [one.path for one in old], DDL, "string")
-        replaced = {one["old"] for one in done}
-        entries = lake.entries(table, folder, [one["new"] for one in done if one["new"]])
-        told = [one["feed"] for one in done if one["feed"]]
-        crash_points.point("rows.rewritten")
-        lake.swap(
-            table, [one for one in old if one.path in replaced], entries, told, seen, app_id,
-            version, self.run_id,
-        )  # fmt: skip
+        spans = candidate.spans(part, stored) if stored else None
+        if self.thresholds.in_one_process(rows, None if spans else lake.bytes(table)):
+            put = candidate.stream(part, [*table.columns, "gone", "change"])
+            lake.upsert(table, put, base, app_id, version, self.run_id, spans)
+        else:
+            lake.unchanged(table, base)
+            self.enter(self.thresholds.spark(rows, lake.rows(table)))
+            with lake.transaction(table, app_id, version, self.run_id):
+                lake.merge(table, candidate.part(part), spans)
 
     def candidate(self, table: Table) -> Candidate:
         return Candidate(self.lake, self.lake.folder("_candidates", self.batch, table.full_name))
@@ -168,6 +126,7 @@ class Context:
 
 SCHEMA = "/_schema.json"  # Spark would start a job to find out what we know
 DDL_FILE = "/_schema.ddl"  # the same, of parts that were written without it
+BATCH = 8_192  # rows; ours
 
 
 class Candidate:
@@ -206,8 +165,23 @@ class Candidate:
 
     def arrow(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A part, or some of its columns, read without Spark."""
+        return self._rows(name).to_table(columns=columns)
+
+    def stream(self, name: str, columns: list[str]) -> pa.RecordBatchReader:
+        """Those of some columns that a part has, batch by batch, read without Spark."""
+        rows = self._rows(name)
+        there = [one for one in columns if one in rows.schema.names]
+        return rows.scanner(there, batch_size=BATCH, fragment_readahead=1).to_reader()
+
+    def spans(self, name: str, column: str) -> Spans | None:
+        """Where the times of a column lie; None: an earlier version wrote the part without it."""
+        rows = self._rows(name)
+        known = column in rows.schema.names
+        return time_slices.spans(rows.to_table([column])[column]) if known else None
+
+    def _rows(self, name: str) -> ds.Dataset:
         system, inner = filesystem.located(self.path(name))
-        return ds.dataset(inner, format="parquet", filesystem=system).to_table(columns=columns)
+        return ds.dataset(inner, format="parquet", filesystem=system)
 
     def adopt(self, part: str, ddl: str) -> None:
         """Make a part of files that were written into its folder without Spark."""
@@ -219,8 +193,7 @@ class Candidate:
 
     def row_count(self, name: str) -> int:
         """Rows of a part, from its files' footers."""
-        system, inner = filesystem.located(self.path(name))
-        return int(ds.dataset(inner, format="parquet", filesystem=system).count_rows())
+        return int(self._rows(name).count_rows())
 
     @property
     def finished(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-from deltalake import DeltaTable, Schema
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, WriterProperties
 from deltalake.exceptions import DeltaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -25,6 +25,7 @@ from jobs.lake import change_feed, filesystem, private_delta
 from jobs.lake.data_files import DataFile, staging
 from jobs.lake.delta_errors import conflicts, feed_gone, retried
 from jobs.lake.filesystem import rust_uri
+from jobs.lake.time_slices import Spans
 
 
 class Lake:
@@ -148,7 +149,7 @@ class Lake:
             Schema.from_arrow(arrow_schema(table.columns)),
             mode="ignore",
             description=table.doc,
-            configuration=_properties(table, properties),
+            configuration=_properties(table, properties) | MERGED,
             raise_if_key_not_exists=False,
         )
         return True
@@ -206,6 +207,18 @@ class Lake:
     def changed_rows(self, table: Table, since: int) -> bool:
         """Whether rows of the table have moved since a version (compaction moves none)."""
         return any(one.get("operation") not in QUIET for one in self.history(table, since))
+
+    def unchanged(self, table: Table, base: int) -> DeltaTable:
+        """The table as it is now.
+
+        Raises:
+            Conflict: another run changed it since `base`.
+        """
+        found = self.open(table)
+        assert found is not None
+        if self.changed_rows(table, base):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        return found
 
     # -- commits ----------------------------------------------------------------------------
 
@@ -300,32 +313,9 @@ class Lake:
         """
         entries = [one for one in entries if one["rows"]]
         self._all_staged(table, entries)
-        found = self.open(table)
-        assert found is not None
-        if self.changed_rows(table, base):
-            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+        found = self.unchanged(table, base)
         with conflicts(table):
             private_delta.add_files(found, entries, app_id, version, run_id, overwrite)
-
-    def swap(
-        self, table: Table, old: list[DataFile], entries: list[dict[str, Any]],
-        feed: list[str], seen: int, app_id: str, version: int, run_id: str,
-    ) -> None:  # fmt: skip
-        """Take data files out and put staged ones in, in one commit: see
-        `jobs/lake/private_delta.py`.
-
-        Args:
-            old: data files of version `seen`.
-            feed: the change feed's files of the commit.
-
-        Raises:
-            Conflict: another run changed the table since `seen`.
-        """
-        swap = private_delta.Swap(self.path(table), app_id, version, old, entries, feed)
-        self._all_staged(table, entries)
-        with self.userdata(run_id), conflicts(table):
-            if not swap.commit(self.spark, seen):
-                raise Conflict(f"{table.full_name} was changed by another run since version {seen}")
 
     def _all_staged(self, table: Table, entries: list[private_delta.Entry]) -> None:
         """Raises: Conflict: a staged file is gone."""
@@ -368,52 +358,47 @@ class Lake:
             writer = writer.tableProperty(name, value)
         writer.createOrReplace()
 
-    def merge(self, table: Table, rows: DataFrame) -> None:
-        """One MERGE by the table's key; see `Context.merge`."""
-        delete = "gone" in rows.columns
-        from delta.tables import DeltaTable as SparkDeltaTable
+    def upsert(
+        self, table: Table, rows: pa.Table | pa.RecordBatchReader, base: int, app_id: str,
+        version: int, run_id: str, spans: Spans | None = None,
+    ) -> None:  # fmt: skip
+        """Put rows into the table by its key, in one commit, as a compare-and-set: by delta-rs's
+        MERGE, without a JVM. It holds the rows in memory, and one after another the files that may
+        have their keys.
 
-        match = F.lit(True)
-        for name in table.key:
-            match = match & (F.col(f"t.{name}") == F.col(f"s.{name}"))
-        put = {name: f"s.{name}" for name in table.columns}
-        keep = "NOT s.gone" if delete else "true"
-        target = SparkDeltaTable.forPath(self.spark, self.path(table))
-        merge = target.alias("t").merge(rows.alias("s"), match)
-        if delete:
-            merge = merge.whenMatchedDelete("s.gone")
-        merge = merge.whenMatchedUpdate(set=put).whenNotMatchedInsert(keep, values=put)
-        merge.execute()
-
-    def merge_few(
-        self, table: Table, rows: pa.Table, base: int, app_id: str, version: int, run_id: str
-    ) -> None:
-        """`merge` into a small table that nobody takes changes from: all its rows are written anew,
-        without a JVM, and put in place of the old ones in one commit. (delta-rs has a MERGE; the
-        files that it writes in 1.6 hold string views, which pyarrow cannot filter.)
+        Args:
+            rows: the table's columns. Those whose column `gone` is true, or whose `change` is
+                retired, are removed.
+            app_id, version: the progress that the commit carries, also if no row changes.
+            spans: where the stored rows of these keys lie, by the column `order`; without: anywhere.
 
         Raises:
             Conflict: another run changed the table since `base`.
         """
-        key, schema = list(table.key), arrow_schema(table.columns)
-        found = self.open(table)
-        assert found is not None
-        found.load_as_version(base)
-        old = filesystem.rows_of(found).to_table()
-        places = old.select(key).append_column("_at", pa.array(range(old.num_rows), pa.int64()))
-        kept = places.join(rows.select(key), key, join_type="left anti")["_at"]
-        if "gone" in rows.column_names:
-            rows = rows.filter(pa.compute.invert(rows["gone"]))
-        kept = kept.take(pa.compute.sort_indices(kept))
-        new = pa.concat_tables(
-            [part.cast(schema) for part in (old.take(kept), rows.select(schema.names))]
+        found = self.unchanged(table, base)
+        with conflicts(table):
+            if MERGED.items() - found.metadata().configuration.items():
+                found.alter.set_table_properties(MERGED, raise_if_not_exists=False)
+        seen = found.version()
+        by = CommitProperties(
+            custom_metadata={"userMetadata": run_id},
+            app_transactions=[Transaction(app_id, version)],
         )
-        new = new.sort_by([(name, "ascending") for name in table.order or table.key])
-        folder = staging(run_id)
-        filesystem.write_parquet(f"{self.path(table)}/{folder}/part-0.parquet", new)
-        self.commit(
-            table, self.entries(table, folder), base, app_id, version, run_id, overwrite=True
-        )
+        _merge(table, found, rows, spans, by)
+        if found.version() == seen:  # (a MERGE that changes no row commits nothing)
+            self.commit(table, [], base, app_id, version, run_id)
+
+    def merge(self, table: Table, rows: DataFrame, spans: Spans | None = None) -> None:
+        """`upsert` by Spark's MERGE, for any number of rows; inside `transaction`."""
+        from delta.tables import DeltaTable as SparkDeltaTable
+
+        target = SparkDeltaTable.forPath(self.spark, self.path(table)).alias("t")
+        merge = target.merge(rows.alias("s"), _match(table, spans, "timestamp_micros"))
+        put, gone = _put(table), _gone(rows.columns)
+        if gone:
+            merge = merge.whenMatchedDelete(gone)
+        keep = f"NOT ({gone})" if gone else None
+        merge.whenMatchedUpdate(set=put).whenNotMatchedInsert(keep, values=put).execute()
 
     # -- operations tables: small, written by delta-rs alone ----------------------------------
 
@@ -432,17 +417,70 @@ class Lake:
         columns = zip(*rows, strict=True)
         arrays = [pa.array(one, field.type) for one, field in zip(columns, schema, strict=True)]
         batch = pa.Table.from_arrays(arrays, schema=schema)
-        match = " AND ".join(f"t.{name} = s.{name}" for name in table.key)
 
         def attempt(_: int) -> None:
             found = self.open(table)
             assert found is not None
-            merge = found.merge(batch, match, source_alias="s", target_alias="t")
-            merge = merge.when_matched_update_all().when_not_matched_insert_all()
-            with conflicts(table):
-                merge.execute()
+            _merge(table, found, batch)
 
         retried(5, attempt)
+
+
+# -- rows put by their key: the words of MERGE, for delta-rs and for Spark -------------------------
+
+
+def _match(table: Table, spans: Spans | None, micros: str) -> str:
+    """Which stored row `t` a row `s` stands for.
+
+    Args:
+        spans: literals, so that files are left out by their statistics.
+        micros: the engine's function that makes a time of microseconds.
+    """
+    same = " AND ".join(f"t.{name} = s.{name}" for name in table.key)
+    if not spans:
+        return same
+    [time] = table.order
+    inside = " OR ".join(
+        f"t.{time} >= {micros}({first}) AND t.{time} <= {micros}({last})" for first, last in spans
+    )
+    return f"{same} AND ({inside})"
+
+
+def _put(table: Table) -> dict[str, str]:
+    return {name: f"s.{name}" for name in table.columns}
+
+
+def _gone(columns: list[str]) -> str | None:
+    """Which rows `s` are removed; None: none."""
+    if "gone" in columns:
+        return "s.gone"
+    return f"s.change = '{change_feed.RETIRED}'" if "change" in columns else None
+
+
+def _merge(
+    table: Table, found: DeltaTable, rows: pa.Table | pa.RecordBatchReader,
+    spans: Spans | None = None, by: CommitProperties | None = None,
+) -> None:  # fmt: skip
+    """delta-rs's MERGE, on the version that is open.
+
+    The source is streamed: else delta-rs writes its first and last key into the log as a condition
+    of the commit, and a key may be a person.
+
+    Raises:
+        Conflict: another commit was faster.
+    """
+    put, gone = _put(table), _gone(rows.schema.names)
+    merge = found.merge(
+        rows, _match(table, spans, "to_timestamp_micros"), source_alias="s", target_alias="t",
+        streamed_exec=True, commit_properties=by,
+        writer_properties=WriterProperties(compression="SNAPPY", max_row_group_size=table.group),
+    )  # fmt: skip
+    if gone:
+        merge = merge.when_matched_delete(gone)
+    merge = merge.when_matched_update(put)
+    merge = merge.when_not_matched_insert(put, f"NOT ({gone})" if gone else None)
+    with conflicts(table):
+        merge.execute()
 
 
 PROPERTIES = {
@@ -451,6 +489,11 @@ PROPERTIES = {
     # Blind appends of two runs must conflict, not interleave.
     "delta.isolationLevel": "Serializable",
 }
+
+MERGED = {"delta.targetFileSize": str(8 * 2**20)}
+"""delta-rs's MERGE writes the rows of all files that it changes into files of at most this many
+bytes, one old file after another. In files of its default, 100 MiB, rows of many days come together,
+and each night writes all of them anew (LAB_LOG.md). Spark does not know this property."""
 
 
 def _properties(table: Table, more: dict[str, str] | None) -> dict[str, str]:

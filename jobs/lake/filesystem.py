@@ -9,6 +9,7 @@ import fnmatch
 import functools
 import operator
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
@@ -63,6 +64,26 @@ def rows_of(table: DeltaTable) -> ds.Dataset:
     return ds.FileSystemDataset(parts, made.schema, made.format, made.filesystem)
 
 
+def matching(
+    data: ds.Dataset, where: ds.Expression, by: list[str], columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """The rows for which a condition on texts holds, row group by row group.
+
+    A filter of the dataset itself fails on files that hold views of texts (`DataParquet`): Arrow
+    cannot compare views. So the columns of the condition are read first, in the usual layout.
+
+    Args:
+        by: the columns of the condition.
+        columns: those that are wanted; None: all.
+    """
+    wanted = data.schema.names if columns is None else columns
+    for fragment in data.get_fragments():
+        for group in fragment.split_by_row_group():
+            if group.to_table(data.schema, columns=by).filter(where).num_rows:
+                rows = group.to_table(data.schema, columns=list(dict.fromkeys([*wanted, *by])))
+                yield rows.filter(where).select(wanted).combine_chunks()
+
+
 def open_binary(path: str) -> BinaryIO:
     system, inner = located(path)
     if isinstance(system, fs.LocalFileSystem):
@@ -87,11 +108,6 @@ def open_new(path: str) -> pa.NativeFile:
 def exists(path: str) -> bool:
     system, inner = located(path)
     return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
-
-
-def size(path: str) -> int:
-    system, inner = located(path)
-    return int(system.get_file_info(inner).size)
 
 
 def facts(path: str) -> tuple[int, int]:
@@ -126,11 +142,14 @@ class DataParquet(pq.ParquetFile):
     """A Parquet file of a table, whoever wrote it; rows have texts and lists of the usual layout.
 
     What Arrow's other layouts (views, 64-bit offsets) wrote is read back in them, because the writer
-    leaves a note in the file: delta-rs's MERGE and OPTIMIZE write views. Few functions take both.
+    leaves a note in the file: delta-rs's MERGE writes views. Few functions take both.
     """
 
     def read(self, *arguments: Any, **options: Any) -> pa.Table:
         return usual(super().read(*arguments, **options))
+
+    def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
+        return usual(super().read_row_group(*arguments, **options))
 
     def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
         return usual(super().read_row_groups(*arguments, **options))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 CLOCK = pa.timestamp("us", "UTC")
+Spans = list[tuple[int, int]]
+"""First and last times (us)."""
 
 
 # -- one slice ------------------------------------------------------------------------------------
@@ -172,6 +174,17 @@ def by_time(rows: DataFrame, column: str, edges: list[int]) -> DataFrame:
     time = F.unix_micros(column)
     place = sum((F.when(time >= edge, 1).otherwise(0) for edge in edges), F.lit(0))
     return rows.repartitionById(len(edges) + 1, place)
+
+
+def spans(times: pa.ChunkedArray, most: int = 64) -> Spans:
+    """Spans of time that hold all of some times (nulls left out), cut at the longest silences: what
+    a MERGE has to look through. At most `most`, 64 for no better reason than that a condition
+    should stay short. They are a millisecond wider, because logs may keep milliseconds.
+    """
+    known = np.unique(micros(times.drop_null()))
+    longest = np.argsort(np.diff(known))[::-1][: most - 1]
+    parts = np.split(known, np.sort(longest) + 1) if len(known) else []
+    return [(int(part[0]) - 1000, int(part[-1]) + 1000) for part in parts]
 
 
 def frame(spark: SparkSession, parts: list[tuple[int | None, int | None, list[str]]]) -> DataFrame:

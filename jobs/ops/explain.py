@@ -16,7 +16,7 @@ from jobs.core.errors import SettingsError
 from jobs.core.source_file import Source
 from jobs.core.tables import EVENTS, RUNS, SESSIONS, Table
 from jobs.lake.change_feed import CHANGED, DELETE, INSERT, POSTIMAGE, RETIRED, TYPE, VERSION
-from jobs.lake.filesystem import rows_of, rust_uri
+from jobs.lake.filesystem import matching, rows_of, rust_uri
 
 CHANGES = {INSERT: "opened", POSTIMAGE: CHANGED, DELETE: RETIRED}
 
@@ -37,20 +37,22 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
     """
     sessions = opened(root, source, SESSIONS)
     since, changes = changes_of(sessions, session_id)
-    rows = rows_of(sessions).to_table(filter=ds.field("session_id") == session_id)
-    if not rows.num_rows and not changes:
+    wanted = ds.field("session_id") == session_id
+    found = matching(rows_of(sessions), wanted, ["session_id"])
+    rows = [row for part in found for row in part.to_pylist()]
+    if not rows and not changes:
         raise SettingsError(
             f"--session {session_id!r} is neither in {sessions.table_uri} nor in what its change "
             "feed still remembers: take a session_id from silver.sessions"
         )
-    row = rows.to_pylist()[0] if rows.num_rows else changes[-1]["row"]
+    row = rows[0] if rows else changes[-1]["row"]
     events = row.pop("events")
     files = files_of(opened(root, source, EVENTS), row, [event["event_id"] for event in events])
     gone = {"ingest_file": None, "ingest_ts": None}  # no longer in bronze.events
     runs = {run["run_id"]: run for run in rows_of(opened(root, source, RUNS)).to_table(
         columns=["run_id", "batch", "day"]).to_pylist()}  # fmt: skip
     return {
-        "session": {**row, "retired": not rows.num_rows},
+        "session": {**row, "retired": not rows},
         "events": [{**event, **files.get(event["event_id"], gone)} for event in events],
         "changes": [
             {
@@ -140,13 +142,9 @@ def files_of(
 ) -> dict[str, dict[str, Any]]:
     """From which file, and when, each event came; read from the files of that time only."""
     when = ds.field("event_ts")
-    found = rows_of(events).to_table(
-        columns=["event_id", "ingest_file", "ingest_ts"],
-        filter=(when >= session["start_ts"])
-        & (when <= session["end_ts"])
-        & (ds.field("user_id") == session["user_id"])
-        & ds.field("event_id").isin(ids),
-    )
+    near = rows_of(events).filter((when >= session["start_ts"]) & (when <= session["end_ts"]))
+    found = near.to_table(columns=["event_id", "ingest_file", "ingest_ts"])
+    found = found.filter(ds.field("event_id").isin(ids))
     return {row.pop("event_id"): row for row in found.to_pylist()}
 
 

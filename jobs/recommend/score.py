@@ -12,6 +12,7 @@ A plain process: PyTorch needs no JVM. Scored again from the same versions nothi
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ from jobs.recommend import checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from deltalake import DeltaTable
 
     from models.core.rows import Ints, Rows
     from models.networks.saved_model import Stored
@@ -151,14 +154,16 @@ def _longest(context: Context, base: int, version: str, each: bool) -> int | Non
     table = context.lake.open(RECOMMENDATIONS)
     assert table is not None
     table.load_as_version(base)
-    rows, own = rows_of(table), ds.field("model_version") == version
-    found = (
-        rows.to_table(columns=["items"], filter=own)
-        if each
-        else rows.head(1, columns=["items"], filter=own)
-    )
-    longest: int | None = pc.max(pc.list_value_length(found["items"])).as_py()
-    return longest
+    parts = itertools.islice(_lists_of(table, version, ["items"]), None if each else 1)
+    return max((pc.max(pc.list_value_length(one["items"])).as_py() for one in parts), default=None)
+
+
+def _lists_of(
+    table: DeltaTable, version: str, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """The rows of a model version."""
+    own = ds.field("model_version") == version
+    return filesystem.matching(rows_of(table), own, ["model_version"], columns)
 
 
 def _possible(context: Context, stored: Stored, upto: int, size: int) -> int:
@@ -245,9 +250,10 @@ def fill(
         table = lake.open(RECOMMENDATIONS)
         assert table is not None
         table.load_as_version(manifest.base)
-        old = rows_of(table).to_table(filter=ds.field("model_version") == version)
-        old = old.cast(arrow_schema(RECOMMENDATIONS.columns)).sort_by("user_id")
-        if old.num_rows:
+        schema = arrow_schema(RECOMMENDATIONS.columns)
+        kept = [rows.cast(schema) for rows in _lists_of(table, version)]
+        if kept:
+            old = pa.concat_tables(kept).sort_by("user_id")
             made += _write(context, folder, f"kept-{version}", iter([old]))
             manifest.kept += old.num_rows
     manifest.users, manifest.nothing = len(users), int(nothing.sum())

@@ -57,5 +57,5 @@ class SessionizeManifest(Manifest):
     def plan_of_old(old: dict[str, Any]) -> Plan:
         if old["empty"]:
             return idle("sessionize")
-        kept = Publish.SWAP if old.get("staged") is None else Publish.APPEND
+        kept = Publish.MERGE if old.get("staged") is None else Publish.APPEND
         return earlier("sessionize", Publish.REPLACE if old.get("replace") else kept)

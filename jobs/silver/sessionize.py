@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jobs.core import crash_points
-from jobs.core.errors import Conflict, RuleChanged, SettingsError
+from jobs.core.errors import RuleChanged, SettingsError
 from jobs.core.plan import Publish, SessionizeFacts, idle
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake.context import Candidate, Context, Result
@@ -80,11 +80,9 @@ def change(context: Context, candidate: Candidate, manifest: SessionizeManifest)
     Raises:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
-    lake, counts = context.lake, manifest.counts
-    assert counts.lo_us is not None and counts.hi_us is not None
-    context.replace_rows(
-        SESSIONS, candidate, "sessions", manifest.base, lake.app_id(SESSIONS, EVENTS),
-        manifest.upto, within=(counts.lo_us, counts.hi_us),
+    context.upsert(
+        SESSIONS, candidate, "sessions", manifest.base, context.lake.app_id(SESSIONS, EVENTS),
+        manifest.upto, stored="_start_ts",
     )  # fmt: skip
 
 
@@ -99,8 +97,7 @@ def replace_all(context: Context, manifest: SessionizeManifest) -> None:
     if lake.property(SESSIONS, RULE_PROPERTY) == rule:
         lake.commit(SESSIONS, staged, base, consumed, manifest.upto, context.run_id, overwrite=True)
         return
-    if lake.changed_rows(SESSIONS, base):
-        raise Conflict(f"silver.sessions was changed by another run since version {base}")
+    lake.unchanged(SESSIONS, base)
     context.enter(manifest.plan.engine)
     rows = lake.staged(SESSIONS, staged)
     with lake.transaction(SESSIONS, consumed, manifest.upto, context.run_id):

@@ -139,17 +139,17 @@ class _Reading:
         """(place among `users` of each session's, `start_ts` and `events`)."""
         import pyarrow.dataset as ds
 
-        from jobs.lake.filesystem import rows_of
+        from jobs.lake.filesystem import matching, rows_of
 
         wanted = pa.array([self.sequences.user_id[u] for u in self.users], pa.string())
         few = 2 * len(self.users) < len(self.sequences.user_id)
-        batches = rows_of(table).to_batches(
-            columns=["user_id", "start_ts", "runaway", "events"],
-            batch_size=BATCH,
-            filter=ds.field("user_id").isin(wanted) if few else None,
-            batch_readahead=2,
-            fragment_readahead=1,
+        sessions, names = rows_of(table), ["user_id", "start_ts", "runaway", "events"]
+        batches: Iterator[pa.RecordBatch] = sessions.to_batches(
+            columns=names, batch_size=BATCH, batch_readahead=2, fragment_readahead=1
         )
+        if few:
+            found = matching(sessions, ds.field("user_id").isin(wanted), ["user_id"], names)
+            batches = (batch for part in found for batch in part.to_batches())
         for batch in batches:
             place = pc.index_in(batch["user_id"].cast(pa.string()), value_set=wanted)
             there, normal = pc.is_valid(place), pc.is_null(batch["runaway"])

@@ -51,11 +51,17 @@ def test_few_and_many(moved: int, there: int, short: bool | None, many: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("size", "feed", "how"),
-    [(500, False, Publish.REWRITE), (501, False, Publish.MERGE), (1, True, Publish.MERGE)],
+    ("rows", "size", "here"),
+    [(10, 500, True), (11, 0, False), (10, 501, False), (10, None, True), (11, None, False)],
 )
-def test_upserts(size: int, feed: bool, how: Publish) -> None:
-    assert LIMITS.upsert(size, feed) is how
+def test_merges(rows: int, size: int | None, here: bool) -> None:
+    limits = replace(LIMITS, merged_rows=10, merged_bytes=500)
+    assert limits.in_one_process(rows, size) is here
+
+
+@pytest.mark.parametrize("word", ["swap files", "rewrite small table", "merge"])
+def test_what_earlier_versions_wrote_anew_is_merged(word: str) -> None:
+    assert Publish(word) is Publish.MERGE
 
 
 @pytest.mark.parametrize(("events", "size"), [(4, 5), (20, 11), (38, 20), (1000, 20)])
@@ -104,11 +110,11 @@ NIGHT = SessionizeFacts(gap_rule=True, events=900, grown=50, whole=False, replac
         ({}, Algorithm.RECUT_ARROW, HERE, None),
         ({"moved": 50, "only_opens": True}, Algorithm.RECUT_ARROW, HERE, Publish.APPEND),
         ({"gap_rule": False, "moved": 50, "only_opens": False}, Algorithm.RECUT_ARROW, HERE,
-         Publish.SWAP),
+         Publish.MERGE),
         ({"grown": 51}, Algorithm.RECUT_USERS, COMPILED, None),
         ({"grown": -51}, Algorithm.RECUT_USERS, COMPILED, None),
         ({"grown": 0, "moved": 51, "only_opens": False}, Algorithm.RECUT_USERS, COMPILED,
-         Publish.SWAP),
+         Publish.MERGE),
     ],
 )  # fmt: skip
 def test_sessionize(
@@ -124,19 +130,19 @@ def test_audits_of_sessions(gap: bool, rows: int, arrow: bool) -> None:
     assert sessions_in_arrow(gap, rows, LIMITS) == arrow
 
 
-ITEMS = ItemsFacts(items=60, size=500, events=900, grown=60, whole=False, feed=False)
+ITEMS = ItemsFacts(items=60, events=900, grown=60, whole=False)
 
 
 @pytest.mark.parametrize(
     ("changes", "path", "engine", "publish"),
     [
-        ({}, Algorithm.COUNT_ARROW, HERE, Publish.REWRITE),
-        ({"only_inserts": True, "size": 501}, Algorithm.COUNT_ARROW, HERE, Publish.MERGE),
-        ({"grown": 61}, Algorithm.COUNT_CHANGES, COMPILED, Publish.REWRITE),
-        ({"items": 61}, Algorithm.COUNT_CHANGES, COMPILED, Publish.REWRITE),
+        ({}, Algorithm.COUNT_ARROW, HERE, Publish.MERGE),
+        ({"only_inserts": True}, Algorithm.COUNT_ARROW, HERE, Publish.MERGE),
+        ({"grown": 61}, Algorithm.COUNT_CHANGES, COMPILED, Publish.MERGE),
+        ({"items": 61}, Algorithm.COUNT_CHANGES, COMPILED, Publish.MERGE),
         ({"only_inserts": False, "grown": 2}, Algorithm.COUNT_CHANGES, INTERPRETED,
-         Publish.REWRITE),
-        ({"whole": True}, Algorithm.COUNT_ALL, COMPILED, Publish.REWRITE),
+         Publish.MERGE),
+        ({"whole": True}, Algorithm.COUNT_ALL, COMPILED, Publish.MERGE),
         ({"whole": True, "items": 0}, Algorithm.COUNT_ALL, COMPILED, Publish.APPEND),
         ({"items": 0, "grown": 2}, Algorithm.COUNT_CHANGES, INTERPRETED, Publish.APPEND),
     ],
@@ -156,10 +162,10 @@ USERS = SequencesFacts(sessions=900, grown=10, whole=False, stored=True, size=50
         ({"whole": True, "stored": False, "grown": 11}, Algorithm.WEAVE_ALL, COMPILED,
          Publish.APPEND),
         ({}, Algorithm.WEAVE_CHANGED, HERE, None),
-        ({"share": 0.49}, Algorithm.WEAVE_CHANGED, HERE, Publish.SWAP),
+        ({"share": 0.49}, Algorithm.WEAVE_CHANGED, HERE, Publish.MERGE),
         ({"share": 0.5}, Algorithm.WEAVE_KEPT, HERE, Publish.REPLACE),
         ({"share": 0.1, "size": 500}, Algorithm.WEAVE_KEPT, HERE, Publish.REPLACE),
-        ({"share": 0.1, "sessions": 1001}, Algorithm.WEAVE_CHANGED, COMPILED, Publish.SWAP),
+        ({"share": 0.1, "sessions": 1001}, Algorithm.WEAVE_CHANGED, COMPILED, Publish.MERGE),
     ],
 )  # fmt: skip
 def test_sequences(changes: dict, path: Algorithm, engine: Engine, publish: Publish | None) -> None:

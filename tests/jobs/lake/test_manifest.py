@@ -65,7 +65,7 @@ LISTS = {
     [
         (IngestManifest, INGEST, Publish.APPEND),
         (IngestManifest, {k: v for k, v in INGEST.items() if k != "staged"}, Publish.MERGE),
-        (SessionizeManifest, SESSIONIZE, Publish.SWAP),
+        (SessionizeManifest, SESSIONIZE, Publish.MERGE),
         (SessionizeManifest, SESSIONIZE | {"staged": STAGED}, Publish.APPEND),
         (SessionizeManifest, WHOLE, Publish.APPEND),
         (SessionizeManifest, WHOLE | {"replace": True}, Publish.REPLACE),
@@ -73,7 +73,7 @@ LISTS = {
         (ItemsManifest, ITEM_ROWS | {"staged": STAGED, "attributes": None}, Publish.APPEND),
         (SequencesManifest, USERS, Publish.REPLACE),
         (SequencesManifest, USERS | {"put_aside": False}, Publish.APPEND),
-        (SequencesManifest, USERS | {"all": False, "put_aside": False}, Publish.SWAP),
+        (SequencesManifest, USERS | {"all": False, "put_aside": False}, Publish.MERGE),
         (ScoreManifest, LISTS, Publish.REPLACE),
     ],
 )  # fmt: skip
@@ -125,7 +125,7 @@ def old_keys(job: str, told: dict[str, Any]) -> dict[str, Any]:
     if job == "sessionize" and told["whole"]:
         told["replace"] = plan["publish"] == Publish.REPLACE
     if job == "sequences" and not told["empty"]:
-        told["all"] = plan["publish"] != Publish.SWAP
+        told["all"] = plan["publish"] != Publish.MERGE
         told["put_aside"] = plan["publish"] == Publish.REPLACE
         told["many"] = plan["engine"] != Engine.HERE
     return told
@@ -151,17 +151,17 @@ def test_a_night_goes_on_after_the_version_changed(spark: Any, tmp_path: Path) -
             shop.run(job, None, "publish", batch)
         shop.thresholds = Thresholds(few_bytes=-1, rewritten_share=2)
     assert {job: plan.publish for job, plan in plans.items()} == {
-        "ingest": Publish.APPEND, "sessionize": Publish.SWAP, "items": Publish.MERGE,
-        "sequences": Publish.SWAP,
+        "ingest": Publish.APPEND, "sessionize": Publish.MERGE, "items": Publish.MERGE,
+        "sequences": Publish.MERGE,
     }  # fmt: skip
     assert len(shop.rows(EVENTS)) == 8 and len(shop.rows(ITEMS)) == 4
     assert [row["event_count"] for row in shop.rows(SESSIONS)] == [2] * 4
     assert [len(row["item_index"]) for row in shop.rows(SEQUENCES)] == [2] * 4
     runs = {(row["batch"], row["job"], row["step"]): row for row in shop.rows(RUNS)}
     computed = dict(runs["second", "sequences", "compute"]["plans"])
-    assert computed == {"sequences": "changed users; this process; publish: swap files"}
+    assert computed == {"sequences": "changed users; this process; publish: merge"}
     published = dict(runs["second", "sequences", "publish"]["plans"])
-    assert published == {"sequences": f"{Algorithm.EARLIER}; this process; publish: swap files"}
+    assert published == {"sequences": f"{Algorithm.EARLIER}; this process; publish: merge"}
 
 
 def test_plans_are_recorded_and_printed_as_they_are_made(
