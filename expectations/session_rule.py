@@ -2,8 +2,8 @@
 
 Two renderings stand side by side: `SessionRule.sql` for Spark SQL, `SessionRule.arrays` for flat
 arrays of events. Whoever cuts or checks sessions takes it from here. Rows that one rendering cut are
-audited by the other one, or by what looks at bounds and neighbours alone (`near`, `rise`, `flagged`),
-never by the text that cut them. Each is held against another engine (tests/expectations).
+audited by the other one, or by what only compares (`near`, `belong`, `rise`, `flagged`), never by the
+text that cut them. Each is held against another engine (tests/expectations).
 
 Registered models ship this file: it needs NumPy, and pyarrow only where it is given Arrow's arrays.
 """
@@ -206,6 +206,23 @@ class Arrays:
         neither changes the other. The gap rule's; (low = high: at one time)."""
         first, last = self.reach(start, end)
         return (first <= high) & (low <= last)
+
+    def belong(self, near: Any, one: Any = None, other: Any = None) -> Any:
+        """Whether events, or sessions of one id each, belong together: bool[N]. It compares the ids
+        themselves, where `opens` numbers them.
+
+        Args:
+            near: whether they are near in time: decides where neither has an id.
+            one, other: under the native rule, Arrow arrays: their ids of a session, or hashes of
+                them; null: none.
+        """
+        if not self.rule.native:
+            return near
+        import pyarrow.compute as pc
+
+        none = pc.and_(pc.is_null(one), pc.is_null(other))
+        same = pc.fill_null(pc.equal(one, other), False)
+        return np.where(none, near, same)
 
 
 def _sorted(moment: Ints, keys: list[Any]) -> Ints:

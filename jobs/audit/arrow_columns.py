@@ -60,7 +60,7 @@ def apart(held: list[dict[str, Any]]) -> bool:
     return all(one[1] < other[0] for one, other in itertools.pairwise(ends))
 
 
-# -- sessions, under the gap rule -----------------------------------------------------------------
+# -- prints of events, in sessions and in their table ----------------------------------------------
 
 PRINT_DDL = "events bigint, digest_xor bigint, digest_sum bigint"
 ID_BYTES = 32  # of a hash as text

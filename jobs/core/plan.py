@@ -99,8 +99,8 @@ class Thresholds:
     """Share of the slices of `gold.sequences` with a changed user. From there on all is written
     anew: a change in place that writes more than half of the files costs more. Ours."""
     compared_sessions: int = 10_000_000
-    """Sessions. The bounds of at most so many are compared in one process, 32 bytes each; the audit
-    of more is Spark's. Ours."""
+    """Sessions. The bounds of at most so many are compared in one process, 32 bytes each (native ones:
+    41); the audit of more is Spark's. Ours."""
     smallest_slice: int = 50_000
     """Events. Under so many a second task is not worth its start. Ours."""
     slice_events: int = 1_000_000
@@ -246,11 +246,6 @@ def sessionize_plan(facts: SessionizeFacts, limits: Thresholds) -> Plan:
     if moved <= limits.recut_events:
         return Plan(job, Algorithm.RECUT_ARROW, Engine.HERE, changed)
     return Plan(job, Algorithm.RECUT_USERS, limits.spark(moved, facts.events), changed)
-
-
-def sessions_in_arrow(gap_rule: bool, rows: int, limits: Thresholds) -> bool:
-    """Whether a candidate of so many sessions is audited by arrays, not by Spark."""
-    return gap_rule and rows <= limits.compared_sessions
 
 
 @dataclass(frozen=True)

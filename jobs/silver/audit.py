@@ -1,7 +1,7 @@
 """The audit of `sessionize`: of the candidate, and of the sessions that stay around it.
 
-Under the gap rule over the arrays of data files (`jobs/silver/checks.py`); native sessions, large
-candidates, and what those checks refuse, by the suite in Spark.
+Over the arrays of data files (`jobs/silver/checks.py`); very large candidates, and what those checks
+refuse, by the suite in Spark, which names the check.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, spark_checks, suite
 from jobs.core import crash_points
-from jobs.core.plan import sessions_in_arrow
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import PUT, is_put
 from jobs.lake.context import Candidate, Context
 from jobs.lake.tasks import run
 from jobs.silver import checks, cut_nightly
-from jobs.silver.cut_changes import run_near
+from jobs.silver.cut_changes import stored_near
 from jobs.silver.cut_spark import touched
 from jobs.silver.manifest import SessionizeManifest
 
@@ -99,15 +98,16 @@ def facts_by_arrow(
     context: Context, candidate: Candidate, manifest: SessionizeManifest
 ) -> dict[str, bool] | None:
     """What holds of the whole batch, if every check of a session holds of each and a whole table
-    has the same events; else None, and where the rule or the size asks for Spark."""
-    lake, rule, limits = context.lake, context.source.sessions, context.thresholds
-    if not sessions_in_arrow(rule.rule == "gap", manifest.counts.rows, limits):
+    has the same events; else None, and where the size asks for Spark."""
+    lake, limits = context.lake, context.thresholds
+    rule = context.source.sessions.session_rule
+    if manifest.counts.rows > limits.compared_sessions:
         return None
     whole = manifest.whole
     events = lake.rows(EVENTS) if whole else manifest.counts.events_after
     spark = context.tasks(limits.tasks(events))
     aside = candidate.path("bounds")
-    hold = checks.SessionsHold(rule.session_rule, aside)
+    hold = checks.SessionsHold(rule, aside)
     paths = candidate.files("sessions")
     if whole:
         paths = [f"{lake.path(SESSIONS)}/{one['path']}" for one in manifest.staged or []]
@@ -117,7 +117,7 @@ def facts_by_arrow(
     bounds = [one["bounds"] for one in held if one["bounds"]]
     if not whole:
         bounds += bounds_around(context, candidate, manifest, aside)
-    if not checks.sessions_apart(bounds, rule.session_rule):
+    if not checks.sessions_apart(bounds, rule):
         return None
     filesystem.remove(aside)
     if not whole:
@@ -136,13 +136,13 @@ def bounds_around(
     context: Context, candidate: Candidate, manifest: SessionizeManifest, folder: str
 ) -> list[str]:
     """The bounds of the sessions that stand near the candidate's and stay as they are."""
-    rows = candidate.arrow("sessions", ["session_id", "user_id", "start_ts", "end_ts"])
-    filesystem.write_parquet(candidate.path("ids.parquet"), rows.select(["session_id"]))
+    rule = context.source.sessions.session_rule
+    rows = candidate.arrow("sessions", list(checks.BOUNDED))
     keys = cut_nightly.keys_of(rows["user_id"], rows["start_ts"], rows["end_ts"])
-    filesystem.write_parquet(candidate.path("near.parquet"), keys)
-    around = checks.Around(
-        candidate.path("near.parquet"), candidate.path("ids.parquet"),
-        context.source.sessions.session_rule, folder,
-    )  # fmt: skip
-    done = run_near(context, around, manifest.base, keys, "bounds string")
-    return [one["bounds"] for one in done]
+    fields = ("source_session_id",) if rule.native else ()
+    near = stored_near(
+        context, candidate, "around", manifest.base, keys, columns=checks.BOUNDED, fields=fields
+    )
+    ids = rows["session_id"].combine_chunks()
+    stay = [one.filter(pc.invert(pc.is_in(one["session_id"], ids))) for one in near]
+    return [checks.write_bounds(one, rule, folder) for one in stay if one.num_rows]

@@ -1,4 +1,4 @@
-"""The suite of `silver.sessions` under the gap rule, over the arrays of data files."""
+"""The suite of `silver.sessions` over the arrays of data files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from expectations.session_rule import SessionRule
-from jobs.audit.arrow_columns import dates, fingerprint, micros_array, one_array, words_of
+from jobs.audit.arrow_columns import (
+    continues,
+    dates,
+    distinct,
+    fingerprint,
+    micros_array,
+    one_array,
+    words_of,
+)
 from jobs.lake import filesystem
-from jobs.silver.cut_nightly import near
+from jobs.silver.cut_nightly import leaves_of
 
 SESSIONS_DDL = "holds boolean, events bigint, digest_xor bigint, digest_sum bigint, bounds string"
 
@@ -23,15 +31,14 @@ class SessionsHold:
     """A task: a file of sessions, of the table or of a candidate.
 
     Its answer says whether each session keeps the checks that speak of it alone, the print of the
-    events, and where the `bounds` are: for each session the hashes of its user and its id, and its
-    first and last time (us), for `sessions_apart`.
+    events, and where the `bounds` of the sessions are (`write_bounds`), if they do.
     """
 
     rule: SessionRule
     folder: str
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
-        rows = read_sessions(path)
+        rows = read_sessions(path, ("event_ts", *self.rule.ties))
         if "change" in rows.column_names:
             rows = rows.filter(pc.not_equal(rows["change"], "retired")).combine_chunks()
         made = {"holds": True, "events": 0, "digest_xor": 0, "digest_sum": 0, "bounds": None}
@@ -45,98 +52,127 @@ class SessionsHold:
         if flat.null_count or any(flat.field(n).null_count for n in ("event_id", "event_ts")):
             return [made | {"holds": False}]
         count = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
-        users = words_of(one_array(rows["user_id"]))
-        start, end = micros_array(rows["start_ts"]), micros_array(rows["end_ts"])
-        bounds = f"{self.folder}/{uuid.uuid4().hex}.parquet"
-        ids = words_of(one_array(rows["session_id"]))
-        filesystem.write_parquet(
-            bounds, pa.table({"user": users, "id": ids, "start": start, "end": end})
-        )
-        return [
-            made | fingerprint(np.repeat(users, count), words_of(flat.field("event_id")))
-            | {"holds": self._hold(rows, flat, count, start, end), "bounds": bounds}
-        ]  # fmt: skip
+        if not self._hold(rows, flat, count):
+            return [made | {"holds": False}]
+        users = np.repeat(words_of(one_array(rows["user_id"])), count)
+        found = fingerprint(users, words_of(flat.field("event_id")))
+        return [made | found | {"bounds": write_bounds(rows, self.rule, self.folder)}]
 
-    def _hold(
-        self, rows: pa.Table, flat: Any, count: np.ndarray, start: np.ndarray, end: np.ndarray
-    ) -> bool:
+    def _hold(self, rows: pa.Table, flat: Any, count: np.ndarray) -> bool:
         if count.min() < 1 or not np.array_equal(count, rows["event_count"].to_numpy()):
             return False
+        start, end = micros_array(rows["start_ts"]), micros_array(rows["end_ts"])
         times = micros_array(flat.field("event_ts"))
         first = np.cumsum(count) - count
         flags = one_array(rows["runaway"]).to_numpy(zero_copy_only=False)
         rule = self.rule.arrays
-        inside = np.ones(len(times), bool)
-        inside[first] = False
-        before, after = times[:-1][inside[1:]], times[1:][inside[1:]]
+        before, after = times[:-1], times[1:]
+        together = rule.near(before, before, after, after)
+        if self.rule.native:  # every id is that of its session's first event
+            ids = flat.field("source_session_id")
+            heads = ids.take(pa.array(np.repeat(first, count)))
+            together = rule.belong(together, heads[1:], ids[1:])
+        inside = continues(count)
         if not (
             np.array_equal(times[first], start)
             and np.array_equal(times[first + count - 1], end)
             and dates(rows["start_ts"]).equals(one_array(rows["start_date"]))
             and rule.flagged(flags, end - start, count).all()
-            and ((before <= after) & rule.near(before, before, after, after)).all()
+            and ((before <= after) & together)[inside].all()
         ):
             return False
-        tied = np.flatnonzero(inside[1:] & (np.diff(times) == 0))
+        tied = np.flatnonzero(inside & (before == after))
         ties = (
             {n: flat.field(n).take(pa.array(at)) for n in self.rule.ties} for at in (tied, tied + 1)
         )
         return bool(rule.rise(*ties).all())
 
 
-def read_sessions(path: str) -> pa.Table:
-    """What the checks need of a file of sessions."""
-    wanted = ("event_id", "event_ts", "tie_break")
-    names = {"session_id", "user_id", "start_ts", "end_ts", "start_date", "event_count", "runaway"}
+def read_sessions(path: str, fields: tuple[str, ...]) -> pa.Table:
+    """What the checks need of a file of sessions; fields: of their events."""
+    columns = (*BOUNDED, "start_date", "event_count", "runaway", "change")
     with filesystem.open_seekable(path) as stream:
         file = filesystem.DataParquet(stream)
-        columns = []
-        for at in range(file.metadata.num_columns):
-            place = file.metadata.schema.column(at).path.split(".")
-            if place[0] in names | {"change"} or (place[0] == "events" and place[3] in wanted):
-                columns.append(".".join(place))
-        return file.read(columns, use_threads=False).combine_chunks()
+        return file.read(leaves_of(file, columns, fields), use_threads=False).combine_chunks()
 
 
-@dataclass(frozen=True)
-class Around:
-    """A task: of a data file of `silver.sessions`, the bounds of the sessions that stand near
-    those of a candidate and are none of it; see `SessionsHold`."""
+BOUNDED = ("session_id", "user_id", "start_ts", "end_ts")
+"""The columns that `write_bounds` reads; under the native rule it reads `events`, too."""
 
-    keys: str
-    """A Parquet file, as `cut_nightly.keys_of` makes it: what the candidate touches."""
-    ids: str
-    """A Parquet file: `session_id` of the candidate's rows, retired ones too."""
-    rule: SessionRule
-    folder: str
 
-    def __call__(self, path: str) -> list[dict[str, Any]]:
-        rows = filesystem.read_parquet(path, ["session_id", "user_id", "start_ts", "end_ts"])
-        keys = filesystem.read_parquet(self.keys)
-        rows = rows.filter(pa.array(near(rows, keys, self.rule)))
-        rows = rows.filter(
-            pc.invert(pc.is_in(rows["session_id"], filesystem.read_parquet(self.ids)["session_id"]))
-        ).combine_chunks()
-        if not rows.num_rows:
-            return []
-        bounds = f"{self.folder}/{uuid.uuid4().hex}.parquet"
-        made = {
-            "user": words_of(one_array(rows["user_id"])), "id": words_of(one_array(rows["session_id"])),
-            "start": micros_array(rows["start_ts"]), "end": micros_array(rows["end_ts"]),
-        }  # fmt: skip
-        filesystem.write_parquet(bounds, pa.table(made))
-        return [{"bounds": bounds}]
+def write_bounds(rows: pa.Table, rule: SessionRule, folder: str) -> str:
+    """Write what `sessions_apart` reads of sessions: hashes of their users and their ids, and their
+    first and last times (us). Under the native rule also the log's id of each (null: none), and a
+    hash of it.
+
+    Args:
+        rows: `BOUNDED`; under the native rule also `events`, each session's of one
+            `source_session_id`.
+
+    Returns:
+        The file's path.
+    """
+    made: dict[str, Any] = {
+        "user": words_of(one_array(rows["user_id"])), "id": words_of(one_array(rows["session_id"])),
+        "start": micros_array(rows["start_ts"]), "end": micros_array(rows["end_ts"]),
+    }  # fmt: skip
+    if rule.native:
+        lists = one_array(rows["events"])
+        count = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+        first = pa.array(np.cumsum(count) - count, mask=count == 0)
+        names = lists.flatten().field("source_session_id").take(first)
+        none = pc.is_null(names).to_numpy(zero_copy_only=False)
+        made["native"] = pa.array(words_of(names.fill_null("")), mask=none)
+        made["native_id"] = names
+    path = f"{folder}/{uuid.uuid4().hex}.parquet"
+    filesystem.write_parquet(path, pa.table(made))
+    return path
 
 
 def sessions_apart(bounds: list[str], rule: SessionRule) -> bool:
-    """Whether sessions, by their bounds, are further apart than the gap, and their ids differ:
-    surely not if this says so, and by the chance of a 64-bit hash if not."""
+    """Whether neighbouring sessions of a user, by the files of their bounds, do not belong together
+    and do not overlap in the total order, and all ids differ.
+
+    True may be wrong with the probability of a collision of 64-bit hashes; so may False, and then
+    Spark decides.
+    """
     if not bounds:
         return True
-    rows = pa.concat_tables([filesystem.read_parquet(path) for path in bounds])
-    user, ids, start, end = (rows[name].to_numpy() for name in ("user", "id", "start", "end"))
-    ids = np.sort(ids)
-    order = np.lexsort((start, user))
+    names = ["user", "id", "start", "end", *(["native"] if rule.native else [])]
+    rows = pa.concat_tables([filesystem.read_parquet(path, names) for path in bounds])
+    user, ids, start, end = (rows[name].to_numpy() for name in names[:4])
+    if not distinct(ids):
+        return False
+    order, rank = np.lexsort((start, user)), np.zeros(0, np.int64)
+    if rule.native:
+        order, rank = by_native_id(bounds, user, start, end)
     user, start, end = user[order], start[order], end[order]
-    silent = ~rule.arrays.near(start[:-1], end[:-1], start[1:], end[1:])
-    return bool((ids[1:] != ids[:-1]).all() and (silent | (user[1:] != user[:-1])).all())
+    apart = ~rule.arrays.near(start[:-1], end[:-1], start[1:], end[1:])
+    if rule.native:
+        native = rows["native"].combine_chunks().take(pa.array(order))
+        rank = rank[order]
+        rises = (end[:-1] < start[1:]) | ((end[:-1] == start[1:]) & (rank[:-1] < rank[1:]))
+        apart = rises & ~rule.arrays.belong(~apart, native[:-1], native[1:])
+    return bool((apart | (user[1:] != user[:-1])).all())
+
+
+def by_native_id(
+    bounds: list[str], user: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sessions by user and by the total order of their first events, under the native rule.
+
+    Where one begins at the time at which another ends or begins, the log's ids of both decide, null
+    last: if they are equal, the two belong together, whatever comes behind in the order.
+
+    Returns:
+        Places of the sessions in their order; and the rank of each session's id among those of all
+        sessions of which the time does not decide, 0 for the others.
+    """
+    order, rank = np.lexsort((end, start, user)), np.zeros(len(user), np.int64)
+    touches = (user[order][1:] == user[order][:-1]) & (start[order][1:] <= end[order][:-1])
+    at = np.unique(np.concatenate([order[1:][touches], order[:-1][touches]]))
+    if not len(at):
+        return order, rank
+    names = pa.concat_tables([filesystem.read_parquet(path, ["native_id"]) for path in bounds])
+    rank[at] = pc.rank(names["native_id"].take(pa.array(at)), tiebreaker="dense").to_numpy()
+    return np.lexsort((rank, start, user)), rank

@@ -16,7 +16,7 @@ from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import CHANGES, PUT, TYPE, VERSION
 from jobs.lake.context import Candidate, Context
-from jobs.lake.data_files import staging
+from jobs.lake.data_files import DataFile, staging
 from jobs.lake.delta_errors import feed_gone
 from jobs.lake.manifest import Staged
 from jobs.lake.tasks import run
@@ -80,12 +80,16 @@ def cut_in_arrow(
     gone, came = cut_nightly.net(feed)
     if not gone.num_rows + came.num_rows:
         return None
-    keys = keys_around(context, candidate, manifest.base, pa.concat_tables([gone, came]))
-    filesystem.write_parquet(candidate.path("near-changes.parquet"), keys)
-    near = cut_nightly.Near(candidate.path("near-changes.parquet"), rule, candidate.path("old"))
-    found = run_near(context, near, manifest.base, keys, cut_nightly.NEAR_DDL)
-    nothing = arrow_schema(SESSIONS.columns).empty_table()
-    old = pa.concat_tables([nothing, *(filesystem.read_parquet(one["path"]) for one in found)])
+    moved = pa.concat_tables([gone, came])
+    # Under the gap rule each event for itself: between two of a user's may lie weeks of sessions.
+    keys = (cut_nightly.keys_of if rule.native else cut_nightly.spans_of)(
+        moved["user_id"], moved["event_ts"], moved["event_ts"]
+    )
+    schema = arrow_schema(SESSIONS.columns)
+    found = [
+        rows.cast(schema) for rows in stored_near(context, candidate, "old", manifest.base, keys)
+    ]
+    old = pa.concat_tables([schema.empty_table(), *found])
     changed = cut_nightly.recut(old, gone, came, cut_of(rule))
     manifest.counts = Counts(**cut_nightly.counted(changed))
     manifest.moved = Moved(came.num_rows, gone.num_rows)
@@ -94,38 +98,35 @@ def cut_in_arrow(
     return changed
 
 
-def keys_around(context: Context, candidate: Candidate, base: int, moved: pa.Table) -> pa.Table:
-    """`user_id, lo, hi`, as `cut_nightly.near` takes them: near which sessions may change.
+def stored_near(
+    context: Context, candidate: Candidate, part: str, base: int, keys: pa.Table, **wanted: Any
+) -> list[pa.Table]:
+    """The stored sessions near changes or sessions: under the native rule those between the last one
+    before them and the first one after.
 
     Args:
-        moved: `user_id` and `event_ts` of events that came or went.
+        part: the candidate's folder for what is found.
+        keys: `user_id, lo, hi`, as `cut_nightly.near` takes them; under the native rule a user once.
+        wanted: `columns` and `fields` of `cut_nightly.Near`.
     """
-    places = moved["user_id"], moved["event_ts"], moved["event_ts"]
-    if not context.source.sessions.session_rule.native:
-        # Each event for itself: between two of one user's events may lie weeks of sessions.
-        return cut_nightly.spans_of(*places)
-    keys = cut_nightly.keys_of(*places)
-    filesystem.write_parquet(candidate.path("changes.parquet"), keys)
-    task = cut_nightly.Edges(candidate.path("changes.parquet"), candidate.path("edges"))
-    stored = context.lake.files_of(SESSIONS, base)
-    spark = context.tasks(context.thresholds.tasks(0, sum(one.rows for one in stored)))
-    done = run(spark, task, [one.path for one in stored], cut_nightly.NEAR_DDL, "string")
-    return cut_nightly.widened(keys, [filesystem.read_parquet(one["path"]) for one in done])
-
-
-def run_near(
-    context: Context, task: Any, base: int, keys: pa.Table, ddl: str
-) -> list[dict[str, Any]]:
-    """A task over the files of `silver.sessions` whose times come near those of `keys`."""
-    rule = context.source.sessions.session_rule
+    rule, limits = context.source.sessions.session_rule, context.thresholds
+    stored, path = context.lake.files_of(SESSIONS, base), candidate.path(f"{part}.keys.parquet")
     if not keys.num_rows:
         return []
+
+    def read(task: Any, files: list[DataFile]) -> list[pa.Table]:
+        filesystem.write_parquet(path, keys)
+        spark = context.tasks(limits.tasks(keys.num_rows, sum(one.rows for one in files)))
+        done = run(spark, task, [one.path for one in files], cut_nightly.NEAR_DDL, "string")
+        return [filesystem.read_parquet(one["path"]) for one in done]
+
+    if rule.native:
+        edges = read(cut_nightly.Edges(path, candidate.path(f"{part}.edges")), stored)
+        keys = cut_nightly.widened(keys, edges)
     first, last = rule.arrays.reach(pc.min(keys["lo"]).as_py(), pc.max(keys["hi"]).as_py())
-    stored = context.lake.files_of(SESSIONS, base)
     near = [one for one in stored if one.first_us("start_ts") <= last]
     near = [one for one in near if one.last_us("end_ts") >= first]
-    spark = context.tasks(context.thresholds.tasks(sum(one.rows for one in near)))
-    return run(spark, task, [one.path for one in near], ddl, "string")
+    return read(cut_nightly.Near(path, rule, candidate.path(part), **wanted), near)
 
 
 def cut_in_spark(

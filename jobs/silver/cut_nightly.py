@@ -10,6 +10,7 @@ together with what came, and compared with what was, in one process, or by slice
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import CAME, CHANGED, CHANGES, NEW, RETIRED, SAME, TYPE, VERSION, is_put
 from jobs.lake.time_slices import CLOCK, micros
-from jobs.silver.cut_arrow import Cut, cut, numbers
+from jobs.silver.cut_arrow import EVENT_FIELDS, Cut, cut, numbers
 
 NEAR_DDL = "path string"
 CHANGE_DDL = (
@@ -84,9 +85,12 @@ class Near:
     """A Parquet file: `user_id, lo, hi`, as `near` takes them."""
     rule: SessionRule
     folder: str
+    columns: tuple[str, ...] = tuple(SESSIONS.columns)
+    fields: tuple[str, ...] = EVENT_FIELDS
+    """What is wanted of a session, and of its events."""
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
-        keys, schema = filesystem.read_parquet(self.keys), arrow_schema(SESSIONS.columns)
+        keys = filesystem.read_parquet(self.keys)
         with filesystem.open_seekable(path) as stream:
             file = filesystem.DataParquet(stream)
             rows = file.read(["user_id", "start_ts", "end_ts"], use_threads=False)
@@ -99,11 +103,25 @@ class Near:
             ends = np.cumsum(size)
             inside = [n for n in range(len(size)) if hit[ends[n] - size[n] : ends[n]].any()]
             wanted = np.concatenate([hit[ends[n] - size[n] : ends[n]] for n in inside])
-            found = file.read_row_groups(inside, schema.names, use_threads=False)
-        found = found.filter(pa.array(wanted)).combine_chunks().cast(schema)
+            leaves = leaves_of(file, self.columns, self.fields)
+            found = file.read_row_groups(inside, leaves, use_threads=False)
+        found = found.filter(pa.array(wanted)).combine_chunks()
         out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
         filesystem.write_parquet(out, found)
         return [{"path": out}]
+
+
+def leaves_of(
+    file: filesystem.DataParquet, columns: Collection[str], fields: Collection[str]
+) -> list[str]:
+    """Some columns of a file of sessions, and some fields of their events, as a reader names them."""
+    schema = file.metadata.schema
+    places = [schema.column(at).path.split(".") for at in range(file.metadata.num_columns)]
+    return [
+        ".".join(place)
+        for place in places
+        if (place[3] in fields if place[0] == "events" else place[0] in columns)
+    ]
 
 
 FAR = 2**62  # beyond all times

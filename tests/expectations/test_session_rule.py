@@ -171,6 +171,24 @@ def test_order_asks_for_ties_alone_and_rise_agrees(rule: SessionRule, events: li
     assert not rule.arrays.rise(before, before).any()  # an event does not come after itself
 
 
+@pytest.mark.parametrize("rule", [GAP, NATIVE], ids=["gap", "native"])
+@settings(max_examples=100, deadline=None)
+@given(events=st.lists(EVENT, min_size=1, max_size=25))
+@example(events=EDGES)
+def test_neighbours_belong_together_where_no_session_opens(
+    rule: SessionRule, events: list[Event]
+) -> None:
+    """What audits compare says the same as what cuts."""
+    done = InOrder(table(events), rule)
+    before, after = done.times[:-1], done.times[1:]
+    near = rule.arrays.near(before, before, after, after)
+    ids = done.rows["source_session_id"].combine_chunks()
+    belong = rule.arrays.belong(near, ids[:-1], ids[1:])
+    same = done.users[1:] == done.users[:-1]
+    opens = rule.arrays.opens(done.users, done.times, done.native)[1:]
+    assert (same & belong).tolist() == (~opens).tolist()
+
+
 @settings(max_examples=100, deadline=None)
 @given(events=st.lists(EVENT, min_size=1, max_size=25))
 def test_sessions_are_not_near_and_their_events_are(events: list[Event]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,55 +33,67 @@ from jobs.silver.cut_arrow import EVENT_FIELDS
 
 T = 1_700_000_000_000_000
 GAP_US = 1_800_000_000
-HOW = cut_arrow.Cut(
-    rule=SessionRule(
-        native=False, gap_us=GAP_US, max_session_us=3 * 3_600_000_000, max_session_events=12
-    ),
-    fields=EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns,
-)  # fmt: skip
+HOURS_US = 3_600_000_000
+GAP, NATIVE = (
+    cut_arrow.cut_of(
+        SessionRule(
+            native=native, gap_us=GAP_US, max_session_us=3 * HOURS_US, max_session_events=12
+        )
+    )
+    for native in (False, True)
+)
 
 
 def events(count: int = 400) -> pa.Table:
-    """Events of users with ids of several lengths, some of equal time."""
+    """Events of users with ids of several lengths, some of equal time; of most hours the log has a
+    session of each user, and a second one goes on beside every other."""
     drawn = random.Random(7)
     users = ["u1", "u2", "x" * 32, "ü" * 16]
     rows = []
     for number in range(count):
         at = T + drawn.randrange(200) * 400_000_000
+        hour = (at - T) // (4 * HOURS_US)
+        native = None if hour % 4 == 3 else drawn.choice([f"{hour}"] * 4 + [f"{hour // 2} ü"])
         rows.append(
             {"event_id": f"{number:032x}", "user_id": drawn.choice(users), "item_id": "i",
-             "event_ts": at, "feedback": "positive", "tie_break": drawn.choice([None, 1, 2])}
+             "event_ts": at, "feedback": "positive", "tie_break": drawn.choice([None, 1, 2]),
+             "source_session_id": native}
         )  # fmt: skip
     schema = arrow_schema({name: EVENTS.columns[name] for name in ("user_id", *EVENT_FIELDS)})
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-@pytest.fixture(scope="module")
-def sessions() -> list[dict[str, Any]]:
-    made, _ = cut_arrow.cut(events(), HOW)
-    rows: list[dict[str, Any]] = made.to_pylist()
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(params=[GAP, NATIVE], ids=["gap", "native"])
+def how(request: pytest.FixtureRequest) -> cut_arrow.Cut:
+    return request.param
+
+
+def sessions(how: cut_arrow.Cut) -> Rows:
+    rows: Rows = cut_arrow.cut(events(), how)[0].to_pylist()
     assert len(rows) > 20 and any(row["runaway"] for row in rows)
     return rows
 
 
-def held(folder: Path, rows: list[dict[str, Any]]) -> tuple[bool, bool]:
+def held(folder: Path, rows: Rows, how: cut_arrow.Cut) -> tuple[bool, bool]:
     """Whether each session holds alone, and whether all are apart."""
     path = f"{folder}/sessions.parquet"
     filesystem.write_parquet(
         path, pa.Table.from_pylist(rows, schema=arrow_schema(SESSIONS.columns))
     )
-    check = silver_checks.SessionsHold(HOW.rule, f"{folder}/bounds")
-    [found] = check(path)
+    [found] = silver_checks.SessionsHold(how.rule, f"{folder}/bounds")(path)
     if not found["bounds"]:
         return found["holds"], False
-    return found["holds"], silver_checks.sessions_apart([found["bounds"]], HOW.rule)
+    return found["holds"], silver_checks.sessions_apart([found["bounds"]], how.rule)
 
 
-def longest(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def longest(rows: Rows) -> dict[str, Any]:
     return max(rows, key=lambda row: row["event_count"])
 
 
-def tied(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+def tied(rows: Rows) -> tuple[dict[str, Any], int]:
     """A session with two neighbours of equal time, neither its first nor last, and their place."""
     return next(
         (row, at)
@@ -90,13 +103,13 @@ def tied(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
     )
 
 
-def swap_ties(rows: list[dict[str, Any]]) -> None:
+def swap_ties(rows: Rows) -> None:
     row, at = tied(rows)
     one = row["events"]
     one[at], one[at + 1] = one[at + 1], one[at]
 
 
-def split(rows: list[dict[str, Any]]) -> None:
+def split(rows: Rows) -> None:
     """A session in two: each holds alone, together they are too near."""
     row = longest(rows)
     parts = row["events"][:3], row["events"][3:]
@@ -109,7 +122,7 @@ def split(rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
 
 
-BREAKS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+BREAKS: dict[str, Callable[[Rows], Any]] = {
     "events turned round": lambda rows: longest(rows)["events"].reverse(),
     "ties out of order": swap_ties,
     "an event too many": lambda rows: longest(rows)["events"].append(longest(rows)["events"][-1]),
@@ -130,22 +143,114 @@ BREAKS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
 }  # fmt: skip
 
 
-def test_whole_sessions_hold(tmp_path: Path, sessions: list[dict[str, Any]]) -> None:
-    assert held(tmp_path, sessions) == (True, True)
+def with_ids(rows: Rows, some: bool) -> dict[str, Any]:
+    """The longest session with an id of the log, or without one."""
+    return longest([row for row in rows if (row["events"][0]["source_session_id"] is None) != some])
+
+
+def relabel(row: dict[str, Any], native: str | None) -> None:
+    for event in row["events"]:
+        event["source_session_id"] = native
+
+
+def neighbours(rows: Rows) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two of a user's sessions, both with an id, the second one long after the first."""
+    ordered = sorted(rows, key=lambda row: (row["user_id"], row["start_ts"]))
+    return next(
+        (one, other)
+        for one, other in itertools.pairwise(ordered)
+        if one["user_id"] == other["user_id"]
+        and (other["start_ts"] - one["end_ts"]).total_seconds() * 1e6 > 2 * GAP_US
+        and one["events"][0]["source_session_id"] and other["events"][0]["source_session_id"]
+    )  # fmt: skip
+
+
+def moved(row: dict[str, Any], by: timedelta) -> None:
+    for event in row["events"]:
+        event["event_ts"] += by
+    start, end = row["events"][0]["event_ts"], row["events"][-1]["event_ts"]
+    row.update(start_ts=start, end_ts=end, start_date=start.date())
+
+
+def late(rows: Rows) -> None:
+    """The last event of a session without an id comes after a silence."""
+    row = next(
+        row for row in rows
+        if row["event_count"] == 2 and row["events"][0]["source_session_id"] is None
+    )  # fmt: skip
+    row["events"][1]["event_ts"] = row["start_ts"] + timedelta(microseconds=GAP_US + 1)
+    row["end_ts"] = row["events"][1]["event_ts"]
+
+
+def overlapping(rows: Rows) -> None:
+    one, other = neighbours(rows)
+    moved(other, one["end_ts"] - other["start_ts"] - timedelta(seconds=1))
+
+
+def going_on(rows: Rows) -> None:
+    one, other = neighbours(rows)
+    relabel(other, one["events"][0]["source_session_id"])
+
+
+NATIVE_BREAKS: dict[str, Callable[[Rows], Any]] = {
+    "another id inside": lambda rows: with_ids(rows, True)["events"][1].update(source_session_id="x"),
+    "no id inside": lambda rows: with_ids(rows, True)["events"][1].update(source_session_id=None),
+    "an id at last": lambda rows: with_ids(rows, False)["events"][-1].update(source_session_id="x"),
+    "a silence without an id": late,
+    "one that overlaps another": overlapping,
+    "an id that goes on": going_on,
+}  # fmt: skip
+
+
+def test_whole_sessions_hold(tmp_path: Path, how: cut_arrow.Cut) -> None:
+    assert held(tmp_path, sessions(how), how) == (True, True)
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_broken_sessions_do_not(tmp_path: Path, sessions: list[dict[str, Any]], name: str) -> None:
-    rows = [row | {"events": [dict(event) for event in row["events"]]} for row in sessions]
+def test_broken_sessions_do_not(tmp_path: Path, how: cut_arrow.Cut, name: str) -> None:
+    rows = sessions(how)
     BREAKS[name](rows)
-    assert held(tmp_path, rows) != (True, True)
+    assert held(tmp_path, rows, how) != (True, True)
 
 
-def test_the_print_is_of_events_and_their_users(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NATIVE_BREAKS)
+def test_broken_native_sessions_do_not(tmp_path: Path, name: str) -> None:
+    """What the gap rule does not look at, or allows."""
+    rows = sessions(NATIVE)
+    NATIVE_BREAKS[name](rows)
+    assert held(tmp_path, rows, NATIVE) != (True, True)
+
+
+@pytest.mark.parametrize(
+    ("ids", "apart"),
+    [
+        (["a", "b", "c", None], True), (["a", "c", "b", None], True), (["a", "b", "c", "d"], True),
+        (["bb", "b", "c", None], False), (["a", "b", "c", "bb"], False), (["a", "b", "b", None], False),
+        (["a", None, "c", "d"], False), (["a", "b", None, None], False), ([None, "b", "c", "d"], False),
+        (["a", "a", "c", None], False),
+    ],
+)  # fmt: skip
+def test_ids_order_native_sessions_of_one_time(
+    tmp_path: Path, ids: list[str | None], apart: bool
+) -> None:
+    """The first one ends when two of no length stand and the last one begins."""
+    rows = [
+        {"event_id": f"{session}{at}", "user_id": "ann", "item_id": "i", "event_ts": T + at,
+         "feedback": "positive", "source_session_id": "abcd"[session]}
+        for session, at in ((0, 0), (0, 5), (1, 5), (2, 5), (3, 5), (3, 9))
+    ]  # fmt: skip
+    schema = arrow_schema({name: EVENTS.columns[name] for name in ("user_id", *EVENT_FIELDS)})
+    made: Rows = cut_arrow.cut(pa.Table.from_pylist(rows, schema=schema), NATIVE)[0].to_pylist()
+    for row in made:
+        relabel(row, ids["abcd".index(row["events"][0]["source_session_id"])])
+    assert len(made) == 4 and held(tmp_path, made, NATIVE) == (True, apart)
+
+
+def test_the_print_is_of_events_and_their_users(tmp_path: Path, how: cut_arrow.Cut) -> None:
     """The same in sessions and in the table, whatever the files; another if one event moves."""
     log = events()
-    made, _ = cut_arrow.cut(log, HOW)
-    check = silver_checks.SessionsHold(HOW.rule, f"{tmp_path}/bounds")
+    made, _ = cut_arrow.cut(log, how)
+    check = silver_checks.SessionsHold(how.rule, f"{tmp_path}/bounds")
 
     def of_table(table: pa.Table) -> tuple[int, int, int]:
         found = []

@@ -24,13 +24,12 @@ from jobs.core.plan import (
     score_plan,
     sequences_plan,
     sessionize_plan,
-    sessions_in_arrow,
 )
 
 HERE, INTERPRETED, COMPILED = Engine.HERE, Engine.INTERPRETED, Engine.COMPILED
 LIMITS = Thresholds(
     few_moved=10, few_there=1000, few_bytes=500, few_lines=100, recut_events=50, counted_rows=60,
-    changed_sessions=70, compared_sessions=80, smallest_slice=5, slice_events=20,
+    changed_sessions=70, smallest_slice=5, slice_events=20,
 )  # fmt: skip
 
 
@@ -122,12 +121,6 @@ def test_sessionize(
 ) -> None:
     plan = sessionize_plan(replace(NIGHT, **changes), LIMITS)
     assert plan == Plan("sessionize", path, engine, publish)
-
-
-@pytest.mark.parametrize(("gap", "rows", "arrow"), [(True, 80, True), (True, 81, False),
-                                                    (False, 1, False)])  # fmt: skip
-def test_audits_of_sessions(gap: bool, rows: int, arrow: bool) -> None:
-    assert sessions_in_arrow(gap, rows, LIMITS) == arrow
 
 
 ITEMS = ItemsFacts(items=60, events=900, grown=60, whole=False)

@@ -81,8 +81,9 @@ def around(folder: str, paths: list[str], moved: pa.Table, rule: SessionRule) ->
         edges = [filesystem.read_parquet(one["path"]) for path in paths for one in task(path)]
         filesystem.write_parquet(f"{folder}/keys.parquet", cut_nightly.widened(keys, edges))
     near = cut_nightly.Near(f"{folder}/keys.parquet", rule, f"{folder}/near")
+    schema = arrow_schema(SESSIONS.columns)
     found = [filesystem.read_parquet(one["path"]) for path in paths for one in near(path)]
-    return pa.concat_tables([arrow_schema(SESSIONS.columns).empty_table(), *found])
+    return pa.concat_tables([schema.empty_table(), *(rows.cast(schema) for rows in found)])
 
 
 def by_id(rows: pa.Table) -> dict[str, dict[str, Any]]:
