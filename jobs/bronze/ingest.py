@@ -11,164 +11,35 @@ publish   rejects, events, then the ledger; each commit alone leaves a state tha
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, replace
 
-import pyarrow.compute as pc
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, suite
 from jobs.bronze import checks, exposures, landing, quality
 from jobs.bronze import first_load as bronze_first_load
+from jobs.bronze.manifest import Counts, IngestManifest, version_of
 from jobs.bronze.records import FileFacts
+from jobs.bronze.rejects import (
+    clear_rejects,
+    columns_of_files,
+    count_rejects,
+    fill_rejects,
+    publish_rejects,
+    unusable,
+)
+from jobs.bronze.stored_events import judge, ranked, stored_by_time, stored_events
 from jobs.core import crash_points
 from jobs.core.errors import AuditFailed, Conflict, RejectShareError, SourceError
-from jobs.core.lateness import is_late
-from jobs.core.plan import Algorithm, IngestFacts, Plan, Publish, earlier, idle, ingest_plan
-from jobs.core.tables import EVENTS, FILES, REJECTS, Table
+from jobs.core.plan import Algorithm, IngestFacts, Publish, idle, ingest_plan
+from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
-from jobs.lake.delta_errors import retried
-from jobs.lake.manifest import Manifest, Staged
 from jobs.lake.tasks import run
 
 # -- compute --------------------------------------------------------------------------------------
-
-
-def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
-    """Tell each usable line's fate: columns `stored`, `too_old`, `late`, and what is stored.
-
-    Args:
-        lines: usable typed lines.
-        stored: `event_id, stored_ts, stored_hash` of events that the table has, or None: empty.
-        oldest: the oldest date that is not late, per line; null: nothing is.
-    """
-    if stored is None:
-        lines = lines.withColumns(
-            {"stored_ts": F.lit(None).cast("timestamp"), "stored_hash": F.lit(None).cast("string")}
-        )
-    else:
-        lines = lines.join(stored, "event_id", "left")
-    too_old = is_late(F.col("event_date"), oldest)
-    return lines.withColumns(
-        {"stored": F.col("stored_ts").isNotNull(), "too_old": too_old}
-    ).withColumn("late", ~F.col("stored") & F.col("too_old"))
-
-
-def stored_by_time(
-    context: Context, candidate: Candidate, lines: DataFrame, version: int
-) -> DataFrame | None:
-    """`stored_events` where an id is a hash of its line: the events that have a time of a line."""
-    from jobs.bronze.typed_events import HASHED, row_hash
-
-    lake = context.lake
-    if lake.rows(EVENTS) == 0:
-        return None
-    schema = "event_id string, stored_ts timestamp, stored_hash string"
-    times = candidate.arrow("lines", ["event_ts", "reason"])
-    times = (
-        times.filter(pc.is_null(times["reason"]))
-        .select(["event_ts"])
-        .group_by("event_ts")
-        .aggregate([])
-    )
-    times = times.sort_by("event_ts").combine_chunks()
-    if not times.num_rows:
-        return context.spark.createDataFrame([], schema)
-    filesystem.write_parquet(candidate.path("times.parquet"), times)
-    first, last = (time_slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
-    old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
-    paths = [one.path for one in old if one.last_us("event_ts") >= first]
-    look = bronze_first_load.AtTimes(
-        candidate.path("times.parquet"), HASHED, candidate.path("stored")
-    )
-    found = run(lambda: context.spark, look, paths, "path string", "string")
-    if not found:
-        return context.spark.createDataFrame([], schema)
-    ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in HASHED)
-    rows = context.spark.read.schema(ddl).parquet(*(one["path"] for one in found))
-    rows = rows.select(row_hash().alias("event_id"), F.col("event_ts").alias("stored_ts"))
-    return F.broadcast(rows.withColumn("stored_hash", F.col("event_id")))
-
-
-def stored_events(
-    context: Context, candidate: Candidate, lines: DataFrame, version: int
-) -> DataFrame | None:
-    """What `bronze.events` has of the ids in `lines`.
-
-    An id that is a hash of its line has the line's time: only those times are read. A native id
-    may stand on any date.
-    """
-    from jobs.bronze.typed_events import row_hash
-
-    if context.lake.rows(EVENTS) == 0:
-        return None
-    events = context.lake.read(EVENTS, version)
-    if context.source.columns.event_id is None:
-        span = lines.agg(F.min(F.unix_micros("event_ts")), F.max(F.unix_micros("event_ts"))).first()
-        if span is None or span[0] is None:
-            return None
-        first, last = (F.timestamp_micros(F.lit(one)) for one in span)
-        events = events.where(F.col("event_ts").between(first, last))
-        digest: Column = F.col("event_id")
-    else:
-        digest = row_hash()
-    return events.select(
-        "event_id", F.col("event_ts").alias("stored_ts"), digest.alias("stored_hash")
-    )
-
-
-def ranked(judged: DataFrame) -> DataFrame:
-    """Rank the lines that may become events: new ids, and native ids whose smaller line arrived
-    now (`replaces`). Rank 1 of the `usable` lines of an id is the event."""
-    smaller = F.struct("event_ts", "row_hash") < F.struct(
-        F.col("stored_ts").alias("event_ts"), F.col("stored_hash").alias("row_hash")
-    )
-    replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
-    order = Window.partitionBy("event_id", "usable").orderBy("event_ts", "row_hash", "file", "line")
-    fresh = ~F.col("stored") & ~F.col("late")
-    marked = judged.withColumn("replaces", replaces)
-    marked = marked.withColumn("usable", fresh | F.col("replaces"))
-    return marked.withColumn("rank", F.row_number().over(order))
-
-
-@dataclass
-class Counts:
-    """Lines read, and what became of them."""
-
-    read: int = 0
-    events_new: int = 0
-    events_replaced: int = 0
-    duplicates: int = 0
-
-
-@dataclass
-class IngestManifest(Manifest):
-    """What the steps of `ingest`, and of `replay-rejects`, tell each other."""
-
-    base: dict[str, int]
-    """By table: the version that the candidate was computed from."""
-    empty: bool
-    """Whether there is nothing to publish."""
-    counts: Counts = field(default_factory=Counts)
-    rejects: dict[str, int] = field(default_factory=dict)
-    """By reason, how many lines."""
-    files: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    staged: Staged | None = None
-    """New events; None: they are the candidate's part `events`, because some replace stored ones."""
-    rejects_staged: Staged | None = None
-    """Rejects that the table does not have yet."""
-    rejects_changed: int = 0
-    """How many stored rejects go, or have another reason now."""
-
-    @staticmethod
-    def plan_of_old(old: dict[str, Any]) -> Plan:
-        if old["empty"]:
-            return idle("ingest")
-        return earlier("ingest", Publish.MERGE if old.get("staged") is None else Publish.APPEND)
 
 
 def compute(context: Context) -> Candidate:
@@ -220,13 +91,6 @@ def compute(context: Context) -> Candidate:
     candidate.save(manifest)
     crash_points.point("ingest.computed")
     return candidate
-
-
-def version_of(context: Context, table: Table) -> int:
-    """The version of a table that is there."""
-    version = context.lake.version(table)
-    assert version is not None
-    return version
 
 
 def facts_of(context: Context, manifest: IngestManifest, oldest: Column | None) -> IngestFacts:
@@ -350,89 +214,6 @@ def fill_by_slices(
     manifest.counts.duplicates = sum(one["repeats"] for one in done)
 
 
-def unusable(candidate: Candidate) -> DataFrame:
-    """The candidate's lines that make no event, late ones among them, with their reasons."""
-    lines = candidate.part("lines").where("reason IS NOT NULL")
-    if not candidate.has("judged"):
-        return lines
-    late = candidate.part("judged").where("late").withColumn("reason", F.lit("late"))
-    return lines.unionByName(late, allowMissingColumns=True)
-
-
-def columns_of_files(facts: list[FileFacts]) -> Column:
-    """Per line, the columns of its file in order, where that is a CSV."""
-    files_with: dict[tuple[str, ...], list[str]] = {}
-    for one in facts:
-        if one.header:
-            files_with.setdefault(tuple(one.header), []).append(one.file)
-    # Most often the files of a run agree: one branch, or a few.
-    found = F.lit(None).cast("array<string>")
-    for header, paths in files_with.items():
-        names = F.array(*map(F.lit, header))
-        found = F.when(F.col("file").isin(paths), names).otherwise(found)
-    return found
-
-
-def count_rejects(candidate: Candidate, manifest: IngestManifest) -> None:
-    counted = candidate.part("rejects").groupBy("reason").count().collect()
-    manifest.rejects = {row["reason"]: row["count"] for row in counted}
-
-
-def fill_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    """Find the rejects that the table does not have yet, and what changes among those it has."""
-    lake, key = context.lake, list(REJECTS.key)
-    base = manifest.base[REJECTS.full_name]
-    rejects = candidate.part("rejects").dropDuplicates(key)
-    if lake.rows(REJECTS):
-        paths = manifest.files
-        known = lake.read(REJECTS, base).where(F.col("file").isin(paths))
-        changed = changed_rejects(context, candidate, rejects, base, paths)
-        candidate.write("rejects-changed", changed)
-        manifest.rejects_changed = candidate.row_count("rejects-changed")
-        rejects = rejects.join(known.select(*key), key, "left_anti")
-    if manifest.rejects:
-        manifest.rejects_staged = lake.stage(REJECTS, rejects.coalesce(1), context.run_id)
-
-
-def changed_rejects(
-    context: Context, candidate: Candidate, rejects: DataFrame, base: int, paths: list[str]
-) -> DataFrame:
-    """Stored rejects of this run's files that go (`gone`) or are told of otherwise.
-
-    Those go that came good: their lines are events or duplicates now. So do those of a reading
-    that no run finished (it failed, or was killed), if this reading does not repeat them: under
-    another encoding, or other columns of a Parquet file, the same line has another text. Those that
-    are repeated take the reason and the columns that hold now.
-    """
-    lake, key = context.lake, list(REJECTS.key)
-    known = lake.read(REJECTS, base).where(F.col("file").isin(paths)).select(*REJECTS.columns)
-    good = candidate.part("lines").where("reason IS NULL").select(*key)
-    good = good.join(rejects.select(*key), key, "left_anti")
-    read = {
-        row["file"]: time_slices.micros_of(row["read_ts"])
-        for row in lake.small(FILES).select(["file", "read_ts"]).to_pylist()
-    }
-    rows = [(file, read.get(file)) for file in paths]
-    finished = F.broadcast(context.spark.createDataFrame(rows, "file string, read_us bigint"))
-    unfinished = known.join(finished, "file").where(
-        "read_us IS NULL OR unix_micros(first_seen_ts) > read_us"
-    )
-    left = unfinished.join(rejects.select(*key), key, "left_anti").select(*known.columns)
-    gone = known.join(good, key, "left_semi").unionByName(left).dropDuplicates(key)
-    now = rejects.select(
-        *key, F.col("reason").alias("now_reason"), F.col("file_columns").alias("now_columns")
-    )
-    other = known.join(now, key).where(
-        "NOT (reason <=> now_reason AND file_columns <=> now_columns)"
-    )
-    other = other.withColumns({"reason": F.col("now_reason"), "file_columns": F.col("now_columns")})
-    return (
-        gone.select(*REJECTS.columns)
-        .withColumn("gone", F.lit(True))
-        .unionByName(other.select(*REJECTS.columns).withColumn("gone", F.lit(False)))
-    )
-
-
 def laid_out(rows: DataFrame, context: Context) -> DataFrame:
     """Rows sorted by time, in few files with narrow time ranges, so that reads prune."""
     count = max(1, context.spark.sparkContext.defaultParallelism)
@@ -527,30 +308,6 @@ def publish(context: Context, candidate: Candidate) -> Result:
     return result
 
 
-def publish_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    """Append the rejects that the table does not have yet."""
-    lake = context.lake
-    if not manifest.rejects_staged:
-        return
-
-    def attempt(_: int) -> None:
-        staged = manifest.rejects_staged or []
-        if not sum(one["rows"] for one in staged):
-            return
-        base = manifest.base[REJECTS.full_name]
-        guard = lake.guard(REJECTS)
-        try:
-            lake.commit(REJECTS, staged, base, guard, base + 1, context.run_id)
-        except Conflict:
-            # Another run's rejects came in between: ours are compared with them once more.
-            manifest.base[REJECTS.full_name] = version_of(context, REJECTS)
-            context.enter(manifest.plan.engine)
-            fill_rejects(context, candidate, manifest)
-            raise
-
-    retried(3, attempt)
-
-
 def publish_events(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Raises: Conflict: another run changed `bronze.events` since the candidate was computed."""
     if not manifest.counts.events_new + manifest.counts.events_replaced:
@@ -561,23 +318,6 @@ def publish_events(context: Context, candidate: Candidate, manifest: IngestManif
         lake.commit(EVENTS, manifest.staged, base, guard, version, context.run_id)
         return
     context.upsert(EVENTS, candidate, "events", base, guard, version, stored="stored_ts")
-
-
-def clear_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
-    if not manifest.rejects_changed:
-        return
-    change_rejects(context, candidate, "rejects-changed")
-
-
-def change_rejects(context: Context, candidate: Candidate, part: str) -> None:
-    """Put a part of the candidate into `bronze.rejects`; other runs' rejects are left as they are."""
-
-    def attempt(_: int) -> None:
-        lake, base = context.lake, version_of(context, REJECTS)
-        context.upsert(REJECTS, candidate, part, base, lake.guard(REJECTS), base + 1)
-
-    retried(3, attempt)
 
 
 def publish_ledger(context: Context, candidate: Candidate) -> None:

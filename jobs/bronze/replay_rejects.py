@@ -22,7 +22,8 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bronze import exposures, ingest, landing
+from jobs.bronze import exposures, ingest, landing, rejects
+from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.readers import record_of
 from jobs.bronze.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Format, missing_column
 from jobs.bronze.reject_columns import Ledger
@@ -237,8 +238,8 @@ def compute(context: Context) -> Candidate:
         lake.create(table)
     version = lake.version(REJECTS)
     assert version is not None
-    base = {EVENTS.full_name: ingest.version_of(context, EVENTS), REJECTS.full_name: version}
-    manifest = ingest.IngestManifest(plan=idle(JOB), base=base, empty=lake.rows(REJECTS) == 0)
+    base = {EVENTS.full_name: version_of(context, EVENTS), REJECTS.full_name: version}
+    manifest = IngestManifest(plan=idle(JOB), base=base, empty=lake.rows(REJECTS) == 0)
     if not manifest.empty:
         engine = context.thresholds.spark(lake.rows(REJECTS), lake.rows(EVENTS))
         context.enter(engine)
@@ -255,9 +256,9 @@ def compute(context: Context) -> Candidate:
         context.decide(manifest.plan)
         context.enter(manifest.plan.engine)
         ingest.fill_events(context, candidate, manifest, choice, oldest)
-        unusable = ingest.unusable(candidate).select(*REJECTS.columns, "kept_reason")
+        unusable = rejects.unusable(candidate).select(*REJECTS.columns, "kept_reason")
         still = candidate.write("rejects", unusable)
-        ingest.count_rejects(candidate, manifest)
+        rejects.count_rejects(candidate, manifest)
         key = list(REJECTS.key)
         good = lines.join(still.select(*key), key, "left_anti").select(*REJECTS.columns)
         other = still.where("reason <> kept_reason").select(*REJECTS.columns)
@@ -273,7 +274,7 @@ def compute(context: Context) -> Candidate:
 
 def audit(context: Context, candidate: Candidate) -> None:
     """Raises: AuditFailed, AuditErrored. The share of rejects is no question here."""
-    manifest = candidate.manifest(ingest.IngestManifest)
+    manifest = candidate.manifest(IngestManifest)
     if not manifest.empty:
         ingest.audit_events(context, candidate, manifest)
 
@@ -284,13 +285,13 @@ def publish(context: Context, candidate: Candidate) -> Result:
     Raises:
         Conflict: another run changed `bronze.events` since the candidate was computed.
     """
-    lake, manifest = context.lake, candidate.manifest(ingest.IngestManifest)
+    lake, manifest = context.lake, candidate.manifest(IngestManifest)
     context.decide(manifest.plan)
     result = Result(**asdict(manifest.counts), rejects=manifest.rejects, notes=manifest.notes)
     if not manifest.empty:
         ingest.publish_events(context, candidate, manifest)
         if manifest.rejects_changed:
-            ingest.change_rejects(context, candidate, "change")
+            rejects.change_rejects(context, candidate, "change")
         if result.events_new or result.events_replaced:
             result.notes.append(
                 f"{EVENTS.full_name} has grown: python -m jobs run --source "

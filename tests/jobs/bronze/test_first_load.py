@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bronze import ingest
+from jobs.bronze import ingest, stored_events
 from jobs.bronze.typed_events import row_hash
 from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS
@@ -46,7 +46,7 @@ def test_a_file_delivered_again_is_all_repeats(
     assert events.where(events.event_id != row_hash()).count() == 0
     shop.land("2.csv", LINES + "u,3,1700000060,,,,,\n")
     asked = []
-    by_time = ingest.stored_by_time
+    by_time = stored_events.stored_by_time
     monkeypatch.setattr(ingest, "stored_by_time", lambda *a: asked.append(1) or by_time(*a))
     again = shop.run("ingest", day="2023-11-14")
     assert asked, "this was to go the way of large tables"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bronze.ingest import IngestManifest
+from jobs.bronze.manifest import IngestManifest
 from jobs.core.errors import SettingsError
 from jobs.core.plan import Algorithm, Engine, Publish, Thresholds
 from jobs.core.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS

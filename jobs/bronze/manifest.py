@@ -1,0 +1,55 @@
+"""What the steps of `ingest`, and of `replay-rejects`, tell each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.core.plan import Plan, Publish, earlier, idle
+from jobs.core.tables import Table
+from jobs.lake.context import Context
+from jobs.lake.manifest import Manifest, Staged
+
+
+@dataclass
+class Counts:
+    """Lines read, and what became of them."""
+
+    read: int = 0
+    events_new: int = 0
+    events_replaced: int = 0
+    duplicates: int = 0
+
+
+@dataclass
+class IngestManifest(Manifest):
+    """What the steps of `ingest`, and of `replay-rejects`, tell each other."""
+
+    base: dict[str, int]
+    """By table: the version that the candidate was computed from."""
+    empty: bool
+    """Whether there is nothing to publish."""
+    counts: Counts = field(default_factory=Counts)
+    rejects: dict[str, int] = field(default_factory=dict)
+    """By reason, how many lines."""
+    files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    staged: Staged | None = None
+    """New events; None: they are the candidate's part `events`, because some replace stored ones."""
+    rejects_staged: Staged | None = None
+    """Rejects that the table does not have yet."""
+    rejects_changed: int = 0
+    """How many stored rejects go, or have another reason now."""
+
+    @staticmethod
+    def plan_of_old(old: dict[str, Any]) -> Plan:
+        if old["empty"]:
+            return idle("ingest")
+        return earlier("ingest", Publish.MERGE if old.get("staged") is None else Publish.APPEND)
+
+
+def version_of(context: Context, table: Table) -> int:
+    """The version of a table that is there."""
+    version = context.lake.version(table)
+    assert version is not None
+    return version

@@ -1,0 +1,111 @@
+"""Which lines are events that the table has already, and what becomes of each."""
+
+from __future__ import annotations
+
+import pyarrow.compute as pc
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.bronze import first_load as bronze_first_load
+from jobs.core.lateness import is_late
+from jobs.core.tables import EVENTS
+from jobs.lake import filesystem, time_slices
+from jobs.lake.context import Candidate, Context
+from jobs.lake.tasks import run
+
+
+def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
+    """Tell each usable line's fate: columns `stored`, `too_old`, `late`, and what is stored.
+
+    Args:
+        lines: usable typed lines.
+        stored: `event_id, stored_ts, stored_hash` of events that the table has, or None: empty.
+        oldest: the oldest date that is not late, per line; null: nothing is.
+    """
+    if stored is None:
+        lines = lines.withColumns(
+            {"stored_ts": F.lit(None).cast("timestamp"), "stored_hash": F.lit(None).cast("string")}
+        )
+    else:
+        lines = lines.join(stored, "event_id", "left")
+    too_old = is_late(F.col("event_date"), oldest)
+    return lines.withColumns(
+        {"stored": F.col("stored_ts").isNotNull(), "too_old": too_old}
+    ).withColumn("late", ~F.col("stored") & F.col("too_old"))
+
+
+def stored_by_time(
+    context: Context, candidate: Candidate, lines: DataFrame, version: int
+) -> DataFrame | None:
+    """`stored_events` where an id is a hash of its line: the events that have a time of a line."""
+    from jobs.bronze.typed_events import HASHED, row_hash
+
+    lake = context.lake
+    if lake.rows(EVENTS) == 0:
+        return None
+    schema = "event_id string, stored_ts timestamp, stored_hash string"
+    times = candidate.arrow("lines", ["event_ts", "reason"])
+    times = (
+        times.filter(pc.is_null(times["reason"]))
+        .select(["event_ts"])
+        .group_by("event_ts")
+        .aggregate([])
+    )
+    times = times.sort_by("event_ts").combine_chunks()
+    if not times.num_rows:
+        return context.spark.createDataFrame([], schema)
+    filesystem.write_parquet(candidate.path("times.parquet"), times)
+    first, last = (time_slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
+    old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
+    paths = [one.path for one in old if one.last_us("event_ts") >= first]
+    look = bronze_first_load.AtTimes(
+        candidate.path("times.parquet"), HASHED, candidate.path("stored")
+    )
+    found = run(lambda: context.spark, look, paths, "path string", "string")
+    if not found:
+        return context.spark.createDataFrame([], schema)
+    ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in HASHED)
+    rows = context.spark.read.schema(ddl).parquet(*(one["path"] for one in found))
+    rows = rows.select(row_hash().alias("event_id"), F.col("event_ts").alias("stored_ts"))
+    return F.broadcast(rows.withColumn("stored_hash", F.col("event_id")))
+
+
+def stored_events(
+    context: Context, candidate: Candidate, lines: DataFrame, version: int
+) -> DataFrame | None:
+    """What `bronze.events` has of the ids in `lines`.
+
+    An id that is a hash of its line has the line's time: only those times are read. A native id
+    may stand on any date.
+    """
+    from jobs.bronze.typed_events import row_hash
+
+    if context.lake.rows(EVENTS) == 0:
+        return None
+    events = context.lake.read(EVENTS, version)
+    if context.source.columns.event_id is None:
+        span = lines.agg(F.min(F.unix_micros("event_ts")), F.max(F.unix_micros("event_ts"))).first()
+        if span is None or span[0] is None:
+            return None
+        first, last = (F.timestamp_micros(F.lit(one)) for one in span)
+        events = events.where(F.col("event_ts").between(first, last))
+        digest: Column = F.col("event_id")
+    else:
+        digest = row_hash()
+    return events.select(
+        "event_id", F.col("event_ts").alias("stored_ts"), digest.alias("stored_hash")
+    )
+
+
+def ranked(judged: DataFrame) -> DataFrame:
+    """Rank the lines that may become events: new ids, and native ids whose smaller line arrived
+    now (`replaces`). Rank 1 of the `usable` lines of an id is the event."""
+    smaller = F.struct("event_ts", "row_hash") < F.struct(
+        F.col("stored_ts").alias("event_ts"), F.col("stored_hash").alias("row_hash")
+    )
+    replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
+    order = Window.partitionBy("event_id", "usable").orderBy("event_ts", "row_hash", "file", "line")
+    fresh = ~F.col("stored") & ~F.col("late")
+    marked = judged.withColumn("replaces", replaces)
+    marked = marked.withColumn("usable", fresh | F.col("replaces"))
+    return marked.withColumn("rank", F.row_number().over(order))
