@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 RISK = 0.05  # of both sides: half of it is the share of wrong promotions
 DRAWS = 20_000
 ASKED = 200  # users whose answers are timed
-SERVED = 500  # users whose questions the registered model is asked again
+SERVED = 500  # users whose questions the registered model is asked again, at most
+ASKED = 2000  # questions of these, at most (one user's at least): a minute
 ROUNDS = 3
 BEFORE = "champions_before"  # tag of the registered model: versions, the latest last
 
@@ -243,7 +244,7 @@ def served(source: Source, lake: str, model: Registered) -> dict[str, Any]:
     from models.selection.verify import verify
 
     try:
-        told = verify(source, lake, number=int(model.version), most_users=SERVED)
+        told = verify(source, lake, number=int(model.version), most=ASKED, most_users=SERVED)
     except UserError as error:
         return {"holds": False, "why": str(error)}
     names = (

@@ -80,7 +80,12 @@ def verify(
     )
     _same_table(model, facts, events)
     chosen = _drawn(targets, most, most_users, seed)
-    with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
+    here = report.get("machine") == computes()
+    with (
+        # (Its process starts, which takes seconds, while the questions are read.)
+        (opened or worker)(model.uri) as ask,
+        tempfile.TemporaryDirectory(prefix="sessionmill-") as folder,
+    ):
         raw = _raw(source, lake, events, np.unique(targets.user[chosen]), Path(folder))
         chosen = chosen[raw.part[targets.user[chosen]] >= 0]
         if not len(chosen):
@@ -90,11 +95,9 @@ def verify(
                 "events in silver.sessions are not those of gold.sequences)"
             )
         whole = len(chosen) == len(targets.user)
-        here = report.get("machine") == computes()
-        with (opened or worker)(model.uri) as ask:
-            served = Questions(stored, source, events, raw, ask)
-            compared = _Compared(served, targets.select(chosen), exact=here and whole)
-            result = compared.result()
+        served = Questions(stored, source, events, raw, ask)
+        compared = _Compared(served, targets.select(chosen), exact=here and whole)
+        result = compared.result()
     told = {
         "questions": len(chosen),
         "questions_of_the_test": len(targets.user),
