@@ -78,7 +78,11 @@ def matching(
     """
     wanted = data.schema.names if columns is None else columns
     for fragment in data.get_fragments():
-        for group in fragment.split_by_row_group():
+        try:  # those that have none by their statistics are left out
+            groups = fragment.split_by_row_group(where, schema=data.schema)
+        except pa.ArrowNotImplementedError:
+            groups = fragment.split_by_row_group()
+        for group in groups:
             if group.to_table(data.schema, columns=by).filter(where).num_rows:
                 rows = group.to_table(data.schema, columns=list(dict.fromkeys([*wanted, *by])))
                 yield rows.filter(where).select(wanted).combine_chunks()
