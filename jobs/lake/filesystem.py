@@ -146,7 +146,9 @@ class DataParquet(pq.ParquetFile):
     """A Parquet file of a table, whoever wrote it; rows have texts and lists of the usual layout.
 
     What Arrow's other layouts (views, 64-bit offsets) wrote is read back in them, because the writer
-    leaves a note in the file: delta-rs's MERGE writes views. Few functions take both.
+    leaves a note in the file: delta-rs's MERGE writes views. Few functions take both. Columns may
+    have nulls, as in our own files: that MERGE notes for some that they have none, and tables of
+    both kinds would not go together.
     """
 
     def read(self, *arguments: Any, **options: Any) -> pa.Table:
@@ -160,9 +162,13 @@ class DataParquet(pq.ParquetFile):
 
 
 def usual(rows: pa.Table) -> pa.Table:
-    """The same rows, texts and lists in the usual layout."""
-    wanted = pa.schema([field.with_type(_usual(field.type)) for field in rows.schema])
+    """The same rows, texts and lists in the usual layout, all columns nullable."""
+    wanted = pa.schema([_usual_field(field) for field in rows.schema])
     return rows if wanted.equals(rows.schema) else rows.cast(wanted)
+
+
+def _usual_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_usual(field.type)).with_nullable(True)
 
 
 def _usual(kind: pa.DataType) -> pa.DataType:
@@ -172,7 +178,7 @@ def _usual(kind: pa.DataType) -> pa.DataType:
     if types.is_binary_view(kind) or types.is_large_binary(kind):
         return pa.binary()
     if types.is_struct(kind):
-        return pa.struct([field.with_type(_usual(field.type)) for field in kind])
+        return pa.struct([_usual_field(field) for field in kind])
     if types.is_map(kind):
         return pa.map_(_usual(kind.key_type), _usual(kind.item_type))
     if (
@@ -181,7 +187,7 @@ def _usual(kind: pa.DataType) -> pa.DataType:
         or types.is_list_view(kind)
         or types.is_large_list_view(kind)
     ):
-        return pa.list_(kind.value_field.with_type(_usual(kind.value_type)))
+        return pa.list_(_usual_field(kind.value_field))
     return kind
 
 

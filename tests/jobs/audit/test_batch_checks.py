@@ -78,8 +78,10 @@ def lost_event(rows: Rows) -> None:
 
 def doubled_event(rows: Rows) -> None:
     """An event of one session stands in another, too, in place of one of its own."""
-    assert rows[0]["user_id"] != rows[-1]["user_id"]
-    rows[-1]["events"][1]["event_id"] = rows[0]["events"][1]["event_id"]
+    longer = [row for row in rows if row["event_count"] > 1]
+    one = longer[0]
+    other = next(row for row in longer if row["user_id"] != one["user_id"])
+    other["events"][1]["event_id"] = one["events"][1]["event_id"]
 
 
 def lost_line(rows: Rows) -> None:

@@ -95,7 +95,7 @@ def test_a_small_night_is_cut_and_audited_without_a_jvm(
     assert (counts.new, counts.changed, counts.retired) == (1, len(USERS), 0)
     sessionize.audit(without_a_jvm, candidate)
     plan = without_a_jvm.plans["sessionize"]
-    assert plan.engine is Engine.HERE and plan.publish is Publish.SWAP
+    assert plan.engine is Engine.HERE and plan.publish is Publish.MERGE
 
 
 def at(row: Row, start: Any) -> None:
