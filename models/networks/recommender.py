@@ -89,7 +89,15 @@ class Recommender(nn.Module):
         """What some encoding wants to be learnt before the backbone joins in; the items' biases are
         learnt with it. Empty: there is no such encoding."""
         first = [one for encoding in self.all_encodings() for one in encoding.first()]
-        return [*first, self.bias] if first and self.bias is not None else first
+        bias = self.bias if self.output is None else self.output.bias
+        return [*first, bias] if first and bias is not None else first
+
+    def join(self, yes: bool) -> None:
+        """Let the backbone be scored and learn, or only what `learns_first`."""
+        self.backbone_joins = yes
+        first = {id(one) for one in self.learns_first()}
+        for one in self.parameters():
+            one.requires_grad_(yes or id(one) in first)
 
     def fit(self, rows: Rows) -> None:
         """Count popularity, from which sampled losses draw; start item biases at its log [ours]."""

@@ -245,7 +245,8 @@ class Run:
         for part in parts:
             mean = self.model.loss(part.to(self.device), train)
             its = mean * (len(part.label_at) / int(sums[0]))
-            its.backward()  # type: ignore[no-untyped-call]
+            if its.requires_grad:  # (before the backbone joins in: where somebody has own items)
+                its.backward()  # type: ignore[no-untyped-call]
             loss += its.detach().cpu().double()
         team.total_gradients(self.model.parameters())
         if train.clip_norm:
@@ -342,7 +343,7 @@ def _fit(
         if waits and at.epoch - 1 - since >= train.patience:
             say(f"no better validation {SELECT_BY} for {train.patience} epochs: stopping")
             break
-        model.backbone_joins = at.epoch > run.alone
+        model.join(at.epoch > run.alone)
         _learn(run, began, say, keep)
         value = run.validate(validation)
         at.trained_s += at.epoch_s

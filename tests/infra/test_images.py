@@ -78,7 +78,7 @@ def extras(stage: str) -> list[str]:
         ("train", {"apache-airflow"}),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_image_does_not_carry_what_its_role_does_not_need(
     stage: str, without: set[str], tmp_path: Path
 ) -> None:

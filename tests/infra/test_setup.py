@@ -264,7 +264,7 @@ print("SAYS " + json.dumps([conf.get(name) for name in names]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_spark_submit_was_told_stands(tmp_path: Path) -> None:
     """A driver that is told to executors elsewhere as 127.0.0.1 is never found."""
     script = tmp_path / "asked.py"

@@ -30,6 +30,8 @@ from jobs.silver.manifest import SessionizeManifest
 from tests.jobs.audit.test_suite import named
 from tests.support.spark_tools import CLICKS, Workshop
 
+pytestmark = pytest.mark.slow
+
 T = 1_700_000_000
 Rows = list[dict[str, Any]]
 
@@ -113,7 +115,7 @@ def lost_position(rows: Rows) -> None:
         ("more", doubled_event, {"each_event_once"}),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_events_lost_or_doubled_among_sessions_are_named(
     night: Workshop, monkeypatch: pytest.MonkeyPatch, way: str, batch: str, spoil: Any,
     broken: set[str],
@@ -162,7 +164,6 @@ NATIVE = CLICKS.replace('event_ts = "ts"', 'event_ts = "ts"\nevent_id = "item"')
     ("toml", "short"), [(CLICKS, "true"), (CLICKS, "false"), (NATIVE, "true")],
     ids=["in order", "by slices", "native ids"],
 )  # fmt: skip
-@pytest.mark.slow
 def test_a_line_lost_or_doubled_after_it_was_read_is_named(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, short: str
 ) -> None:

@@ -22,6 +22,8 @@ from jobs.lake.spark import compile_plans
 from jobs.silver import cut_nightly
 from tests.support.spark_tools import Workshop
 
+pytestmark = pytest.mark.slow
+
 T = 1_700_000_000
 
 
@@ -117,7 +119,6 @@ def test_a_broken_session_fails_its_check(shop: Workshop, check: str) -> None:
     assert check in named(raised.value) and "such as" in str(raised.value)
 
 
-@pytest.mark.slow
 def test_what_is_whole_is_certified_and_what_is_broken_is_not(shop: Workshop) -> None:
     """The way for many rows says yes to good tables, and no to what the slow way says no to."""
     rule = shop.source.sessions.session_rule
@@ -220,7 +221,6 @@ SEQUENCE_BREAKS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("check", SEQUENCE_BREAKS)
-@pytest.mark.slow
 def test_a_broken_sequence_fails_its_check(shop: Workshop, check: str) -> None:
     rows = SEQUENCE_BREAKS[check](shop.lake.read(SEQUENCES))
     with pytest.raises(AuditFailed) as raised:
@@ -243,7 +243,6 @@ EVENT_BREAKS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("check", EVENT_BREAKS)
-@pytest.mark.slow
 def test_a_broken_event_fails_its_check(shop: Workshop, check: str) -> None:
     rows = EVENT_BREAKS[check](shop.lake.read(EVENTS))
     with pytest.raises(AuditFailed) as raised:
@@ -345,7 +344,6 @@ def test_a_failed_audit_publishes_nothing_and_keeps_the_candidate(
     assert shop.version(SESSIONS) == versions
 
 
-@pytest.mark.slow
 def test_published_tables_pass_their_suites_and_have_a_page(shop: Workshop) -> None:
     shop.run()
     result = shop.run("validate")

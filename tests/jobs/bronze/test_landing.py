@@ -15,6 +15,8 @@ from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem
 from tests.support.spark_tools import CLICKS, Workshop
 
+pytestmark = pytest.mark.slow
+
 T = 1_700_000_000  # 2023-11-14 22:13:20 UTC
 DAY = 86_400
 LATENESS = "[sessions]\nlateness_days = 2\n"
@@ -33,7 +35,6 @@ def rows(*seconds: int, user: str = "u") -> str:
         ),
     ],
 )
-@pytest.mark.slow
 def test_a_day_reads_its_folders_and_the_late_ones(
     spark: Any, tmp_path: Path, landing: str, folder: str
 ) -> None:

@@ -314,7 +314,7 @@ def positions(shop: Workshop) -> dict[str, list[str]]:
     return {row["user_id"]: [name[at] for at in row["item_index"]] for row in shop.rows(SEQUENCES)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nights_with_long_rejects_and_ids(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     shop.land("a.csv", HEAD + f"u1,i1,{T}\nu1,{ITEM},{T + 10}\n{USER},i2,{T}\n" + REJECT)

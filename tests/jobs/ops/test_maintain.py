@@ -116,7 +116,7 @@ def test_what_was_not_consumed_is_kept(spark: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.long)])
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_the_feed_is_gone_tables_are_made_anew(
     spark: Any, tmp_path: Path, many: bool
 ) -> None:

@@ -30,6 +30,8 @@ from models import cli as models_cli
 from tests.support.legacy import ARCHIVE, SOURCES, Legacy, OldShop, digest
 from tests.support.oracle import expected_sequences, expected_sessions
 
+pytestmark = pytest.mark.slow
+
 FOURTH = "2024-03-04"
 OF_NIGHTS = (EVENTS, REJECTS, SESSIONS, ITEMS, SEQUENCES)
 
@@ -125,7 +127,7 @@ def fourth(request: pytest.FixtureRequest, spark: Any, legacy: Legacy, longer: A
     return Fourth(shop, old, idle, files, shop.run(day=FOURTH, batch="night-4"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_finds_nothing_new_writes_no_version(fourth: Fourth) -> None:
     assert all(before == after for before, after in fourth.idle.values()), fourth.idle
 
@@ -216,7 +218,6 @@ def test_ids_of_what_was_there_stay(fourth: Fourth) -> None:
     assert {(row["raw"], row["reason"]) for row in fourth.old[REJECTS.full_name]} <= kept
 
 
-@pytest.mark.slow
 def test_all_files_read_again_are_duplicates(fourth: Fourth) -> None:
     """Without the ledger: every id is made again as 0.1.0 made it, or there would be new events."""
     shutil.rmtree(FILES.path(str(fourth.shop.lake_root), fourth.shop.source.name))
@@ -302,7 +303,6 @@ print(json.dumps(told, default=list))
 
 
 @pytest.mark.parametrize("code", ["its own", "today"])
-@pytest.mark.slow
 def test_registered_models_answer_as_they_did(legacy: Legacy, code: str, tmp_path: Path) -> None:
     """In a process of a serving machine, and in one that has imported the package of today."""
     repo = str(Path(__file__).parents[3])

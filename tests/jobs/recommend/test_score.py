@@ -40,6 +40,8 @@ from tests.jobs.audit.test_suite import named
 from tests.support.gold_world import rows_of
 from tests.support.recorded import World
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def registered(world: World) -> dict[str, str]:

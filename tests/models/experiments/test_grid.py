@@ -22,6 +22,7 @@ from tests.support.gold_world import DAY, data_of, ring, write_gold
 from tests.support.recorded import World
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
     world: World,
 ) -> None:

@@ -143,6 +143,7 @@ def test_the_best_of_a_baselines_trials_is_a_recipe_that_a_training_takes(
 
 
 @pytest.mark.parametrize("method", ["gru4rec", "up_cf"])
+@pytest.mark.slow
 def test_a_tuning_that_is_killed_ends_as_if_it_had_not_been(
     world: World, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -539,16 +539,19 @@ def test_the_head_learns_before_the_backbone_joins_in(
     run = Run(recommender(len(data.item_ids), chosen), chosen, data.training.rows, "cpu", ALONE)
     assert run.alone == alone
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    run.model.backbone_joins = False
+    run.model.join(False)
     epoch = Epoch(run.model, data.training.rows, chosen, 1)
     run.step(epoch[0], 0.5)
     first = {name for name in before if ".habit." in name or name == "bias"}
+    learning = {name for name, value in run.model.named_parameters() if value.requires_grad}
+    assert learning == first
     now = run.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], now[name])}
     assert changed and changed <= first
     fitted = fit(chosen, data, lambda _: None)
     assert fitted.best_epoch > alone and len(fitted.curves["loss"]) == epochs
     assert isinstance(fitted.model, Recommender) and fitted.model.backbone_joins
+    assert all(value.requires_grad for value in fitted.model.parameters())
 
 
 def test_without_the_encoding_nothing_learns_first(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(page: Path, world: W
     assert "report.html" in {one.path for one in client.list_artifacts(compared.info.run_id)}
 
 
+@pytest.mark.slow
 def test_lists_beside_what_came_next_are_the_winners(
     page: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def ids(answer: list[dict[str, Any]], place: int = 0) -> list[str]:
     return [item["item_id"] for item in answer[place]["items"]]
 
 
+@pytest.mark.slow
 def test_a_json_request_with_raw_ids_is_answered(url: str) -> None:
     ann = [event("ann", "i07", "2024-01-01T10:00:00Z"), event("ann", "i08", "2024-01-01T10:01:00Z")]
     answer = ask(url, ann, k=3)
