@@ -84,7 +84,7 @@ test-slow: setup  ## the slow ones: whole nights in Spark, servers; CI runs them
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "slow and not long and not s3" --durations=12 --junitxml=build/tests-slow.xml
 
 test-quick: setup  ## those without a JVM, a server or another process; a minute
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "quick and not training and not long" --durations=5
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "quick and not training and not slow and not long" --durations=5
 
 test-long: setup  ## the long ones, or LONG=tests/jobs/pipeline/test_kill.py; KILLS=200 at random; kept in tests/long_runs
 	@mkdir -p tests/long_runs; all=0; for file in $(LONG); do \

@@ -241,6 +241,7 @@ for methods, seeds, version, tuning in (
 """
 
 
+@pytest.mark.slow
 def test_a_week_in_which_nothing_came_trains_nothing_again(world: World, tmp_path: Path) -> None:
     world.train("pop", "--seed", "1")
     done = subprocess.run(

@@ -160,6 +160,7 @@ def test_a_source_file_with_mistakes(tmp_path: Path) -> None:
         load_source(str(file))
 
 
+@pytest.mark.slow
 def test_the_table(spark: Any, tmp_path: Path) -> None:
     toml = CLICKS + (
         '[items]\nlanding = "{landing}/../shop/{day}.csv"\nformat = "csv"\nid = "sku"\n'

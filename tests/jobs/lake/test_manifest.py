@@ -164,6 +164,7 @@ def test_a_night_goes_on_after_the_version_changed(spark: Any, tmp_path: Path) -
     assert published == {"sequences": f"{Algorithm.EARLIER}; this process; publish: merge"}
 
 
+@pytest.mark.slow
 def test_plans_are_recorded_and_printed_as_they_are_made(
     spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,7 @@ def test_stories(spark: Any, tmp_path: Path) -> None:
     assert outcomes == [("run", "ok")] * 3
 
 
+@pytest.mark.slow
 def test_late_lines_are_rejects_until_a_run_without_a_day(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     shop.land("a.csv", "user,item,ts\n" + line("u", 1, 0) + line("u", 2, -40 * 86_400))

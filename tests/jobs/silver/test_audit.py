@@ -142,6 +142,7 @@ def test_every_check_of_rows_has_its_break() -> None:
     assert {one.name for one in suite if one.condition or one.unique} == BREAKS.keys()
 
 
+@pytest.mark.slow
 def test_a_broken_candidate_is_refused_and_the_checks_are_named(night: Workshop) -> None:
     """Each break alone is refused in Arrow; all of them, each of a user's own, are named by Spark."""
     context = night.context(batch="more")
