@@ -60,7 +60,7 @@ def night(
     shop = Workshop(spark, tmp_path_factory.mktemp(request.param), toml)
     stay = [(user, *one) for user in USERS for one in (("s1", 0, 3), ("s4", 300 * DAY, 2))]
     first = [(user, "s2", 90 * DAY, 3) for user in USERS]
-    others = [(f"o{number}", "s", number * DAY, 1) for number in range(30)]
+    others = [(f"o{number}", "s", number * DAY, 1) for number in range(1, 31)]
     shop.land("first.csv", log(*stay, *first, *others, ("z", "s", 400 * DAY, 2)))
     shop.run("ingest", batch="first")
     for step in ("compute", "publish"):
