@@ -58,6 +58,8 @@ class Rows:
     positive bool[E], start int64[U+1] (user u owns events start[u]..start[u+1]-1).
     Where it is known: feedback int8[E] (a code) and what was shown with each
     event, shown_start int64[E+1] and shown int32[X] (vocabulary indices).
+    labels bool[E]: the events that are labels, if positive (a session: by its first event); the
+    others are history only. None: all are.
     """
 
     item: Ints
@@ -68,6 +70,7 @@ class Rows:
     feedback: Ints | None = None
     shown_start: Ints | None = None
     shown: Ints | None = None
+    labels: Bools | None = None
 
     def part(self, begin: Ints, end: Ints) -> Rows:
         """The events begin[r]..end[r]-1 of one user each, as users of their own."""
@@ -182,9 +185,13 @@ class Rows:
     def own_label(self, event: Ints, target: Target) -> Ints:
         """What event e is as a label: itself, or its session's set; NO_LABEL if not positive."""
         if target == "next_item":
-            return np.where(self.positive[event], event, NO_LABEL)
-        start, session = self.sets[0], self.session[event]
-        return np.where(start[session + 1] > start[session], session, NO_LABEL)
+            first, label, yes = event, event, self.positive[event]
+        else:
+            start, label = self.sets[0], self.session[event]
+            first, yes = self.session_start[label], start[label + 1] > start[label]
+        if self.labels is not None:
+            yes = yes & self.labels[first]
+        return np.where(yes, label, NO_LABEL)
 
     def label_items(self, label: Ints, target: Target) -> tuple[Ints, Ints]:
         """The items of each label: (start int64[N+1], item int64[...])."""

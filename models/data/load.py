@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,9 @@ from models.core.errors import UserError
 from models.data.paper_a import PREPROCESS, paper_a
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
 from models.data.splits import (
+    LOOSEN,
     NOT_GOLD,
+    NOTHING_HELD_OUT,
     PERIODS,
     SPLITS,
     Cut,
@@ -49,6 +52,47 @@ def prepared(events: Events, preprocess: str) -> Events:
     return paper_a(events) if preprocess == "paper_a" else events
 
 
+def load_all(*, lake: str, source: str, filters: Filters, version: int | None = None) -> Data:
+    """Everything in gold.sequences at a version (None: the newest) as training rows, for a model
+    that nothing is held out from. Its vocabulary is every item of the events, whatever the filters
+    leave of these."""
+    events, names = _opened(lake, source, version)
+    period = np.zeros(len(events.index), dtype=np.int8)
+    cut = Cut(split=NOTHING_HELD_OUT)
+    training = training_rows(events, period, filters, whole_vocabulary=True, remedy=LOOSEN)
+    return Data(events.sequences, events, cut, period, training, names(training))
+
+
+def _opened(
+    lake: str, source: str, version: int | None
+) -> tuple[Events, Callable[[Training], list[str]]]:
+    """The events of gold.sequences, and who says the ids of a vocabulary."""
+    from jobs.core.tables import ITEMS, SEQUENCES
+
+    make = f"python -m jobs run --source {source}"
+    path = SEQUENCES.path(lake, source)
+    sequences = open_sequences(path, version, cache_folder(lake, source), make)
+    events = Events.of(sequences)
+    if not len(events.index):
+        raise UserError(
+            f"{path} version {sequences.version} holds no event: put a log where the source file "
+            f"says and run `{make}`"
+        )
+    index, names = read_items(ITEMS.path(lake, source), make)
+    by_index = dict(zip(index.tolist(), names, strict=True))
+
+    def ids(training: Training) -> list[str]:
+        missing = [i for i in training.vocabulary.tolist() if i not in by_index]
+        if missing:
+            raise UserError(
+                f"{len(missing)} items of gold.sequences version {sequences.version} are not in "
+                f"gold.items (item_index {missing[0]} is the first): run `{make}` again"
+            )
+        return [by_index[i] for i in training.vocabulary.tolist()]
+
+    return events, ids
+
+
 def load_data(
     *,
     lake: str,
@@ -62,22 +106,13 @@ def load_data(
     train_until: str = "validation",
 ) -> Data:
     """Read gold.sequences at a version (None: the newest), cut, filter, make the vocabulary."""
-    from jobs.core.tables import ITEMS, SEQUENCES
-
-    make = f"python -m jobs run --source {source}"
-    path = SEQUENCES.path(lake, source)
-    sequences = open_sequences(path, version, cache_folder(lake, source), make)
-    every = Events.of(sequences)
-    if not len(every.index):
-        raise UserError(
-            f"{path} version {sequences.version} holds no event: put a log where the source file "
-            f"says and run `{make}`"
-        )
+    every, ids = _opened(lake, source, version)
+    sequences = every.sequences
     events = prepared(every, preprocess)
     if not len(events.index):
         raise UserError(
-            f"--preprocess {preprocess} leaves none of the {len(every.index):,} events of {path}. "
-            f"{NOT_GOLD}"
+            f"--preprocess {preprocess} leaves none of the {len(every.index):,} events of "
+            f"{sequences.path}. {NOT_GOLD}"
         )
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
@@ -92,19 +127,10 @@ def load_data(
     reproduced = preprocess != "gold"
     if reproduced:
         filters = Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
-    index, names = read_items(ITEMS.path(lake, source), make)
-    by_index = dict(zip(index.tolist(), names, strict=True))
 
     def until(which: str, selection: Data | None = None) -> Data:
         training = training_rows(events, period, filters, reproduced, PERIODS[which])
-        missing = [i for i in training.vocabulary.tolist() if i not in by_index]
-        if missing:
-            raise UserError(
-                f"{len(missing)} items of gold.sequences version {sequences.version} are not in "
-                f"gold.items (item_index {missing[0]} is the first): run `{make}` again"
-            )
-        item_ids = [by_index[i] for i in training.vocabulary.tolist()]
-        return Data(sequences, events, cut, period, training, item_ids, selection=selection)
+        return Data(sequences, events, cut, period, training, ids(training), selection=selection)
 
     selection = until("validation")
     return selection if train_until == "validation" else until(train_until, selection)

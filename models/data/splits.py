@@ -29,6 +29,7 @@ from models.core.rows import POSITIVE, Bools, Ints, Rows, Target, chosen, ragged
 from models.data.sequences import Sequences
 
 SPLITS = ("temporal", "last_session", "last_item")
+NOTHING_HELD_OUT = "none"  # the split of a model that was taught everything
 VALIDATION, TEST = 1, 2
 PERIODS = {"validation": VALIDATION, "test": TEST}
 
@@ -183,13 +184,17 @@ def training_rows(
     filters: Filters,
     whole_vocabulary: bool = False,
     until: int = VALIDATION,
+    remedy: str | None = None,
 ) -> Training:
     """Filter the training events, make the vocabulary, refuse when there is nothing to learn.
 
     Training events are those of the periods before `until`.
     `whole_vocabulary` takes the items of all periods, as paper A's code does (its counts of
-    parameters need that; rows of unseen items stay as they were drawn).
+    parameters need that; rows of unseen items stay as they were drawn). `remedy`: what can be done
+    where nothing is left.
     """
+    if remedy is None:
+        remedy = NOT_GOLD if whole_vocabulary else LOOSEN
     at = np.flatnonzero(period < until)
     item, session, user = events.item[at], events.session[at], events.user[at]
     counts: dict[str, dict[str, int]] = {}
@@ -217,7 +222,7 @@ def training_rows(
     vocabulary = np.unique(events.item if whole_vocabulary else item).astype(np.int64)
     users, start = np.unique(user, return_index=True)
     start = np.append(start, len(user))
-    _refuse_if_hopeless(counts, vocabulary, users, start, NOT_GOLD if whole_vocabulary else LOOSEN)
+    _refuse_if_hopeless(counts, vocabulary, users, start, remedy)
     rows = Rows(
         item=(np.searchsorted(vocabulary, item) + 1).astype(np.int32),
         ts=events.ts[at],

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.core.config import Config
 from models.core.process_group import ALONE, Team
-from models.core.rows import Rows
+from models.core.rows import Ints, Rows
 from models.networks.batch import Batch
 from models.networks.recommender import Recommender
 
@@ -39,7 +39,7 @@ class Epoch:
         train, size = config.train, config.model.max_len
         rng = np.random.default_rng([train.seed, number])
         shift = rng.integers(0, size, len(rows.start) - 1) if train.all_windows else None
-        self.begin, self.end = model.windows(rows, shift)
+        self.begin, self.end = _with_a_label(rows, *model.windows(rows, shift))
         self.order = rng.permutation(len(self.begin))
 
     def __len__(self) -> int:
@@ -56,3 +56,13 @@ class Epoch:
         size = self.config.model.max_len
         parts = [model.padded(one, self.rows, train) for one in tokens.parts(size, self.budget)]
         return [part for part in parts if len(part.label_at)]
+
+
+def _with_a_label(rows: Rows, begin: Ints, end: Ints) -> tuple[Ints, Ints]:
+    """The windows in which something is to be predicted; the newest event of a window has the label
+    of the event after it."""
+    if rows.labels is None:
+        return begin, end
+    before = np.concatenate([[0], np.cumsum(rows.labels)])
+    some = before[np.minimum(end + 1, len(rows.labels))] > before[begin]
+    return begin[some], end[some]

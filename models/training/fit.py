@@ -121,13 +121,38 @@ def fit(
     return _again(chosen, config, data, say, device, keep, team)
 
 
+def fit_for(
+    config: Config,
+    data: Data,
+    epochs: int,
+    say: Say = print,
+    device: str = "cpu",
+    keep: Checkpoints | None = None,
+    begin: Callable[[Recommender], None] | None = None,
+) -> Fitted:
+    """So many epochs on all training rows, by the schedule of `config.train.epochs`; nothing is
+    validated. Baselines are counted. `begin` is given the model before its first step."""
+    started = _started(config, data, say, device, keep, ALONE, begin)
+    if isinstance(started, Popularity):
+        return Fitted(started)
+    return _fit(started, epochs, None, say, keep, None)
+
+
 def _started(
-    config: Config, data: Data, say: Say, device: str, keep: Checkpoints | None, team: Team
+    config: Config,
+    data: Data,
+    say: Say,
+    device: str,
+    keep: Checkpoints | None,
+    team: Team,
+    begin: Callable[[Recommender], None] | None = None,
 ) -> Run | Popularity:
     """A training where it begins, or where its newest checkpoint left it; or a counted baseline."""
     model = _built(config, data)
     if isinstance(model, Popularity):
         return model
+    if begin is not None:
+        begin(model)
     run = Run(model.to(device), config, data.training.rows, device, team)
     if keep is not None and (found := keep.newest(say)):
         run.restore(*found)
