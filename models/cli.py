@@ -1,5 +1,5 @@
 """`python -m models train|tune|recipes|grid|scaling|evaluate|compare|register|verify|score|promote|
-rollback|report|params|results`: gold tables in, a registry out.
+refit|rollback|report|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -69,6 +69,19 @@ def _version_options(command: argparse.ArgumentParser) -> None:
     which = command.add_mutually_exclusive_group()
     which.add_argument("--alias", default="champion", help="default %(default)s")
     which.add_argument("--model-version", type=int, metavar="N", help="in place of an alias")
+
+
+def _refit_options(command: argparse.ArgumentParser) -> None:
+    _version_options(command)
+    command.add_argument("--table-version", type=int, metavar="V", help="default: the newest")
+    command.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train for the recipe's best epochs; default: go on from the newest weights",
+    )
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    command.add_argument("--checkpoint-s", type=float, help="seconds between checkpoints")
+    _threads(command)
 
 
 def _verify_options(command: argparse.ArgumentParser) -> None:
@@ -324,6 +337,31 @@ def _score(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     return execute(jobs_parser().parse_args(words), source)
 
 
+def _refit(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from jobs.core.settings import settings
+    from models.core import environment
+    from models.training.refit import Request, in_words, refit
+
+    environment.use_threads(args.threads)
+    done = refit(
+        Request(
+            source=source,
+            lake=lake,
+            alias=args.alias,
+            number=args.model_version,
+            version=args.table_version,
+            from_scratch=args.from_scratch,
+            device=environment.pick_device(args.device),
+            checkpoint_s=settings().checkpoint_s
+            if args.checkpoint_s is None
+            else args.checkpoint_s,
+        ),
+        environment.note,
+    )
+    print(in_words(done))
+    return done
+
+
 def _verify(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.core.environment import use_threads
     from models.selection.verify import in_words, verify
@@ -480,6 +518,11 @@ COMMANDS = {
         "make the challenger the champion, if it has shown itself better",
         _promote_options,
         _promote,
+    ),
+    "refit": Command(
+        "teach the champion's recipe everything in gold.sequences, and serve that",
+        _refit_options,
+        _refit,
     ),
     "rollback": Command(
         "make the champion before this one the champion again", _rollback_options, _rollback

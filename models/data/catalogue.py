@@ -39,12 +39,13 @@ def read_side(
         if item in wanted:
             known[wanted[item]] = dict(attributes)  # the newest stays
     code = np.zeros((len(item_ids), len(categories)), dtype=np.int64)
-    sizes = []
+    sizes, held = [], {}
     for column, name in enumerate(categories):
         values = sorted({one[name] for one in known if name in one})
         place = {value: number for number, value in enumerate(values, 1)}
         code[:, column] = [place.get(one.get(name, ""), 0) if name in one else 0 for one in known]
         sizes.append(len(values) + 1)
+        held[name] = values
     value = np.full((len(item_ids), len(numbers)), np.nan)
     for column, name in enumerate(numbers):
         value[:, column] = [float(one[name]) if name in one else np.nan for one in known]
@@ -54,4 +55,4 @@ def read_side(
     spread = np.sqrt(np.where(there, (value - mean) ** 2, 0).sum(0) / count)
     value = np.where(there, (value - mean) / np.where(spread > 0, spread, 1), 0)
     said = sum(any(name in one for name in (*categories, *numbers)) for one in known)
-    return Side(code, tuple(sizes), value, table.version(), said)
+    return Side(code, tuple(sizes), value, table.version(), said, held)

@@ -273,7 +273,7 @@ def vocabulary_index(events: Events, vocabulary: Ints) -> Ints:
     return index
 
 
-def _evidence(events: Events, at: Ints, index: Ints) -> dict[str, Ints]:
+def _evidence(events: Events, at: Ints, index: Ints) -> dict[str, Any]:
     """Feedback of the events `at`, and what was shown with them, as far as it is known."""
     gold, place = events.sequences, events.index[at]
     count = gold.exposed_count[place].astype(np.int64)

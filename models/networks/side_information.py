@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ class Side:
     value: Floats
     version: int
     known: int
+    values: dict[str, list[str]] = field(default_factory=dict)
 
 
 def _table(size: int, width: int) -> nn.Embedding:

@@ -124,7 +124,8 @@ def _vectors(
 def log_share(count: Floats) -> Floats:
     """What biases begin with; see `Recommender.fit`."""
     share: Floats = np.log((count + 1) / (count.sum() + len(count)))
-    return share - share.mean()
+    centred: Floats = share - share.mean()
+    return centred
 
 
 def _biases(

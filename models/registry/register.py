@@ -25,9 +25,11 @@ from models.registry.packaging import package
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-CHALLENGER, CHAMPION = "challenger", "champion"
+CHALLENGER, CHAMPION, SERVING = "challenger", "champion", "serving"
+REFIT_OF = "refit_of"  # tag of a refit: the version whose recipe it is
 ROOT, ENTRY = Path(__file__).parents[1], "models.serving.pyfunc"
 BESIDE = (Path(__file__).parents[2] / "expectations",)  # what serving needs of it is shipped, too
 OPTIONAL = (
@@ -85,23 +87,28 @@ def _version(
 
 
 def _make(client: MlflowClient, name: str, outcome: dict[str, Any], row: dict[str, Any]) -> int:
+    says = f"{row['method']}, seed {row['seed']}: NDCG@10 {row['ndcg@10']:.4f}"
+    with tracking.downloaded(client, row["mlflow_run_id"], "trained") as folder:
+        return make_version(client, name, row["mlflow_run_id"], folder, _tags(outcome, row), says)
+
+
+def make_version(
+    client: MlflowClient, name: str, run_id: str, trained: Path, tags: dict[str, Any], says: str
+) -> int:
+    """The model in the folder `trained`, of a run, as a version of the registered model."""
     import mlflow
     import mlflow.pyfunc
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-    with (
-        tracking.downloaded(client, row["mlflow_run_id"], "trained") as folder,
-        served(folder) as parts,
-        mlflow.start_run(run_id=row["mlflow_run_id"]),
-    ):
+    with served(trained) as parts, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(name="model", **parts)
     version = client.create_model_version(
         name,
         info.model_uri,
-        run_id=row["mlflow_run_id"],
-        tags={key: str(value) for key, value in _tags(outcome, row).items()},
+        run_id=run_id,
+        tags={key: str(value) for key, value in tags.items()},
         model_id=info.model_id,
-        description=f"{row['method']}, seed {row['seed']}: NDCG@10 {row['ndcg@10']:.4f}",
+        description=says,
     )
     return int(version.version)
 
@@ -176,8 +183,36 @@ def versions_of(client: MlflowClient, source: str) -> list[int]:
     return sorted(int(one.version) for one in client.search_model_versions(f"name = '{source}'"))
 
 
-def find(client: MlflowClient, source: str, alias: str, number: int | None = None) -> Registered:
-    """The version that an alias names, or version `number`.
+def refits_of(client: MlflowClient, source: str, version: str) -> list[ModelVersion]:
+    """The refits of a version, the oldest first."""
+    found = client.search_model_versions(f"name = '{source}' and tags.{REFIT_OF} = '{version}'")
+    return sorted(found, key=lambda one: int(one.version))
+
+
+def serve(client: MlflowClient, source: str, champion: str) -> str:
+    """Give the alias `serving` to the newest refit of the champion, or to the champion itself where
+    there is none; the version that has it now."""
+    refits = refits_of(client, source, champion)
+    version = str(refits[-1].version) if refits else champion
+    client.set_registered_model_alias(source, SERVING, version)
+    return version
+
+
+def served_alias(client: MlflowClient, source: str) -> str:
+    """`serving` where it names the champion or a refit of it, else `champion`: in a registry that
+    knows no refits, or where another champion's alias has moved and `serving` not yet."""
+    aliases = aliases_of(client, source) or {}
+    version, champion = aliases.get(SERVING), aliases.get(CHAMPION)
+    if version is None:
+        return CHAMPION
+    of = client.get_model_version(source, version).tags.get(REFIT_OF, version)
+    return SERVING if of == champion else CHAMPION
+
+
+def find(
+    client: MlflowClient, source: str, alias: str | None, number: int | None = None
+) -> Registered:
+    """The version that an alias names (None: the one that is served), or version `number`.
 
     Raises:
         UserError: there is none; says which there are.
@@ -190,6 +225,8 @@ def find(client: MlflowClient, source: str, alias: str, number: int | None = Non
             f"no model {source!r} is registered in {tracking.tracking_uri()}: run `python -m models "
             f"register --source {source} --comparison …` first"
         )
+    if alias is None:
+        alias = served_alias(client, source)
     wanted = str(number) if number is not None else aliases.get(alias)
     if wanted is None:
         there = ", ".join(f"{name} (version {v})" for name, v in sorted(aliases.items())) or "none"

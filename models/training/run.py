@@ -22,7 +22,6 @@ from models.core.environment import Say, code_version, peak_rss_mb
 from models.core.errors import UserError
 from models.core.process_group import Team
 from models.core.rows import EXPOSED, Ints, Target
-from models.data.catalogue import read_side
 from models.data.load import Data, load_data
 from models.data.paper_a import PAPER_A_GAP_US
 from models.data.sequences import cache_folder
@@ -37,13 +36,14 @@ from models.data.splits import (
 from models.evaluation.evaluate import Result, Sampled, evaluate
 from models.evaluation.rescore import describe_report
 from models.networks.baselines import Popularity
-from models.networks.methods import SESSION_ENCODERS, count_parameters, parse
+from models.networks.methods import count_parameters, parse
 from models.networks.saved_model import Stored, save
 from models.registry import tracking
 from models.registry.recipes import Recipe
 from models.training.checkpoints import Checkpoints
 from models.training.fit import Fitted, fit
 from models.training.options import split_of
+from models.training.sides import silent, with_sides
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -163,7 +163,7 @@ def train(request: Request, say: Say = print) -> dict[str, Any] | None:
     request.check()
     team, device = process_group.start(request.device)
     if not team.is_main_process:
-        say = _silent
+        say = silent
     prepared = _prepare(request, say)
     keep = _checkpoints(request, prepared, team)
 
@@ -208,8 +208,8 @@ def read(request: Request, say: Say) -> Learnt:
     data = _share_of(data, config.train.data_share)
     origin = int(data.training.rows.ts.min())
     config = replace(config, model=replace(config.model, time_origin_us=origin))
-    config, data = _with_sides(config, data, source, request.lake, say)
-    facts = _facts(source, data, config, filters, request.preprocess)
+    config, data = with_sides(config, data, source, request.lake, say)
+    facts = facts_of(source, data, config, filters, request.preprocess)
     _announce(config, data, source.name, say)
     return Learnt(config, data, facts)
 
@@ -336,54 +336,13 @@ def _run_tags(request: Request, prepared: Prepared) -> dict[str, str]:
         tags[tracking.ASKED_FOR] = request.asked_for
     if request.recipe is not None:
         tags[tracking.TUNING] = request.recipe.run_id
+    return tags | code_tags()
+
+
+def code_tags() -> dict[str, str]:
+    """MLflow's tag of the commit that runs, if it is known."""
     commit = code_version()
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-    return tags
-
-
-def _with_sides(
-    config: Config, data: Data, source: Source, lake: str, say: Say
-) -> tuple[Config, Data]:
-    """The same for both of the trainings, each with what was known when its rows end."""
-    config, data = _with_side(config, data, source, lake, say)
-    if data.selection is not None:
-        _, selection = _with_side(config, data.selection, source, lake, _silent)
-        data = replace(data, selection=selection)
-    return config, data
-
-
-def _with_side(
-    config: Config, data: Data, source: Source, lake: str, say: Say
-) -> tuple[Config, Data]:
-    """For models that look at it: what the source's catalogue said of the items at the cut."""
-    from jobs.core.tables import ITEM_ATTRIBUTES
-
-    part, base = source.items, parse(config.method)[0]
-    if part is None or base not in SESSION_ENCODERS or not config.model.side:
-        return config, data
-    side = read_side(
-        ITEM_ATTRIBUTES.path(lake, source.name),
-        data.item_ids,
-        int(data.training.rows.ts.max()),
-        part.categories,
-        part.numbers,
-        make_with=f"python -m jobs items --source {source.name}",
-    )
-    if not side.known:
-        say(
-            f"catalogue: of none of the {len(data.item_ids):,} items was anything known at the "
-            f"newest training event ({ITEM_ATTRIBUTES.full_name} version {side.version}, column "
-            "known_from): trained without it. A catalogue with {day} in items.landing is known from "
-            "its day on; one without is known for always the first time it is read"
-        )
-        return config, data
-    say(
-        f"catalogue: something was known of {side.known:,} of {len(data.item_ids):,} items at the "
-        f"newest training event ({ITEM_ATTRIBUTES.full_name} version {side.version})"
-    )
-    model = replace(config.model, categories=side.sizes, numbers=side.value.shape[1])
-    return replace(config, model=model), replace(data, side=side)
+    return {"mlflow.source.git.commit": commit} if commit else {}
 
 
 def _no_target(data: Data, target: str, left_out: dict[str, int]) -> str:
@@ -403,11 +362,7 @@ def _no_target(data: Data, target: str, left_out: dict[str, int]) -> str:
     )
 
 
-def _silent(_: str) -> None:
-    """Of several processes only the main one says something."""
-
-
-def _facts(
+def facts_of(
     source: Source, data: Data, config: Config, filters: Filters, preprocess: str
 ) -> dict[str, Any]:
     """What makes runs comparable, and what serving must know; stored with the model."""
@@ -508,11 +463,18 @@ def _stored(prepared: Prepared, fitted: Fitted) -> Stored:
     """The model as it is kept: asked again, here or when serving, it computes as it did when it
     was evaluated."""
     config, data = prepared.config, prepared.data
+    return as_stored(fitted, config, data, prepared.facts)
+
+
+def as_stored(fitted: Fitted, config: Config, data: Data, facts: dict[str, Any]) -> Stored:
+    """A fitted model with the counts of its rows, and with the values of its catalogue."""
     popularity = Popularity(len(data.item_ids), config.model)
     popularity.fit(data.training.rows)
     computed = replace(config.train, precision=fitted.precision or config.train.precision)
     config = replace(config, train=computed)
-    return Stored(fitted.model, config, data.item_ids, popularity.count, prepared.facts)
+    if data.side is not None:
+        facts = facts | {"categories": data.side.values}
+    return Stored(fitted.model, config, data.item_ids, popularity.count, facts)
 
 
 def _save_per_user(result: Result, user_id: list[str], file: Path) -> None:
