@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
             continue
         if job == "score":
             which = command.add_mutually_exclusive_group()
-            which.add_argument("--alias", default="champion", help="default %(default)s")
+            which.add_argument("--alias", help="default: serving where it is there, else champion")
             which.add_argument(
                 "--model-version", type=int, metavar="N", help="in place of an alias"
             )

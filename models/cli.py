@@ -65,9 +65,10 @@ def _threads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, help="CPU threads")
 
 
-def _version_options(command: argparse.ArgumentParser) -> None:
+def _version_options(command: argparse.ArgumentParser, alias: str | None = "champion") -> None:
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--alias", default="champion", help="default %(default)s")
+    default = alias or "serving where it is there, else champion"
+    which.add_argument("--alias", default=alias, help=f"default: {default}")
     which.add_argument("--model-version", type=int, metavar="N", help="in place of an alias")
 
 
@@ -96,7 +97,7 @@ def _verify_options(command: argparse.ArgumentParser) -> None:
 
 
 def _score_options(command: argparse.ArgumentParser) -> None:
-    _version_options(command)
+    _version_options(command, None)
     command.add_argument("--k", type=int, default=100, help="items of a list, at most")
     _threads(command)
 
@@ -331,9 +332,11 @@ def _score(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.core.environment import use_threads
 
     use_threads(args.threads)
-    words = ["score", "--source", args.source, "--k", str(args.k), "--alias", args.alias]
+    words = ["score", "--source", args.source, "--k", str(args.k)]
     if args.model_version is not None:
-        words[-2:] = ["--model-version", str(args.model_version)]
+        words += ["--model-version", str(args.model_version)]
+    elif args.alias is not None:
+        words += ["--alias", args.alias]
     return execute(jobs_parser().parse_args(words), source)
 
 

@@ -84,7 +84,7 @@ class ScoreManifest(Manifest):
 
 
 def compute(
-    context: Context, alias: str = "champion", model_version: int | None = None, k: int = 100
+    context: Context, alias: str | None = None, model_version: int | None = None, k: int = 100
 ) -> Candidate:
     """Score all users.
 
@@ -121,7 +121,7 @@ def compute(
     return candidate
 
 
-def loaded(source: str, alias: str, number: int | None) -> tuple[Registered, Stored]:
+def loaded(source: str, alias: str | None, number: int | None) -> tuple[Registered, Stored]:
     """The model that is meant, from MLflow."""
     from models.core.errors import UserError
     from models.networks.saved_model import load

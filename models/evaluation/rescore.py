@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from models.core.environment import Say
 from models.core.errors import UserError
-from models.core.rows import Target
+from models.core.rows import Ints, Target
 from models.data.load import prepared
 from models.data.sequences import cache_folder
 from models.data.splits import (
@@ -15,6 +17,7 @@ from models.data.splits import (
     Cut,
     Events,
     Targets,
+    known_rows,
     periods,
     targets,
     vocabulary_of,
@@ -50,6 +53,33 @@ def questions(
 ) -> tuple[Events, Targets]:
     """What a stored model is asked in the test period of a cut of a table version (None: the
     newest), and the events that it is asked about."""
+    _refuse_what_was_taught(stored, cut)
+    events, vocabulary = _as_told(stored, source, lake, version)
+    asked = targets(events, periods(events, cut), TEST, vocabulary, cast(Target, target))
+    return events, asked
+
+
+def requests(
+    stored: Stored, source: Source, lake: str, version: int | None
+) -> tuple[Events, Targets]:
+    """What `score` asks a stored model of every user with a known item, at the time of their newest
+    event; and the events of the table version. Nothing is known of what follows: the targets have
+    no item."""
+    events, vocabulary = _as_told(stored, source, lake, version)
+    rows, before, _ = known_rows(events, vocabulary)
+    begin, end = before[events.start[:-1]], before[events.start[1:]]
+    user = np.flatnonzero(end > begin)
+    begin, end, none = begin[user], end[user], np.zeros(len(user), dtype=bool)
+    nothing = np.zeros(len(user) + 1, dtype=np.int64)
+    asked = Targets(
+        rows, user, begin, end, rows.ts[end - 1], none, none, nothing, nothing[:0], {},
+        at=events.start[user + 1],
+    )  # fmt: skip
+    return events, asked
+
+
+def _as_told(stored: Stored, source: Source, lake: str, version: int | None) -> tuple[Events, Ints]:
+    """The events of a table version as the model was told them, and the model's vocabulary in it."""
     from jobs.core.tables import ITEMS, SEQUENCES
     from models.data.sequences import open_sequences, read_items
 
@@ -58,9 +88,24 @@ def questions(
     sequences = open_sequences(path, version, cache_folder(lake, source.name), make)
     events = prepared(Events.of(sequences), stored.facts.get("preprocess", "gold"))
     index, names = read_items(ITEMS.path(lake, source.name), make)
-    vocabulary = vocabulary_of(stored.item_ids, index, names)
-    asked = targets(events, periods(events, cut), TEST, vocabulary, cast(Target, target))
-    return events, asked
+    return events, vocabulary_of(stored.item_ids, index, names)
+
+
+def _refuse_what_was_taught(stored: Stored, cut: Cut) -> None:
+    """Raises:
+    UserError: the model is a refit, and the test period begins before it ends what it was taught.
+    """
+    until = stored.facts.get("trained_until")
+    if until is None:
+        return
+    taught = parse_ts(until)
+    assert taught is not None
+    if cut.test_from is None or cut.test_from <= taught:
+        raise UserError(
+            f"this model is a refit of version {stored.facts['refit_of']}, taught everything until "
+            f"{until}: nothing before that is held out from it. The scores of its recipe are those of "
+            f"version {stored.facts['refit_of']}"
+        )
 
 
 def stored_cut(stored: Stored) -> Cut:

@@ -246,18 +246,21 @@ def find(
 
 def trained_on(source: str) -> tuple[dict[int, list[str]], str]:
     """Versions of the source's `gold.sequences` with the registered models made from them, and the
-    registry that was asked.
+    registry that was asked. Of refits, one is made every night: those that no alias names are left
+    out.
 
     Raises:
         UserError: MLflow does not answer.
     """
     client, _ = tracking.connect(source)
+    aliased = set((aliases_of(client, source) or {}).values())
     found: dict[int, list[str]] = {}
     token = None
     while True:
         page = client.search_model_versions(f"name = '{source}'", 1000, page_token=token)
         for version in page:
-            if "table_version" in version.tags:
+            named = REFIT_OF not in version.tags or str(version.version) in aliased
+            if "table_version" in version.tags and named:
                 name = f"{source}/{version.version}"
                 found.setdefault(int(version.tags["table_version"]), []).append(name)
         token = page.token

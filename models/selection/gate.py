@@ -34,7 +34,16 @@ from models.evaluation.rescore import rescored, stored_cut
 from models.networks.baselines import PersonalTop
 from models.networks.saved_model import Stored, load
 from models.registry import tracking
-from models.registry.register import CHALLENGER, CHAMPION, Registered, aliases_of, find, versions_of
+from models.registry.register import (
+    CHALLENGER,
+    CHAMPION,
+    REFIT_OF,
+    Registered,
+    aliases_of,
+    find,
+    serve,
+    versions_of,
+)
 from models.selection.compare import BY
 from models.serving.answer import recommend
 
@@ -45,7 +54,7 @@ if TYPE_CHECKING:
 
 RISK = 0.05  # of both sides: half of it is the share of wrong promotions
 DRAWS = 20_000
-ASKED = 200  # users whose answers are timed
+TIMED = 200  # users whose answers are timed
 SERVED = 500  # users whose questions the registered model is asked again, at most
 ASKED = 2000  # questions of these, at most (one user's at least): a minute
 ROUNDS = 3
@@ -95,9 +104,11 @@ def promote(
         raise UserError("--force needs --reason: it is recorded with the decision")
     client, experiment = tracking.connect(source.name)
     challenger = find(client, source.name, CHALLENGER, number)
+    _refuse_refit(client, challenger)
     champion = _champion(client, source.name)
     if champion is not None and champion.version == challenger.version:
         # (As when a task that has decided is run again: it is no second decision.)
+        serve(client, source.name, champion.version)
         return {
             "action": "champion already",
             "source": source.name,
@@ -119,6 +130,15 @@ def promote(
     if decision["action"] != "refused":
         _crown(client, source.name, challenger.version, champion)
     return _recorded(client, experiment, challenger, decision)
+
+
+def _refuse_refit(client: MlflowClient, model: Registered) -> None:
+    of = client.get_model_version(model.name, model.version).tags.get(REFIT_OF)
+    if of is not None:
+        raise UserError(
+            f"version {model.version} of {model.name} is a refit of version {of}, taught everything: "
+            f"nothing is held out from it. The gate decides about recipes: --model-version {of}"
+        )
 
 
 def rollback(source: Source, reason: str) -> dict[str, Any]:
@@ -148,6 +168,7 @@ def rollback(source: Source, reason: str) -> dict[str, Any]:
     earlier = find(client, source.name, CHAMPION, int(before[-1]))
     # The alias first: killed in between, another rollback changes nothing and says so.
     client.set_registered_model_alias(source.name, CHAMPION, earlier.version)
+    serve(client, source.name, earlier.version)
     client.set_registered_model_tag(source.name, BEFORE, json.dumps(before[:-1]))
     decision = {
         "action": "rolled back",
@@ -310,7 +331,7 @@ def _asked(stored: Stored) -> list[float]:
     dice = np.random.default_rng(11)
     ids = np.array(stored.item_ids, dtype=object)
     spent = []
-    for number in range(ASKED + 10):
+    for number in range(TIMED + 10):
         items = ids[dice.integers(len(ids), size=50)]
         when = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(np.arange(50) * 300, "s")
         frame = pd.DataFrame({"user_id": f"u{number}", "item_id": items, "event_ts": when})
@@ -341,6 +362,7 @@ def _crown(client: MlflowClient, name: str, version: str, champion: Registered |
     if champion is not None and before[-1:] != [champion.version]:
         client.set_registered_model_tag(name, BEFORE, json.dumps([*before, champion.version]))
     client.set_registered_model_alias(name, CHAMPION, version)
+    serve(client, name, version)
 
 
 def _recorded(

@@ -189,6 +189,13 @@ class Questions:
         return scores
 
 
+class NowQuestions(Questions):
+    """Requests at the time of each user's newest event, in its session."""
+
+    def _session(self, part: Targets, row: int, before: pa.RecordBatch) -> str | None:
+        return None
+
+
 def one_by_one(stored: Stored) -> bool:
     """A request has one time, and so has a question under `known`."""
     return bool(stored.facts["request_time"] == "known")

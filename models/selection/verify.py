@@ -31,13 +31,13 @@ from models.data.raw_events import RawEvents, raw_events
 from models.data.splits import Events, Targets
 from models.evaluation import metrics
 from models.evaluation.evaluate import KS, Result, evaluate
-from models.evaluation.rescore import questions, stored_cut
+from models.evaluation.rescore import questions, requests, stored_cut
 from models.networks.baselines import Popularity
 from models.networks.saved_model import Stored, load
-from models.networks.scoring import best, exclude
+from models.networks.scoring import best, exclude, parts
 from models.registry import tracking
-from models.registry.register import CHAMPION, Registered, find
-from models.selection.questions import Questions, one_by_one, worker
+from models.registry.register import CHAMPION, REFIT_OF, Registered, find
+from models.selection.questions import NowQuestions, Questions, one_by_one, worker
 from models.training.run import computes
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def verify(
     """
     client, _ = tracking.connect(source.name)
     model = find(client, source.name, alias, number)
+    if client.get_model_version(source.name, model.version).tags.get(REFIT_OF) is not None:
+        return _lists_alone(client, model, source, lake, most or most_users, seed, opened or worker)
     stored, report, values = _recorded(client, model)
     facts = stored.facts
     events, targets = questions(
@@ -176,6 +178,71 @@ def _raw(source: Source, lake: str, events: Events, users: Ints, folder: Path) -
     return raw_events(silver, consumed, events.sequences, users, items, folder, make)
 
 
+# -- a refit, from which nothing is held out -------------------------------------------------------
+
+
+def _lists_alone(
+    client: MlflowClient,
+    model: Registered,
+    source: Source,
+    lake: str,
+    most: int | None,
+    seed: int,
+    opened: Callable[[str], Any],
+) -> dict[str, Any]:
+    """The lists that `score` makes, held against those that the registered model returns, of users
+    drawn by `seed` (None: all)."""
+    with tracking.downloaded(client, model.run_id, "trained") as folder:
+        stored = load(folder)
+    facts = stored.facts
+    events, everybody = requests(stored, source, lake, facts["table_version"])
+    _same_table(model, facts, events)
+    chosen = _drawn(everybody, None, most, seed)
+    with (
+        opened(model.uri) as ask,
+        tempfile.TemporaryDirectory(prefix="sessionmill-") as folder_of_raw,
+    ):
+        raw = _raw(source, lake, events, np.unique(everybody.user[chosen]), Path(folder_of_raw))
+        chosen = chosen[raw.part[everybody.user[chosen]] >= 0]
+        if not len(chosen):
+            raise UserError(f"{model.uri}: none of its {len(everybody.user):,} users can be asked")
+        asked = everybody.select(chosen)
+        compared = _Compared(NowQuestions(stored, source, events, raw, ask), asked, exact=False)
+        length = asked.end - asked.begin
+        order = np.argsort(length, kind="stable")
+        for part in parts(stored.model, order, length[order]):
+            compared.compare(asked.select(part))
+    served = compared.questions
+    holds = not (compared.lists_wrong or served.refused or (raw.exact and len(raw.changed)))
+    return _named(model, facts) | {
+        "refit_of": facts["refit_of"],
+        "holds": bool(holds),
+        "users": len(asked.user),
+        "users_of_the_table": len(everybody.user),
+        "left_out": {"runaway": len(raw.runaway), "events_differ": len(raw.changed)},
+        "lists_differ": compared.lists_differ,
+        "lists_wrong": compared.lists_wrong,
+        "refused": served.refused,
+        "refusal": served.refusal,
+        "silver_version": raw.version,
+        "metrics": {},
+    }
+
+
+def _lists_in_words(told: dict[str, Any]) -> str:
+    said = (
+        f"models:/{told['model']}/{told['version']} ({told['method']}) is a refit of version "
+        f"{told['refit_of']}, from which nothing is held out: {told['users']:,} of its "
+        f"{told['users_of_the_table']:,} users' lists were asked through its pyfunc. "
+        f"{told['lists_differ']:,} differ from those of the stored weights, {told['lists_wrong']:,} "
+        "by more than rounding"
+    )
+    if told["refused"]:
+        said += f"; {told['refused']:,} were refused: {told['refusal']}"
+    holds = "What is served is what score writes" if told["holds"] else "THIS DOES NOT HOLD"
+    return f"{said}. {holds}."
+
+
 # -- comparing ------------------------------------------------------------------------------------
 
 
@@ -225,13 +292,18 @@ class _Compared:
 
     def part(self, part: Targets, index: Ints) -> torch.Tensor:
         """float64[R, V]: the registered model's scores; -inf for what it does not return."""
+        scores = self.compare(part)
+        self._bounds(part, index, scores)
+        return scores
+
+    def compare(self, part: Targets) -> torch.Tensor:
+        """As `part`, and the lists held against those of the weights themselves."""
         own = self.stored.model.score(part.rows, part.begin, part.end, part.request_ts, part.opens)
         if self.stored.facts["repeat_policy"] == "exclude_seen":
             own = exclude(own, part.rows, part.begin, part.end)
         scores, requests = self.questions.scores(part)
         if requests > 1:
             self.exact = False  # other batches than those that were scored
-        self._bounds(part, index, scores)
         self._compare_lists(own.double(), scores)
         return scores
 
@@ -389,6 +461,8 @@ SHOWN = ("ndcg@10", "hr@10", "recall@10", "mrr@10", "first_item_hr@10")
 
 def in_words(told: dict[str, Any]) -> str:
     """A verification as a person reads it."""
+    if "refit_of" in told:
+        return _lists_in_words(told)
     lines = [
         f"models:/{told['model']}/{told['version']} ({told['method']}) was asked "
         f"{told['questions']:,} of the {told['questions_of_the_test']:,} questions of its test "

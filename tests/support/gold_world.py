@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def write_gold(
         }
     )
     write_deltalake(str(lake / source / "gold" / "sequences"), table, mode="overwrite")
-    count = {item: sum(e[0] == item for u in users.values() for e in u) for item in seen}
+    count = Counter(event[0] for events in users.values() for event in events)
     gold_items = pa.table(
         {
             "item_id": pa.array(list(seen), pa.string()),
