@@ -1,7 +1,8 @@
 """Which model is served: `champion` changes only where a better one has shown itself.
 
 The gate is closed by default. It opens if, on one fresh cut (the challenger's, of the newest
-`gold.sequences`), the challenger's NDCG@10 is above the champion's by more than the margin at the
+`gold.sequences`), which both learnt up to (a champion whose weights are older is trained anew by its
+recipe), the challenger's NDCG@10 is above the champion's by more than the margin at the
 lower end of a paired bootstrap interval over the users that both can be asked about, the version
 of the table was published after a green audit, the registered model serves what was scored, and
 coverage and latency are inside their bounds.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from models.core.environment import note
 from models.core.errors import UserError
 from models.core.rows import Floats
 from models.data.splits import describe
@@ -46,6 +48,7 @@ from models.registry.register import (
 )
 from models.selection.compare import BY
 from models.serving.answer import recommend
+from models.training.refit import recipe_of, trained_on
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -195,16 +198,14 @@ def _weighed(
     """Both models scored anew on one cut, and every check."""
     one = _loaded(client, challenger)
     facts = one.stored.facts
+    anew = None
     if champion is not None:
-        other = _loaded(client, champion)
+        other, anew = _on_the_cut_of(one, client, source, lake, champion)
     else:
         plain = PersonalTop(len(one.stored.item_ids), one.stored.config.model)
         plain.count.copy_(one.stored.popularity)
         other = Contender("personal_top, as there is no champion", replace(one.stored, model=plain))
     cut = stored_cut(one.stored)
-    later = stored_cut(other.stored).test_from
-    if cut.test_from is not None and later is not None and later > cut.test_from:
-        cut = replace(cut, test_from=later)  # what the champion learnt from tests nobody
     scores, users, results = [], [], []
     for each in (one, other):
         version, asked, result = rescored(each.stored, source, lake, None, cut, facts["target"])
@@ -238,6 +239,7 @@ def _weighed(
         "table_version": version,
         "cut": describe(cut),
         "asked_of_one_only": len(users[0] ^ users[1]),
+        "champion_trained_anew": anew,
         BY: {
             "challenger": float(pair[0].mean()) if both else None,
             "against": float(pair[1].mean()) if both else None,
@@ -249,6 +251,25 @@ def _loaded(client: MlflowClient, model: Registered) -> Contender:
     with tracking.downloaded(client, model.run_id, "trained") as folder:
         stored = load(folder)
     return Contender(f"{stored.facts['method']} ({model.uri})", stored)
+
+
+def _on_the_cut_of(
+    challenger: Contender, client: MlflowClient, source: Source, lake: str, champion: Registered
+) -> tuple[Contender, dict[str, Any] | None]:
+    """The champion as it is stored, where it learnt from the same events as the challenger; else
+    its recipe, trained on those, and what that cost: who only knows newer events must not win by
+    that."""
+    recipe = recipe_of(client, champion)
+    mine, facts = challenger.stored.facts, recipe.stored.facts
+    called = f"{facts['method']} ({champion.uri})"
+    same = ("table_id", "table_version", "cut")
+    if all(mine[name] == facts[name] for name in same):
+        return Contender(called, recipe.stored), None
+    began = time.perf_counter()
+    cut = stored_cut(challenger.stored)
+    stored = trained_on(recipe, source, lake, mine["table_version"], cut, note)
+    cost = {"epochs": recipe.epochs, "seconds": round(time.perf_counter() - began, 1)}
+    return Contender(f"{called}, trained anew on the challenger's events", stored), cost
 
 
 def _trainings(client: MlflowClient, experiment: str, model: Registered) -> int:

@@ -27,9 +27,9 @@ import numpy as np
 from models.core.config import Config
 from models.core.environment import Say
 from models.core.errors import UserError
-from models.data.load import Data, load_all
+from models.data.load import Data, load_all, load_data
 from models.data.sequences import cache_folder
-from models.data.splits import Filters, describe, stamp
+from models.data.splits import Cut, Filters, describe, stamp
 from models.networks.baselines import Popularity
 from models.networks.methods import count_parameters
 from models.networks.recommender import Recommender
@@ -142,7 +142,7 @@ def refit(request: Request, say: Say = print) -> dict[str, Any]:
     began = time.perf_counter()
     source = request.source
     client, experiment = tracking.connect(source.name)
-    recipe = _recipe(client, _origin(client, source.name, request))
+    recipe = recipe_of(client, _origin(client, source.name, request))
     filters = Filters(**recipe.stored.facts["filters"])
     data = load_all(lake=request.lake, source=source.name, filters=filters, version=request.version)
     there = _there(client, source.name, recipe, data, request.from_scratch)
@@ -178,7 +178,8 @@ def _origin(client: MlflowClient, source: str, request: Request) -> Registered:
     return found if of is None else find(client, source, CHAMPION, int(of))
 
 
-def _recipe(client: MlflowClient, model: Registered) -> Recipe:
+def recipe_of(client: MlflowClient, model: Registered) -> Recipe:
+    """What a version was made by; of a version that is no refit."""
     with tracking.downloaded(client, model.run_id, "trained") as folder:
         stored = load(folder)
     if stored.facts.get("preprocess", "gold") != "gold":
@@ -192,6 +193,36 @@ def _recipe(client: MlflowClient, model: Registered) -> Recipe:
         f"recipe_{n}": report["metrics"][n]["value"] for n in SCORES if n in report["metrics"]
     }
     return Recipe(model, stored, int(report["best_epoch"]), scores)
+
+
+def trained_on(
+    recipe: Recipe, source: Source, lake: str, version: int, cut: Cut, say: Say = print
+) -> Stored:
+    """The recipe on what lies before a cut of a table version: from scratch, for as many epochs as
+    were best when it was chosen."""
+    facts = recipe.stored.facts
+    filters = Filters(**facts["filters"])
+    data = load_data(
+        lake=lake,
+        source=source.name,
+        filters=filters,
+        version=version,
+        split=cut.split,
+        valid_from=cut.valid_from,
+        test_from=cut.test_from,
+        preprocess=facts.get("preprocess", "gold"),
+        train_until=cut.train_until,
+    )
+    config, data = with_sides(_since_the_first(recipe.stored.config, data), data, source, lake, say)
+    fitted = fit_for(config, data, recipe.epochs, say)
+    told = facts_of(source, data, config, filters, facts.get("preprocess", "gold"))
+    return as_stored(fitted, config, data, told)
+
+
+def _since_the_first(config: Config, data: Data) -> Config:
+    """Times are counted from the first training event."""
+    origin = int(data.training.rows.ts.min())
+    return replace(config, model=replace(config.model, time_origin_us=origin))
 
 
 def _there(
@@ -219,8 +250,7 @@ def _task(
     if not request.from_scratch and isinstance(recipe.stored.model, Recommender):
         before = _before(client, source.name, recipe, data)
     if before is None:
-        origin = int(data.training.rows.ts.min())
-        config = replace(config, model=replace(config.model, time_origin_us=origin))
+        config = _since_the_first(config, data)
     return Task(recipe, data, config, before)
 
 
@@ -314,16 +344,16 @@ def warmed(
     """What a warm training goes by: its settings, its rows, and what is done to the new model
     before its first step.
 
-    Labels are the events after `until`, and of the users' events before it a share, so that what
-    was learnt is not forgotten.
+    Labels are the events after `until`, and all events of a share of the users, so that what was
+    learnt is not forgotten.
     """
     train = config.train
     rate = train.learning_rate * WARM_RATE
     train = replace(train, epochs=WARM_EPOCHS, learning_rate=rate, habit_epochs=0)
     rows = data.training.rows
     fresh = rows.ts > until
-    again = np.random.default_rng([train.seed, len(rows.ts)]).random(len(rows.ts)) < REPLAY
-    some = replace(rows, labels=fresh | again)
+    drawn = np.random.default_rng([train.seed, len(rows.ts)]).random(len(rows.start) - 1) < REPLAY
+    some = replace(rows, labels=fresh | np.repeat(drawn, np.diff(rows.start)))
     warm = replace(data, training=replace(data.training, rows=some))
     values = None if data.side is None else data.side.values
 
