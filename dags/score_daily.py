@@ -1,11 +1,15 @@
-"""# New sequences, or a new champion -> the champion's lists for all users
+"""# New sequences, or a new champion -> the champion taught anew -> lists for all users
 
-Starts when a night announces a new version of `gold.sequences`, or the gate a new champion, and
-writes `gold.recommendations`; then the page is made anew, with the lists. Without a champion it does
-nothing.
+Starts when a night announces a new version of `gold.sequences`, or the gate a new champion. The
+champion's recipe is taught everything (`refit`, in the pool `gpu`; not with `[training] refit =
+false`), the model that is served is asked whether it answers as it was stored (`verify`), and
+`gold.recommendations` is written; then the page is made anew, with the lists. Without a champion it
+does nothing.
 
-**It went red?** `is_there_a_champion`: MLflow did not answer. `score`: its log says what; a list
-that breaks the suite is not published, and the table stays as it was. Clear the task: scoring again
+**It went red?** `is_there_a_champion`: MLflow did not answer. `refit`: its log says what; it goes on
+where it was, and what was served before is still served. `verify`: the log says which lists differ;
+`python -m models rollback` serves the champion before. `score`: its log says what; a list that breaks
+the suite is not published, and the table stays as it was. Clear the task: teaching and scoring again
 from the same versions writes nothing twice. `report`: MLflow did not answer, or the newest comparison
 was deleted; the lists are published.
 """

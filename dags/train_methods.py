@@ -1,7 +1,7 @@
-"""# New sequences -> every method trained -> compared -> registered -> the gate
+"""# Once a week: every method trained -> compared -> registered -> the gate
 
-Starts when a night announces a new version of `gold.sequences`, and once a week on the newest one,
-unless all were trained on it before. All methods train on one version: the highest of those that
+Starts once a week on the newest version of `gold.sequences`, unless all were trained on it before;
+with `[training] nightly = true` also when a night announces a new one. All methods train on one version: the highest of those that
 were announced since the last training started. Switched on, it starts once for the weeks that
 passed. One task per method and seed, as many at a time as the pool `gpu` has slots.
 

@@ -65,11 +65,12 @@ def _threads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, help="CPU threads")
 
 
-def _version_options(command: argparse.ArgumentParser, alias: str | None = "champion") -> None:
+def _version_options(command: argparse.ArgumentParser, alias: str | None = "champion") -> Any:
     which = command.add_mutually_exclusive_group()
     default = alias or "serving where it is there, else champion"
     which.add_argument("--alias", default=alias, help=f"default: {default}")
     which.add_argument("--model-version", type=int, metavar="N", help="in place of an alias")
+    return which
 
 
 def _refit_options(command: argparse.ArgumentParser) -> None:
@@ -86,7 +87,12 @@ def _refit_options(command: argparse.ArgumentParser) -> None:
 
 
 def _verify_options(command: argparse.ArgumentParser) -> None:
-    _version_options(command)
+    which = _version_options(command)
+    which.add_argument(
+        "--served",
+        action="store_true",
+        help="what is served: the alias serving where it is there, else champion",
+    )
     command.add_argument(
         "--most",
         type=int,
@@ -370,7 +376,8 @@ def _verify(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.selection.verify import in_words, verify
 
     use_threads(args.threads)
-    told = verify(source, lake, args.alias, args.model_version, args.most)
+    alias = None if args.served else args.alias
+    told = verify(source, lake, alias, args.model_version, args.most)
     print(in_words(told))
     return told
 

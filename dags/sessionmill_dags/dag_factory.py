@@ -113,7 +113,7 @@ class ScheduledSource:
 
     @property
     def retrained(self) -> Any:
-        """When its methods are trained: on new sequences, and once a week in any case.
+        """When its methods are trained: once a week, and where the source says so on new sequences.
 
         Airflow queues no event for a DAG that is switched off. The newest week that has passed runs
         as soon as the DAG is switched on, once, so that what was announced meanwhile is trained.
@@ -131,6 +131,7 @@ class ScheduledSource:
         return Asset(name=f"champion/{self.name}")
 
 
+VERIFIED = 500  # users whose lists, or questions that, the served model is asked again
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -495,8 +496,8 @@ def report(source: ScheduledSource) -> PageOperator:
 
 
 def score(source: ScheduledSource) -> Any:
-    """The champion's lists for all users, and the page of the newest comparison with them; nothing
-    where there is no champion yet."""
+    """The champion's recipe taught the newest events, its lists for all users, and the page of the
+    newest comparison with them; nothing where there is no champion yet."""
 
     @task.short_circuit(task_id="is_there_a_champion")
     def there(name: str) -> bool:
@@ -510,7 +511,17 @@ def score(source: ScheduledSource) -> Any:
         task_id="score", arguments=["score", "--source", source.file, "--batch", RUN]
     )
     page = PageOperator(task_id="report", arguments=["report", "--source", source.file])
-    return there(source.name) >> scored >> page
+    # Lists are made of what answers as it was stored.
+    verified = ModelsOperator(
+        task_id="verify",
+        arguments=["verify", "--source", source.file, "--served", "--most", str(VERIFIED)],
+    )
+    taught = there(source.name)
+    if source.spec.training.refit:
+        taught >>= TrainingOperator(
+            task_id="refit", arguments=["refit", "--source", source.file], pool="gpu"
+        )
+    return taught >> verified >> scored >> page
 
 
 __all__ = [

@@ -371,8 +371,11 @@ class TrainingPart(Part):
     tuned: StrictBool = False
     """Whether every method is trained by its newest recipe (`python -m models tune`). A method that
     could be tuned and has no recipe ends the run before anything is trained."""
-    nightly: bool = True
-    """Whether every night with new sequences trains; otherwise only `cron` does."""
+    nightly: bool = False
+    """Whether every night with new sequences trains and compares all methods; otherwise only `cron`
+    does, and between its runs refits keep what is served fresh."""
+    refit: StrictBool = True
+    """Whether the champion's recipe is taught every night's events before lists are made."""
     cron: Annotated[str, BeforeValidator(_cron)] = "0 6 * * 0"
     """When methods are also trained, UTC, unless they were trained on the newest sequences
     already: five fields, a preset such as `@daily`, or `never`."""

@@ -53,14 +53,15 @@ LISTED = 10  # so many items of a list are compared
 def verify(
     source: Source,
     lake: str,
-    alias: str = CHAMPION,
+    alias: str | None = CHAMPION,
     number: int | None = None,
     most: int | None = None,
     most_users: int | None = None,
     seed: int = 0,
     opened: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
-    """Ask the version that an alias names, or version `number`, and compare.
+    """Ask the version that an alias names (None: the one that is served), or version `number`, and
+    compare. Of a refit, the lists alone.
 
     Args:
         most: at most so many questions, of whole users drawn by `seed`; None: all.

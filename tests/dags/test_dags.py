@@ -211,18 +211,18 @@ def test_every_failure_and_every_late_run_has_someone_to_tell(bag: Any) -> None:
 def test_training_runs_by_the_week_too_or_only_so(bag: Any, tmp_path: Path) -> None:
     assert "0 6 * * 0" in bag["dags"]["train_methods.clicks"]["schedule"]
     for name, words in (
-        ("weekly", "nightly = false"), ("nightly", 'cron = "never"'),
-        ("hand", 'nightly = false\ncron = "never"'),
+        ("weekly", ""), ("nightly", 'nightly = true\ncron = "never"'), ("hand", 'cron = "never"'),
+        ("both", "nightly = true"),
     ):  # fmt: skip
         file = write_source(tmp_path, name)
         file.write_text(file.read_text() + f"[training]\n{words}\n")
     dags = read_dags(tmp_path, tmp_path)["dags"]
-    when = {
-        name: dags[f"train_methods.{name}"]["schedule"] for name in ("weekly", "nightly", "hand")
-    }
+    names = ("weekly", "nightly", "hand", "both")
+    when = {name: dags[f"train_methods.{name}"]["schedule"] for name in names}
     assert "0 6 * * 0" in when["weekly"] and "gold.sequences" not in when["weekly"]
     assert "gold.sequences" in when["nightly"] and "* * 0" not in when["nightly"]
     assert when["hand"] == "None"
+    assert all(word in when["both"] for word in ("gold.sequences", "0 6 * * 0"))
 
 
 SKIPS = """
@@ -431,7 +431,6 @@ def test_training_is_started_by_the_asset_and_survives_a_failed_method(
     bag: Any,
 ) -> None:
     training = bag["dags"]["train_methods.clicks"]
-    assert "gold.sequences/clicks" in training["schedule"]
     assert training["tasks"]["train"]["pool"] == "gpu"
     assert training["tasks"]["train"]["downstream"] == ["compare"]
     assert training["tasks"]["compare"]["trigger_rule"] == "all_done_min_one_success"
@@ -445,7 +444,12 @@ def test_training_is_started_by_the_asset_and_survives_a_failed_method(
 def test_new_sequences_or_a_new_champion_are_scored(bag: Any) -> None:
     scoring = bag["dags"]["score_daily.clicks"]
     assert all(name in scoring["schedule"] for name in ("gold.sequences/clicks", "champion/clicks"))
-    assert scoring["tasks"]["is_there_a_champion"]["downstream"] == ["score"]
+    assert scoring["tasks"]["is_there_a_champion"]["downstream"] == ["refit"]
+    assert scoring["tasks"]["refit"]["arguments"] == ["refit", "--source", "clicks"]
+    assert scoring["tasks"]["refit"]["pool"] == "gpu"
+    assert scoring["tasks"]["refit"]["downstream"] == ["verify"]
+    assert scoring["tasks"]["verify"]["arguments"][-3:] == ["--served", "--most", "500"]
+    assert scoring["tasks"]["verify"]["downstream"] == ["score"]
     assert scoring["tasks"]["score"]["arguments"][:3] == ["score", "--source", "clicks"]
     assert scoring["tasks"]["score"]["downstream"] == ["report"]
     assert scoring["tasks"]["report"]["arguments"] == ["report", "--source", "clicks"]

@@ -22,6 +22,7 @@ from tests.support.webhook import webhook
 USERS, DAYS_BEFORE = 30, 12
 TINY = """
 [training]
+nightly = true
 methods = ["pop", "gru4rec"]
 
 [gate]
@@ -39,6 +40,7 @@ wait_hours = 0.01
 """
 EDGES = """
 [training]
+nightly = true
 methods = ["pop"]
 
 [schedule]

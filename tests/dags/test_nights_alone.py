@@ -65,6 +65,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 TRAINED = """
 [training]
+nightly = true
 methods = ["pop", "gru4rec", "nosuch"]
 cron = "never"
 
