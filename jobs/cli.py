@@ -206,6 +206,8 @@ def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     pins, registry = model_registry.registry_pins(source.name)
     with recorded(context, "maintain", "all", Result()):
         done = maintaining.maintain(context, args.keep_days, pins)
+        kept = maintaining.listed(context)
+        done["refits"] = model_registry.remove_old_refits(source.name, args.keep_days, kept)
     done |= {"run_id": context.run_id, "source": source.name, "registry": registry}
     print(maintaining.in_words(source.name, done), flush=True)
     return done

@@ -22,7 +22,7 @@ from deltalake import CommitProperties, DeltaTable, WriterProperties
 from pyarrow import fs
 
 from jobs.core.errors import SettingsError
-from jobs.core.tables import ALL, EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import ALL, EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
 from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.lake.delta import QUIET
@@ -75,6 +75,15 @@ def _alone(context: Context) -> None:
                 f"{run['started_ts']:%Y-%m-%d %H:%M} UTC, or was killed: what it writes could be "
                 "removed. Use --keep-days 1 or more, or wait for a day without other runs"
             )
+
+
+def listed(context: Context) -> set[str]:
+    """The model versions whose lists are in gold.recommendations."""
+    found = context.lake.open(RECOMMENDATIONS)
+    if found is None:
+        return set()
+    rows = filesystem.rows_of(found).to_table(columns=["model_version"])
+    return set(rows["model_version"].unique().to_pylist())
 
 
 def _tend(
@@ -153,6 +162,8 @@ def in_words(source: str, done: dict[str, Any]) -> str:
         f"{sum(one['removed_files'] for one in done['tables'].values()):,} files removed, "
         f"{len(done['candidates'])} abandoned candidates removed. {done['registry']}."
     ]
+    if done["refits"]:
+        lines.append(f"  old refits removed from the registry: versions {done['refits']}")
     for name, one in done["tables"].items():
         kept = f", versions {one['kept_versions']} kept" if one["kept_versions"] else ""
         lines.append(

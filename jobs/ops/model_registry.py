@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from jobs.core.errors import SettingsError
@@ -32,6 +33,21 @@ def _from_tracking(source: str, person: Person, hashed: str) -> int:
 def knows_registry() -> bool:
     """Whether there is an MLflow to ask."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(".mlflow/mlflow.db").exists()
+
+
+def remove_old_refits(source: str, keep_days: float, listed: set[str]) -> list[int]:
+    """Numbers of the refits that were removed: older than `keep_days`, without an alias, and without
+    lists. None where there is no registry to ask."""
+    if not knows_registry():
+        return []
+    from models.core.errors import UserError
+    from models.registry import old_refits
+
+    try:
+        before = int((time.time() - keep_days * 86_400) * 1000)
+        return old_refits.remove_old_refits(source, before, listed)
+    except UserError as error:
+        raise SettingsError(str(error)) from error
 
 
 def registry_pins(source: str) -> tuple[dict[int, list[str]], str]:

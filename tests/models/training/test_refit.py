@@ -203,6 +203,37 @@ def test_an_alias_that_lags_is_not_served(world: World, versions: dict[str, int]
     assert served_alias(client, "toy") == "champion", "a registry that knows no refits"
 
 
+def test_old_refits_go_and_take_their_files_along(world: World, versions: dict[str, int]) -> None:
+    from models.registry.old_refits import remove_old_refits
+    from models.registry.register import refits_of, trained_on
+    from tests.support.recorded import file_of_version
+
+    client, _ = tracking.connect("toy")
+    crown(world, versions["gru4rec"])
+    refits = [int(one.version) for one in refits_of(client, "toy", str(versions["gru4rec"]))]
+    serving, listed = int(aliases()["serving"]), refits[0]
+    assert serving in refits and len(refits) > 2 and serving != listed
+    files = {version: file_of_version(version, "items.json") for version in refits}
+    runs = {v: str(client.get_model_version("toy", str(v)).run_id) for v in refits}
+    pinned = {name for names in trained_on("toy")[0].values() for name in names}
+    assert {f"toy/{v}" for v in refits} & pinned == {f"toy/{serving}"}
+    assert f"toy/{versions['gru4rec']}" in pinned
+
+    assert remove_old_refits("toy", 0, set()) == [], "none is that old"
+    gone = remove_old_refits("toy", 2**60, {str(listed)})
+    assert set(refits) - set(gone) == {serving, listed}
+    for version in refits:
+        there = version in (serving, listed)
+        assert files[version].is_file() == there
+        stage = client.get_run(runs[version]).info.lifecycle_stage
+        assert (stage == "active") == there
+    assert {str(v) for v in versions.values()} <= {
+        str(one.version) for one in client.search_model_versions("name = 'toy'")
+    }
+    assert remove_old_refits("toy", 2**60, {str(listed)}) == []
+    assert command(world, "verify", "--served")["holds"]
+
+
 def test_mistakes_are_answered(world: World, versions: dict[str, int]) -> None:
     assert "has no version 77" in refused(world, "refit", "--model-version", "77")
     assert "has no version 99" in refused(world, "refit", "--table-version", "99")
