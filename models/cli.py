@@ -1,5 +1,5 @@
 """`python -m models train|tune|recipes|grid|scaling|evaluate|compare|register|verify|score|promote|
-refit|rollback|report|params|results`: gold tables in, a registry out.
+refit|rollback|explain|report|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -84,6 +84,13 @@ def _refit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda")
     command.add_argument("--checkpoint-s", type=float, help="seconds between checkpoints")
     _threads(command)
+
+
+def _explain_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--user", required=True, metavar="ID", help="whose list")
+    command.add_argument(
+        "--model-version", type=int, metavar="N", help="whose list of several; default: served"
+    )
 
 
 def _verify_options(command: argparse.ArgumentParser) -> None:
@@ -371,6 +378,14 @@ def _refit(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     return done
 
 
+def _explain(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.report.explain import explain, in_words
+
+    found = explain(source, lake, args.user, args.model_version)
+    print(in_words(found))
+    return found
+
+
 def _verify(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.core.environment import use_threads
     from models.selection.verify import in_words, verify
@@ -536,6 +551,11 @@ COMMANDS = {
     ),
     "rollback": Command(
         "make the champion before this one the champion again", _rollback_options, _rollback
+    ),
+    "explain": Command(
+        "where a user's list comes from: refit, recipe, comparison, table version, files",
+        _explain_options,
+        _explain,
     ),
     "report": Command(
         "one HTML page: nights, log, methods, gate, lists, lineage", _report_options, _report

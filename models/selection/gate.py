@@ -30,6 +30,7 @@ import numpy as np
 from models.core.environment import note
 from models.core.errors import UserError
 from models.core.rows import Floats
+from models.data.lineage import moved, publishers, runs_of
 from models.data.splits import describe
 from models.evaluation.metrics import bootstrap
 from models.evaluation.rescore import rescored, stored_cut
@@ -300,28 +301,8 @@ def served(source: Source, lake: str, model: Registered) -> dict[str, Any]:
 def _audited(lake: str, source: str, version: int) -> dict[str, Any]:
     """Whether `ops.runs` has a run that ended well and published this version, or the newest one
     before it that has rows moved (packing files makes versions, too)."""
-    from deltalake import DeltaTable
-    from deltalake.exceptions import TableNotFoundError
-
-    from jobs.core.tables import RUNS, SEQUENCES
-    from jobs.lake.delta import QUIET
-    from jobs.lake.filesystem import rows_of, rust_uri
-
-    table = DeltaTable(rust_uri(SEQUENCES.path(lake, source)), version=version)
-    moved = [c["version"] for c in table.history() if c.get("operation") not in QUIET]
-    wanted = max((v for v in moved if v is not None and v <= version), default=version)
-    try:
-        runs = rows_of(DeltaTable(rust_uri(RUNS.path(lake, source)))).to_table().to_pylist()
-    except TableNotFoundError:
-        runs = []
-    named = SEQUENCES.full_name
-    made = [
-        run["run_id"]
-        for run in runs
-        if run["outcome"] == "ok"
-        and run["job"] in ("run", "sequences")
-        and dict(run["tables_out"] or ()).get(named) == wanted
-    ]
+    wanted = moved(lake, source, version)
+    made = [run["run_id"] for run in publishers(runs_of(lake, source), wanted)]
     return {"holds": bool(made), "gold.sequences": wanted, "published_by": sorted(made)[:1]}
 
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 KIND = "refit"
 SCORES = ("ndcg@10", "hr@10", "recall@10", "mrr@10")  # of the recipe, told beside a refit
-WARM_EPOCHS, WARM_RATE, REPLAY = 2, 0.5, 0.1  # ours: see LAB_LOG.md
+WARM_EPOCHS, WARM_RATE = 2, 1.0  # ours; the rate as a share of the recipe's: see LAB_LOG.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,16 +344,14 @@ def warmed(
     """What a warm training goes by: its settings, its rows, and what is done to the new model
     before its first step.
 
-    Labels are the events after `until`, and all events of a share of the users, so that what was
-    learnt is not forgotten.
+    Labels are the events after `until` alone: some of the older ones beside them made it dearer and
+    no better.
     """
     train = config.train
     rate = train.learning_rate * WARM_RATE
     train = replace(train, epochs=WARM_EPOCHS, learning_rate=rate, habit_epochs=0)
     rows = data.training.rows
-    fresh = rows.ts > until
-    drawn = np.random.default_rng([train.seed, len(rows.ts)]).random(len(rows.start) - 1) < REPLAY
-    some = replace(rows, labels=fresh | np.repeat(drawn, np.diff(rows.start)))
+    some = replace(rows, labels=rows.ts > until)
     warm = replace(data, training=replace(data.training, rows=some))
     values = None if data.side is None else data.side.values
 
@@ -368,7 +366,7 @@ def _checkpoints(request: Request, task: Task) -> Checkpoints:
     sequences, before = task.data.sequences, task.before
     key = [
         KIND, task.config.as_dict(), task.recipe.model.version, sequences.version,
-        sequences.table_id, task.how, before and before.until, WARM_EPOCHS, WARM_RATE, REPLAY,
+        sequences.table_id, task.how, before and before.until, WARM_EPOCHS, WARM_RATE,
     ]  # fmt: skip
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder(request.lake, request.source.name) / "training" / name

@@ -255,3 +255,40 @@ def _taken(_: object) -> Any:
     import contextlib
 
     return contextlib.nullcontext(False)
+
+
+def test_lists_are_of_what_is_served_and_say_where_they_come_from(
+    world: World, versions: dict[str, int]
+) -> None:
+    crown(world, versions["gru4rec"])
+    put(world, later())
+    served = command(world, "refit")
+    assert refused(world, "explain", "--user", "u001").startswith("error: there is no table at")
+    command(world, "score", "--k", "5")
+    assert f"has no list of user 'nobody' by version {served['version']}" in refused(
+        world, "explain", "--user", "nobody"
+    )
+    found = command(world, "explain", "--user", "u001")
+    assert found["list"]["model_version"] == served["version"] and found["list"]["size"] == 5
+    assert found["served"]["refit_of"] == versions["gru4rec"]
+    assert found["served"]["trained_until"] == served["trained_until"]
+    assert found["served"]["how"] == served["how"]
+    recipe = found["recipe"]
+    assert recipe["version"] == versions["gru4rec"] and recipe["comparison"] == "c"
+    assert recipe["ndcg@10"] == pytest.approx(served["recipe_ndcg@10"])
+    assert recipe["gate"] == "forced"
+    tables = found["tables"]
+    assert tables["gold.sequences"] == served["table_version"] and tables["published_by"] == []
+
+    from tests.models.selection.test_gate import a_run_published
+
+    a_run_published(world, tables["rows_of"])
+    tables = command(world, "explain", "--user", "u001")["tables"]
+    assert [run["run_id"] for run in tables["published_by"]] == ["r1"]
+    # Without a refit, the list is the recipe's own.
+    crown(world, versions["personal_top"])
+    client, _ = tracking.connect("toy")
+    client.set_registered_model_alias("toy", "serving", str(versions["personal_top"]))
+    command(world, "score", "--k", "5")
+    alone = command(world, "explain", "--user", "u001")
+    assert alone["served"]["refit_of"] is None and alone["recipe"]["method"] == "personal_top"

@@ -1,0 +1,48 @@
+"""Which runs made a version of gold.sequences, from `ops.runs` and the table's own history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def moved(lake: str, source: str, version: int) -> int:
+    """The version of gold.sequences whose rows a version has: itself, or the newest one before it
+    that has rows moved (packing files makes versions, too)."""
+    from deltalake import DeltaTable
+
+    from jobs.core.tables import SEQUENCES
+    from jobs.lake.delta import QUIET
+    from jobs.lake.filesystem import rust_uri
+
+    table = DeltaTable(rust_uri(SEQUENCES.path(lake, source)), version=version)
+    changes = [c["version"] for c in table.history() if c.get("operation") not in QUIET]
+    return max((v for v in changes if v is not None and v <= version), default=version)
+
+
+def runs_of(lake: str, source: str) -> list[dict[str, Any]]:
+    """The rows of `ops.runs`; none where there is no such table."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    from jobs.core.tables import RUNS
+    from jobs.lake.filesystem import rows_of, rust_uri
+
+    try:
+        table = DeltaTable(rust_uri(RUNS.path(lake, source)))
+    except TableNotFoundError:
+        return []
+    rows: list[dict[str, Any]] = rows_of(table).to_table().to_pylist()
+    return rows
+
+
+def publishers(runs: list[dict[str, Any]], version: int) -> list[dict[str, Any]]:
+    """The runs that ended well and published this version of gold.sequences."""
+    from jobs.core.tables import SEQUENCES
+
+    return [
+        run
+        for run in runs
+        if run["outcome"] == "ok"
+        and run["job"] in ("run", "sequences")
+        and dict(run["tables_out"] or ()).get(SEQUENCES.full_name) == version
+    ]
