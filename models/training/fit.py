@@ -395,7 +395,7 @@ def _fit(
         validation=at.best,
         curves=at.curves,
         seconds=at.elapsed_s,
-        events_per_second=at.seen / at.trained_s,
+        events_per_second=at.seen / at.trained_s if at.trained_s else 0.0,
         precision=model.precision,
     )
 

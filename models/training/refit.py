@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from models.core.config import Config
 from models.core.environment import Say
 from models.core.errors import UserError
+from models.core.rows import NO_LABEL, Target
 from models.data.load import Data, load_all, load_data
 from models.data.sequences import cache_folder
 from models.data.splits import Cut, Filters, describe, stamp
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 KIND = "refit"
 SCORES = ("ndcg@10", "hr@10", "recall@10", "mrr@10")  # of the recipe, told beside a refit
-WARM_EPOCHS, WARM_RATE = 2, 1.0  # ours; the rate as a share of the recipe's: see LAB_LOG.md
+WARM_EPOCHS, WARM_RATE = 0.4, 1.0  # ours: shares of the recipe's epochs and rate; see LAB_LOG.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,8 +330,8 @@ def _fitted(request: Request, task: Task, keep: Checkpoints, say: Say) -> Fitted
     epochs = task.recipe.epochs
     begin: Callable[[Recommender], None] | None = None
     if task.before is not None:
-        config, data, begin = warmed(config, data, task.before.stored, task.before.until)
-        epochs = config.train.epochs
+        config, data, begin = warmed(config, data, task.before.stored, task.before.until, epochs)
+        epochs = config.train.epochs if _follows_something(data, config) else 0
     say(
         f"{config.method}, {task.how}: {len(data.training.rows.item):,} events, "
         f"{len(data.item_ids):,} items, {epochs} epochs"
@@ -338,18 +339,30 @@ def _fitted(request: Request, task: Task, keep: Checkpoints, say: Say) -> Fitted
     return fit_for(config, data, epochs, say, request.device, keep, begin)
 
 
+def _follows_something(data: Data, config: Config) -> bool:
+    """Whether some label has a past: without any, there is nothing to teach."""
+    rows = data.training.rows
+    event = np.arange(len(rows.item))
+    label = rows.own_label(event, cast(Target, config.train.target))
+    first = np.repeat(rows.start[:-1], np.diff(rows.start))
+    if config.train.target == "next_session":
+        return bool(((label != NO_LABEL) & (rows.session > rows.session[first])).any())
+    return bool(((label != NO_LABEL) & (event > first)).any())
+
+
 def warmed(
-    config: Config, data: Data, old: Stored, until: int
+    config: Config, data: Data, old: Stored, until: int, best: int
 ) -> tuple[Config, Data, Callable[[Recommender], None]]:
     """What a warm training goes by: its settings, its rows, and what is done to the new model
     before its first step.
 
-    Labels are the events after `until` alone: some of the older ones beside them made it dearer and
+    best: the recipe's epochs. Labels are the events after `until` alone: some of the older ones beside them made it dearer and
     no better.
     """
     train = config.train
     rate = train.learning_rate * WARM_RATE
-    train = replace(train, epochs=WARM_EPOCHS, learning_rate=rate, habit_epochs=0)
+    epochs = max(1, round(WARM_EPOCHS * best))
+    train = replace(train, epochs=epochs, learning_rate=rate, habit_epochs=0)
     rows = data.training.rows
     some = replace(rows, labels=rows.ts > until)
     warm = replace(data, training=replace(data.training, rows=some))

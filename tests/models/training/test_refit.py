@@ -203,6 +203,22 @@ def test_an_alias_that_lags_is_not_served(world: World, versions: dict[str, int]
     assert served_alias(client, "toy") == "champion", "a registry that knows no refits"
 
 
+def test_a_table_without_new_events_teaches_nothing_and_is_served(
+    world: World, versions: dict[str, int]
+) -> None:
+    crown(world, versions["gru4rec"])
+    story = later()
+    put(world, story)
+    command(world, "refit")
+    # (As after `jobs forget`: somebody is gone, and everything else is as it was.)
+    newest = max(story, key=lambda user: story[user][-1][1])
+    put(world, {user: story[user] for user in story if user != "u001" or user == newest})
+    done = command(world, "refit")
+    assert done["new"] and done["epochs"] == 0 and done["how"].startswith("from version")
+    assert aliases()["serving"] == str(done["version"])
+    assert command(world, "verify", "--served")["holds"]
+
+
 def test_old_refits_go_and_take_their_files_along(world: World, versions: dict[str, int]) -> None:
     from models.registry.old_refits import remove_old_refits
     from models.registry.register import refits_of, trained_on
