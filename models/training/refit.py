@@ -356,8 +356,12 @@ def warmed(
     """What a warm training goes by: its settings, its rows, and what is done to the new model
     before its first step.
 
-    best: the recipe's epochs. Labels are the events after `until` alone: some of the older ones beside them made it dearer and
+    Labels are the events after `until` alone: some of the older ones beside them made it dearer and
     no better.
+
+    Args:
+        until: the newest event that `old` was taught, microseconds since 1970.
+        best: the recipe's epochs.
     """
     train = config.train
     rate = train.learning_rate * WARM_RATE
