@@ -238,6 +238,11 @@ class Feedback(Encoding):
         )
 
 
+class SideEncoding(Encoding):
+    """`+side`: item vectors have what the catalogue says of the items (`side_information.py`), so
+    that an item without any event has a score. Its parameters are there; it adds nothing here."""
+
+
 class Habit(Encoding):
     """+habit: what a user did with each of their own items, added to that item's score [ours].
 

@@ -1,6 +1,6 @@
 """Which methods there are: backbones and encodings, named, sized and combined here and only here.
 
-A method is `backbone[+st][+sse][+tsa][+fb][+habit]` or a baseline. A backbone does not know how many encodings
+A method is `backbone[+st][+sse][+tsa][+fb][+habit][+side]` or a baseline. A backbone does not know how many encodings
 exist, an encoding does not know which backbone it is in: a new one is a file and a line here.
 """
 
@@ -22,6 +22,7 @@ from models.networks.encodings import (
     Habit,
     SessionSegment,
     SessionToken,
+    SideEncoding,
     TimeFeatures,
 )
 from models.networks.gru4rec import GRU4Rec
@@ -51,6 +52,7 @@ ENCODINGS: dict[str, type[Encoding]] = {
     "tsa": TimeFeatures,
     "fb": Feedback,
     "habit": Habit,
+    "side": SideEncoding,
 }
 BASELINES: dict[str, type[Popularity]] = {
     "pop": Popularity,
@@ -84,7 +86,17 @@ def parse(method: str) -> tuple[str, tuple[str, ...]]:
         )
     if base in SESSION_ENCODERS and "fb" in encodings:
         raise UserError(f"method {method!r}: {base} sees feedback as it is. Leave +fb out")
+    if base in SESSION_ENCODERS and "side" in encodings:
+        raise UserError(
+            f"method {method!r}: {base} reads the catalogue as it is (--no-side: not). Leave +side out"
+        )
     return base, tuple(encodings)
+
+
+def reads_side(method: str, config: ModelConfig) -> bool:
+    """Whether a method looks at the catalogue."""
+    base, encodings = parse(method)
+    return "side" in encodings or (base in SESSION_ENCODERS and config.side)
 
 
 def config(method: str, preset: str = "small", **overrides: Any) -> Config:

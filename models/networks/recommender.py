@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models.core.config import Config, ModelConfig, TrainConfig
+from models.core.errors import UserError
 from models.core.habit import Asked
 from models.core.rows import NO_LABEL, Ints, Rows, Target
 from models.networks.batch import (
@@ -31,6 +32,7 @@ from models.networks.losses import (
     gbce,
     sampled_softmax,
 )
+from models.networks.side_information import SideInformation
 
 SCORED_TOKENS = 8192  # ours
 
@@ -81,9 +83,26 @@ class Recommender(nn.Module):
         )
         with torch.no_grad():
             self.item.weight[0].zero_()
+        self.side: SideInformation | None = None  # what a catalogue says of items, if it is read
+        if "side" in encodings:
+            self.read_side(tied)
 
     def all_encodings(self) -> list[Encoding]:
         return [cast(Encoding, encoding) for encoding in self.encodings.values()]
+
+    def read_side(self, tied: bool = True) -> None:
+        """Let item vectors have what the catalogue says, if it says anything.
+
+        Raises:
+            UserError: items are scored by weights that are not their vectors.
+        """
+        if not tied:
+            raise UserError(
+                "+side is part of the items' vectors, and this model scores by an output layer of its "
+                "own: leave +side out, or take a preset whose item vectors score (tied)"
+            )
+        if self.config.categories or self.config.numbers:
+            self.side = SideInformation(self.num_items, self.config)
 
     def learns_first(self) -> list[nn.Parameter]:
         """What some encoding wants to be learnt before the backbone joins in; the items' biases are
@@ -140,11 +159,20 @@ class Recommender(nn.Module):
         """float[B, L, D]: what stands at each position, before encodings."""
         known = batch.token.masked_fill(batch.token >= self.item.num_embeddings, 0)
         x_BLD: torch.Tensor = self.item(known)
-        return x_BLD
+        if self.side is None:
+            return x_BLD
+        item = known.masked_fill(known > self.num_items, 0)
+        mixed_BLD = self.side(item, x_BLD)
+        return torch.where((item > 0)[..., None], mixed_BLD, x_BLD)
 
     def catalogue(self) -> torch.Tensor:
         """float[V, D]: the items as they are scored."""
-        return self.item.weight[1 : self.num_items + 1]
+        weight = self.item.weight[1 : self.num_items + 1]
+        if self.side is None:
+            return weight
+        item = torch.arange(1, self.num_items + 1, device=weight.device)
+        mixed: torch.Tensor = self.side(item, weight)
+        return mixed
 
     def classes(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight [C, D] and bias [C] of the output; item i is class i - first_class."""

@@ -36,7 +36,6 @@ from models.networks.encodings import Encoding
 from models.networks.losses import rank_loss, session_cross_entropy
 from models.networks.pooling import POOLINGS
 from models.networks.recommender import Recommender
-from models.networks.side_information import SideInformation
 
 
 class Mix(nn.Module):
@@ -101,8 +100,8 @@ class SessionRec(Recommender):
         if self.feedback is not None and self.gate is not None:
             nn.init.normal_(self.feedback.weight, std=config.model.table_std)
             nn.init.ones_(self.gate.weight)
-        said = bool(config.model.categories or config.model.numbers)
-        self.side = SideInformation(num_items, config.model) if said else None
+        if config.model.side:
+            self.read_side()
         self.pooling = POOLINGS[config.model.pooling](config.model)
         self.mix = Mix(dim)
 
@@ -117,14 +116,6 @@ class SessionRec(Recommender):
         rows, length = batch.token.shape
         pooled: torch.Tensor = self.mix(self.pooling(x_ED, batch.element_at, rows * length))
         return pooled.view(rows, length, -1)
-
-    def catalogue(self) -> torch.Tensor:
-        weight = super().catalogue()
-        if self.side is None:
-            return weight
-        item = torch.arange(1, self.num_items + 1, device=weight.device)
-        mixed: torch.Tensor = self.side(item, weight)
-        return mixed
 
     def windows(self, rows: Rows, shift: Ints | None) -> tuple[Ints, Ints]:
         """Users' events in windows of whole sessions, `max_len` at most."""

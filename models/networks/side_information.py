@@ -64,9 +64,9 @@ class SideInformation(nn.Module):
         self.value[1:] = torch.from_numpy(side.value).to(self.value.dtype)
 
     def forward(self, item_N: torch.Tensor, x_ND: torch.Tensor) -> torch.Tensor:
-        """float[N, D], of items `item_N` whose own vectors are `x_ND`."""
+        """float[..., N, D], of items `item_N` whose own vectors are `x_ND`."""
         code = self.code[item_N]
-        parts = [table(code[:, number]) for number, table in enumerate(self.tables)]
+        parts = [table(code[..., number]) for number, table in enumerate(self.tables)]
         mixed = torch.cat([x_ND, *parts, self.value[item_N]], dim=-1)
         result: torch.Tensor = x_ND + self.down(functional.gelu(self.up(mixed)))
         return result

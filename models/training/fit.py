@@ -36,7 +36,6 @@ from models.networks.baselines import Popularity
 from models.networks.batch import Batch
 from models.networks.methods import build
 from models.networks.recommender import Recommender
-from models.networks.sessionrec import SessionRec
 from models.training.checkpoints import Checkpoints, Tensors
 from models.training.epoch import Epoch
 
@@ -168,7 +167,7 @@ def _built(config: Config, data: Data) -> Recommender | Popularity:
     torch.manual_seed(config.train.seed)
     model = build(len(data.training.vocabulary), replace(config, model=model_config))
     model.fit(data.training.rows)
-    if isinstance(model, SessionRec) and model.side is not None and side is not None:
+    if isinstance(model, Recommender) and model.side is not None and side is not None:
         model.side.fill(side)
     return model
 

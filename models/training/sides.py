@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from models.core.config import Config
 from models.core.environment import Say
+from models.core.errors import UserError
 from models.data.catalogue import read_side
 from models.data.load import Data
-from models.networks.methods import SESSION_ENCODERS, parse
+from models.networks.methods import parse, reads_side
 
 if TYPE_CHECKING:
     from jobs.core.source_file import Source
@@ -36,8 +37,15 @@ def _with_side(
     """For models that look at it: what the source's catalogue said of the items at the cut."""
     from jobs.core.tables import ITEM_ATTRIBUTES
 
-    part, base = source.items, parse(config.method)[0]
-    if part is None or base not in SESSION_ENCODERS or not config.model.side:
+    part = source.items
+    if not reads_side(config.method, config.model):
+        return config, data
+    if part is None:
+        if "side" in parse(config.method)[1]:
+            raise UserError(
+                f"{config.method} reads a catalogue of the items, and source {source.name} has none: "
+                "say in [items] of its source file where it is, or leave +side out"
+            )
         return config, data
     side = read_side(
         ITEM_ATTRIBUTES.path(lake, source.name),
