@@ -70,7 +70,8 @@ def together(files: list[Path]) -> dict[str, Any]:
     for file, other in zip(files[1:], parts[1:], strict=True):
         # (A lake that was made again from the same files has tables of other ids.)
         for name in (*(name for name in SAME if name != "table_id"), "users"):
-            ours, theirs = (one["comparison"][name] for one in (first, other))
+            # (Files made before there were nights say nothing of them.)
+            ours, theirs = (one["comparison"].get(name) for one in (first, other))
             if ours != theirs:
                 raise UserError(
                     f"{files[0]} and {file} are no one table: {name} is {ours} and {theirs}"

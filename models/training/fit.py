@@ -121,6 +121,22 @@ def fit(
     return _again(chosen, config, data, say, device, keep, team)
 
 
+def fit_epochs(
+    config: Config,
+    data: Data,
+    epochs: int,
+    say: Say,
+    device: str,
+    keep: Checkpoints | None,
+    team: Team,
+) -> Fitted:
+    """A training from scratch for so many epochs, without validation. Baselines are counted."""
+    run = _started(config, data, say, device, keep, team)
+    if isinstance(run, Popularity):
+        return Fitted(run)
+    return _fit(run, epochs, None, say, keep, None)
+
+
 def _started(
     config: Config, data: Data, say: Say, device: str, keep: Checkpoints | None, team: Team
 ) -> Run | Popularity:
@@ -164,9 +180,7 @@ def _again(
     )
     if keep is not None:
         keep = Checkpoints(keep.folder / "again", keep.every_s)
-    run = _started(config, data, say, device, keep, team)
-    assert isinstance(run, Run)
-    last = _fit(run, chosen.best_epoch, None, say, keep, None)
+    last = fit_epochs(config, data, chosen.best_epoch, say, device, keep, team)
     seconds = chosen.seconds + last.seconds
     seen = chosen.events_per_second * chosen.seconds + last.events_per_second * last.seconds
     return replace(
