@@ -20,9 +20,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from models.core.environment import Say
 from models.core.errors import UserError
@@ -296,19 +298,30 @@ def _steps(how: Work, start: int) -> Checkpoints | None:
 
 
 def _ended(starts: list[int], how: Work) -> tuple[list[Judged], Stored | None]:
-    """The nights that ended before, and the model of the last of them."""
+    """The nights that ended before, and the model of the last of them. Where one cannot be read, all
+    are done again: a night's model may be made of that of the night before."""
     if how.keep is None:
         return [], None
-    nights: list[Judged] = []
-    for start in starts:
-        folder = _folder(how.keep, start)
-        if not _agreed(how.team, folder.is_dir()):
-            break
-        told = json.loads((folder / "night.json").read_text(encoding="utf-8"))
-        nights.append(Judged(pool.kept(folder), told))
-    if not nights:
+    there = 0
+    while there < len(starts) and _agreed(how.team, _folder(how.keep, starts[there]).is_dir()):
+        there += 1
+    if not there:
         return [], None
-    return nights, load(_folder(how.keep, starts[len(nights) - 1]) / "trained")
+    folders = [_folder(how.keep, start) for start in starts[:there]]
+    try:
+        nights = [
+            Judged(pool.kept(one), json.loads((one / "night.json").read_text(encoding="utf-8")))
+            for one in folders
+        ]
+        return nights, load(folders[-1] / "trained")
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile, SafetensorError) as error:
+        how.say(f"what is kept of {there} nights is damaged ({error}): doing them again")
+    how.team.wait()
+    if how.team.is_main_process:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    how.team.wait()
+    return [], None
 
 
 def _keep_night(how: Work, start: int, night: Judged, model: Stored) -> None:

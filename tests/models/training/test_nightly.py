@@ -3,10 +3,9 @@ and let through the gate."""
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 
 from jobs.core.source_file import load_source
 from models import cli
+from models.core.config import EACH_NIGHT
 from models.core.process_group import ALONE
 from models.data.nights import night_cut, nights_asked
 from models.data.splits import Filters
@@ -24,40 +24,17 @@ from models.experiments import grid
 from models.networks.methods import config
 from models.networks.saved_model import Stored
 from models.registry import tracking
-from models.registry.register import find
-from models.selection import pairs
-from models.selection.gate import in_words
-from models.selection.questions import loaded_here
-from models.selection.verify import verify
 from models.training import nightly
 from models.training.fit import Fitted, fit_epochs
 from models.training.run import Outcome, Prepared, Request, Work
-from tests.support.gold_world import DAY, Event, data_of, ring, write_gold, write_silver
+from tests.support.gold_world import DAY, Event, data_of, ring, write_gold
+from tests.support.nights_world import ASKED, born_along_the_way, nights_at, say
 from tests.support.recorded import World, opened
-
-ASKED = ("--split", "nightly", "--nights", "3")
-
-
-def born_along_the_way() -> dict[str, list[Event]]:
-    """A ring whose users also meet an item that was born that day, and one of the day before."""
-    story = ring(users=30)
-    for number, (name, events) in enumerate(story.items()):
-        day = number % 10
-        own: list[Event] = [(f"day{day}", day * DAY + 1000 + number, 0)]
-        if day < 9:
-            own.append((f"day{day}", (day + 1) * DAY + 2000 + number, 0))
-        told = sorted([*events, *own], key=lambda e: e[1])
-        starts = np.cumsum([n == 0 or e[1] // DAY != told[n - 1][1] // DAY
-                            for n, e in enumerate(told)])  # fmt: skip
-        story[name] = [(e[0], e[1], int(s)) for e, s in zip(told, starts, strict=True)]
-    return story
 
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with opened(tmp_path_factory.mktemp("nights")) as there:
-        write_gold(there.lake, "toy", born_along_the_way())
-        write_silver(there.lake, "toy", born_along_the_way())
+    with nights_at(tmp_path_factory.mktemp("nights")) as there:
         yield there
 
 
@@ -297,11 +274,29 @@ def test_only_the_newest_nights_model_is_kept(
     assert not list(folder.glob(".night-*"))
 
 
-# -- comparing, serving, promoting ----------------------------------------------------------------
+def test_nights_that_cannot_be_read_are_done_again(
+    nights: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(nights, "gru4rec", seed=11)
+    _, whole = told_by(nights, request)
+    with monkeypatch.context() as patch:
+        stopping(patch, "scratch", at=2)
+        with pytest.raises(Stopped):
+            told_by(nights, request)
+    places = (nights.lake / "toy/_cache/training").glob("*/night-1970-01-09/trained")
+    [file] = [place / "model.safetensors" for place in places if _seed_of(place) == 11]
+    file.write_bytes(file.read_bytes()[:100])
+    said: list[str] = []
+    _, resumed = nightly.unrecorded(request, said.append)
+    assert any("what is kept of 2 nights is damaged" in line for line in said)
+    equal(resumed, whole)
 
 
-def say(world: World, *words: str) -> tuple[int, Any, str, str]:
-    return world.run(words[0], "--source", str(world.source), "--json", *words[1:])
+def _seed_of(place: Path) -> int:
+    return int(tracking.read_json(place / "model.json")["config"]["train"]["seed"])
+
+
+# -- comparing -------------------- ----------------------------------------------------------------
 
 
 def test_runs_of_other_splits_or_other_nights_are_not_compared(nights: World) -> None:
@@ -340,84 +335,6 @@ def test_options_of_nights_decide_the_split_and_go_with_no_other(nights: World) 
     ):
         status, _, _, err = say(nights, "train", "--method", "pop", *words)
         assert status == 1 and said in err
-
-
-def test_the_last_nights_model_is_registered_and_serves_what_was_scored(nights: World) -> None:
-    for method in ("personal_top", "gru4rec"):
-        nights.train(method, "--comparison", "served", *ASKED)
-    status, outcome, said, err = say(nights, "compare", "--comparison", "served")
-    assert status == 0 and outcome is not None, err
-    assert "cut nightly, 3 nights" in said and "by age of the item: born that night 0.0000" in said
-    rows = {row["method"]: row for row in outcome["methods"]}
-    assert set(rows["gru4rec"]["by_age"]) == {"born_that_night", "born_in_7_days", "older"}
-    assert len(rows["gru4rec"]["by_night"]) == 3
-    assert say(nights, "register", "--comparison", "served")[0] == 0
-    source = load_source(str(nights.source))
-    for version in (1, 2):
-        told = verify(source, str(nights.lake), number=version, opened=loaded_here)
-        assert told["holds"] and told["questions"] == told["questions_of_the_test"] > 0
-        [night] = [r["by_night"][-1] for r in rows.values() if r["method"] == told["method"]]
-        assert (told["questions"], told["users"]) == (night["targets"], night["users"])
-        assert told["metrics"]["ndcg@10"]["stored"] == pytest.approx(night["ndcg@10"])
-        assert told["metrics"]["coverage@10"]["holds"]
-    run_id = rows["gru4rec"]["mlflow_run_id"]
-    status, again, _, err = say(nights, "evaluate", "--run-id", run_id)
-    assert status == 0 and again is not None, err
-    last = rows["gru4rec"]["by_night"][-1]
-    assert again["cut"]["nights"] == 1 and again["cut"]["test_from"].startswith(last["night"])
-    assert again["metrics"]["ndcg@10"]["value"] == pytest.approx(last["ndcg@10"])
-
-
-def held(nights: World, challenger: int, champion: int | None) -> pairs.Pair:
-    client, _ = tracking.connect("toy")
-    from models.selection.gate import _loaded
-
-    both = [
-        None
-        if number is None
-        else (model := find(client, "toy", "", number), _loaded(client, model))
-        for number in (challenger, champion)
-    ]
-    assert both[0] is not None
-    source = load_source(str(nights.source))
-    return pairs.pair(client, source, str(nights.lake), both[0], both[1])
-
-
-def test_the_gate_compares_recipes_over_all_nights(
-    nights: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that was judged on the same nights counts as it was recorded, any other is judged anew."""
-    numbers = {}
-    for name, split in (("same", ASKED), ("older", ("--split", "temporal"))):
-        for method in ("recent_pop", "gru4rec"):
-            nights.train(method, "--comparison", f"gate {name}", *split)
-        assert say(nights, "compare", "--comparison", f"gate {name}")[0] == 0
-        _, done, _, _ = say(nights, "register", "--comparison", f"gate {name}")
-        assert done is not None
-        numbers |= {(name, one["method"]): one["version"] for one in done["versions"]}
-    ours = numbers["same", "gru4rec"]
-    recorded = held(nights, ours, numbers["same", "recent_pop"])
-    assert recorded.judged_anew_s is None and recorded.alone == 0
-    assert recorded.cut["split"] == "nightly" and recorded.cut["nights"] == 3
-    anew = held(nights, ours, numbers["older", "recent_pop"])
-    assert anew.judged_anew_s is not None and anew.judged_anew_s > 0
-    assert np.array_equal(anew.theirs_U, recorded.theirs_U)
-    assert np.array_equal(anew.ours_U, recorded.ours_U)
-    trained = held(nights, ours, numbers["older", "gru4rec"])
-    assert np.array_equal(trained.theirs_U, trained.ours_U), "the same recipe on the same nights"
-    alone = held(nights, ours, None)
-    assert alone.against.startswith("personal_top") and alone.judged_anew_s is not None
-    said = in_words({
-        "source": "toy", "challenger": "1", "champion": "2", "action": "refused", "reason": None,
-        "against": "x", "judged_anew_s": 3.2,
-        "checks": {
-            "better": {"holds": False, "difference": 0, "low": 0, "high": 0, "level": 0.9,
-                       "trainings": 1, "users": 9, "margin": 0},
-            "audit": {"holds": True, "gold.sequences": 0}, "latency": {"holds": True, "p99_ms": 1,
-            "at_most_ms": 2}, "coverage": {"holds": True, "coverage@10": 1, "at_least": 0},
-        },
-    })  # fmt: skip
-    assert "against x (judged anew on the same nights, in 3 s)" in said
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -486,8 +403,4 @@ def test_recipes_are_of_a_split(nights: World) -> None:
 
 
 def test_learners_are_those_that_can_be_asked_for() -> None:
-    from models.core.config import EACH_NIGHT
-
-    assert tuple(nightly.LEARNERS) == EACH_NIGHT
-    assert all(isinstance(one, Callable) for one in nightly.LEARNERS.values())  # type: ignore[arg-type]
-    assert dataclasses.is_dataclass(nightly.Chosen)
+    assert tuple(nightly.LEARNERS) == EACH_NIGHT and set(nightly.STAYS) <= set(EACH_NIGHT)
