@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import UserError
+from models.data.nights import BORN
 from models.data.splits import in_words
 from models.experiments import scaling
 from models.networks.methods import BASELINES, parse
@@ -44,7 +45,12 @@ def render(document: Path) -> list[str]:
         else:
             plot(written, picture)
             caption = "scores, a row a method"
-            said = [method_table(written), kind_table(written), origin(written)]
+            said = [
+                method_table(written),
+                kind_table(written),
+                age_table(written),
+                origin(written),
+            ]
         image = f"![{caption}]({picture.relative_to(folder)})"
         parts = [f"<!-- {match[1]} -->", *said, image, "<!-- end -->"]
         return "\n\n".join(part for part in parts if part)
@@ -147,6 +153,28 @@ def kind_table(written: dict[str, Any]) -> str:
         parts = [row["by_target"].get(kind) for kind in ("first", "inside")]
         words = [
             f"{part[BY]:.4f} | {_versus(part.get('vs_vanilla'))}" if part else " | "
+            for part in parts
+        ]
+        lines.append(f"| {row['method']} | {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
+def age_table(written: dict[str, Any]) -> str:
+    """Scores of the chosen seeds by age of the targets' items, where nights were asked about."""
+    rows = [row for row in written["comparison"]["methods"] if row.get("by_age")]
+    if not rows:
+        return ""
+    lines = [
+        "| method (chosen seed) | " + " | ".join(f"{age.replace('_', ' ')}" for age in BORN) + " |",
+        "|---" * (1 + len(BORN)) + "|",
+    ]
+    for row in rows:
+        parts = [row["by_age"].get(age) for age in BORN]
+        words = [
+            f"{part[BY]:.4f} ({_interval(part[f'{BY}_low'], part[f'{BY}_high'])}), "
+            f"{part['targets']:,} targets"
+            if part
+            else ""
             for part in parts
         ]
         lines.append(f"| {row['method']} | {' | '.join(words)} |")

@@ -23,6 +23,7 @@ USERS, DAYS_BEFORE = 30, 12
 TINY = """
 [training]
 methods = ["pop", "gru4rec"]
+split = "temporal"
 
 [gate]
 min_users = 20
@@ -40,6 +41,7 @@ wait_hours = 0.01
 EDGES = """
 [training]
 methods = ["pop"]
+split = "temporal"
 
 [schedule]
 cron = "never"

@@ -66,6 +66,7 @@ def kill(processes: list[psutil.Process]) -> None:
 TRAINED = """
 [training]
 methods = ["pop", "gru4rec", "nosuch"]
+split = "temporal"
 cron = "never"
 
 [schedule]
