@@ -308,7 +308,7 @@ NOT_GOLD = (
 )
 LOOSEN = (
     "Loosen [filters] in the source file, load more days, or, under --split temporal, move the cut "
-    "with --valid-from and --test-from (under nightly, ask about fewer --nights)"
+    "with --valid-from and --test-from (under nightly, ask about fewer --nights, or take --split temporal)"
 )
 
 

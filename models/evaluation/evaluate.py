@@ -2,8 +2,8 @@
 
 Averaged over a user's targets, then over users. Next items are also reported apart, by what they
 are: the `first` of a new session, or `inside` one, and where ages are given by the age of the item.
-Sampled candidate lists (`sampled_…`) exist to
-compare with papers that used them, and decide about nothing.
+Sampled candidate lists (`sampled_…`) exist to compare with papers that used them, and decide about
+nothing.
 """
 
 from __future__ import annotations

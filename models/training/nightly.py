@@ -1,5 +1,5 @@
-"""A method judged as it is used (`--split nightly`): before each night it learns all that has happened
-until then, and is asked about that night.
+"""A method judged as it is used (`--split nightly`): before each night it learns all that happened
+until then, and it is evaluated on that night.
 
 Epochs are chosen once, on the nights before the first test night. Then, for each test night, a model
 is made of what lies before it by one of `LEARNERS`, and scored. A user's value is the mean over the

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from jobs.core.source_file import load_source
+from models.experiments.results import age_table
 from models.registry import tracking
+from models.registry.forget import forget
 from models.registry.register import find
 from models.selection import pairs
 from models.selection.gate import _loaded, in_words
@@ -87,6 +90,12 @@ def test_the_gate_compares_recipes_over_all_nights(
     assert np.array_equal(trained.theirs_U, trained.ours_U), "the same recipe on the same nights"
     alone = held(nights, ours, None)
     assert alone.against.startswith("personal_top") and alone.judged_anew_s is not None
+    status, decision, said, err = say(nights, "promote", "--model-version", str(ours))
+    assert status == 0 and decision is not None, err
+    assert decision["action"] == "refused" and decision["checks"]["better"]["users"] == 30
+    assert decision["cut"] == {**recorded.cut} and decision["judged_anew_s"] > 0
+    assert decision["checks"]["served"]["holds"] and decision["checks"]["served"]["exact"]
+    assert decision["ndcg@10"]["against"] == pytest.approx(float(alone.theirs_U.mean()))
     said = in_words({
         "source": "toy", "challenger": "1", "champion": "2", "action": "refused", "reason": None,
         "against": "x", "judged_anew_s": 3.2,
@@ -98,3 +107,32 @@ def test_the_gate_compares_recipes_over_all_nights(
         },
     })  # fmt: skip
     assert "against x (judged anew on the same nights, in 3 s)" in said
+
+
+def test_the_page_and_the_tables_have_ages_and_a_person_leaves_the_scores(nights: World) -> None:
+    done = nights.train("pop", "--comparison", "shown", *ASKED)
+    assert say(nights, "compare", "--comparison", "shown")[0] == 0
+    page = nights.root / "page.html"
+    status, _, said, err = say(nights, "report", "--comparison", "shown", "--out", str(page))
+    assert status == 0, said + err
+    text = page.read_text()
+    row = re.search(r'id="ages".*?<tr><td>pop</td>(.*?)</tr>', text, re.DOTALL)
+    assert row is not None and "nightly, 3 nights" in text
+    cells = re.findall(r"<td>(.*?)</td>", row[1])
+    ages = done["by_age"].values()
+    assert cells[1::2] == [f"{part['counts']['targets']:,}" for part in ages]
+    assert cells[0] == "0.0000"
+
+    client, experiment = tracking.connect("toy")
+    outcome = tracking.runs(client, experiment, kind="compare", comparison="shown")[0]
+    with tracking.downloaded(client, outcome.info.run_id, "compare.json") as file:
+        table = age_table({"comparison": tracking.read_json(file)})
+    assert table.splitlines()[0].endswith("| born that night | born in 7 days | older |")
+    assert f"{done['by_age']['older']['metrics']['ndcg@10']['value']:.4f} (" in table
+
+    assert forget("toy", lambda _: False, "u003", "somebody") > 0
+    with tracking.downloaded(client, done["mlflow_run_id"], "evaluation") as folder:
+        for name in ("per_user.npz", "per_user_last_night.npz"):
+            with np.load(folder / name) as arrays:
+                asked = {n: set(arrays[n]) for n in arrays.files if n.endswith("user_id")}
+            assert "somebody" in asked["user_id"] and not any("u003" in s for s in asked.values())
