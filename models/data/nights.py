@@ -1,7 +1,8 @@
 """The nights of a log: which are asked about, what each knows, how old the items of its targets are.
 
-A night is a UTC day in which something positive happened: a day without is no question. With D
-nights in the log:
+A night is a UTC day. Days with less than a hundredth of the positive events of the busiest day are
+left out: many logs have stragglers with wrong times, or end minutes after midnight, and such a day
+asks nothing. What happened on it is learnt all the same. With D nights in the log:
  * the last N are asked about: as many as are wanted, at most D - 2. By default 10, or half of the
    log where that is fewer, because a night that few nights lie before says little;
  * epochs, and all else that is chosen, are chosen on the nights before the first of them: as many
@@ -23,6 +24,7 @@ from models.data.splits import Cut, Events, Targets, stamp
 
 DAY_US = 86_400_000_000
 NIGHTS, FEWEST = 10, 5  # ours: that are asked about by default; that a log must have
+QUIET = 0.01  # ours: of the busiest day's positive events; fewer are no night
 BY_DEFAULT = 2 * FEWEST + 1  # ours: nights of a log that is cut into nights by default
 BORN = ("born_that_night", "born_in_7_days", "older")
 """By when the item of a target was first seen: in the night itself, in the 7 days before it, earlier."""
@@ -34,7 +36,8 @@ def nights_of(sequences: Sequences) -> Ints:
     if not len(day):
         return np.zeros(0, dtype=np.int64)
     first = int(day.min())
-    found: Ints = (np.flatnonzero(np.bincount(day - first)) + first) * DAY_US
+    count = np.bincount(day - first)
+    found: Ints = (np.flatnonzero(count >= max(1, QUIET * count.max())) + first) * DAY_US
     return found
 
 
@@ -55,7 +58,7 @@ def nightly_cut(sequences: Sequences, wanted: int | None = None) -> Cut:
     there = len(nights)
     if there < FEWEST:
         raise UserError(
-            f"--split nightly needs {FEWEST} nights (UTC days with a positive event), and the log has "
+            f"--split nightly needs {FEWEST} nights (UTC days with positive events), and the log has "
             f"{there}: load more days, or take --split temporal"
         )
     asked = min(NIGHTS, (there - 1) // 2) if wanted is None else min(wanted, there - 2)

@@ -186,6 +186,27 @@ def test_a_day_on_which_nothing_positive_happened_is_no_night(tmp_path: Path) ->
     assert data.cut.test_until == 21 * DAY
 
 
+def test_stragglers_are_learnt_and_make_no_night(tmp_path: Path) -> None:
+    """A day with less than a hundredth of the busiest one's positive events is not asked about."""
+    story = log_of(12, users=4)
+    story["busy"] = [("i0", 5 * DAY + n, 6) for n in range(300)]
+    story["late"] = [("i1", 3 * DAY, 4), ("i2", 13 * DAY, 14), ("i2", 30 * DAY, 31), ("i2", 30 * DAY + 1, 31)]  # fmt: skip
+    write_gold(tmp_path, "toy", story)
+    data = data_of(tmp_path, split="nightly", nights=3)
+    starts = nights_asked(data.sequences, data.cut)
+    assert [s // DAY for s in starts] == [9, 10, 11] and data.cut.test_until == 12 * DAY
+    asked = [
+        targets(at.events, at.period, TEST, at.training.vocabulary, "next_item").request_ts
+        for at in (at_night(data, start) for start in starts)
+    ]
+    assert max(int(ts.max()) for ts in asked) < 12 * DAY
+    story["late"] += [("i2", 30 * DAY + n, 31) for n in range(2, 5)]
+    write_gold(tmp_path, "toy", story)
+    data = data_of(tmp_path, split="nightly", nights=3)
+    assert [s // DAY for s in nights_asked(data.sequences, data.cut)] == [10, 11, 30]
+    assert (at_night(data, 30 * DAY).training.rows.ts == 13 * DAY).any()
+
+
 def test_too_few_nights_and_options_of_other_splits_are_refused(tmp_path: Path) -> None:
     write_gold(tmp_path, "toy", log_of(4))
     with pytest.raises(UserError, match=r"needs 5 nights .* the log has 4: load more days, or"):
