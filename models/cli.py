@@ -568,7 +568,7 @@ COMMANDS = {
         _grid,
     ),
     "backtest": Command(
-        "judge methods night by night, as they are used; goes on where it was",
+        "evaluate methods night by night, as they are used; resumes where it was stopped",
         _backtest_options,
         _backtest,
     ),

@@ -388,7 +388,7 @@ def show(outcome: dict[str, Any]) -> None:
 
 
 def by_age(outcome: dict[str, Any]) -> list[str]:
-    """How each method does on items by their age, a sentence each; empty where no night was asked."""
+    """NDCG@10 of each method by age of the item, a sentence each; empty outside of `nightly`."""
     return [
         f"{row['method']}, by age of the item: "
         + ", ".join(

@@ -44,7 +44,7 @@ RISK = 0.05  # of both sides: half of it is the share of wrong promotions
 DRAWS = 20_000
 ASKED = 200  # users whose answers are timed
 SERVED = 500  # users whose questions the registered model is asked again, at most
-ASKED = 2000  # questions of these, at most (one user's at least): a minute
+QUESTIONS = 2000  # questions of these, at most (one user's at least): a minute
 ROUNDS = 3
 BEFORE = "champions_before"  # tag of the registered model: versions, the latest last
 
@@ -219,7 +219,7 @@ def served(source: Source, lake: str, model: Registered) -> dict[str, Any]:
     from models.selection.verify import verify
 
     try:
-        told = verify(source, lake, number=int(model.version), most=ASKED, most_users=SERVED)
+        told = verify(source, lake, number=int(model.version), most=QUESTIONS, most_users=SERVED)
     except UserError as error:
         return {"holds": False, "why": str(error)}
     names = (
@@ -350,7 +350,7 @@ def in_words(decision: dict[str, Any]) -> str:
     if not checks:
         return f"{said}."
     anew = decision.get("judged_anew_s")
-    anew = "" if anew is None else f" (judged anew on the same nights, in {anew:.0f} s)"
+    anew = "" if anew is None else f" (re-evaluated on the same nights in {anew:.0f} s)"
     better = checks["better"]
     parts = [
         f"NDCG@10 {better['difference']:+.4f} [{better['low']:+.4f}, {better['high']:+.4f}] at level "

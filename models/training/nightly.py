@@ -179,7 +179,7 @@ def judge(request: Request, prepared: Prepared, how: Work) -> Outcome:
     first = first_seen(learnt.data.events)
     nights, before = _ended(starts, how)
     if nights:
-        how.say(f"going on: {len(nights)} of {len(starts)} nights ended before")
+        how.say(f"resuming: {len(nights)} of {len(starts)} nights are done")
     eval_s = sum(one.told["eval_s"] for one in nights)
     for number in range(len(nights), len(starts)):
         at_end = number == len(starts) - 1
@@ -247,10 +247,10 @@ def _told(start: int, night: Prepared, fitted: Fitted, outcome: Outcome) -> dict
 
 
 def _in_words(told: dict[str, Any], number: int, most: int) -> str:
-    score = f"NDCG@10 {told['ndcg@10']:.4f}" if "ndcg@10" in told else "nobody to ask"
+    score = f"NDCG@10 {told['ndcg@10']:.4f}" if "ndcg@10" in told else "no targets"
     return (
         f"night {told['night']} ({number}/{most}): {score} over {told['users']:,} users and "
-        f"{told['targets']:,} targets; learnt from {told['training_events']:,} events, "
+        f"{told['targets']:,} targets; trained on {told['training_events']:,} events, "
         f"{told['items']:,} items, in {told['train_s']:.0f} s"
     )
 
@@ -315,7 +315,9 @@ def _ended(starts: list[int], how: Work) -> tuple[list[Judged], Stored | None]:
         ]
         return nights, load(folders[-1] / "trained")
     except (OSError, ValueError, KeyError, TypeError, BadZipFile, SafetensorError) as error:
-        how.say(f"what is kept of {there} nights is damaged ({error}): doing them again")
+        how.say(
+            f"the saved results of {there} nights are damaged ({error}): these nights are repeated"
+        )
     how.team.wait()
     if how.team.is_main_process:
         for folder in folders:

@@ -34,8 +34,8 @@ def add_training(command: argparse.ArgumentParser) -> None:
         "--train-until",
         choices=TRAIN_UNTIL,
         help="the period before which training rows and vocabulary end. test: once the best epoch "
-        "is known, train again with the validation period; default: the source file's. Not read under "
-        "--split nightly, where a model knows all before its night",
+        "is known, train again with the validation period; default: the source file's. Not used "
+        "under --split nightly, which trains on everything before each night",
     )
     command.add_argument(
         "--comparison", metavar="ID", help="the comparison that the training belongs to"
@@ -92,14 +92,14 @@ def add_nights(command: argparse.ArgumentParser) -> None:
         "--nights",
         type=int,
         metavar="N",
-        help="how many of the log's last nights (UTC days) are asked about under --split nightly; "
-        "default: 10, or half of the log's where that is fewer",
+        help="how many of the log's last nights (UTC days) --split nightly evaluates on; default: 10, or "
+        "half of the log's nights where that is fewer",
     )
     command.add_argument(
         "--each-night",
         choices=EACH_NIGHT,
-        help="what is done for each test night: scratch (default): train on all before it; once: keep "
-        "the model of the first test night",
+        help="the model of each test night: scratch (default): trained from scratch on everything before "
+        "the night; once: the first test night's model is kept",
     )
 
 

@@ -106,7 +106,7 @@ def test_the_gate_compares_recipes_over_all_nights(
             "at_most_ms": 2}, "coverage": {"holds": True, "coverage@10": 1, "at_least": 0},
         },
     })  # fmt: skip
-    assert "against x (judged anew on the same nights, in 3 s)" in said
+    assert "against x (re-evaluated on the same nights in 3 s)" in said
 
 
 def test_the_page_and_the_tables_have_ages_and_a_person_leaves_the_scores(nights: World) -> None:

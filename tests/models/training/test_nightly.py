@@ -288,7 +288,7 @@ def test_nights_that_cannot_be_read_are_done_again(
     file.write_bytes(file.read_bytes()[:100])
     said: list[str] = []
     _, resumed = nightly.unrecorded(request, said.append)
-    assert any("what is kept of 2 nights is damaged" in line for line in said)
+    assert any("the saved results of 2 nights are damaged" in line for line in said)
     equal(resumed, whole)
 
 
@@ -370,7 +370,7 @@ def test_backtest_judges_methods_compares_them_and_goes_on(
     status, outcome, said, err = say(nights, *command)
     assert status == 0 and outcome is not None, said + err
     assert len(given) == 2 + 3, "two nights of seed 1, three of seed 2"
-    assert "there already" in said and "going on: 1 of 3 nights ended before" in said
+    assert "there already" in said and "resuming: 1 of 3 nights are done" in said
     version = outcome["table_version"]
     assert outcome["comparison"] == f"backtest-v{version}-3-nights-scratch"
     assert outcome["each_night"] == "scratch" and outcome["cut"]["nights"] == 3

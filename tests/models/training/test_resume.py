@@ -172,7 +172,7 @@ def test_a_backtest_that_is_killed_goes_on_after_the_last_night_that_ended(mill:
         process.kill()
         process.communicate()
     resumed, said = mill.run("train", *command)
-    assert "going on: 3 of 4 nights ended before" in said or "going on: 4 of 4" in said
+    assert "resuming: 3 of 4 nights are done" in said or "resuming: 4 of 4" in said
     assert resumed["metrics"] == whole["metrics"] and resumed["by_age"] == whole["by_age"]
     assert mill.kept(resumed["mlflow_run_id"]) == mill.kept(whole["mlflow_run_id"])
     client, experiment = tracking.connect("toy")
