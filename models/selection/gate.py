@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 RISK = 0.05  # of both sides: half of it is the share of wrong promotions
 DRAWS = 20_000
-ASKED = 200  # users whose answers are timed
+TIMED = 200  # users whose answers are timed
 SERVED = 500  # users whose questions the registered model is asked again, at most
-QUESTIONS = 2000  # questions of these, at most (one user's at least): a minute
+ASKED = 2000  # questions of these, at most (one user's at least): a minute
 ROUNDS = 3
 BEFORE = "champions_before"  # tag of the registered model: versions, the latest last
 
@@ -219,7 +219,7 @@ def served(source: Source, lake: str, model: Registered) -> dict[str, Any]:
     from models.selection.verify import verify
 
     try:
-        told = verify(source, lake, number=int(model.version), most=QUESTIONS, most_users=SERVED)
+        told = verify(source, lake, number=int(model.version), most=ASKED, most_users=SERVED)
     except UserError as error:
         return {"holds": False, "why": str(error)}
     names = (
@@ -285,7 +285,7 @@ def _asked(stored: Stored) -> list[float]:
     dice = np.random.default_rng(11)
     ids = np.array(stored.item_ids, dtype=object)
     spent = []
-    for number in range(ASKED + 10):
+    for number in range(TIMED + 10):
         items = ids[dice.integers(len(ids), size=50)]
         when = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(np.arange(50) * 300, "s")
         frame = pd.DataFrame({"user_id": f"u{number}", "item_id": items, "event_ts": when})

@@ -121,20 +121,21 @@ def fit(
     return _again(chosen, config, data, say, device, keep, team)
 
 
-def fit_epochs(
+def fit_for(
     config: Config,
     data: Data,
     epochs: int,
-    say: Say,
-    device: str,
-    keep: Checkpoints | None,
-    team: Team,
+    say: Say = print,
+    device: str = "cpu",
+    keep: Checkpoints | None = None,
+    team: Team = ALONE,
 ) -> Fitted:
-    """A training from scratch for so many epochs, without validation. Baselines are counted."""
-    run = _started(config, data, say, device, keep, team)
-    if isinstance(run, Popularity):
-        return Fitted(run)
-    return _fit(run, epochs, None, say, keep, None)
+    """So many epochs on all training rows, by the schedule of `config.train.epochs`; nothing is
+    validated. Baselines are counted."""
+    started = _started(config, data, say, device, keep, team)
+    if isinstance(started, Popularity):
+        return Fitted(started)
+    return _fit(started, epochs, None, say, keep, None)
 
 
 def _started(
@@ -180,7 +181,7 @@ def _again(
     )
     if keep is not None:
         keep = Checkpoints(keep.folder / "again", keep.every_s)
-    last = fit_epochs(config, data, chosen.best_epoch, say, device, keep, team)
+    last = fit_for(config, data, chosen.best_epoch, say, device, keep, team)
     seconds = chosen.seconds + last.seconds
     seen = chosen.events_per_second * chosen.seconds + last.events_per_second * last.seconds
     return replace(

@@ -37,7 +37,7 @@ from models.evaluation.evaluate import Result
 from models.networks.methods import BASELINES, parse
 from models.networks.saved_model import Stored, load, save
 from models.training.checkpoints import Checkpoints
-from models.training.fit import Fitted, fit, fit_epochs
+from models.training.fit import Fitted, fit, fit_for
 from models.training.run import (
     Learnt,
     Outcome,
@@ -54,21 +54,34 @@ from models.training.run import (
 )
 from models.training.run import train as train_and_record
 
-Learner = Callable[[Stored | None, Prepared, int, Work], Fitted]
-"""(the model of the night before, what lies before this night, epochs, how) -> this night's model.
 
-None: it is the first test night. The vocabulary of `Stored` is that of its own night (`item_ids`)."""
+@dataclass(frozen=True)
+class Before:
+    """The model of the night before, with its own vocabulary (`stored.item_ids`).
+
+    until: the newest event that it may have been trained on, microseconds since 1970.
+    """
+
+    stored: Stored
+    until: int
 
 
-def from_scratch(_: Stored | None, night: Prepared, epochs: int, how: Work) -> Fitted:
+Learner = Callable[[Before | None, Prepared, int, Work], Fitted]
+"""(the night before, the data of this night, epochs, how) -> the model of this night. None: this is
+the first test night."""
+
+
+def from_scratch(_: Before | None, night: Prepared, epochs: int, how: Work) -> Fitted:
     """As many epochs as were best on the validation nights."""
     config, data = night.config, night.data
-    return fit_epochs(config, data, epochs, how.say, how.device, how.keep, how.team)
+    return fit_for(config, data, epochs, how.say, how.device, how.keep, how.team)
 
 
-def once(before: Stored | None, night: Prepared, epochs: int, how: Work) -> Fitted:
+def once(before: Before | None, night: Prepared, epochs: int, how: Work) -> Fitted:
     """The model of the first test night stays."""
-    return from_scratch(None, night, epochs, how) if before is None else Fitted(before.model)
+    if before is None:
+        return from_scratch(None, night, epochs, how)
+    return Fitted(before.stored.model)
 
 
 LEARNERS: dict[str, Learner] = {"scratch": from_scratch, "once": once}
@@ -177,7 +190,7 @@ def judge(request: Request, prepared: Prepared, how: Work) -> Outcome:
     chosen = _chosen(learnt, how)
     name, learner = _learner(request, learnt)
     first = first_seen(learnt.data.events)
-    nights, before = _ended(starts, how)
+    nights, model = _ended(starts, how)
     if nights:
         how.say(f"resuming: {len(nights)} of {len(starts)} nights are done")
     eval_s = sum(one.told["eval_s"] for one in nights)
@@ -185,28 +198,35 @@ def judge(request: Request, prepared: Prepared, how: Work) -> Outcome:
         at_end = number == len(starts) - 1
         night = prepared if at_end else _night(request, learnt, starts, number, how.say)
         steps = _steps(how, starts[number])
+        before = None if model is None else Before(model, _newest(learnt, starts[number - 1]))
         fitted = learner(before, night, chosen.best_epoch, replace(how, keep=steps))
         ages = by_age(night.targets, first, starts[number])
         ask = _with_fallback(fitted, night)
         outcome = scored(fitted, night, request.sampled, how.team, ages=ages, ask=ask)
         fitted = replace(fitted, precision=chosen.precision)
-        before = stored_of(night, fitted)
+        model = stored_of(night, fitted)
         one = Judged(outcome.result, _told(starts[number], night, fitted, outcome))
-        _keep_night(how, starts[number], one, before)
+        _keep_night(how, starts[number], one, model)
         nights.append(one)
         eval_s += outcome.eval_s
         how.say(_in_words(one.told, number + 1, len(starts)))
-    assert before is not None
+    assert model is not None
     result = pool.pooled([one.result for one in nights])
     if not len(result.users):
         target = prepared.config.train.target
         raise UserError(no_target(learnt.data, target, prepared.targets.left_out))
     seconds = chosen.seconds + sum(one.told["train_s"] for one in nights)
-    fitted = Fitted(before.model, **{**asdict(chosen), "seconds": seconds})
+    fitted = Fitted(model.model, **{**asdict(chosen), "seconds": seconds})
     last = nights[-1].result
     if name in STAYS:
         last = _of_known(request, prepared, fitted, how)
     return Outcome(fitted, result, eval_s, [one.told for one in nights], last)
+
+
+def _newest(learnt: Learnt, start: int) -> int:
+    """The newest event before a night."""
+    ts = learnt.data.events.ts
+    return int(ts[ts < start].max())
 
 
 def _chosen(learnt: Learnt, how: Work) -> Chosen:

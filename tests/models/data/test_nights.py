@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from models.core.errors import UserError
-from models.core.process_group import ALONE
 from models.data.load import Data, split_by_default
 from models.data.nights import BORN, by_age, first_seen, night_cut, nights_asked
 from models.data.splits import TEST, VALIDATION, Filters, describe, in_words, targets
 from models.networks.methods import config
-from models.training.fit import fit_epochs
+from models.training.fit import fit_for
 from tests.support.gold_world import DAY, SECOND, Event, data_of, ring, write_gold
 
 HOUR = 3600 * SECOND
@@ -266,7 +265,7 @@ def test_nothing_of_a_night_knows_what_comes_at_it_or_after(
         write_gold(tmp_path / lake, "toy", told_story, items)
         data = at_night(data_of(tmp_path / lake, split="nightly"), night)
         chosen = config(method, "tiny", target=target, epochs=2)
-        model = fit_epochs(chosen, data, 2, lambda _: None, "cpu", None, ALONE).model
+        model = fit_for(chosen, data, 2, lambda _: None).model
         rows = data.training.rows
         scores = model.score(rows, rows.start[:-1], rows.start[1:])
         asked = targets(data.events, data.period, TEST, data.training.vocabulary, target)  # type: ignore[arg-type]

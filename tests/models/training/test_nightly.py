@@ -17,15 +17,13 @@ import torch
 from jobs.core.source_file import load_source
 from models import cli
 from models.core.config import EACH_NIGHT
-from models.core.process_group import ALONE
 from models.data.nights import night_cut, nights_asked
 from models.data.splits import Filters
 from models.experiments import grid
 from models.networks.methods import config
-from models.networks.saved_model import Stored
 from models.registry import tracking
 from models.training import nightly
-from models.training.fit import Fitted, fit_epochs
+from models.training.fit import Fitted, fit_for
 from models.training.run import Outcome, Prepared, Request, Work
 from tests.support.gold_world import DAY, Event, data_of, ring, write_gold
 from tests.support.nights_world import ASKED, born_along_the_way, nights_at, say
@@ -122,9 +120,9 @@ def equal(one: Outcome, other: Outcome) -> None:
 def test_every_night_is_trained_from_scratch_for_the_epochs_of_the_nights_before(
     nights: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Stored | None, Prepared, int, Fitted]] = []
+    seen: list[tuple[nightly.Before | None, Prepared, int, Fitted]] = []
 
-    def watched(before: Stored | None, night: Prepared, epochs: int, how: Work) -> Fitted:
+    def watched(before: nightly.Before | None, night: Prepared, epochs: int, how: Work) -> Fitted:
         fitted = nightly.from_scratch(before, night, epochs, how)
         seen.append((before, night, epochs, fitted))
         return fitted
@@ -140,15 +138,16 @@ def test_every_night_is_trained_from_scratch_for_the_epochs_of_the_nights_before
     for number, (before, night, epochs, fitted) in enumerate(seen):
         own = data.at(night_cut(starts[number]))
         assert night.data.item_ids == own.item_ids and epochs == outcome.fitted.best_epoch
-        alone = fit_epochs(night.config, own, epochs, silent, "cpu", None, ALONE).model
+        alone = fit_for(night.config, own, epochs, silent).model
         weights = alone.state_dict()
         assert all(torch.equal(v, weights[k]) for k, v in fitted.model.state_dict().items())
         # What the learner is given of the night before is that night's model and vocabulary.
         assert (before is None) == (number == 0)
         if before is not None:
-            assert before.item_ids == seen[number - 1][1].data.item_ids
-            assert len(before.item_ids) < len(own.item_ids)
-            assert before.model is seen[number - 1][3].model
+            assert before.stored.item_ids == seen[number - 1][1].data.item_ids
+            assert len(before.stored.item_ids) < len(own.item_ids)
+            assert before.stored.model is seen[number - 1][3].model
+            assert before.until == seen[number - 1][1].data.training.rows.ts.max()
     assert outcome.fitted.model is seen[-1][3].model
     assert prepared.data.item_ids == seen[-1][1].data.item_ids
 
@@ -210,7 +209,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, name: str, at: int | None) -> list
     """The learner ends before night number `at` is learnt; how many epochs each other was given."""
     learner, given = nightly.LEARNERS[name], []
 
-    def one(before: Stored | None, night: Prepared, epochs: int, how: Work) -> Fitted:
+    def one(before: nightly.Before | None, night: Prepared, epochs: int, how: Work) -> Fitted:
         if len(given) == at:
             raise Stopped
         given.append(epochs)
