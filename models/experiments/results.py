@@ -19,7 +19,14 @@ from models.data.splits import in_words
 from models.experiments import scaling
 from models.networks.methods import BASELINES, parse
 from models.registry.tracking import method_of
-from models.selection.compare import SAME, budget_of, not_recommended, sees_more, tuned_unequally
+from models.selection.compare import (
+    SAME,
+    budget_of,
+    epoch_s,
+    not_recommended,
+    sees_more,
+    tuned_unequally,
+)
 
 BLOCK = re.compile(r"<!-- (results/[\w.-]+?(-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
@@ -124,7 +131,7 @@ def method_table(written: dict[str, Any]) -> str:
     for row in sorted(written["comparison"]["methods"], key=lambda row: -row[f"{BY}_mean"]):
         speed = f"{row['events_per_second']:,.0f}"
         own = [cell for cell in cells if cell["method"] == row["method"]]
-        epoch = sum(c["train_s"] / c["epochs"] for c in own if c["epochs"]) / max(1, len(own))
+        epoch = sum(epoch_s(c) for c in own if c["epochs"]) / max(1, len(own))
         trained = row["method"] not in BASELINES and own
         added = f"{row['num_params_added']:,} ({row['params_added_pct']:.2f} %)"
         lines.append(

@@ -159,7 +159,7 @@ def _row(
     for name, value in report["metrics"].items():
         row |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
     row["validation_ndcg@10"] = report["validation_ndcg@10"]
-    row["epoch_s"] = round(report["train_s"] / report["epochs"], 3) if report["epochs"] else None
+    row["epoch_s"] = round(epoch_s(report), 3) if report["epochs"] else None
     row["by_target"] = _parts(report.get("by_target", {}))
     if "by_age" in report:
         row["by_age"] = _parts(report["by_age"])
@@ -181,6 +181,12 @@ def _row(
     sees = report.get("catalogue", False)
     row["sees_more"] = bool(vanilla and sees and not vanilla.report.get("catalogue", False))
     return row
+
+
+def epoch_s(report: dict[str, Any]) -> float:
+    """Seconds of one epoch of a trained method, over all nights that were trained for."""
+    nights = sum(night["train_s"] > 0 for night in report.get("by_night", ()))
+    return float(report["train_s"]) / (report["epochs"] + nights * report["best_epoch"])
 
 
 def _parts(parts: dict[str, Any]) -> dict[str, Any]:

@@ -268,6 +268,8 @@ def fitted_to(request: Request, data: Data, say: Say) -> tuple[Config, Data]:
 def _prepare(request: Request, say: Say) -> Prepared:
     learnt = read(request, say)
     config, data, facts = learnt.config, learnt.data, learnt.facts
+    if data.cut.split == "nightly":
+        raise ValueError("models.training.nightly trains under --split nightly: a model a night")
     if request.recipe is not None:
         request.recipe.check_cut(facts["cut"], data.sequences.version)
     asked = targets(
@@ -597,7 +599,8 @@ def stored_of(prepared: Prepared, fitted: Fitted) -> Stored:
 
 
 def _save_per_user(result: Result, user_id: list[str], file: Path) -> None:
-    """Arrays of one element a user: `user_id` and the metrics; those by kind of target and by age of the item likewise."""
+    """Arrays of one element a user: `user_id` and the metrics; those by kind of target, and by age
+    of the item, likewise."""
     ids = np.array([user_id[u] for u in result.users], dtype=np.str_)
     arrays: dict[str, Any] = {
         name.replace("@", "_at_"): value for name, value in result.values.items()
