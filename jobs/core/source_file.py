@@ -361,11 +361,17 @@ class TrainingPart(Part):
     """The methods that are trained and compared."""
     target: Literal["next_item", "next_session"] = "next_item"
     """What is predicted: the next item, or the set of items of the next session."""
+    split: Literal["temporal", "nightly", "last_session", "last_item"] | None = None
+    """What methods are evaluated on. `nightly`: each of the last nights (UTC days), with a model that
+    was trained on everything before it. `temporal`: the newest tenth of the log. `last_session`,
+    `last_item`: each user's last session or event. The default is `nightly` where the log has 11
+    nights or more, else `temporal`."""
     preset: str = "small"
     """How large the models are and how long they are trained."""
     train_until: Literal["validation", "test"] = "validation"
     """The period of the log before which training rows and vocabulary end. `test`: once the best
-    epoch is known, every method is trained again with the validation period, for as many epochs."""
+    epoch is known, every method is trained again with the validation period, for as many epochs. Not
+    used under `split = "nightly"`, which trains on everything before each night."""
     seeds: list[int] = [1]
     """Every method is trained once with each seed; baselines once."""
     tuned: StrictBool = False

@@ -90,6 +90,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         examples=lists_beside_what_came(client, outcome, source, lake),
         lineage=_lineage(lake, source.name, outcome),
         kinds=[row for row in outcome["methods"] if row["by_target"]],
+        ages=[row for row in outcome["methods"] if row.get("by_age")],
         settings=_settings(client, outcome),
     )
     place = str(file) if file else f"{lake}/{source.name}/report.html"
