@@ -32,6 +32,7 @@ JOBS = {
     "sequences": "silver.sessions -> gold.sequences",
     "drift": "is the night's day like the days before it? ops.nights, a warning, or a stop",
     "score": "gold.sequences and a registered model -> gold.recommendations",
+    "rules": "[serving] as a text for registered models, where there are no tables",
     "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
     "validate": "run the suites on the published tables",
     "compare-rules": "how far native sessions and the gap rule agree, boundary by boundary",
@@ -101,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="keep what was removed from the tables in the last N days (default %(default)g)",
             )
-        if job in ("compare-rules", "maintain"):
+        if job in ("compare-rules", "maintain", "rules"):
             continue
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
         if job in PLANNED:
@@ -223,11 +224,20 @@ def forget(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return done
 
 
+def rules(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs.recommend import rules as serving_rules
+
+    told = serving_rules.export(opened(args, source))
+    print(serving_rules.in_words(told), flush=True)
+    return told
+
+
 WITHOUT_CANDIDATE = {
     "explain": explain,
     "compare-rules": compare_rules,
     "maintain": maintain,
     "forget": forget,
+    "rules": rules,
 }
 
 

@@ -119,10 +119,12 @@ SEQUENCES = Table(
 
 RECOMMENDATIONS = Table(
     layer="gold", name="recommendations", key=("user_id", "model_version"),
-    doc="One user's list from one model version.",
+    doc="One user's list from one model version. `rules`: digest of the rules of [serving], as they "
+        "were for this model, that the list was made by; null: none.",
     columns={
         "user_id": "string", "model_name": "string", "model_version": "string",
         "created_ts": "timestamp", "items": "array<struct<item_id:string,score:double>>",
+        "rules": "string",
     },
 )  # fmt: skip
 
