@@ -32,6 +32,7 @@ JOBS = {
     "sequences": "silver.sessions -> gold.sequences",
     "drift": "is the night's day like the days before it? ops.nights, a warning, or a stop",
     "score": "gold.sequences and a registered model -> gold.recommendations",
+    "lists": "what published lists were worth: gold.recommendations and a night -> ops.lists",
     "rules": "[serving] as a text for registered models, where there are no tables",
     "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
     "validate": "run the suites on the published tables",
@@ -124,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--day",
             type=parse_day,
-            help="the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late",
+            help="the night's day, YYYY-MM-DD (UTC); without one: the day of the newest event"
+            if job == "lists"
+            else "the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late",
             required=job == "drift",
         )
         if job in ("ingest", "sessionize", "items", "sequences"):
@@ -310,7 +313,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     )
     if job == "validate":
         done = f"{len(result.tables_in)} tables, nothing is changed."
-    elif job in ("score", "drift"):
+    elif job in ("score", "drift", "lists"):
         done = f"{tables or 'nothing published'}."
     head += f" [{step}]" if step != "all" else ""
     print(f"{head}: {done} {seconds:.1f} s.", flush=True)

@@ -381,8 +381,8 @@ class TrainingPart(Part):
 
 
 class ServingPart(Part):
-    """Rules for the lists that users get. They hold inside a list: it is filled up with the next best
-    items that they allow."""
+    """Rules for the lists that users get, and when these are worth too little. Rules hold inside a
+    list: it is filled up with the next best items that they allow."""
 
     where: str | None = Field(default=None, min_length=1)
     """An SQL condition on the columns of `gold.items` and the catalogue's attributes, by their
@@ -397,6 +397,9 @@ class ServingPart(Part):
     """The attribute of the catalogue that `max_per_category` counts by."""
     block_list: str | None = Field(default=None, min_length=1)
     """A file with one item id a line, UTF-8. These items are not listed."""
+    nights: int = Field(default=3, ge=1, le=366)
+    """The webhook is told when the lists were worth less than counting in so many nights in a
+    row."""
 
     @model_validator(mode="after")
     def _counts_by_something(self) -> ServingPart:

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from jobs.audit import spark_checks
 from jobs.audit.suite import audit_candidate
 from jobs.core.errors import SettingsError
-from jobs.core.tables import EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import EVENTS, ITEMS, LISTS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
 from jobs.lake.context import Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
 from jobs.recommend import rule_checks, score
@@ -27,6 +27,9 @@ from jobs.recommend.rules import Resolved, resolve
 
 if TYPE_CHECKING:
     from models.networks.saved_model import Stored
+
+
+WITH_SUITE = (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS, LISTS)
 
 
 @dataclass
@@ -58,7 +61,7 @@ def validate_tables(context: Context, only: str | None) -> Result:
         SettingsError: `only` names no table with a suite, or there is no such table yet.
         AuditFailed, AuditErrored: as in a night.
     """
-    tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS)}
+    tables = {table.full_name: table for table in WITH_SUITE}
     if only is not None and only not in tables:
         raise SettingsError(f"--table {only}: tables with a suite are {', '.join(tables)}")
     result = Result()
@@ -66,8 +69,8 @@ def validate_tables(context: Context, only: str | None) -> Result:
         if only not in (None, name):
             continue
         version = context.lake.version(table)
-        if version is None and table is RECOMMENDATIONS and only is None:
-            continue  # nobody has scored yet
+        if version is None and table in (RECOMMENDATIONS, LISTS) and only is None:
+            continue  # nobody has scored yet, or judged
         if version is None:
             raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
         engine = context.thresholds.whole_tables()
@@ -240,4 +243,5 @@ FACTS: dict[str, Callable[[Context, DataFrame], Facts]] = {
     SESSIONS.full_name: session_facts,
     SEQUENCES.full_name: sequence_facts,
     RECOMMENDATIONS.full_name: list_facts,
+    LISTS.full_name: lambda context, rows: Facts(),  # (all its checks are of rows)
 }
