@@ -42,6 +42,8 @@ JOBS = {
     "explain": "one session: its events with their files, and the nights that changed it",
 }
 
+DAY_OF_A_NIGHT = "the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late"
+DAY_OF_LISTS = "the night's day, YYYY-MM-DD (UTC); without one: the day of the newest event"
 KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be read by version
 
 # What file systems say, whichever engine passes it on.
@@ -125,9 +127,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--day",
             type=parse_day,
-            help="the night's day, YYYY-MM-DD (UTC); without one: the day of the newest event"
-            if job == "lists"
-            else "the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late",
+            help=DAY_OF_LISTS if job == "lists" else DAY_OF_A_NIGHT,
             required=job == "drift",
         )
         if job in ("ingest", "sessionize", "items", "sequences"):
