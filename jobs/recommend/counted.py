@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,36 +69,39 @@ class Counted:
 
     def personal_top(self, users: Ints) -> Ints:
         """As `recent_pop`."""
-        return self._tens(users, lambda user: chain(self._own(user), self.popular))
+        own = self._own(users)
+        return self._tens(users, lambda place: chain(own[place], self.popular))
 
     def _tens(self, users: Ints, candidates: Callable[[int], Iterable[int]]) -> Ints:
         tens = np.zeros((len(users), K), dtype=np.int64)
-        for place in np.flatnonzero(users >= 0):
-            user = int(users[place])
-            given = self._ten(candidates(user), self._left_out(user))
+        for place in np.flatnonzero(users >= 0).tolist():
+            given = self._ten(candidates(place), self._left_out(int(users[place])))
             tens[place, : len(given)] = given
         return tens
 
-    def _own(self, user: int) -> list[int]:
-        """A user's positive items, the most frequent first, equal ones by popularity."""
-        from models.core.rows import POSITIVE
+    def _own(self, users: Ints) -> list[list[int]]:
+        """Each user's positive items, the most frequent first, equal ones by popularity."""
+        from models.core.rows import POSITIVE, ragged
 
-        at = self._events(user)
-        positive = self.past.feedback[at] == POSITIVE
-        item, count = np.unique(self.past.item[at][positive], return_counts=True)
-        own: list[int] = item[np.argsort(-(count + self.share[item]), kind="stable")].tolist()
-        return own
-
-    def _events(self, user: int) -> slice:
-        start = int(self.past.start[user])
-        return slice(start, start + int(self.past.length[user]))
+        there = np.flatnonzero(users >= 0)
+        event, row = ragged(self.past.start[users[there]], self.past.length[users[there]])
+        positive = self.past.feedback[event] == POSITIVE
+        event, row = event[positive], there[row[positive]]
+        width = len(self.share)
+        cell, count = np.unique(row * width + self.past.item[event], return_counts=True)
+        row, item = cell // width, cell % width
+        order = np.lexsort((item, -(count + self.share[item]), row))
+        ends = np.searchsorted(row, np.arange(len(users) + 1)).tolist()
+        items = item[order].tolist()
+        return [items[low:high] for low, high in pairwise(ends)]
 
     def _left_out(self, user: int) -> set[int]:
         """Items that the user had an event with in the last days, by the rules."""
         rules = self.rules
         if rules is None or rules.seen_us is None or rules.now_us is None:
             return set()
-        at = self._events(user)
+        start = int(self.past.start[user])
+        at = slice(start, start + int(self.past.length[user]))
         late = self.past.ts[at] >= rules.now_us - rules.seen_us
         return set(self.past.item[at][late].tolist())
 

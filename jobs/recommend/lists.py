@@ -18,6 +18,7 @@ from. Decisions:
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from models.data.sequences import Sequences
 
 EPOCH = date(1970, 1, 1)
+ENDS = ("", "_low", "_high")
 UNREADABLE = (DeltaError, OSError, pa.ArrowException)
 """What reading a version raises whose files are gone."""
 Row = dict[str, Any]
@@ -338,7 +340,7 @@ def _served(lists: pa.Table, names: pa.Array, known: Bools, items: pa.Table) -> 
 
 def _counted(parts: list[Answers]) -> Row:
     """The counts and means of a row: each user's mean first, then over users, with intervals."""
-    from models.evaluation.metrics import bootstrap, per_user
+    from models.evaluation.metrics import per_user
 
     user = np.concatenate([one.user for one in parts])
     values = np.concatenate([one.values for one in parts])
@@ -350,15 +352,27 @@ def _counted(parts: list[Answers]) -> Row:
         "users": len(users), "new_users": int((~is_known).sum()),
         "targets": int(sum(one.targets.sum() for one in parts)),
     }  # fmt: skip
-    for prefix, some in (("", of_all), ("known_", of_all[is_known])):
-        low, high = bootstrap(some) if len(some) else (None, None)
-        for at, name in enumerate(f"{one}_{metric}" for one in JUDGED for metric in LIST_METRICS):
-            row |= {
-                f"{prefix}{name}": float(some[:, at].mean()) if len(some) else None,
-                f"{prefix}{name}_low": None if low is None else float(low[at]),
-                f"{prefix}{name}_high": None if high is None else float(high[at]),
-            }
+    row |= _means(of_all, "")
+    row |= _means(of_all[is_known], "known_", row if is_known.all() else None)
     return row
+
+
+def _means(values: NDArray[np.float64], prefix: str, same: Row | None = None) -> Row:
+    """Means of some users with their intervals, null of nobody. Args: same: a row that has them
+    already, without the prefix."""
+    from models.evaluation.metrics import bootstrap
+
+    names = [f"{one}_{metric}" for one in JUDGED for metric in LIST_METRICS]
+    if same is not None:
+        return {f"{prefix}{name}{end}": same[f"{name}{end}"] for name in names for end in ENDS}
+    if not len(values):
+        return {f"{prefix}{name}{end}": None for name in names for end in ENDS}
+    three = (values.mean(axis=0), *bootstrap(values))
+    return {
+        f"{prefix}{name}{end}": float(of[at])
+        for end, of in zip(ENDS, three, strict=True)
+        for at, name in enumerate(names)
+    }
 
 
 # -- the table ------------------------------------------------------------------------------------
@@ -374,16 +388,26 @@ def store(context: Context, rows: list[Row]) -> int:
     lake.create(LISTS)
     there = {tuple(one[name] for name in LISTS.key): one for one in lake.small(LISTS).to_pylist()}
     changed = [
-        row for row in rows
-        if {**there.get(tuple(row[name] for name in LISTS.key), {}), "made_ts": None}
-        != {**row, "made_ts": None}
-    ]  # fmt: skip
+        row for row in rows if not _alike(row, there.get(tuple(row[name] for name in LISTS.key)))
+    ]
     if not changed:
         return 0
     made = [row | {"made_ts": context.started} for row in changed]
     audit(context, pa.Table.from_pylist(made, arrow_schema(LISTS.columns)))
     lake.put_small(LISTS, [tuple(row[name] for name in LISTS.columns) for row in made])
     return len(made)
+
+
+def _alike(row: Row, stored: Row | None) -> bool:
+    """Whether a stored row says the same; sums may round otherwise on another machine."""
+    if stored is None:
+        return False
+    return all(
+        math.isclose(value, stored[name], rel_tol=1e-9, abs_tol=1e-12)
+        if isinstance(value, float) and isinstance(stored[name], float)
+        else value == stored[name]
+        for name, value in row.items()
+    )
 
 
 def audit(context: Context, rows: pa.Table) -> None:
