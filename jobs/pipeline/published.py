@@ -190,7 +190,7 @@ def _of_version(
     try:
         with feed_gone(SEQUENCES, upto - 1, upto):
             stored, ruled = _model(context, version, upto)
-            made_by = {row[0] for row in lists.select("rules").distinct().collect()}
+            made_by = _made_by(lists)
             if made_by - {None if ruled is None else ruled.digest}:
                 return dict.fromkeys(OF_LISTS, "they were made by other rules of [serving]")
             most = None
@@ -207,6 +207,13 @@ def _of_version(
     except SettingsError as error:
         why = f"the model cannot be asked again ({error})"
     return dict.fromkeys(OF_LISTS, why)
+
+
+def _made_by(lists: DataFrame) -> set[str | None]:
+    """The digests of the rules of lists; earlier versions knew no rules, and had no such column."""
+    if "rules" not in lists.columns:
+        return {None}
+    return {row[0] for row in lists.select("rules").distinct().collect()}
 
 
 def _model(context: Context, version: str, upto: int) -> tuple[Stored, Resolved | None]:

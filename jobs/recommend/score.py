@@ -110,7 +110,7 @@ def compute(
         raise SettingsError(
             f"{lake.path(SEQUENCES)} has no rows: run python -m jobs run --source {name} first"
         )
-    lake.create(RECOMMENDATIONS)
+    lake.create(RECOMMENDATIONS, upgrade=False)
     base = lake.version(RECOMMENDATIONS)
     assert base is not None
     model, stored = loaded(name, alias, model_version)
@@ -131,6 +131,8 @@ def compute(
         manifest.plan = score_plan(ScoreFacts(manifest.empty))
     context.decide(manifest.plan)
     if not manifest.empty:
+        lake.create(RECOMMENDATIONS)
+        manifest.base = lake.version(RECOMMENDATIONS) or 0
         fill(context, candidate, stored, model, manifest, ruled)
     candidate.save(manifest)
     crash_points.point("score.computed")
@@ -170,9 +172,15 @@ def _longest(context: Context, base: int, manifest: ScoreManifest) -> int | None
     table = context.lake.open(RECOMMENDATIONS)
     assert table is not None
     table.load_as_version(base)
-    lists = _lists_of(table, manifest.version, ["items", "rules"])
+    # (A table of an earlier version has lists without rules, and no such column yet.)
+    ruled = [field.name for field in table.schema().fields if field.name == "rules"]
+    lists = _lists_of(table, manifest.version, ["items", *ruled])
     parts = [*itertools.islice(lists, None if manifest.excludes else 1)]
-    if any(one["rules"][0].as_py() != manifest.rules for one in parts if one.num_rows):
+    if any(
+        (one["rules"][0].as_py() if ruled else None) != manifest.rules
+        for one in parts
+        if one.num_rows
+    ):
         return None
     return max((pc.max(pc.list_value_length(one["items"])).as_py() for one in parts), default=None)
 
