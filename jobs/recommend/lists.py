@@ -133,13 +133,22 @@ def judge(context: Context) -> Result:
 
 
 def opened(context: Context, version: int) -> Sequences:
+    """A version of `gold.sequences`, as the arrays that scoring and training keep of it.
+
+    Raises:
+        SettingsError: it cannot be read any more.
+    """
+    from models.core.errors import UserError
     from models.data.sequences import cache_folder, open_sequences
 
     lake, source = context.lake, context.source.name
-    return open_sequences(
-        rust_uri(lake.path(SEQUENCES)), version, cache_folder(lake.root, source),
-        f"python -m jobs run --source {source}",
-    )  # fmt: skip
+    make = f"python -m jobs run --source {source}"
+    try:
+        return open_sequences(
+            rust_uri(lake.path(SEQUENCES)), version, cache_folder(lake.root, source), make
+        )
+    except UserError as error:
+        raise SettingsError(str(error)) from None
 
 
 def night(sequences: Sequences, low: int) -> Events:
@@ -234,8 +243,8 @@ def judged(
                 continue
             try:
                 answers.setdefault(name, []).append(_answers(context, asked, mine, since.sequences))
-            except Unreadable as error:
-                notes.append(f"lists of model version {name}: skipped, {error}")
+            except SettingsError as error:
+                notes.append(f"lists of model version {name}: skipped: {error}")
                 continue
             facts[name] = {
                 "source": context.source.name, "night": day, "model_version": name,
@@ -260,10 +269,6 @@ def _lists_at(context: Context, version: int) -> pa.Table:
     return rows
 
 
-class Unreadable(Exception):
-    """A version of a table is gone."""
-
-
 def _us(time: datetime) -> int:
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
@@ -276,15 +281,12 @@ def _answers(context: Context, asked: Events, lists: pa.Table, upto: int) -> Ans
     """Questions of one model version's lists.
 
     Raises:
-        Unreadable: the version of `gold.sequences` that they were made from is gone.
+        SettingsError: the version of `gold.sequences` that they were made from is gone, so there are
+            no baselines; or a rule cannot be evaluated.
     """
-    from models.core.errors import UserError
     from models.evaluation.metrics import per_target
 
-    try:
-        past = opened(context, upto)
-    except UserError as error:
-        raise Unreadable(f"baselines cannot be made: {error}") from None
+    past = opened(context, upto)
     lake = context.lake
     items = lake.table_of(ITEMS, int(lake.version(ITEMS) or 0), ["item_id", "item_index"])
     items = items.combine_chunks()

@@ -308,3 +308,30 @@ def test_a_broken_row_is_refused_by_the_name_of_its_check(tmp_path: Path, name: 
         return
     with pytest.raises(AuditFailed, match=f"1 of 6 checks failed(?s:.)*{name}"):
         audit(world(tmp_path), table)
+
+
+@pytest.mark.parametrize("clock", ["published", "log"])
+def test_lists_whose_sequences_are_gone_are_skipped(
+    told: Path, monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    """`jobs maintain` and `jobs forget` remove files of older versions."""
+    context = world(told)
+    path = SEQUENCES.path(str(told / "lake"), "toy")
+    there = {Path(one.removeprefix("file://")).name for one in DeltaTable(path).file_uris()}
+    gone = [file for file in Path(path).glob("*.parquet") if file.name not in there]
+    assert gone
+    for file in gone:
+        file.unlink()
+    if clock == "published":
+        [one] = lists.published(context)
+        early = Publication(one.version, 3 * DAY, one.sequences)
+        monkeypatch.setattr(lists, "published", lambda _: [early])
+        monkeypatch.setattr(lists, "_us", lambda _: 0)
+    notes = judge(context).notes
+    skipped = {
+        "published": ["model version 1: skipped: ", "none of its events has lists to judge"],
+        "log": ["no lists were made before it"],
+    }[clock]
+    assert len(notes) == len(skipped)
+    assert all(words in note for words, note in zip(skipped, notes, strict=True)), notes
+    assert not (told / "lake/toy/ops/lists").exists()
