@@ -24,7 +24,7 @@ from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import AuditFailed
 from jobs.core.source_file import load_source
-from jobs.core.tables import ITEM_ATTRIBUTES, RECOMMENDATIONS, RUNS
+from jobs.core.tables import ITEM_ATTRIBUTES, LISTS, RECOMMENDATIONS, RUNS
 from jobs.lake import filesystem
 from jobs.lake.context import Context, checked_batch
 from jobs.lake.delta import Lake
@@ -40,6 +40,8 @@ from models.registry import tracking
 from models.serving.answer import recommend
 from tests.jobs.audit.test_batch_checks import spoiled
 from tests.jobs.audit.test_suite import named
+from tests.jobs.recommend.test_lists import BROKEN as BROKEN_WORTH
+from tests.jobs.recommend.test_lists import good as good_worth
 from tests.support.gold_world import rows_of
 from tests.support.recorded import World
 
@@ -259,6 +261,16 @@ def test_published_lists_are_held_against_the_users_that_were_scored(
     assert facts.held == {"items_are_known": True}
     why = f"model version {version}: no finished run of score in ops.runs names it"
     assert facts.unknown == dict.fromkeys(published.OF_LISTS, why)
+
+
+def test_rows_of_what_lists_were_worth_are_judged_alike_by_spark(spark: Any) -> None:
+    """`jobs validate` asks Spark what the night asks DataFusion (tests of test_lists.py)."""
+    checks = [one for one in audit_suite.suite(None, LISTS) if one.condition]  # type: ignore[arg-type]
+    for name, broken in {"nothing": {}, **BROKEN_WORTH}.items():
+        rows = pa.Table.from_pylist([good_worth(**broken)], arrow_schema(LISTS.columns))
+        frame = audit_suite.broken(spark.createDataFrame(rows), LISTS.key, checks)
+        told = {one.name for one in checks if frame.where(one.name).count()}
+        assert told == ({name} if broken else set()), name
 
 
 RULED = """
