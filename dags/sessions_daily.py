@@ -12,6 +12,7 @@ that failed their audit**, and a red task leaves every table at its last good ve
 | `*.audit` | rows break an invariant (*failed*), or the suite could not run (*errored*): the log says which, and names rows and the candidate's folder | fix the cause, clear the group from `compute` |
 | `*.publish` | another run changed the table meanwhile (it tries again by itself), or storage is full | clear the group from `compute` |
 | `drift` | the night is unlike those before it, and the source's policy is `stop`; its tables stand | the log has the numbers: right after all? mark it as a success; else have the files delivered again and clear from `events.compute` |
+| `lists` | what yesterday's lists were worth could not be counted (a night without lists is skipped, green) | the log says why; mark it as a success if models must not wait for it |
 | `announce` | the tables are right; only training was not told | clear the task |
 
 Clearing and running again is always safe: every job is idempotent, in any order of days. A night
@@ -41,8 +42,9 @@ for source in dag_factory.sources():
         items = dag_factory.spark_job(source, "items")
         sequences = dag_factory.write_audit_publish(source, "sequences", "sequences")
         drifted = dag_factory.drift(source)
+        judged = dag_factory.lists(source)
         announced = dag_factory.announce(source, "sequences.publish.json")
 
         if awaited := dag_factory.arrived(source):
             awaited >> events
-        events >> [sessions, items] >> sequences >> drifted >> announced
+        events >> [sessions, items] >> sequences >> [drifted, judged] >> announced

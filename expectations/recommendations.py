@@ -45,6 +45,19 @@ def checks() -> tuple[Check, ...]:
         ),
         Check(
             name="users_balance",
-            says="users of the new lists + users who have seen every item = users of gold.sequences",
+            says="users of the new lists + users who may be given nothing = users of gold.sequences",
+        ),
+        Check(
+            name="items_are_allowed",
+            says="every item of the new lists satisfies serving.where and is not in "
+            "serving.block_list",
+        ),
+        Check(
+            name="seen_items_are_left_out",
+            says="no new list has an item of the user's last serving.exclude_seen_days",
+        ),
+        Check(
+            name="categories_are_bounded",
+            says="no new list has more than serving.max_per_category items of a category",
         ),
     )

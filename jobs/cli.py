@@ -32,6 +32,8 @@ JOBS = {
     "sequences": "silver.sessions -> gold.sequences",
     "drift": "is the night's day like the days before it? ops.nights, a warning, or a stop",
     "score": "gold.sequences and a registered model -> gold.recommendations",
+    "lists": "what published lists were worth: gold.recommendations and a night -> ops.lists",
+    "rules": "[serving] as a text for registered models, where there are no tables",
     "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
     "validate": "run the suites on the published tables",
     "compare-rules": "how far native sessions and the gap rule agree, boundary by boundary",
@@ -40,6 +42,8 @@ JOBS = {
     "explain": "one session: its events with their files, and the nights that changed it",
 }
 
+DAY_OF_A_NIGHT = "the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late"
+DAY_OF_LISTS = "the night's day, YYYY-MM-DD (UTC); without one: the day of the newest event"
 KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be read by version
 
 # What file systems say, whichever engine passes it on.
@@ -101,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="keep what was removed from the tables in the last N days (default %(default)g)",
             )
-        if job in ("compare-rules", "maintain"):
+        if job in ("compare-rules", "maintain", "rules"):
             continue
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
         if job in PLANNED:
@@ -123,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--day",
             type=parse_day,
-            help="the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late",
+            help=DAY_OF_LISTS if job == "lists" else DAY_OF_A_NIGHT,
             required=job == "drift",
         )
         if job in ("ingest", "sessionize", "items", "sequences"):
@@ -225,11 +229,20 @@ def forget(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return done
 
 
+def rules(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    from jobs.recommend import rules as serving_rules
+
+    told = serving_rules.export(opened(args, source))
+    print(serving_rules.in_words(told), flush=True)
+    return told
+
+
 WITHOUT_CANDIDATE = {
     "explain": explain,
     "compare-rules": compare_rules,
     "maintain": maintain,
     "forget": forget,
+    "rules": rules,
 }
 
 
@@ -302,7 +315,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     )
     if job == "validate":
         done = f"{len(result.tables_in)} tables, nothing is changed."
-    elif job in ("score", "drift"):
+    elif job in ("score", "drift", "lists"):
         done = f"{tables or 'nothing published'}."
     head += f" [{step}]" if step != "all" else ""
     print(f"{head}: {done} {seconds:.1f} s.", flush=True)

@@ -1,5 +1,5 @@
-"""`python -m models train|tune|recipes|grid|scaling|evaluate|compare|register|verify|score|promote|
-refit|rollback|explain|report|params|results`: gold tables in, a registry out.
+"""`python -m models train|tune|recipes|grid|backtest|scaling|evaluate|compare|register|verify|score|
+promote|refit|rollback|explain|report|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -22,11 +22,13 @@ from models.core.errors import UserError
 from models.training.options import (
     add_fit,
     add_method,
+    add_nights,
     add_split,
     add_training,
     asked_for,
     given,
     recipe_key,
+    split_asked,
     train_parser,
 )
 
@@ -44,6 +46,9 @@ def _recipes_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--target", help="default: the source file's")
     command.add_argument("--preset", help="default: the source file's")
     add_split(command)
+    command.add_argument(
+        "--table-version", type=int, help="of gold.sequences, whose nights may decide the split"
+    )
 
 
 def _evaluate_options(command: argparse.ArgumentParser) -> None:
@@ -157,6 +162,30 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _backtest_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--methods", help="by comma, as in `grid`; default: the source file's")
+    command.add_argument("--seeds", help="by comma; default: the source file's")
+    add_nights(command)
+    command.add_argument(
+        "--table-version", type=int, help="version of gold.sequences; default: the newest"
+    )
+    command.add_argument(
+        "--comparison",
+        metavar="ID",
+        help="default: named after the table version, the nights and --each-night, so that the same "
+        "command goes on where it was",
+    )
+    command.add_argument(
+        "--tuned",
+        action="store_true",
+        help="every method with the newest recipe of `tune`; options that are given win",
+    )
+    command.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
+    command.add_argument(
+        "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
+    )
+
+
 def _scaling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--comparison", required=True, metavar="ID")
     command.add_argument("--method", required=True, help="such as sessionrec-hstu")
@@ -216,7 +245,9 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
     return counted
 
 
-def _request(args: argparse.Namespace, source: Any, lake: str, settings_: dict[str, Any]) -> Any:
+def _request(
+    args: argparse.Namespace, source: Any, lake: str, settings_: dict[str, Any], split: str
+) -> Any:
     """A training, or the trials of `tune`, with these overrides of the preset."""
     from jobs.core.settings import settings
     from models.core import environment
@@ -232,13 +263,23 @@ def _request(args: argparse.Namespace, source: Any, lake: str, settings_: dict[s
         lake=lake,
         config=config(args.method, args.preset or source.training.preset, **wanted),
         version=args.table_version,
-        split=args.split,
+        split=split,
+        nights=args.nights,
+        each_night=args.each_night,
         preprocess=args.preprocess,
         valid_from=rescore.parse_ts(args.valid_from),
         test_from=rescore.parse_ts(args.test_from),
         device=environment.pick_device(args.device),
         checkpoint_s=settings().checkpoint_s if args.checkpoint_s is None else args.checkpoint_s,
     )
+
+
+def _split(args: argparse.Namespace, source: Any, lake: str) -> str:
+    """The split that is asked for, or that of the log's nights."""
+    from models.data.load import split_by_default
+
+    asked = split_asked(args, source.training)
+    return asked or split_by_default(lake, source.name, args.table_version)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
@@ -250,16 +291,17 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] | None:
     from models.core import environment
     from models.registry import recipes
-    from models.training import run
+    from models.training import nightly, run
 
     recipe = None
+    split = _split(args, source, lake)
     if args.tuned is not None:
-        key = recipe_key(args.method, args, source.training)
+        key = recipe_key(args.method, args, source.training, split)
         recipe = recipes.wanted(source.name, key, args.tuned)
         environment.note(recipes.taken(key, recipe))
     settings_ = (recipe.settings if recipe else {}) | _given(args)
     request = replace(
-        _request(args, source, lake, settings_),
+        _request(args, source, lake, settings_, split),
         comparison=args.comparison,
         variant=args.variant,
         sampled=args.sampled,
@@ -267,6 +309,8 @@ def _train(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any] |
         recipe=recipe,
         train_until=args.train_until,
     )
+    if split == "nightly":
+        return nightly.train(request, environment.note)
     return run.train(request, environment.note)
 
 
@@ -274,10 +318,10 @@ def _tune(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.core.environment import note
     from models.experiments.tune import Budget, in_words, tune
 
-    chosen = _given(args)
+    chosen, split = _given(args), _split(args, source, lake)
     done = tune(
-        _request(args, source, lake, chosen),
-        recipe_key(args.method, args, source.training),
+        _request(args, source, lake, chosen, split),
+        recipe_key(args.method, args, source.training, split),
         chosen,
         Budget(args.trials, args.minutes),
         note,
@@ -292,7 +336,9 @@ def _recipes(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]
 
     words = args.methods or ",".join(source.training.methods)
     names = methods_of(words, args.target or source.training.target)
-    found = recipes.every(source.name, [recipe_key(n, args, source.training) for n in names])
+    split = _split(args, source, lake)
+    keys = [recipe_key(name, args, source.training, split) for name in names]
+    found = recipes.every(source.name, keys)
     for name, recipe in found.items():
         print(recipes.described(name, recipe))
     return {
@@ -435,19 +481,11 @@ def _numbers(option: str, text: str, kind: Any) -> list[Any]:
 
 def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.core.environment import note
-    from models.experiments.grid import cells_of, command_line, grid, tuned_cells
+    from models.experiments.grid import command_line, grid
     from models.selection.compare import show
 
-    seeds = _numbers("--seeds", args.seeds, int)
     file = Path(args.results) if args.results else None
-    told, _ = train_parser().parse_known_args(
-        ["--source", args.source, "--method", "pop", *args.options]
-    )
-    cells = cells_of(args.methods, args.variant, seeds, told.target or source.training.target)
-    if args.tuned:
-        cells = tuned_cells(
-            source.name, cells, lambda name: recipe_key(name, told, source.training)
-        )
+    cells = _cells(args, source, lake, args.options, args.variant)
     outcome = grid(
         args.source,
         args.comparison,
@@ -466,6 +504,43 @@ def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
         file,
         note,
     )
+    show(outcome)
+    return outcome
+
+
+def _cells(
+    args: argparse.Namespace, source: Any, lake: str, options: list[str], variants: list[str]
+) -> list[Any]:
+    """The trainings of a grid, or of a backtest."""
+    from models.experiments.grid import cells_of, tuned_cells
+
+    told, _ = train_parser().parse_known_args(
+        ["--source", args.source, "--method", "pop", *options]
+    )
+    seeds = _numbers("--seeds", args.seeds, int)
+    cells = cells_of(args.methods, variants, seeds, told.target or source.training.target)
+    if not args.tuned:
+        return cells
+    split = _split(told, source, lake)
+    return tuned_cells(
+        source.name, cells, lambda name: recipe_key(name, told, source.training, split)
+    )
+
+
+def _backtest(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import note
+    from models.experiments.backtest import backtest, planned
+    from models.selection.compare import show
+
+    args.methods = args.methods or ",".join(source.training.methods)
+    args.seeds = args.seeds or ",".join(map(str, source.training.seeds))
+    plan = planned(
+        args.source, lake, args.nights, args.each_night, args.table_version, args.comparison,
+        args.options,
+    )  # fmt: skip
+    cells = _cells(args, source, lake, plan.options, [])
+    file = Path(args.results) if args.results else None
+    outcome = backtest(plan, cells, args.methods, args.seeds, args.tuned, file, note)
     show(outcome)
     return outcome
 
@@ -565,6 +640,11 @@ COMMANDS = {
         _grid_options,
         _grid,
     ),
+    "backtest": Command(
+        "evaluate methods night by night, as they are used; resumes where it was stopped",
+        _backtest_options,
+        _backtest,
+    ),
     "scaling": Command(
         "loss against parameters and against data; goes on where it was", _scaling_options, _scaling
     ),
@@ -599,7 +679,9 @@ def main(argv: list[str] | None = None) -> int:
         answer(done)
     if done and args.command == "verify" and not done["holds"]:
         return 1
-    failed = done.get("failed") if done and args.command in ("grid", "scaling") else None
+    failed = (
+        done.get("failed") if done and args.command in ("grid", "backtest", "scaling") else None
+    )
     if failed:
         print(
             f"error: {len(failed)} of the trainings failed, {', '.join(failed)}: see above why. The "

@@ -25,7 +25,8 @@ QUICK = (
     "jobs/core/", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
     "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "models/data/",
     "models/evaluation/", "models/experiments/test_tune.py", "models/networks/", "models/selection/test_compare.py",
-    "models/serving/test_recommend.py",
+    "models/training/test_nightly.py", "models/serving/test_recommend.py",
+    "models/serving/test_rules.py", "jobs/recommend/test_rules.py", "jobs/recommend/test_lists.py",
 )  # fmt: skip
 
 

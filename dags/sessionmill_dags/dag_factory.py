@@ -230,6 +230,14 @@ def drift(source: ScheduledSource) -> JobsOperator:
     )
 
 
+def lists(source: ScheduledSource) -> JobsOperator:
+    """What were the lists worth that were there before the night's events?"""
+    return JobsOperator(
+        task_id="lists",
+        arguments=["lists", "--source", source.file, "--batch", RUN, "--day", DAY],
+    )
+
+
 def spark_job(
     source: ScheduledSource, job: str, step: str = "all", *, by_day: bool = True
 ) -> SparkSubmitOperator:

@@ -361,11 +361,17 @@ class TrainingPart(Part):
     """The methods that are trained and compared."""
     target: Literal["next_item", "next_session"] = "next_item"
     """What is predicted: the next item, or the set of items of the next session."""
+    split: Literal["temporal", "nightly", "last_session", "last_item"] | None = None
+    """What methods are evaluated on. `nightly`: each of the last nights (UTC days), with a model that
+    was trained on everything before it. `temporal`: the newest tenth of the log. `last_session`,
+    `last_item`: each user's last session or event. The default is `nightly` where the log has 11
+    nights or more, else `temporal`."""
     preset: str = "small"
     """How large the models are and how long they are trained."""
     train_until: Literal["validation", "test"] = "validation"
     """The period of the log before which training rows and vocabulary end. `test`: once the best
-    epoch is known, every method is trained again with the validation period, for as many epochs."""
+    epoch is known, every method is trained again with the validation period, for as many epochs. Not
+    used under `split = "nightly"`, which trains on everything before each night."""
     seeds: list[int] = [1]
     """Every method is trained once with each seed; baselines once."""
     tuned: StrictBool = False
@@ -381,6 +387,47 @@ class TrainingPart(Part):
     already: five fields, a preset such as `@daily`, or `never`."""
     deadline_hours: float = Field(default=24.0, gt=0, le=1000)
     """The webhook reports a training as late if it has not ended this long after it was due."""
+
+
+class ServingPart(Part):
+    """Rules for the lists that users get, and when these are worth too little. Rules hold inside a
+    list: it is filled up with the next best items that they allow."""
+
+    where: str | None = Field(default=None, min_length=1)
+    """An SQL condition on the columns of `gold.items` and the catalogue's attributes, by their
+    names, such as `in_stock = 'true' and price < 20`. Only items of which it is true are listed.
+    Categories are texts; names are case sensitive; names with blanks stand in double quotes."""
+    exclude_seen_days: float | None = Field(default=None, gt=0, le=36_500)
+    """Items that the user had an event with in so many days before the newest event of all (in a
+    request: before its time) are not listed."""
+    max_per_category: int | None = Field(default=None, ge=1)
+    """How many items of one category a list may have. Items without a category are not counted."""
+    category: ColumnName | None = None
+    """The attribute of the catalogue that `max_per_category` counts by."""
+    block_list: str | None = Field(default=None, min_length=1)
+    """A file with one item id a line, UTF-8. These items are not listed."""
+    nights: int = Field(default=3, ge=1, le=366)
+    """The webhook is told when the lists were worth less than counting in so many nights in a
+    row."""
+
+    @model_validator(mode="after")
+    def _counts_by_something(self) -> ServingPart:
+        if self.max_per_category is not None and self.category is None:
+            raise ValueError(
+                f"max_per_category = {self.max_per_category} needs category: name the attribute of "
+                "the catalogue that it counts by"
+            )
+        if self.category is not None and self.max_per_category is None:
+            raise ValueError(
+                f"category = {self.category!r} needs max_per_category: how many items of one "
+                "category a list may have"
+            )
+        return self
+
+    @property
+    def has_rules(self) -> bool:
+        rules = (self.where, self.exclude_seen_days, self.max_per_category, self.block_list)
+        return any(one is not None for one in rules)
 
 
 class PrivacyPart(Part):
@@ -439,6 +486,7 @@ class Source(Part):
     gate: GatePart = GatePart()
     schedule: SchedulePart = SchedulePart()
     drift: DriftPart = DriftPart()
+    serving: ServingPart = ServingPart()
     privacy: PrivacyPart = PrivacyPart()
 
     @property
@@ -482,6 +530,7 @@ class Source(Part):
                 f"columns.exposed_with = {columns.exposed_with!r} and [exposures] both say what was "
                 "shown: leave one of them out"
             )
+        self._category_is_one_of_the_catalogue()
         if self.source.format == "combined_log":
             for ours, theirs in self.mapped().items():
                 if theirs not in COMBINED_LOG_COLUMNS:
@@ -496,6 +545,16 @@ class Source(Part):
                         f"{field_of(ours)} = {theirs!r}: without a header columns are named _0, _1, …"
                     )
         return self
+
+    def _category_is_one_of_the_catalogue(self) -> None:
+        category = self.serving.category
+        known = [] if self.items is None else self.items.categories
+        if category is not None and category not in known:
+            there = f"known are {', '.join(known)}" if known else "there are none"
+            raise ValueError(
+                f"serving.category = {category!r} is not one of items.categories: {there}; add it "
+                "there, or name another"
+            )
 
     def digest(self) -> str:
         """Names what the file says: two runs by different source files differ in it."""

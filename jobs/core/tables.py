@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from expectations.lists import JUDGED, LIST_METRICS
+
 EVENT_STRUCT = (
     "struct<event_id:string,event_ts:timestamp,item_id:string,event_type:string,value:double,"
     "feedback:string,tie_break:bigint,source_session_id:string,exposed_with:array<string>>"
@@ -119,10 +121,12 @@ SEQUENCES = Table(
 
 RECOMMENDATIONS = Table(
     layer="gold", name="recommendations", key=("user_id", "model_version"),
-    doc="One user's list from one model version.",
+    doc="One user's list from one model version. `rules`: digest of the rules of [serving], as they "
+        "were for this model, that the list was made by; null: none.",
     columns={
         "user_id": "string", "model_name": "string", "model_version": "string",
         "created_ts": "timestamp", "items": "array<struct<item_id:string,score:double>>",
+        "rules": "string",
     },
 )  # fmt: skip
 
@@ -163,6 +167,27 @@ NIGHTS = Table(
     },
 )  # fmt: skip
 
+LISTS = Table(
+    layer="ops", name="lists", key=("source", "night", "model_version"),
+    doc="What lists that were published before a night's events were worth: hit rate and NDCG of the "
+        "first ten, of the lists (`served_`) and of two baselines made from the same version of "
+        "gold.sequences, as means over users with 95 % intervals (`_low`, `_high`); `known_`: of the "
+        "users who had an event in it. `clock`: published, or log (no lists were published before "
+        "the end of the night: the newest that were made from nothing of it).",
+    columns={
+        "source": "string", "night": "date", "model_version": "string", "model_name": "string",
+        "clock": "string", "published_ts": "timestamp", "created_ts": "timestamp",
+        "sequences_version": "bigint", "users": "bigint", "new_users": "bigint",
+        "targets": "bigint", "events_left_out": "bigint",
+        **{
+            f"{of}{judged}_{metric}{end}": "double"
+            for of in ("", "known_") for judged in JUDGED for metric in LIST_METRICS
+            for end in ("", "_low", "_high")
+        },
+        "made_ts": "timestamp",
+    },
+)  # fmt: skip
+
 FORGOTTEN = Table(
     layer="ops", name="forgotten", key=("user_hash",),
     doc="People who were forgotten, as keyed hashes: ingestion passes over their lines. "
@@ -172,7 +197,7 @@ FORGOTTEN = Table(
 
 ALL = (
     EVENTS, REJECTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
-    NIGHTS, FORGOTTEN,
+    NIGHTS, LISTS, FORGOTTEN,
 )  # fmt: skip
 
 REJECT_REASONS = (

@@ -27,7 +27,7 @@ def send(kind: str, text: str, **facts: Any) -> bool:
     """Tell the webhook.
 
     Args:
-        kind: `task failed`, `run late` or `drift`.
+        kind: `task failed`, `run late`, `drift` or `lists`.
         text: what happened, where, and what to do, for a person.
         facts: what a program needs of it; anything that JSON can say, others as their text.
 

@@ -19,12 +19,17 @@ from pyspark.sql import functions as F
 from jobs.audit import spark_checks
 from jobs.audit.suite import audit_candidate
 from jobs.core.errors import SettingsError
-from jobs.core.tables import EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import EVENTS, ITEMS, LISTS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
 from jobs.lake.context import Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
+from jobs.recommend import rule_checks, score
+from jobs.recommend.rules import Resolved, resolve
 
 if TYPE_CHECKING:
     from models.networks.saved_model import Stored
+
+
+WITH_SUITE = (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS, LISTS)
 
 
 @dataclass
@@ -56,7 +61,7 @@ def validate_tables(context: Context, only: str | None) -> Result:
         SettingsError: `only` names no table with a suite, or there is no such table yet.
         AuditFailed, AuditErrored: as in a night.
     """
-    tables = {table.full_name: table for table in (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS)}
+    tables = {table.full_name: table for table in WITH_SUITE}
     if only is not None and only not in tables:
         raise SettingsError(f"--table {only}: tables with a suite are {', '.join(tables)}")
     result = Result()
@@ -64,8 +69,8 @@ def validate_tables(context: Context, only: str | None) -> Result:
         if only not in (None, name):
             continue
         version = context.lake.version(table)
-        if version is None and table is RECOMMENDATIONS and only is None:
-            continue  # nobody has scored yet
+        if version is None and table in (RECOMMENDATIONS, LISTS) and only is None:
+            continue  # nobody has scored yet, or judged
         if version is None:
             raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
         engine = context.thresholds.whole_tables()
@@ -144,16 +149,14 @@ def list_facts(context: Context, rows: DataFrame) -> Facts:
     known = context.lake.read(ITEMS).select("item_id")
     facts.held["items_are_known"] = ids.join(known, "item_id", "left_anti").isEmpty()
     scored = _scored_from(context)
-    whole: dict[str, bool | str] = {}
-    users: dict[str, bool | str] = {}
+    found: dict[str, dict[str, bool | str]] = {}
     versions = sorted(row[0] for row in rows.select("model_version").distinct().collect())
     for version in versions:
         lists = rows.where(F.col("model_version") == version)
-        sizes = lists.select("user_id", F.size("items").alias("size")).toArrow()
-        part = f"model version {version}"
-        whole[part], users[part] = _of_version(context, sizes, version, scored.get(version))
-    facts.put("lists_are_whole", whole)
-    facts.put("users_balance", users)
+        for name, one in _of_version(context, lists, version, scored.get(version)).items():
+            found.setdefault(name, {})[f"model version {version}"] = one
+    for name in OF_LISTS:
+        facts.put(name, found.get(name, {}))
     return facts
 
 
@@ -168,53 +171,77 @@ def _scored_from(context: Context) -> dict[str, int]:
     return found
 
 
+OF_LISTS = ("lists_are_whole", "users_balance", *rule_checks.CHECKS)
+
+
 def _of_version(
-    context: Context, sizes: pa.Table, version: str, upto: int | None
-) -> tuple[bool | str, bool | str]:
-    """Whether a model version's lists are whole, and of all users that it scored; or why that is
-    not known.
+    context: Context, lists: DataFrame, version: str, upto: int | None
+) -> dict[str, bool | str]:
+    """Check -> whether a model version's lists are whole, of all users that it scored, and as the
+    rules allow; or why that is not known.
 
     Args:
-        sizes: `user_id`, `size` of its lists.
         upto: the version of `gold.sequences` that it scored.
     """
     if upto is None:
-        return (why := "no finished run of score in ops.runs names it"), why
+        return dict.fromkeys(OF_LISTS, "no finished run of score in ops.runs names it")
     upto = readable(context, SEQUENCES, upto)
+    sizes = lists.select("user_id", F.size("items").alias("size")).toArrow()
     try:
         with feed_gone(SEQUENCES, upto - 1, upto):
-            stored, most = _model(context, version, upto)
+            stored, ruled = _model(context, version, upto)
+            made_by = _made_by(lists)
+            if made_by - {None if ruled is None else ruled.digest}:
+                return dict.fromkeys(OF_LISTS, "they were made by other rules of [serving]")
+            most = None
+            if ruled is not None or score.excludes(stored):
+                most = score.most_of_users(context, stored, upto, ruled)
             names = context.lake.table_of(SEQUENCES, upto, ["user_id"])["user_id"]
+            of_users: dict[str, bool | str] = {
+                "lists_are_whole": _whole(sizes, stored, most),
+                "users_balance": _balanced(sizes, names, most),
+            }
+            return of_users | _ruled(context, lists, upto, ruled)
     except FeedGone:
-        return (why := f"{SEQUENCES.full_name} version {upto} cannot be read any more"), why
+        why = f"{SEQUENCES.full_name} version {upto} cannot be read any more"
     except SettingsError as error:
-        return (why := f"the model cannot be loaded ({error})"), why
-    return _whole(sizes, stored, most), _balanced(sizes, names, most)
+        why = f"the model cannot be asked again ({error})"
+    return dict.fromkeys(OF_LISTS, why)
 
 
-def _model(context: Context, version: str, upto: int) -> tuple[Stored, pa.Table | None]:
-    """The stored model, and where it leaves out what was seen, `user_id` and `unseen`: how many
-    items of its vocabulary a user has not seen."""
-    from jobs.recommend import score
+def _made_by(lists: DataFrame) -> set[str | None]:
+    """The digests of the rules of lists; earlier versions knew no rules, and had no such column."""
+    if "rules" not in lists.columns:
+        return {None}
+    return {row[0] for row in lists.select("rules").distinct().collect()}
 
+
+def _model(context: Context, version: str, upto: int) -> tuple[Stored, Resolved | None]:
+    """The stored model, and the rules as they are for it today."""
     _, stored = score.loaded(context.source.name, "", int(version))
-    if not score.excludes(stored):
-        return stored, None
-    return stored, score.unseen_of_users(context, stored, upto)
+    return stored, resolve(context, stored.item_ids, upto)
 
 
-def _whole(sizes: pa.Table, stored: Stored, unseen: pa.Table | None) -> bool:
+def _ruled(
+    context: Context, lists: DataFrame, upto: int, ruled: Resolved | None
+) -> dict[str, bool]:
+    if ruled is None:
+        return rule_checks.none()
+    rows = lists.select("user_id", F.col("items.item_id").alias("ids")).toArrow().combine_chunks()
+    users, ids = (rows[name].combine_chunks() for name in ("user_id", "ids"))
+    return rule_checks.rules_held(context, upto, users, ids)
+
+
+def _whole(sizes: pa.Table, stored: Stored, most: pa.Table | None) -> bool:
     size = sizes["size"].to_numpy()
     asked = int(size.max(initial=0))
-    if unseen is None:
+    if most is None:
         return bool((size == min(asked, len(stored.item_ids))).all())
-    from jobs.recommend.score import as_long_as_can_be
-
-    return as_long_as_can_be(sizes["user_id"], size, unseen, asked)
+    return score.as_long_as_can_be(sizes["user_id"], size, most, asked)
 
 
-def _balanced(sizes: pa.Table, names: Any, unseen: pa.Table | None) -> bool:
-    nothing = 0 if unseen is None else int(np.sum(unseen["unseen"].to_numpy() == 0))
+def _balanced(sizes: pa.Table, names: Any, most: pa.Table | None) -> bool:
+    nothing = 0 if most is None else int(np.sum(most["most"].to_numpy() == 0))
     return bool(sizes.num_rows + nothing == len(names))
 
 
@@ -223,4 +250,5 @@ FACTS: dict[str, Callable[[Context, DataFrame], Facts]] = {
     SESSIONS.full_name: session_facts,
     SEQUENCES.full_name: sequence_facts,
     RECOMMENDATIONS.full_name: list_facts,
+    LISTS.full_name: lambda context, rows: Facts(),  # (all its checks are of rows)
 }

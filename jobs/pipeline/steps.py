@@ -17,7 +17,7 @@ from jobs.lake import filesystem
 from jobs.lake.context import Candidate, Context, Result
 from jobs.ops import drift
 from jobs.pipeline import published
-from jobs.recommend import score
+from jobs.recommend import lists, score
 from jobs.silver import sessionize
 
 MODULES: dict[str, tuple[ModuleType, Table]] = {
@@ -49,6 +49,8 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
                 result.add(part)
         elif job == "drift":
             result.add(drift.look(context))
+        elif job == "lists":
+            result.add(lists.judge(context))
         elif job == "validate":
             result.add(published.validate_tables(context, options.get("table")))
         else:

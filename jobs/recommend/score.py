@@ -1,13 +1,15 @@
 """`gold.sequences` and a registered model -> `gold.recommendations`: a list for every user.
 
 compute   the version that the alias names (or the one that is asked for), loaded once, scores all
-          users of the newest `gold.sequences`; its lists are staged as data files (where a model
-          leaves out what was seen, users who have seen every item get none, and are counted)
+          users of the newest `gold.sequences`, by the rules of `[serving]`; its lists are staged as
+          data files (users who may be given nothing, because they have seen every item or by the
+          rules, get none, and are counted)
 audit     the suite of `expectations/recommendations.py`
 publish   one commit: the new lists, and those of other versions that have an alias still; lists of
           versions that nobody names any more go
 
-A plain process: PyTorch needs no JVM. Scored again from the same versions nothing is written.
+A plain process: PyTorch needs no JVM. Scored again from the same versions, by rules that allow the
+same, nothing is written.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from jobs.lake.data_files import staging
 from jobs.lake.filesystem import rows_of, rust_uri
 from jobs.lake.manifest import Manifest, Staged
 from jobs.lake.tasks import run
-from jobs.recommend import checks
+from jobs.recommend import checks, rule_checks
+from jobs.recommend.rules import Resolved, possible, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("alias", "model_version", "k")
 USERS_A_FILE = 131_072  # ours
-UNSEEN = "unseen.parquet"
+MOST = "most.parquet"
 
 
 @dataclass
@@ -65,12 +68,20 @@ class ScoreManifest(Manifest):
     """Items of a list, at most."""
     method: str
     excludes: bool
-    """Whether lists leave out what the user has seen."""
+    """Whether it differs by user how many items a list may have: the model leaves out what the user
+    has seen, or there are rules."""
     empty: bool = False
     """Whether there is nothing to publish."""
     users: int = 0
     nothing: int = 0
-    """Users who have seen every item, and get no list."""
+    """Users who may be given nothing, and get no list."""
+    rules: str | None = None
+    """The digest of the rules; None: there are none."""
+    removed: dict[str, int] = field(default_factory=dict)
+    """By key of `[serving]`: how many items of the model's vocabulary it excludes."""
+    short: int = 0
+    """Users who may be given fewer items than were asked for."""
+    notes: list[str] = field(default_factory=list)
     kept: int = 0
     """Lists of other versions that stay."""
     scoring_s: float = 0.0
@@ -99,23 +110,30 @@ def compute(
         raise SettingsError(
             f"{lake.path(SEQUENCES)} has no rows: run python -m jobs run --source {name} first"
         )
-    lake.create(RECOMMENDATIONS)
+    lake.create(RECOMMENDATIONS, upgrade=False)
     base = lake.version(RECOMMENDATIONS)
     assert base is not None
     model, stored = loaded(name, alias, model_version)
     candidate = context.candidate(RECOMMENDATIONS)
-    size, each = min(k, len(stored.item_ids)), excludes(stored)
-    there = False
-    if lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
-        longest = _longest(context, base, model.version, each)
-        there = longest == (_possible(context, stored, upto, size) if each else size)
+    ruled = resolve(context, stored.item_ids, upto)
+    size, each = min(k, len(stored.item_ids)), excludes(stored) or ruled is not None
     manifest = ScoreManifest(
-        plan=score_plan(ScoreFacts(there)), base=base, upto=upto, version=model.version,
-        uri=model.uri, size=size, method=stored.facts["method"], excludes=each, empty=there,
+        plan=score_plan(ScoreFacts(there=False)), base=base, upto=upto, version=model.version,
+        uri=model.uri, size=size, method=stored.facts["method"], excludes=each,
     )  # fmt: skip
+    if ruled is not None:
+        manifest.rules, manifest.removed = ruled.digest, ruled.removed
+        manifest.notes = ruled.notes
+    if lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
+        longest = _longest(context, base, manifest)
+        most = _possible(context, stored, upto, size, ruled) if each else size
+        manifest.empty = longest == most
+        manifest.plan = score_plan(ScoreFacts(manifest.empty))
     context.decide(manifest.plan)
     if not manifest.empty:
-        fill(context, candidate, stored, model, manifest)
+        lake.create(RECOMMENDATIONS)
+        manifest.base = lake.version(RECOMMENDATIONS) or 0
+        fill(context, candidate, stored, model, manifest, ruled)
     candidate.save(manifest)
     crash_points.point("score.computed")
     return candidate
@@ -148,13 +166,22 @@ def excludes(stored: Stored) -> bool:
     return stored.config.model.repeat_policy == "exclude_seen"
 
 
-def _longest(context: Context, base: int, version: str, each: bool) -> int | None:
-    """The length of the longest list of a model version that is there already (one tells, unless
-    `each` has its own); None: there are none."""
+def _longest(context: Context, base: int, manifest: ScoreManifest) -> int | None:
+    """The length of the longest list that the model version has already by these rules (one tells,
+    unless each user has its own); None: there are none."""
     table = context.lake.open(RECOMMENDATIONS)
     assert table is not None
     table.load_as_version(base)
-    parts = itertools.islice(_lists_of(table, version, ["items"]), None if each else 1)
+    # (A table of an earlier version has lists without rules, and no such column yet.)
+    ruled = [field.name for field in table.schema().fields if field.name == "rules"]
+    lists = _lists_of(table, manifest.version, ["items", *ruled])
+    parts = [*itertools.islice(lists, None if manifest.excludes else 1)]
+    if any(
+        (one["rules"][0].as_py() if ruled else None) != manifest.rules
+        for one in parts
+        if one.num_rows
+    ):
+        return None
     return max((pc.max(pc.list_value_length(one["items"])).as_py() for one in parts), default=None)
 
 
@@ -166,18 +193,17 @@ def _lists_of(
     return filesystem.matching(rows_of(table), own, ["model_version"], columns)
 
 
-def _possible(context: Context, stored: Stored, upto: int, size: int) -> int:
-    """The longest list where what a user has seen is left out."""
+def _possible(
+    context: Context, stored: Stored, upto: int, size: int, ruled: Resolved | None
+) -> int:
+    """The longest list where it differs by user what may be given."""
     _, rows = _asked(context, stored, upto)
-    return min(size, int(_unseen(stored, rows).max()))
+    return min(size, int(_most(stored, rows, ruled).max()))
 
 
-def _unseen(stored: Stored, rows: Rows) -> Ints:
-    """How many items of the model's vocabulary each user has not seen: int64[U]."""
-    users, size = len(rows.start) - 1, len(stored.item_ids)
-    user = np.repeat(np.arange(users), np.diff(rows.start))
-    pairs = np.unique(user * (size + 1) + rows.item)
-    return size - np.bincount(pairs // (size + 1), minlength=users)
+def _most(stored: Stored, rows: Rows, ruled: Resolved | None) -> Ints:
+    """int64[U]: how many items each user may be given."""
+    return possible(stored, rows, None if ruled is None else ruled.rules, excludes(stored))
 
 
 def _asked(context: Context, stored: Stored, upto: int) -> tuple[list[str], Rows]:
@@ -195,33 +221,33 @@ def _asked(context: Context, stored: Stored, upto: int) -> tuple[list[str], Rows
     return sequences.user_id, rows
 
 
-def unseen_of_users(context: Context, stored: Stored, upto: int) -> pa.Table:
-    """`user_id` of a version of gold.sequences, and how many items each has not seen: `unseen`."""
+def most_of_users(context: Context, stored: Stored, upto: int, ruled: Resolved | None) -> pa.Table:
+    """`user_id` of a version of gold.sequences, and how many items each may be given: `most`."""
     names, rows = _asked(context, stored, upto)
-    return _unseen_table(names, _unseen(stored, rows))
+    return _most_table(names, _most(stored, rows, ruled))
 
 
-def _unseen_table(names: list[str], unseen: Ints) -> pa.Table:
-    return pa.table({"user_id": pa.array(names, pa.string()), "unseen": pa.array(unseen)})
+def _most_table(names: list[str], most: Ints) -> pa.Table:
+    return pa.table({"user_id": pa.array(names, pa.string()), "most": pa.array(most)})
 
 
-def as_long_as_can_be(users: Any, size: Ints, unseen: pa.Table, asked: int) -> bool:
+def as_long_as_can_be(users: Any, size: Ints, given: pa.Table, asked: int) -> bool:
     """Whether each user's list has as many items as were asked for, or all that may be returned.
 
     Args:
         users, size: of the lists: whose they are, and how many items they have.
-        unseen: as `unseen_of_users` gives it.
+        given: as `most_of_users` makes it.
     """
-    place = pc.index_in(users, unseen["user_id"].combine_chunks())
+    place = pc.index_in(users, given["user_id"].combine_chunks())
     if place.null_count:
         return False  # nobody of that name was to have a list
-    most = unseen["unseen"].to_numpy()[place.to_numpy(zero_copy_only=False)]
+    most = given["most"].to_numpy()[place.to_numpy(zero_copy_only=False)]
     return bool((size == np.minimum(most, asked)).all())
 
 
 def fill(
     context: Context, candidate: Candidate, stored: Stored, model: Registered,
-    manifest: ScoreManifest,
+    manifest: ScoreManifest, ruled: Resolved | None,
 ) -> None:  # fmt: skip
     """Stage the lists of all users, and those that stay."""
     from models.serving.all_users import lists
@@ -230,19 +256,20 @@ def fill(
     names, rows = _asked(context, stored, manifest.upto)
     began = time.monotonic()
     folder, users = staging(context.run_id), pa.array(names, pa.string())
-    # Who has seen the whole catalogue can be given nothing. Any other empty list is a fault of the
-    # model's, and stays for the suite to refuse.
+    # Who has seen the whole catalogue, or all that the rules allow, can be given nothing. Any other
+    # empty list is a fault of the model's, and stays for the suite to refuse.
     nothing = np.zeros(len(names), dtype=bool)
-    if excludes(stored):
-        unseen = _unseen(stored, rows)
-        nothing = unseen == 0
-        filesystem.write_parquet(candidate.path(UNSEEN), _unseen_table(names, unseen))
+    if manifest.excludes:
+        most = _most(stored, rows, ruled)
+        nothing, manifest.short = most == 0, int((most < manifest.size).sum())
+        filesystem.write_parquet(candidate.path(MOST), _most_table(names, most))
+    rules = None if ruled is None else ruled.rules
 
     def parts() -> Iterator[pa.Table]:
-        for at, table in lists(stored, rows, manifest.size):
+        for at, table in lists(stored, rows, manifest.size, rules):
             given = ~(nothing[at] & (pc.list_value_length(table["items"]).to_numpy() == 0))
             some = table["items"].filter(pa.array(given))
-            yield _rows(context, users.take(pa.array(at[given])), some, model)
+            yield _rows(context, users.take(pa.array(at[given])), some, model, manifest.rules)
 
     made = _write(context, folder, "lists", parts())
     seconds = time.monotonic() - began
@@ -261,12 +288,14 @@ def fill(
     manifest.staged = lake.entries(RECOMMENDATIONS, folder, made)
 
 
-def _rows(context: Context, users: pa.Array, items: Any, model: Registered) -> pa.Table:
+def _rows(
+    context: Context, users: pa.Array, items: Any, model: Registered, rules: str | None
+) -> pa.Table:
     count = len(users)
     columns = [
         users, pa.repeat(model.name, count), pa.repeat(model.version, count),
         pa.repeat(pa.scalar(context.started, pa.timestamp("us", "UTC")), count),
-        items.combine_chunks(),
+        items.combine_chunks(), pa.repeat(pa.scalar(rules, pa.string()), count),
     ]  # fmt: skip
     schema = arrow_schema(RECOMMENDATIONS.columns)
     return pa.table(columns, names=schema.names).cast(schema)
@@ -312,7 +341,7 @@ def audit(context: Context, candidate: Candidate) -> None:
         "lists_are_whole": _whole(candidate, manifest, new),
         "users_balance": sum(one["rows"] for one in new) + manifest.nothing
         == lake.table_of(SEQUENCES, manifest.upto, ["user_id"]).num_rows,
-    }
+    } | _ruled(context, manifest)
     versions = {one["version"] for one in held}
     apart = all(arrow_columns.apart([h for h in held if h["version"] == v]) for v in versions)
     if apart and all(one["holds"] for one in held):
@@ -326,17 +355,35 @@ def audit(context: Context, candidate: Candidate) -> None:
     crash_points.point("score.audited")
 
 
+def _ruled(context: Context, manifest: ScoreManifest) -> dict[str, bool]:
+    """Whether the new lists keep each rule."""
+    if manifest.rules is None:
+        return rule_checks.none()
+    parts = [rows for path in manifest.made if (rows := _new_rows(path, manifest)).num_rows]
+    if not parts:
+        return rule_checks.none()
+    rows = pa.concat_tables(parts).combine_chunks()
+    items = rows["items"].combine_chunks()
+    ids = pa.ListArray.from_arrays(items.offsets, items.values.field("item_id"))
+    return rule_checks.rules_held(context, manifest.upto, rows["user_id"].combine_chunks(), ids)
+
+
+def _new_rows(path: str, manifest: ScoreManifest) -> pa.Table:
+    """The rows of a staged file that are of the model version that was asked for."""
+    rows = filesystem.read_parquet(path, ["user_id", "model_version", "items"])
+    return rows.filter(pc.equal(rows["model_version"], manifest.version))
+
+
 def _whole(candidate: Candidate, manifest: ScoreManifest, new: list[dict[str, Any]]) -> bool:
     """Whether the new lists have as many items as were asked for, or all that may be returned."""
     size = manifest.size
     if not manifest.excludes:
         return all(one["least"] == one["most"] == size for one in new)
-    unseen = filesystem.read_parquet(candidate.path(UNSEEN))
+    given = filesystem.read_parquet(candidate.path(MOST))
     for path in manifest.made:
-        rows = filesystem.read_parquet(path, ["user_id", "model_version", "items"])
-        rows = rows.filter(pc.equal(rows["model_version"], manifest.version))
+        rows = _new_rows(path, manifest)
         length = pc.fill_null(pc.list_value_length(rows["items"]), 0).to_numpy()
-        if not as_long_as_can_be(rows["user_id"], length, unseen, size):
+        if not as_long_as_can_be(rows["user_id"], length, given, size):
             return False
     return True
 
@@ -357,7 +404,12 @@ def publish(context: Context, candidate: Candidate) -> Result:
         )  # fmt: skip
         crash_points.point("score.published")
         result.notes.append(f"{said}: {in_words(manifest)}")
+    result.notes += manifest.notes
     result.tables[RECOMMENDATIONS.full_name] = lake.told(RECOMMENDATIONS)
+    if manifest.rules is not None and not manifest.empty:
+        result.tables[RECOMMENDATIONS.full_name]["rules"] = manifest.removed | {
+            "short_users": manifest.short, "users_without_list": manifest.nothing,
+        }  # fmt: skip
     return result
 
 
@@ -368,6 +420,13 @@ def in_words(manifest: ScoreManifest) -> str:
     said = f"{manifest.users:,} users, {most}{manifest.size} items each, {rate:,.0f} users a second"
     if manifest.kept:
         said += f", {manifest.kept:,} lists of other versions stay"
-    if manifest.nothing:
+    if manifest.rules is not None:
+        gone = ", ".join(f"{key} {count:,}" for key, count in manifest.removed.items()) or "none"
+        said += (
+            f"; items of the model that a rule excludes for everybody: {gone}; "
+            f"{manifest.short:,} users may be given fewer than {manifest.size} items, "
+            f"{manifest.nothing:,} of them nothing: they get no list"
+        )
+    elif manifest.nothing:
         said += f", {manifest.nothing:,} users have seen every item and get no list"
     return said

@@ -405,4 +405,6 @@ PRESETS: dict[str, Callable[[str], tuple[ModelConfig, TrainConfig]]] = {
     f.__name__: f for f in (small, tiny, paper_a_ml1m, paper_a_ml20m, paper_a_steam)
 }
 TRAIN_UNTIL = ("validation", "test")
+EACH_NIGHT = ("scratch", "warm", "once")
+"""`scratch`: each test night's model is trained from scratch; `once`: that of the first night stays."""
 PRESET_ITEMS = {"paper_a_ml1m": 3328, "paper_a_steam": 4332}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.core.errors import UserError
+from models.data.nights import by_default, nightly_cut
 from models.data.paper_a import PREPROCESS, paper_a
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
 from models.data.splits import (
-    LOOSEN,
     NOT_GOLD,
     NOTHING_HELD_OUT,
     PERIODS,
@@ -32,7 +32,7 @@ class Data:
     """One source at one table version, cut: what every method of a comparison shares.
 
     selection: the same with training rows that end where validation begins, where `training` has
-    the validation period, too; the epoch is chosen on it.
+    the validation period, too; the epoch is chosen on it. at: the same log at another cut.
     """
 
     sequences: Sequences
@@ -43,6 +43,7 @@ class Data:
     item_ids: list[str]  # of vocabulary 1..V
     side: Side | None = None  # what a catalogue says of them; for models that look at it
     selection: Data | None = None
+    at: Callable[[Cut], Data] | None = None
 
 
 def prepared(events: Events, preprocess: str) -> Events:
@@ -56,28 +57,62 @@ def load_all(*, lake: str, source: str, filters: Filters, version: int | None = 
     """Everything in gold.sequences at a version (None: the newest) as training rows, for a model
     that nothing is held out from. Its vocabulary is every item of the events, whatever the filters
     leave of these."""
-    events, names = _opened(lake, source, version)
+    events = _events(lake, source, version, "gold")
+    ids = _ids_of(lake, source, events.sequences)
     period = np.zeros(len(events.index), dtype=np.int8)
     cut = Cut(split=NOTHING_HELD_OUT)
-    training = training_rows(events, period, filters, whole_vocabulary=True, remedy=LOOSEN)
-    return Data(events.sequences, events, cut, period, training, names(training))
+    training = training_rows(events, period, filters, seen_vocabulary=True)
+    return Data(events.sequences, events, cut, period, training, ids(training))
 
 
-def _opened(
-    lake: str, source: str, version: int | None
-) -> tuple[Events, Callable[[Training], list[str]]]:
-    """The events of gold.sequences, and who says the ids of a vocabulary."""
-    from jobs.core.tables import ITEMS, SEQUENCES
+def load_data(
+    *,
+    lake: str,
+    source: str,
+    filters: Filters,
+    version: int | None = None,
+    split: str | None = "temporal",
+    valid_from: int | None = None,
+    test_from: int | None = None,
+    preprocess: str = "gold",
+    train_until: str = "validation",
+    nights: int | None = None,
+) -> Data:
+    """Read gold.sequences at a version (None: the newest), cut, filter, make the vocabulary.
+
+    split None: as the log has nights. `nightly` has the rows that all is chosen by, and `at` gives
+    those of each night.
+    """
+    events = _events(lake, source, version, preprocess)
+    sequences = events.sequences
+    cut = _cut(events, split or by_default(events.sequences), valid_from, test_from, nights)
+    if cut.split != "nightly":
+        cut = replace(cut, train_until=train_until)
+    reproduced = preprocess != "gold"
+    if reproduced:
+        filters = Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
+    ids = _ids_of(lake, source, sequences)
+
+    def until(cut: Cut, which: str = "validation", selection: Data | None = None) -> Data:
+        period, seen = periods(events, cut), cut.split == "nightly"
+        whole = reproduced and not seen
+        training = training_rows(events, period, filters, whole, PERIODS[which], seen)
+        item_ids = ids(training)
+        return Data(
+            sequences, events, cut, period, training, item_ids, selection=selection, at=until
+        )
+
+    selection = until(cut)
+    if cut.train_until == "validation":
+        return selection
+    return until(cut, cut.train_until, selection)
+
+
+def _ids_of(lake: str, source: str, sequences: Sequences) -> Callable[[Training], list[str]]:
+    """Says the ids of a vocabulary."""
+    from jobs.core.tables import ITEMS
 
     make = f"python -m jobs run --source {source}"
-    path = SEQUENCES.path(lake, source)
-    sequences = open_sequences(path, version, cache_folder(lake, source), make)
-    events = Events.of(sequences)
-    if not len(events.index):
-        raise UserError(
-            f"{path} version {sequences.version} holds no event: put a log where the source file "
-            f"says and run `{make}`"
-        )
     index, names = read_items(ITEMS.path(lake, source), make)
     by_index = dict(zip(index.tolist(), names, strict=True))
 
@@ -90,47 +125,65 @@ def _opened(
             )
         return [by_index[i] for i in training.vocabulary.tolist()]
 
-    return events, ids
+    return ids
 
 
-def load_data(
-    *,
-    lake: str,
-    source: str,
-    filters: Filters,
-    version: int | None = None,
-    split: str = "temporal",
-    valid_from: int | None = None,
-    test_from: int | None = None,
-    preprocess: str = "gold",
-    train_until: str = "validation",
-) -> Data:
-    """Read gold.sequences at a version (None: the newest), cut, filter, make the vocabulary."""
-    every, ids = _opened(lake, source, version)
-    sequences = every.sequences
+def split_by_default(lake: str, source: str, version: int | None = None) -> str:
+    """The split that a log's nights decide, where nobody names one."""
+    return by_default(_sequences(lake, source, version))
+
+
+def nights_to_ask(
+    lake: str, source: str, version: int | None, wanted: int | None
+) -> tuple[int, int]:
+    """The version of gold.sequences that is read, and how many of its nights can be asked about.
+
+    Raises:
+        UserError: it has too few.
+    """
+    sequences = _sequences(lake, source, version)
+    nights = nightly_cut(sequences, wanted).nights
+    assert nights is not None
+    return sequences.version, nights
+
+
+def _sequences(lake: str, source: str, version: int | None) -> Sequences:
+    from jobs.core.tables import SEQUENCES
+
+    make = f"python -m jobs run --source {source}"
+    path = SEQUENCES.path(lake, source)
+    return open_sequences(path, version, cache_folder(lake, source), make)
+
+
+def _events(lake: str, source: str, version: int | None, preprocess: str) -> Events:
+    """Raises:
+    UserError: there are none.
+    """
+    sequences = _sequences(lake, source, version)
+    every, path = Events.of(sequences), sequences.path
+    if not len(every.index):
+        raise UserError(
+            f"{path} version {sequences.version} holds no event: put a log where the source file "
+            f"says and run `python -m jobs run --source {source}`"
+        )
     events = prepared(every, preprocess)
     if not len(events.index):
         raise UserError(
-            f"--preprocess {preprocess} leaves none of the {len(every.index):,} events of "
-            f"{sequences.path}. {NOT_GOLD}"
+            f"--preprocess {preprocess} leaves none of the {len(every.index):,} events of {path}. "
+            f"{NOT_GOLD}"
         )
+    return events
+
+
+def _cut(
+    events: Events, split: str, valid_from: int | None, test_from: int | None, nights: int | None
+) -> Cut:
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    if nights is not None and split != "nightly":
+        raise UserError(f"--nights {nights} goes with --split nightly, not {split}")
     if split == "temporal":
-        cut = temporal_cut(events.ts, valid_from, test_from)
-    elif valid_from is not None or test_from is not None:
+        return temporal_cut(events.ts, valid_from, test_from)
+    if valid_from is not None or test_from is not None:
         raise UserError(f"--valid-from and --test-from pin the temporal split, not {split}")
-    else:
-        cut = Cut(split=split)
-    cut = replace(cut, train_until=train_until)
-    period = periods(events, cut)
-    reproduced = preprocess != "gold"
-    if reproduced:
-        filters = Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
-
-    def until(which: str, selection: Data | None = None) -> Data:
-        training = training_rows(events, period, filters, reproduced, PERIODS[which])
-        return Data(sequences, events, cut, period, training, ids(training), selection=selection)
-
-    selection = until("validation")
-    return selection if train_until == "validation" else until(train_until, selection)
+    return nightly_cut(events.sequences, nights) if split == "nightly" else Cut(split=split)

@@ -7,10 +7,12 @@ Decisions at the edges:
  * `temporal`: with n events in gold before filters, the cut of quantile q is the `event_ts` at rank
    floor(q(n-1)); a period starts at `event_ts >= cut`; validation at .8, test at .9, or pinned.
  * `last_session`, `last_item`: a user's last session (event) is test, the one before validation.
+ * `nightly`: the last UTC days of the log are test periods of their own (`models/data/nights.py`).
+   For each, a model knows all that lies before it. Its vocabulary is every item seen until then.
  * Filters are applied once each in the order items, sessions, users, to training events only, and
    ordinals are renumbered after. Histories that a model is asked about are never filtered.
  * A session begun before a period is history, never a `next_session` target of it; a validation
-   set ends where the test period begins.
+   set ends where the test period begins. A session that begins in a night is a target as a whole.
  * Users without a known item before the period are left out and counted; items that no training
    row has stay in the target sets, as misses.
 """
@@ -28,9 +30,9 @@ from models.core.errors import UserError
 from models.core.rows import POSITIVE, Bools, Ints, Rows, Target, chosen, ragged, run_starts
 from models.data.sequences import Sequences
 
-SPLITS = ("temporal", "last_session", "last_item")
+SPLITS = ("temporal", "last_session", "last_item", "nightly")
 NOTHING_HELD_OUT = "none"  # the split of a model that was taught everything
-VALIDATION, TEST = 1, 2
+VALIDATION, TEST, LATER = 1, 2, 3
 PERIODS = {"validation": VALIDATION, "test": TEST}
 
 
@@ -39,13 +41,16 @@ class Cut:
     """Where periods begin, as it is stored with a model. Times in us UTC, None for user rules.
 
     train_until: the period before which a model's training rows and vocabulary end. `test`: what was
-    chosen on the validation period is trained once more with it.
+    chosen on the validation period is trained once more with it. Of `nightly`: `nights` test nights
+    from `test_from` to `test_until` (exclusive). What lies after that is in no period.
     """
 
     split: str
     valid_from: int | None = None
     test_from: int | None = None
     train_until: str = "validation"
+    test_until: int | None = None
+    nights: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,8 @@ class Targets:
     they came, 0 = not in the vocabulary. `request_ts` is the time of the target's first event,
     `new_session` says that it opens one, `opens` that the history holds no event of its session: the
     target is the first, or those before it are of unknown items. `left_out` counts users without history and their targets. `sets`: each target is a
-    whole session. `at` int64[N]: the place of the target's first event in `Events`.
+    whole session. `at` int64[N]: the place of the target's first event in `Events`. `gold` int64[M]:
+    gold's item_index of `item`, of those that are not in the vocabulary, too.
     """
 
     rows: Rows
@@ -90,6 +96,7 @@ class Targets:
     left_out: dict[str, int]
     sets: bool = False
     at: Ints | None = None
+    gold: Ints | None = None
 
     def select(self, index: Ints) -> Targets:
         length = (self.item_start[1:] - self.item_start[:-1])[index]
@@ -99,6 +106,7 @@ class Targets:
             self.request_ts[index], self.new_session[index], self.opens[index],
             np.concatenate([[0], np.cumsum(length)]), self.item[items], self.left_out, self.sets,
             None if self.at is None else self.at[index],
+            None if self.gold is None else self.gold[items],
         )  # fmt: skip
 
 
@@ -164,11 +172,12 @@ def stamp(us: int) -> str:
 
 
 def periods(events: Events, cut: Cut) -> Ints:
-    """int8[E]: 0 training, 1 validation, 2 test."""
-    if cut.split == "temporal":
+    """int8[E]: 0 training, 1 validation, 2 test, 3 later than that."""
+    if cut.split in ("temporal", "nightly"):
         assert cut.valid_from is not None and cut.test_from is not None
         validation, test = events.ts >= cut.valid_from, events.ts >= cut.test_from
-        return np.asarray(validation.astype(np.int8) + test)
+        period = np.asarray(validation.astype(np.int8) + test)
+        return period if cut.test_until is None else period + (events.ts >= cut.test_until)
     if cut.split == "last_item":
         from_end = events.start[events.user + 1] - 1 - np.arange(len(events.user))
     else:
@@ -184,19 +193,18 @@ def training_rows(
     filters: Filters,
     whole_vocabulary: bool = False,
     until: int = VALIDATION,
-    remedy: str | None = None,
+    seen_vocabulary: bool = False,
 ) -> Training:
     """Filter the training events, make the vocabulary, refuse when there is nothing to learn.
 
     Training events are those of the periods before `until`.
     `whole_vocabulary` takes the items of all periods, as paper A's code does (its counts of
-    parameters need that; rows of unseen items stay as they were drawn). `remedy`: what can be done
-    where nothing is left.
+    parameters need that; rows of unseen items stay as they were drawn). `seen_vocabulary` takes every
+    item of the training events, also those that the filters leave no row of.
     """
-    if remedy is None:
-        remedy = NOT_GOLD if whole_vocabulary else LOOSEN
     at = np.flatnonzero(period < until)
     item, session, user = events.item[at], events.session[at], events.user[at]
+    seen = item
     counts: dict[str, dict[str, int]] = {}
 
     def note(step: str) -> None:
@@ -219,10 +227,11 @@ def training_rows(
     at, item, session, user = at[keep], item[keep], session[keep], user[keep]
     note(f"users with {filters.min_user_sessions} sessions or more")
 
-    vocabulary = np.unique(events.item if whole_vocabulary else item).astype(np.int64)
+    taken = events.item if whole_vocabulary else seen if seen_vocabulary else item
+    vocabulary = np.unique(taken).astype(np.int64)
     users, start = np.unique(user, return_index=True)
     start = np.append(start, len(user))
-    _refuse_if_hopeless(counts, vocabulary, users, start, remedy)
+    _refuse_if_hopeless(counts, vocabulary, users, start, NOT_GOLD if whole_vocabulary else LOOSEN)
     rows = Rows(
         item=(np.searchsorted(vocabulary, item) + 1).astype(np.int32),
         ts=events.ts[at],
@@ -300,7 +309,7 @@ NOT_GOLD = (
 )
 LOOSEN = (
     "Loosen [filters] in the source file, load more days, or, under --split temporal, move the cut "
-    "with --valid-from and --test-from"
+    "with --valid-from and --test-from (under nightly, ask about fewer --nights, or take --split temporal)"
 )
 
 
@@ -349,15 +358,26 @@ def known_rows(events: Events, vocabulary: Ints) -> tuple[Rows, Ints, Ints]:
     return rows, before, item
 
 
-def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: Target) -> Targets:
-    """Every later positive event (or session) of a period, with all that lies before as history."""
+def targets(
+    events: Events,
+    period: Ints,
+    which: int,
+    vocabulary: Ints,
+    target: Target,
+    everyone: bool = False,
+) -> Targets:
+    """Every later positive event (or session) of a period, with all that lies before as history.
+
+    `everyone`: users are asked about as well of whose history no item is in the vocabulary.
+    """
     rows, before, item = known_rows(events, vocabulary)
     asked = (period == which) & events.positive
     if target == "next_item":
         at = np.flatnonzero(asked)
-        start, items = np.arange(len(at) + 1), item[at].astype(np.int64)
+        start, taken = np.arange(len(at) + 1), at
     else:
         first = np.flatnonzero(events.opens)
+        asked |= (period == LATER) & events.positive
         wanted = asked & (period[first[events.session]] == which)
         # Distinct gold items, so that unknown ones count once each too.
         width = int(events.sequences.item.max(initial=0)) + 1
@@ -367,10 +387,10 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
         session, count = np.unique(pairs // width, return_counts=True)
         at, start = first[session], np.concatenate([[0], np.cumsum(count)])
         # Sessions lie one after another, so the order of first places is the order within each.
-        items = item[np.flatnonzero(wanted)[np.sort(where)]].astype(np.int64)
+        taken = np.flatnonzero(wanted)[np.sort(where)]
     user = events.user[at]
     in_training = np.zeros(len(events.start), dtype=np.int64)
-    early = (period < which) & (item > 0)
+    early = (period < which) & ((item > 0) | everyone)
     in_training[: len(events.start) - 1] = np.bincount(
         events.user[early], minlength=len(events.start) - 1
     )
@@ -386,13 +406,14 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
         new_session=events.opens[at],
         opens=known[np.where(end > begin, end - 1, -1)] != events.session[at],
         item_start=start,
-        item=items,
+        item=item[taken].astype(np.int64),
         left_out={
             "users_without_history": len(np.unique(user[~ready])),
             "targets_without_history": int((~ready).sum()),
         },
         sets=target == "next_session",
         at=at,
+        gold=events.item[taken].astype(np.int64),
     )
     return result.select(np.flatnonzero(ready))
 
@@ -400,6 +421,8 @@ def targets(events: Events, period: Ints, which: int, vocabulary: Ints, target: 
 def in_words(cut: dict[str, Any]) -> str:
     """A described cut as a person reads it."""
     times = [str(cut[name]) for name in ("valid_from", "test_from") if cut.get(name)]
+    if cut["split"] == "nightly":
+        return f"nightly, {cut['nights']} nights ({cut['test_from']} to {cut['test_until']})"
     again = ", trained until the test period" if cut.get("train_until") == "test" else ""
     return str(cut["split"]) + (f" ({', '.join(times)})" if times else "") + again
 
@@ -409,7 +432,10 @@ def describe(cut: Cut) -> dict[str, Any]:
     values = asdict(cut)
     if cut.train_until == "validation":  # (so that what earlier versions stored is the same cut)
         del values["train_until"]
-    for name in ("valid_from", "test_from"):
-        if values[name] is not None:
+    for name in ("test_until", "nights"):
+        if values[name] is None:
+            del values[name]
+    for name in ("valid_from", "test_from", "test_until"):
+        if values.get(name) is not None:
             values[name] = stamp(values[name])
     return values

@@ -1,14 +1,15 @@
 """Ask a model about every target of a period and score its full ranking.
 
 Averaged over a user's targets, then over users. Next items are also reported apart, by what they
-are: the `first` of a new session, or `inside` one. Sampled candidate lists (`sampled_…`) exist to
-compare with papers that used them, and decide about nothing.
+are: the `first` of a new session, or `inside` one, and where ages are given by the age of the item.
+Sampled candidate lists (`sampled_…`) exist to compare with papers that used them, and decide about
+nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,6 +49,8 @@ class Result:
     counts: dict[str, Any]
     parts: dict[str, Result] = field(default_factory=dict)  # by kind of target: first, inside
     catalogue: dict[str, float] = field(default_factory=dict)  # of all lists together
+    asked: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # targets of each user
+    ages: dict[str, Result] = field(default_factory=dict)  # by age of the targets' items
 
     def mean(self, name: str) -> float:
         value = self.values[name]
@@ -77,6 +80,7 @@ def evaluate(
     popularity: Ints | None = None,
     sampled: Sequence[Sampled] = (),
     ask: Callable[[Targets, Ints], torch.Tensor] | None = None,
+    ages: Mapping[str, Bools] | None = None,
 ) -> Result:
     """Rank the whole vocabulary for every target; processes of a team share them out.
 
@@ -84,6 +88,8 @@ def evaluate(
     are made of, and of models whose scores are logits the loss on the targets; with `sampled` also
     the places among a few drawn items. `ask` gives the scores float[R, V] of a part of the targets,
     and of their numbers int64[R], in place of the model itself (`models/selection/verify.py`).
+    `ages` (name -> bool[M], which of the targets' items have it) are scored apart; a set is asked
+    for its items of that age, at the places where the whole list has them.
     """
     if isinstance(model, torch.nn.Module):
         model.eval()
@@ -105,7 +111,7 @@ def evaluate(
         totals.add_places(scores, part, index)
         if popularity is not None:
             totals.add_lists(scores)
-    return totals.result(ks, popularity, team)
+    return totals.result(ks, popularity, team, ages or {})
 
 
 class _Totals:
@@ -150,7 +156,13 @@ class _Totals:
             item = listing[:, :k][listed[:, :k]]
             self.shown[n] += torch.bincount(item, minlength=self.shown.shape[1]).numpy()
 
-    def result(self, ks: tuple[int, ...], popularity: Ints | None, team: Team) -> Result:
+    def result(
+        self,
+        ks: tuple[int, ...],
+        popularity: Ints | None,
+        team: Team,
+        ages: Mapping[str, Bools],
+    ) -> Result:
         """The metrics of all processes' targets. All must ask for it together."""
         targets, everywhere = self.targets, _sum_over(team)
         place, first = everywhere(self.place), everywhere(self.first)
@@ -166,6 +178,8 @@ class _Totals:
         if not targets.sets:
             result.counts["first_of_a_session"] = int(targets.new_session.sum())
             result.parts.update(_by_kind(targets, values))
+        for age, mask in ages.items():
+            result.ages[age] = _of_items(targets, place, mask, ks)
         if popularity is not None:
             result.catalogue.update(metrics.catalogue(everywhere(self.shown), popularity, LIST_KS))
         loss = team.total(self.loss)
@@ -187,6 +201,17 @@ def _by_kind(targets: Targets, values: dict[str, core_rows.Floats]) -> dict[str,
     return {kind: _result(targets, values, np.flatnonzero(at)) for kind, at in kinds.items()}
 
 
+def _of_items(targets: Targets, place: Ints, mask: Bools, ks: tuple[int, ...]) -> Result:
+    """Targets that have some of these items (bool[M]), asked for these alone."""
+    size = np.diff(targets.item_start)
+    row = np.repeat(np.arange(len(size)), size)[mask]
+    count = np.bincount(row, minlength=len(size))
+    at = np.flatnonzero(count)
+    start = np.concatenate([[0], np.cumsum(count[at])])
+    values = metrics.per_target(place[mask], start, ks)
+    return _scored(targets.user[at], values, targets.item[mask])
+
+
 def _negative_log_likelihood(scores_RV: torch.Tensor, part: Targets) -> torch.Tensor:
     """Cross-entropy of the targets over the catalogue, in nats: its sum, and of how many targets.
 
@@ -205,18 +230,23 @@ def _negative_log_likelihood(scores_RV: torch.Tensor, part: Targets) -> torch.Te
 
 def _result(targets: Targets, values: dict[str, core_rows.Floats], at: Ints) -> Result:
     """The targets `at`, averaged over each user's."""
-    users, by_user = metrics.per_user({n: v[at] for n, v in values.items()}, targets.user[at])
-    start = targets.item_start
-    items, _ = ragged(start[:-1][at], np.diff(start)[at])
-    unseen = int((targets.item[items] == 0).sum())
+    items, _ = ragged(targets.item_start[:-1][at], np.diff(targets.item_start)[at])
+    return _scored(targets.user[at], {n: v[at] for n, v in values.items()}, targets.item[items])
+
+
+def _scored(user: Ints, values: dict[str, core_rows.Floats], item: Ints) -> Result:
+    """Targets of `user` int64[N], with their values float64[N], that asked for `item` in all."""
+    users, by_user = metrics.per_user(values, user)
+    unseen = int((item == 0).sum())
     counts = {
         "users": len(users),
-        "targets": len(at),
-        "target_items": len(items),
+        "targets": len(user),
+        "target_items": len(item),
         "unseen_items": unseen,
-        "unseen_share": round(unseen / max(1, len(items)), 4),
+        "unseen_share": round(unseen / max(1, len(item)), 4),
     }
-    return Result(users, by_user, counts)
+    asked = np.unique(user, return_counts=True)[1]
+    return Result(users, by_user, counts, asked=asked)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from models.core.environment import Say
 from models.core.errors import UserError
 from models.core.rows import Ints, Target
 from models.data.load import prepared
+from models.data.nights import last_night
 from models.data.sequences import cache_folder
 from models.data.splits import (
     TEST,
     Cut,
     Events,
     Targets,
+    describe,
     known_rows,
     periods,
     targets,
@@ -109,14 +111,18 @@ def _refuse_what_was_taught(stored: Stored, cut: Cut) -> None:
 
 
 def stored_cut(stored: Stored) -> Cut:
-    """The cut that a model was trained on."""
+    """The cut that a model was trained on; of a backtest its last night, before which the model that
+    is kept was trained."""
     cut = stored.facts["cut"]
-    return Cut(
+    whole = Cut(
         split=cut["split"],
         valid_from=parse_ts(cut["valid_from"]),
         test_from=parse_ts(cut["test_from"]),
         train_until=cut.get("train_until", "validation"),
+        test_until=parse_ts(cut.get("test_until")),
+        nights=cut.get("nights"),
     )
+    return last_night(whole) if whole.split == "nightly" else whole
 
 
 def score_again(
@@ -131,13 +137,14 @@ def score_again(
         raise UserError(f"run {run_id} is of source {facts['source']!r}, not {source.name!r}")
     began = time.perf_counter()
     at = facts["table_version"] if version is None else version
-    _, _, result = rescored(stored, source, lake, at, stored_cut(stored), facts["target"])
+    cut = stored_cut(stored)
+    _, _, result = rescored(stored, source, lake, at, cut, facts["target"])
     report = {
         "method": facts["method"],
         "source": source.name,
         "mlflow_run_id": run_id,
         "table_version": at,
-        "cut": facts["cut"],
+        "cut": describe(cut),
         "target": facts["target"],
         "metrics": result.summary() | result.plain(),
         "counts": result.counts,
@@ -172,6 +179,8 @@ def describe_report(report: dict[str, Any]) -> str:
             "asks for: lists of what there is"
         )
     text += ")"
+    if "by_age" in report:
+        text += f"; by age of the item: {ages_in_words(report['by_age'])}"
     if "num_params" in report:
         text += (
             f". {report['num_params']:,} parameters, {report['num_params_added']:,} added "
@@ -180,6 +189,16 @@ def describe_report(report: dict[str, Any]) -> str:
             f"{report['seconds']:.0f} s, {report['peak_rss_mb']:,.0f} MB"
         )
     return text + f". MLflow run {report['mlflow_run_id']}"
+
+
+def ages_in_words(by_age: dict[str, Any]) -> str:
+    """`born that night 0.0000 (12 targets), …`, NDCG@10."""
+    return ", ".join(
+        f"{age.replace('_', ' ')} {part['metrics']['ndcg@10']['value']:.4f} "
+        f"({part['counts']['targets']:,} targets)"
+        for age, part in by_age.items()
+        if part["counts"]["targets"]
+    )
 
 
 def parse_ts(text: str | None) -> int | None:

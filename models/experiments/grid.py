@@ -231,6 +231,12 @@ def report_of(client: Any, experiment: str, comparison: str, cell: Cell) -> dict
         kind: {"counts": part["counts"], "ndcg@10": part["metrics"]["ndcg@10"]}
         for kind, part in report["by_target"].items()
     }
+    if "by_age" in report:
+        row["by_night"] = report["by_night"]
+        row["by_age"] = {
+            age: {"counts": part["counts"], "ndcg@10": part["metrics"].get("ndcg@10")}
+            for age, part in report["by_age"].items()
+        }
     row["training_events"] = list(report["filters"].values())[-1]["events"]
     row["commit"] = run.data.tags.get("mlflow.source.git.commit")
     row["table_version"], row["cut"] = report["table_version"], report["cut"]

@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import UserError
+from models.data.nights import BORN
 from models.data.splits import in_words
 from models.experiments import scaling
 from models.networks.methods import BASELINES, parse
 from models.registry.tracking import method_of
-from models.selection.compare import SAME, budget_of, not_recommended, sees_more, tuned_unequally
+from models.selection.compare import (
+    SAME,
+    budget_of,
+    epoch_s,
+    not_recommended,
+    sees_more,
+    tuned_unequally,
+)
 
 BLOCK = re.compile(r"<!-- (results/[\w.-]+?(-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL)
 BY = "ndcg@10"
@@ -44,7 +52,12 @@ def render(document: Path) -> list[str]:
         else:
             plot(written, picture)
             caption = "scores, a row a method"
-            said = [method_table(written), kind_table(written), origin(written)]
+            said = [
+                method_table(written),
+                kind_table(written),
+                age_table(written),
+                origin(written),
+            ]
         image = f"![{caption}]({picture.relative_to(folder)})"
         parts = [f"<!-- {match[1]} -->", *said, image, "<!-- end -->"]
         return "\n\n".join(part for part in parts if part)
@@ -70,7 +83,8 @@ def together(files: list[Path]) -> dict[str, Any]:
     for file, other in zip(files[1:], parts[1:], strict=True):
         # (A lake that was made again from the same files has tables of other ids.)
         for name in (*(name for name in SAME if name != "table_id"), "users"):
-            ours, theirs = (one["comparison"][name] for one in (first, other))
+            # (Files made before there were nights say nothing of them.)
+            ours, theirs = (one["comparison"].get(name) for one in (first, other))
             if ours != theirs:
                 raise UserError(
                     f"{files[0]} and {file} are no one table: {name} is {ours} and {theirs}"
@@ -117,7 +131,7 @@ def method_table(written: dict[str, Any]) -> str:
     for row in sorted(written["comparison"]["methods"], key=lambda row: -row[f"{BY}_mean"]):
         speed = f"{row['events_per_second']:,.0f}"
         own = [cell for cell in cells if cell["method"] == row["method"]]
-        epoch = sum(c["train_s"] / c["epochs"] for c in own if c["epochs"]) / max(1, len(own))
+        epoch = sum(epoch_s(c) for c in own if c["epochs"]) / max(1, len(own))
         trained = row["method"] not in BASELINES and own
         added = f"{row['num_params_added']:,} ({row['params_added_pct']:.2f} %)"
         lines.append(
@@ -146,6 +160,28 @@ def kind_table(written: dict[str, Any]) -> str:
         parts = [row["by_target"].get(kind) for kind in ("first", "inside")]
         words = [
             f"{part[BY]:.4f} | {_versus(part.get('vs_vanilla'))}" if part else " | "
+            for part in parts
+        ]
+        lines.append(f"| {row['method']} | {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
+def age_table(written: dict[str, Any]) -> str:
+    """Scores of the chosen seeds by age of the targets' items, where nights were asked about."""
+    rows = [row for row in written["comparison"]["methods"] if row.get("by_age")]
+    if not rows:
+        return ""
+    lines = [
+        "| method (chosen seed) | " + " | ".join(f"{age.replace('_', ' ')}" for age in BORN) + " |",
+        "|---" * (1 + len(BORN)) + "|",
+    ]
+    for row in rows:
+        parts = [row["by_age"].get(age) for age in BORN]
+        words = [
+            f"{part[BY]:.4f} ({_interval(part[f'{BY}_low'], part[f'{BY}_high'])}), "
+            f"{part['targets']:,} targets"
+            if part
+            else ""
             for part in parts
         ]
         lines.append(f"| {row['method']} | {' | '.join(words)} |")

@@ -14,7 +14,7 @@ from models.registry import tracking
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SCORES = "evaluation/per_user.npz"
+SCORES = ("evaluation/per_user.npz", "evaluation/per_user_last_night.npz")
 PAGE = "report.html"
 GONE = (
     "<!doctype html><meta charset=utf-8><title>removed</title><p>This page showed a person who has "
@@ -26,7 +26,7 @@ GONE = (
 def forget(source: str, stands_in: Callable[[str], bool], stored: str, pseudonym: str) -> int:
     """Take a person out of the artifacts of a source's runs; how many files were written anew.
 
-    In `per_user.npz` the id becomes the pseudonym: the scores stay, so what was compared on these
+    In `per_user….npz` the id becomes the pseudonym: the scores stay, so what was compared on these
     users stays true, and runs still agree about who was asked.
     """
     from mlflow.entities import ViewType
@@ -57,8 +57,8 @@ def _from_run(
         one.path for folder in ("", "evaluation") for one in client.list_artifacts(run_id, folder)
     }
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as scratch:
-        if SCORES in there:
-            file = Path(client.download_artifacts(run_id, SCORES, scratch))
+        for scores in there.intersection(SCORES):
+            file = Path(client.download_artifacts(run_id, scores, scratch))
             with np.load(file, allow_pickle=False) as stored_arrays:
                 arrays = dict(stored_arrays)
             names = [n for n in arrays if n.rpartition(".")[2] == "user_id" and stored in arrays[n]]

@@ -66,7 +66,7 @@ class Recipe:
         """Raises:
         UserError: what the recipe was chosen on lies in the test period of this cut.
         """
-        if cut["split"] == "temporal":
+        if cut["split"] in ("temporal", "nightly"):
             seen, test = self.values["cut"]["test_from"], cut["test_from"]
             late = seen > test  # ISO 8601, UTC: their order is that of their texts
             why = f"on events up to {seen}, and the test period begins at {test}"

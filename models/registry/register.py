@@ -269,7 +269,8 @@ def trained_on(source: str) -> tuple[dict[int, list[str]], str]:
 
 
 def signature() -> ModelSignature:
-    """Events in, nested recommendations out; parameters `k`, `request_ts`, `request_session_id`."""
+    """Events in, nested recommendations out; parameters `k`, `request_ts`, `request_session_id`,
+    `rules`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array, Object, Property
@@ -291,6 +292,7 @@ def signature() -> ModelSignature:
             ParamSpec("k", DataType.long, 10),
             ParamSpec("request_ts", DataType.string, ""),
             ParamSpec("request_session_id", DataType.string, None),  # (an empty text is an id)
+            ParamSpec("rules", DataType.string, ""),
         ]
     )
     return ModelSignature(inputs=inputs, outputs=outputs, params=params)

@@ -88,8 +88,10 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         curves=_curves(client, outcome),
         people=_people(lake, source.name, sequences),
         examples=lists_beside_what_came(client, outcome, source, lake),
+        worth=_worth(lake, source.name),
         lineage=_lineage(lake, source.name, outcome),
         kinds=[row for row in outcome["methods"] if row["by_target"]],
+        ages=[row for row in outcome["methods"] if row.get("by_age")],
         settings=_settings(client, outcome),
     )
     place = str(file) if file else f"{lake}/{source.name}/report.html"
@@ -222,6 +224,37 @@ def _days(lake: str, source: str) -> str | None:
         axis.set_ylabel("events")
 
     return figure(draw, (5, 2.2))
+
+
+def _worth(lake: str, source: str) -> str | None:
+    """What the newest lists of each night were worth beside counting, as `ops.lists` has it."""
+    from jobs.core.tables import LISTS
+
+    nights: dict[Any, dict[str, Any]] = {}
+    for row in sorted(_rows(lake, source, LISTS), key=lambda row: row["created_ts"]):
+        nights[row["night"]] = row
+    rows = [nights[one] for one in sorted(nights)][-90:]
+    if len(rows) < 2:
+        return None
+
+    def draw(axis: Any) -> None:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        when = [row["night"] for row in rows]
+        for name, colour, style in (
+            ("served", BLUE, "-"), ("recent_pop", GREY, ":"), ("personal_top", GREY, "--"),
+        ):  # fmt: skip
+            of = f"{name}_ndcg_at_10"
+            low, high = ([row[f"{of}_{end}"] for row in rows] for end in ("low", "high"))
+            axis.fill_between(when, low, high, color=colour, alpha=0.15, lw=0)
+            axis.plot(when, [row[of] for row in rows], style, color=colour, label=name)
+        places = AutoDateLocator(maxticks=6)
+        axis.xaxis.set_major_locator(places)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(places))
+        axis.set_ylabel("NDCG@10")
+        axis.legend(fontsize=7, ncols=3)
+
+    return figure(draw, (5, 2.4))
 
 
 def _lineage(lake: str, source: str, outcome: dict[str, Any]) -> list[dict[str, Any]]:

@@ -37,7 +37,8 @@ BY = "ndcg@10"
 SAME = {  # what has to be equal -> by what it is set
     "table_id": "--table-version",
     "table_version": "--table-version",
-    "cut": "--split, --valid-from, --test-from and --train-until",
+    "cut": "--split, --valid-from, --test-from, --train-until and --nights",
+    "each_night": "--each-night",
     "target": option_named(TrainConfig, "target"),
     "request_time": option_named(ModelConfig, "request_time"),
     "repeat_policy": option_named(ModelConfig, "repeat_policy"),
@@ -59,7 +60,8 @@ class Entry:
     facts: dict[str, Any]
     user_id: list[str]
     by_user: NDArray[np.float64]
-    parts: dict[str, tuple[list[str], NDArray[np.float64]]]  # the same by kind of target
+    # The same by kind of target, and by age of the item.
+    parts: dict[str, tuple[list[str], NDArray[np.float64]]]
 
 
 def compare(
@@ -77,7 +79,7 @@ def compare(
     newest: dict[tuple[str, str], Any] = {}
     for run in found:
         newest.setdefault((run.data.tags["method"], run.data.tags["seed"]), run)
-    read = [_read(client, run.info.run_id) for run in newest.values()]
+    read = [entry_of(client, run.info.run_id) for run in newest.values()]
     _same(read)
     best: dict[str, Entry] = {}
     for entry in read:
@@ -104,18 +106,20 @@ def compare(
     return outcome
 
 
-def _read(client: MlflowClient, run_id: str) -> Entry:
+def entry_of(client: MlflowClient, run_id: str) -> Entry:
+    """What a training recorded of its score."""
     with tracking.downloaded(client, run_id, "evaluation") as folder:
         values = tracking.read_json(folder / "result.json")
+        report = values["report"]
         with np.load(folder / "per_user.npz", allow_pickle=False) as arrays:
             user_id = arrays["user_id"].tolist()
             name = BY.replace("@", "_at_")
             by_user = arrays[name]
             parts = {
                 kind: (arrays[f"{kind}.user_id"].tolist(), arrays[f"{kind}.{name}"])
-                for kind in values["report"].get("by_target", {})
+                for kind in (*report.get("by_target", {}), *report.get("by_age", {}))
             }
-    return Entry(values["report"], values["facts"], user_id, by_user, parts)
+    return Entry(report, values["facts"], user_id, by_user, parts)
 
 
 def _same(entries: list[Entry]) -> None:
@@ -155,13 +159,11 @@ def _row(
     for name, value in report["metrics"].items():
         row |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
     row["validation_ndcg@10"] = report["validation_ndcg@10"]
-    row["epoch_s"] = round(report["train_s"] / report["epochs"], 3) if report["epochs"] else None
-    row["by_target"] = {
-        kind: {"users": part["counts"]["users"], "targets": part["counts"]["targets"]}
-        | {BY: part["metrics"][BY]["value"]}
-        | {f"{BY}_{end}": part["metrics"][BY][end] for end in ("low", "high")}
-        for kind, part in report.get("by_target", {}).items()
-    }
+    row["epoch_s"] = round(epoch_s(report), 3) if report["epochs"] else None
+    row["by_target"] = _parts(report.get("by_target", {}))
+    if "by_age" in report:
+        row["by_age"] = _parts(report["by_age"])
+        row["by_night"] = report["by_night"]
     mine = trainings[report["method"]]
     row["seeds"] = len(mine)
     scores = [_score(one) for one in mine]
@@ -172,13 +174,30 @@ def _row(
     else:
         row["vs_vanilla"] = _against(entry, vanilla)
         row["vs_vanilla_seeds"] = _over_seeds(mine, trainings[vanilla.report["method"]])
-        for kind, part in row["by_target"].items():
+        for kind, part in [*row["by_target"].items(), *row.get("by_age", {}).items()]:
             part["vs_vanilla"] = _against(entry, vanilla, kind)
     row["vs_winner"] = _against(entry, winner) if winner is not entry else None
     row["tuning"] = report.get("tuning")  # (0.1.0 knew none)
     sees = report.get("catalogue", False)
     row["sees_more"] = bool(vanilla and sees and not vanilla.report.get("catalogue", False))
     return row
+
+
+def epoch_s(report: dict[str, Any]) -> float:
+    """Seconds of one epoch of a trained method, over all nights that were trained for."""
+    epochs: int = report["epochs"] + sum(night["epochs"] for night in report.get("by_night", ()))
+    return float(report["train_s"] / epochs)
+
+
+def _parts(parts: dict[str, Any]) -> dict[str, Any]:
+    """Kinds of target, or ages of items, that somebody was asked about."""
+    return {
+        name: {"users": part["counts"]["users"], "targets": part["counts"]["targets"]}
+        | {BY: part["metrics"][BY]["value"]}
+        | {f"{BY}_{end}": part["metrics"][BY][end] for end in ("low", "high")}
+        for name, part in parts.items()
+        if part["counts"]["users"]
+    }
 
 
 def sees_more(outcome: dict[str, Any]) -> str:
@@ -362,6 +381,8 @@ def show(outcome: dict[str, Any]) -> None:
                 + _and_seeds(row["vs_vanilla_seeds"])
                 + _and_kinds(row["by_target"])
             )
+    for sentence in by_age(outcome):
+        print(f"  {sentence}")
     for sentence in not_recommended(outcome):
         print(f"  {sentence}")
     for sentence in tuned_unequally(outcome):
@@ -370,6 +391,20 @@ def show(outcome: dict[str, Any]) -> None:
         print(f"  not equal in what they know: {sees_more(outcome)}")
     if outcome["missing"]:
         print(f"  missing (not finished): {', '.join(outcome['missing'])}")
+
+
+def by_age(outcome: dict[str, Any]) -> list[str]:
+    """NDCG@10 of each method by age of the item, a sentence each; empty outside of `nightly`."""
+    return [
+        f"{row['method']}, by age of the item: "
+        + ", ".join(
+            f"{age.replace('_', ' ')} {part[BY]:.4f} [{part[f'{BY}_low']:.4f}, "
+            f"{part[f'{BY}_high']:.4f}] ({part['targets']:,} targets)"
+            for age, part in row["by_age"].items()
+        )
+        for row in outcome["methods"]
+        if row.get("by_age")
+    ]
 
 
 def _and_seeds(versus: dict[str, Any]) -> str:

@@ -1,11 +1,10 @@
 """Which model is served: `champion` changes only where a better one has shown itself.
 
 The gate is closed by default. It opens if, on one fresh cut (the challenger's, of the newest
-`gold.sequences`), which both learnt up to (a champion whose weights are older is trained anew by its
-recipe), the challenger's NDCG@10 is above the champion's by more than the margin at the
-lower end of a paired bootstrap interval over the users that both can be asked about, the version
-of the table was published after a green audit, the registered model serves what was scored, and
-coverage and latency are inside their bounds.
+`gold.sequences`; of a backtest, over all of its nights), the challenger's NDCG@10 is above the
+champion's by more than the margin at the lower end of a paired bootstrap interval over the users
+that both can be asked about, the version of the table was published after a green audit, the
+registered model serves what was scored, and coverage and latency are inside their bounds.
 Without a champion it must beat `personal_top` the same way.
 
 The challenger was chosen as the best of many trainings, on these users among others: the best of
@@ -21,20 +20,15 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.core.environment import note
 from models.core.errors import UserError
 from models.core.rows import Floats
 from models.data.lineage import moved, publishers, runs_of
-from models.data.splits import describe
 from models.evaluation.metrics import bootstrap
-from models.evaluation.rescore import rescored, stored_cut
-from models.networks.baselines import PersonalTop
 from models.networks.saved_model import Stored, load
 from models.registry import tracking
 from models.registry.register import (
@@ -48,8 +42,8 @@ from models.registry.register import (
     versions_of,
 )
 from models.selection.compare import BY
+from models.selection.pairs import Contender, pair
 from models.serving.answer import recommend
-from models.training.refit import recipe_of, trained_on
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,14 +57,6 @@ SERVED = 500  # users whose questions the registered model is asked again, at mo
 ASKED = 2000  # questions of these, at most (one user's at least): a minute
 ROUNDS = 3
 BEFORE = "champions_before"  # tag of the registered model: versions, the latest last
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model at the gate."""
-
-    called: str
-    stored: Stored
 
 
 def judge(
@@ -196,81 +182,49 @@ def _weighed(
     challenger: Registered,
     champion: Registered | None,
 ) -> dict[str, Any]:
-    """Both models scored anew on one cut, and every check."""
+    """Both models by user (`models/selection/pairs.py`), and every check."""
     one = _loaded(client, challenger)
-    facts = one.stored.facts
-    anew = None
-    if champion is not None:
-        other, anew = _on_the_cut_of(one, client, source, lake, champion)
-    else:
-        plain = PersonalTop(len(one.stored.item_ids), one.stored.config.model)
-        plain.count.copy_(one.stored.popularity)
-        other = Contender("personal_top, as there is no champion", replace(one.stored, model=plain))
-    cut = stored_cut(one.stored)
-    scores, users, results = [], [], []
-    for each in (one, other):
-        version, asked, result = rescored(each.stored, source, lake, None, cut, facts["target"])
-        scores.append(dict(zip(asked, result.values[BY].tolist(), strict=True)))
-        users.append(set(asked))
-        results.append(result)
-    both = sorted(users[0] & users[1])
-    pair = [np.array([score[user] for user in both]) for score in scores]
-    gate = source.gate
+    other = None if champion is None else (champion, _loaded(client, champion))
+    held = pair(client, source, lake, (challenger, one), other)
+    users, gate = len(held.ours_U), source.gate
     checks: dict[str, Any] = {}
-    if len(both) >= gate.min_users:
-        verdict = judge(pair[0], pair[1], _trainings(client, experiment, challenger), gate.margin)
+    if users >= gate.min_users:
+        trainings = _trainings(client, experiment, challenger)
+        verdict = judge(held.ours_U, held.theirs_U, trainings, gate.margin)
         checks["better"] = {"holds": verdict["better"], **verdict}
     else:
-        checks["better"] = {"holds": False, "users": len(both), "min_users": gate.min_users}
-    checks["audit"] = _audited(lake, source.name, version)
-    coverage = results[0].catalogue["coverage@10"]
+        checks["better"] = {"holds": False, "users": users, "min_users": gate.min_users}
+    checks["audit"] = _audited(lake, source.name, held.table_version)
     checks["coverage"] = {
-        "holds": coverage >= gate.min_coverage,
-        "coverage@10": coverage,
+        "holds": held.coverage >= gate.min_coverage,
+        "coverage@10": held.coverage,
         "at_least": gate.min_coverage,
     }
     checks["latency"] = latency(one.stored, gate.max_latency_ms)
     checks["served"] = served(source, lake, challenger)
-    return {
+    decision = {
         "action": "promoted" if all(c["holds"] for c in checks.values()) else "refused",
         "checks": checks,
         "challenger_method": one.called,
-        "against": other.called,
-        "target": facts["target"],
-        "table_version": version,
-        "cut": describe(cut),
-        "asked_of_one_only": len(users[0] ^ users[1]),
-        "champion_trained_anew": anew,
+        "against": held.against,
+        "target": one.stored.facts["target"],
+        "table_version": held.table_version,
+        "cut": held.cut,
+        "asked_of_one_only": held.alone,
         BY: {
-            "challenger": float(pair[0].mean()) if both else None,
-            "against": float(pair[1].mean()) if both else None,
+            "challenger": float(held.ours_U.mean()) if users else None,
+            "against": float(held.theirs_U.mean()) if users else None,
         },
     }
+    if held.judged_anew_s is not None:
+        decision["judged_anew_s"] = held.judged_anew_s
+    return decision
 
 
 def _loaded(client: MlflowClient, model: Registered) -> Contender:
     with tracking.downloaded(client, model.run_id, "trained") as folder:
         stored = load(folder)
     return Contender(f"{stored.facts['method']} ({model.uri})", stored)
-
-
-def _on_the_cut_of(
-    challenger: Contender, client: MlflowClient, source: Source, lake: str, champion: Registered
-) -> tuple[Contender, dict[str, Any] | None]:
-    """The champion as it is stored, where it learnt from the same events as the challenger; else
-    its recipe, trained on those, and what that cost: who only knows newer events must not win by
-    that."""
-    recipe = recipe_of(client, champion)
-    mine, facts = challenger.stored.facts, recipe.stored.facts
-    called = f"{facts['method']} ({champion.uri})"
-    same = ("table_id", "table_version", "cut")
-    if all(mine[name] == facts[name] for name in same):
-        return Contender(called, recipe.stored), None
-    began = time.perf_counter()
-    cut = stored_cut(challenger.stored)
-    stored = trained_on(recipe, source, lake, mine["table_version"], cut, note)
-    cost = {"epochs": recipe.epochs, "seconds": round(time.perf_counter() - began, 1)}
-    return Contender(f"{called}, trained anew on the challenger's events", stored), cost
 
 
 def _trainings(client: MlflowClient, experiment: str, model: Registered) -> int:
@@ -398,11 +352,13 @@ def in_words(decision: dict[str, Any]) -> str:
     checks = decision["checks"]
     if not checks:
         return f"{said}."
+    anew = decision.get("judged_anew_s")
+    anew = "" if anew is None else f" (re-evaluated on the same nights in {anew:.0f} s)"
     better = checks["better"]
     parts = [
         f"NDCG@10 {better['difference']:+.4f} [{better['low']:+.4f}, {better['high']:+.4f}] at level "
         f"{better['level']:.4f} (best of {better['trainings']} trainings) over {better['users']:,} "
-        f"users against {decision['against']}, must exclude {better['margin']:g}"
+        f"users against {decision['against']}{anew}, must exclude {better['margin']:g}"
         if "low" in better
         else f"only {better['users']} users to compare on, gate.min_users = {better['min_users']}",
         "the audit of gold.sequences version {} was green".format(checks["audit"]["gold.sequences"])

@@ -146,7 +146,10 @@ def _recorded(
         stored = load(folder)
     with tracking.downloaded(client, model.run_id, "evaluation") as folder:
         report = tracking.read_json(folder / "result.json")["report"]
-        with np.load(folder / "per_user.npz", allow_pickle=False) as arrays:
+        file = "per_user.npz"
+        if "last_night" in report:  # (of a backtest: the questions of the night of this model)
+            report["metrics"], file = report["last_night"]["metrics"], "per_user_last_night.npz"
+        with np.load(folder / file, allow_pickle=False) as arrays:
             values = {name.replace("_at_", "@"): arrays[name] for name in arrays.files}
     return stored, report, values
 

@@ -1,6 +1,6 @@
 """The K best items of many users at once, as Arrow tables.
 
-The same lists as `serving.recommend` gives for the same histories: both take `best`.
+The same lists as `serving.recommend` gives for the same histories: both take `best_of`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from models.core.rows import Ints, Rows
-from models.networks.scoring import best, exclude, parts
+from models.networks.scoring import exclude, parts
+from models.serving.rules import Rules, best_of, only_allowed, permitted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 USERS_AT_ONCE = 16_384  # ours: put in order of their histories' lengths, so that little is padding
 
 
-def lists(stored: Stored, rows: Rows, k: int) -> Iterator[tuple[Ints, pa.Table]]:
+def lists(
+    stored: Stored, rows: Rows, k: int, rules: Rules | None = None
+) -> Iterator[tuple[Ints, pa.Table]]:
     """(place of each user in `rows`, table of `items`: list<struct<item_id, score>>), a part of the
     users at a time. Users without a known item get what is popular.
 
@@ -32,11 +35,12 @@ def lists(stored: Stored, rows: Rows, k: int) -> Iterator[tuple[Ints, pa.Table]]
 
     ids = pa.array(stored.item_ids, pa.string())
     count = len(rows.start) - 1
-    popular = best(stored.popularity[None, :].to(torch.float64), k)
+    counts = only_allowed(stored.popularity[None, :].to(torch.float64), rules)
+    popular = best_of(counts, k, rules)
     size = popular[0].shape[1]
     model, asked = stored.model, stored.config.model
 
-    def best_of(part: Ints) -> tuple[torch.Tensor, torch.Tensor]:
+    def best_items(part: Ints) -> tuple[torch.Tensor, torch.Tensor]:
         begin, end = rows.start[part], rows.start[part + 1]
         now = new = None
         if asked.request_time == "known":
@@ -44,7 +48,9 @@ def lists(stored: Stored, rows: Rows, k: int) -> Iterator[tuple[Ints, pa.Table]]
         scores = model.score(rows, begin, end, now, new)
         if asked.repeat_policy == "exclude_seen":
             scores = exclude(scores, rows, begin, end)
-        return best(scores, k)
+        if rules is not None:
+            scores = permitted(scores, rules, rows, begin, end, None)
+        return best_of(scores, k, rules)
 
     for first in range(0, count, USERS_AT_ONCE):
         user = np.arange(first, min(count, first + USERS_AT_ONCE))
@@ -54,7 +60,7 @@ def lists(stored: Stored, rows: Rows, k: int) -> Iterator[tuple[Ints, pa.Table]]
         order = user[np.argsort(length, kind="stable")]
         order = order[rows.start[order + 1] > rows.start[order]]
         some = parts(model, order, rows.start[order + 1] - rows.start[order])
-        for part, (its_place, its_score) in zip(some, map(best_of, some), strict=True):
+        for part, (its_place, its_score) in zip(some, map(best_items, some), strict=True):
             place[part - first], score[part - first] = its_place, its_score.to(torch.float64)
         there = torch.isfinite(score)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), there.sum(dim=1).cumsum(0)])

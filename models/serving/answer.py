@@ -11,7 +11,8 @@ One row an event in, one row a user out, in order of first appearance. Decisions
  * A row with null `item_id` or `event_ts` names its user and is no event. NaN is a null, but an item
    that is NaN in a row with a time is refused: so pandas reads the ids NA, nan and null of a CSV.
  * Ids are texts and taken as they are; numbers are refused.
- * `request_ts` is read under the policy `known` only; default the last event's time.
+ * `request_ts` is read under the policy `known` only, and by the rule of items seen in the last
+   days; default the last event's time.
  * `request_session_id`, under `known` and the native rule, names the session that the request is
    made in; without it the silence since the newest event decides.
  * `event_type` and `value` decide about feedback as they do at ingestion; null says nothing. A
@@ -25,7 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ from expectations import feedback_rule
 from expectations.session_rule import SessionRule
 from models.core.rows import POSITIVE, Bools, Ints, Rows, run_starts
 from models.networks.saved_model import Stored
-from models.networks.scoring import best, exclude
+from models.networks.scoring import exclude
+from models.serving.rules import Rules, best_of, moment, only_allowed, permitted
 
 CHUNK_SCORES = 16_000_000
 TEXTS = ("user_id", "item_id", "source_session_id", "event_id", "event_type")
@@ -50,6 +51,7 @@ def recommend(
     k: int = 10,
     request_ts: str = "",
     request_session_id: str | None = None,
+    rules: Rules | None = None,
 ) -> pd.DataFrame:
     """columns user_id, items (a list of {"item_id", "score"}, score falling, at most k)."""
     if k < 1:
@@ -66,11 +68,13 @@ def recommend(
     begin, end = rows.start[:-1], rows.start[1:]
     items: list[list[dict[str, Any]]] = [[] for _ in users]
     if (begin == end).any():
-        popular = _top(stored.popularity[None, :].to(torch.float64), k, stored.item_ids)[0]
+        counts = only_allowed(stored.popularity[None, :].to(torch.float64), rules)
+        popular = _top(counts, k, stored.item_ids, rules)[0]
         for place in np.flatnonzero(begin == end):
             items[place] = list(popular)
     asked = np.flatnonzero(begin < end)
     now, new = _request(stored, told, asked, request_ts, request_session_id)
+    seen_until = _seen_until(told, asked, request_ts, rules)
     step = max(1, min(512, CHUNK_SCORES // max(1, len(stored.item_ids))))
     for low in range(0, len(asked), step):
         part, at = asked[low : low + step], slice(low, low + step)
@@ -83,20 +87,41 @@ def recommend(
         )
         if stored.config.model.repeat_policy == "exclude_seen":
             scores = exclude(scores, rows, begin[part], end[part])
-        for place, top in zip(part, _top(scores, k, stored.item_ids), strict=True):
+        if rules is not None:
+            since = None if seen_until is None else seen_until[at]
+            scores = permitted(scores, rules, rows, begin[part], end[part], since)
+        for place, top in zip(part, _top(scores, k, stored.item_ids, rules), strict=True):
             items[place] = top
     return pd.DataFrame({"user_id": pd.Series(users, dtype=object), "items": items})
 
 
-def _top(scores_RV: torch.Tensor, k: int, item_ids: list[str]) -> list[list[dict[str, Any]]]:
-    """The k best of each row; equal scores in order of the vocabulary."""
+def _seen_until(told: Told, asked: Ints, request_ts: str, rules: Rules | None) -> Ints | None:
+    """int64[R]: from when on a rule counts days back: the request's time where it is given, else each
+    user's newest event, known or not; None: the rules say it, or do not ask.
+
+    Raises:
+        ValueError: `request_ts` is no time.
+    """
+    if rules is None or rules.seen_us is None:
+        return None
+    if request_ts:
+        return np.full(len(asked), _asked_at(request_ts), dtype=np.int64)
+    return told.newest[asked] if rules.now_us is None else None
+
+
+def _top(
+    scores_RV: torch.Tensor, k: int, item_ids: list[str], rules: Rules | None
+) -> list[list[dict[str, Any]]]:
+    """The k best of each row that the rules allow; equal scores in order of the vocabulary."""
     return [
         [
             {"item_id": item_ids[place], "score": score}
             for place, score in zip(places, scores, strict=True)
             if math.isfinite(score)
         ]
-        for places, scores in zip(*(part.tolist() for part in best(scores_RV, k)), strict=True)
+        for places, scores in zip(
+            *(part.tolist() for part in best_of(scores_RV, k, rules)), strict=True
+        )
     ]
 
 
@@ -124,21 +149,9 @@ def times(column: pd.Series) -> pd.Series:
 
 def _far(column: pd.Series) -> pd.Series:
     """Times of the years 1 to 9999, some of which nanoseconds cannot say."""
-    found = [np.datetime64("NaT") if pd.isna(one) else _moment(str(one)) for one in column]
+    found = [np.datetime64("NaT") if pd.isna(one) else moment(str(one)) for one in column]
     series = pd.Series(np.array(found, dtype="datetime64[us]"), index=column.index)
     return series.dt.tz_localize("UTC")
-
-
-def _moment(text: str) -> np.datetime64:
-    """An ISO 8601 text of the years 1 to 9999 in UTC, in microseconds.
-
-    Raises:
-        ValueError, OverflowError: it is none.
-    """
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(UTC).replace(tzinfo=None)
-    return np.datetime64(moment, "us")
 
 
 def texts(column: pd.Series) -> None:
@@ -329,19 +342,27 @@ def _request(
     if not request_ts and not named:
         return when, np.zeros(len(when), dtype=bool)
     if request_ts:
-        try:
-            now = _moment(request_ts).astype(np.int64)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(
-                f"request_ts = {request_ts!r}: {error}. Give an ISO 8601 text, or none"
-            ) from None
-        when = np.full(len(when), now, dtype=np.int64)
+        when = np.full(len(when), _asked_at(request_ts), dtype=np.int64)
     if named and told.native is not None:
         apart = np.array([one != request_session_id for one in told.native[asked]], dtype=bool)
     else:
         rule = SessionRule(native=False, gap_us=int(stored.facts["gap_us"]))
         apart = rule.arrays.silent(told.newest[asked], when)
     return when, told.moved_on[asked] | apart
+
+
+def _asked_at(request_ts: str) -> int:
+    """In microseconds.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    try:
+        return int(moment(request_ts).astype(np.int64))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"request_ts = {request_ts!r}: {error}. Give an ISO 8601 text, or none"
+        ) from None
 
 
 def _feedback(rules: dict[str, Any], frame: pd.DataFrame) -> Ints:

@@ -14,11 +14,21 @@ from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-d
 
 from models.networks.saved_model import load
 from models.serving.answer import recommend
+from models.serving.rules import Rules, of_text
 
 
 class SessionRecommender(PythonModel):  # type: ignore[misc, unused-ignore]
     def load_context(self, context: PythonModelContext) -> None:
         self.stored = load(Path(context.artifacts["model"]))
+        self.read: tuple[str, Rules] | None = None  # the last rules, which requests repeat
+
+    def rules(self, text: str) -> Rules | None:
+        if not text:
+            return None
+        read = self.read
+        if read is None or read[0] != text:
+            read = self.read = (text, of_text(text, self.stored.lookup))
+        return read[1]
 
     def predict(
         self,
@@ -35,4 +45,5 @@ class SessionRecommender(PythonModel):  # type: ignore[misc, unused-ignore]
             int(given.get("k", 10)),
             str(given.get("request_ts", "")),
             None if session is None else str(session),
+            self.rules(str(given.get("rules", ""))),
         )

@@ -127,11 +127,12 @@ def fit_for(
     say: Say = print,
     device: str = "cpu",
     keep: Checkpoints | None = None,
+    team: Team = ALONE,
     begin: Callable[[Recommender], None] | None = None,
 ) -> Fitted:
     """So many epochs on all training rows, by the schedule of `config.train.epochs`; nothing is
     validated. Baselines are counted. `begin` is given the model before its first step."""
-    started = _started(config, data, say, device, keep, ALONE, begin)
+    started = _started(config, data, say, device, keep, team, begin)
     if isinstance(started, Popularity):
         return Fitted(started)
     return _fit(started, epochs, None, say, keep, None)
@@ -188,9 +189,7 @@ def _again(
     )
     if keep is not None:
         keep = Checkpoints(keep.folder / "again", keep.every_s)
-    run = _started(config, data, say, device, keep, team)
-    assert isinstance(run, Run)
-    last = _fit(run, chosen.best_epoch, None, say, keep, None)
+    last = fit_for(config, data, chosen.best_epoch, say, device, keep, team)
     seconds = chosen.seconds + last.seconds
     seen = chosen.events_per_second * chosen.seconds + last.events_per_second * last.seconds
     return replace(

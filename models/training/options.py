@@ -8,7 +8,7 @@ import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from models.core.config import PRESETS, TRAIN_UNTIL, ModelConfig, TrainConfig
+from models.core.config import EACH_NIGHT, PRESETS, TRAIN_UNTIL, ModelConfig, TrainConfig
 from models.core.knobs import add_options
 from models.registry.recipes import NEWEST, Key
 
@@ -34,7 +34,8 @@ def add_training(command: argparse.ArgumentParser) -> None:
         "--train-until",
         choices=TRAIN_UNTIL,
         help="the period before which training rows and vocabulary end. test: once the best epoch "
-        "is known, train again with the validation period; default: the source file's",
+        "is known, train again with the validation period; default: the source file's. Not used "
+        "under --split nightly, which trains on everything before each night",
     )
     command.add_argument(
         "--comparison", metavar="ID", help="the comparison that the training belongs to"
@@ -73,6 +74,7 @@ def add_fit(command: argparse.ArgumentParser) -> None:
         "every step",
     )
     add_split(command)
+    add_nights(command)
     command.add_argument("--valid-from", metavar="TS", help="where the validation period begins")
     command.add_argument("--test-from", metavar="TS", help="where the test period begins")
     command.add_argument(
@@ -84,28 +86,72 @@ def add_fit(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_nights(command: argparse.ArgumentParser) -> None:
+    """What `--split nightly` is told."""
+    command.add_argument(
+        "--nights",
+        type=int,
+        metavar="N",
+        help="how many of the log's last nights (UTC days) --split nightly evaluates on; default: 10, or "
+        "half of the log's nights where that is fewer",
+    )
+    command.add_argument(
+        "--each-night",
+        choices=EACH_NIGHT,
+        help="the model of each test night: scratch (default): trained from scratch on everything before "
+        "the night; warm: the model of the night before goes on, as a refit does; once: the first test night's model is kept",
+    )
+
+
 def add_split(command: argparse.ArgumentParser) -> None:
     """How the events are prepared and cut."""
     command.add_argument(
-        "--split", help="how periods are cut: temporal (default), last_session or last_item"
+        "--split",
+        help="how periods are cut: temporal, nightly, last_session or last_item; default: the source "
+        "file's, else nightly where the log has 11 nights or more, else temporal",
     )
     command.add_argument(
         "--preprocess", default="gold", help="gold, or paper_a: sessions and users as in paper A"
     )
 
 
-def split_of(split: str | None, preprocess: str) -> str:
-    """The split that is asked for; None: what the preprocessing goes with."""
-    return split or ("last_item" if preprocess == "paper_a" else "temporal")
+def split_of(
+    split: str | None,
+    preprocess: str,
+    *,
+    pinned: bool = False,
+    nightly: bool = False,
+    by_source: str | None = None,
+) -> str | None:
+    """The split that is asked for: by name; by the preprocessing; by options that only one split has
+    (`pinned`: a cut, `nightly`: nights); by the source file. None: the log decides."""
+    if split is None and preprocess == "paper_a":
+        return "last_item"
+    if split is None and (pinned or nightly):
+        return "temporal" if pinned else "nightly"
+    return split or by_source
 
 
-def recipe_key(method: str, args: argparse.Namespace, training: TrainingPart) -> Key:
-    """What recipe a method is trained by, or tuned to, under these options and `[training]`."""
+def split_asked(args: argparse.Namespace, training: TrainingPart) -> str | None:
+    """`split_of` the options of a command that has some of them."""
+    told = vars(args)
+    return split_of(
+        args.split,
+        args.preprocess,
+        pinned=told.get("valid_from") is not None or told.get("test_from") is not None,
+        nightly=told.get("nights") is not None or told.get("each_night") is not None,
+        by_source=training.split,
+    )
+
+
+def recipe_key(method: str, args: argparse.Namespace, training: TrainingPart, split: str) -> Key:
+    """What recipe a method is trained by, or tuned to, under these options, `[training]` and a
+    split."""
     return Key(
         method=method,
         target=args.target or training.target,
         preset=args.preset or training.preset,
-        split=split_of(args.split, args.preprocess),
+        split=split,
         preprocess=args.preprocess,
     )
 

@@ -17,17 +17,15 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models.core.config import Config
 from models.core.environment import Say
 from models.core.errors import UserError
-from models.core.rows import NO_LABEL, Target
 from models.data.load import Data, load_all, load_data
 from models.data.sequences import cache_folder
 from models.data.splits import Cut, Filters, describe, stamp
@@ -35,7 +33,6 @@ from models.networks.baselines import Popularity
 from models.networks.methods import count_parameters
 from models.networks.recommender import Recommender
 from models.networks.saved_model import Stored, load, save
-from models.networks.warm_start import carry_over
 from models.registry import tracking
 from models.registry.register import (
     CHAMPION,
@@ -52,6 +49,7 @@ from models.training.checkpoints import Checkpoints
 from models.training.fit import Fitted, fit_for
 from models.training.run import as_stored, code_tags, computes, facts_of, flat, recorded
 from models.training.sides import with_sides
+from models.training.warm import WARM_EPOCHS, WARM_RATE, fit_warm
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +58,6 @@ if TYPE_CHECKING:
 
 KIND = "refit"
 SCORES = ("ndcg@10", "hr@10", "recall@10", "mrr@10")  # of the recipe, told beside a refit
-WARM_EPOCHS, WARM_RATE = 0.4, 1.0  # ours: shares of the recipe's epochs and rate; see LAB_LOG.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,56 +323,16 @@ def _taught(
 
 
 def _fitted(request: Request, task: Task, keep: Checkpoints, say: Say) -> Fitted:
-    config, data = task.config, task.data
-    epochs = task.recipe.epochs
-    begin: Callable[[Recommender], None] | None = None
-    if task.before is not None:
-        config, data, begin = warmed(config, data, task.before.stored, task.before.until, epochs)
-        epochs = config.train.epochs if _follows_something(data, config) else 0
+    config, data, before = task.config, task.data, task.before
     say(
         f"{config.method}, {task.how}: {len(data.training.rows.item):,} events, "
-        f"{len(data.item_ids):,} items, {epochs} epochs"
+        f"{len(data.item_ids):,} items"
     )
-    return fit_for(config, data, epochs, say, request.device, keep, begin)
-
-
-def _follows_something(data: Data, config: Config) -> bool:
-    """Whether some label has a past: without any, there is nothing to teach."""
-    rows = data.training.rows
-    event = np.arange(len(rows.item))
-    label = rows.own_label(event, cast(Target, config.train.target))
-    first = np.repeat(rows.start[:-1], np.diff(rows.start))
-    if config.train.target == "next_session":
-        return bool(((label != NO_LABEL) & (rows.session > rows.session[first])).any())
-    return bool(((label != NO_LABEL) & (event > first)).any())
-
-
-def warmed(
-    config: Config, data: Data, old: Stored, until: int, best: int
-) -> tuple[Config, Data, Callable[[Recommender], None]]:
-    """What a warm training goes by: its settings, its rows, and what is done to the new model
-    before its first step.
-
-    Labels are the events after `until` alone: some of the older ones beside them made it dearer and
-    no better.
-
-    Args:
-        until: the newest event that `old` was taught, microseconds since 1970.
-        best: the recipe's epochs.
-    """
-    train = config.train
-    rate = train.learning_rate * WARM_RATE
-    epochs = max(1, round(WARM_EPOCHS * best))
-    train = replace(train, epochs=epochs, learning_rate=rate, habit_epochs=0)
-    rows = data.training.rows
-    some = replace(rows, labels=rows.ts > until)
-    warm = replace(data, training=replace(data.training, rows=some))
-    values = None if data.side is None else data.side.values
-
-    def begin(model: Recommender) -> None:
-        carry_over(model, old, data.item_ids, rows, values)
-
-    return replace(config, train=train), warm, begin
+    if before is None:
+        return fit_for(config, data, task.recipe.epochs, say, request.device, keep)
+    return fit_warm(
+        config, data, before.stored, before.until, task.recipe.epochs, say, request.device, keep
+    )
 
 
 def _checkpoints(request: Request, task: Task) -> Checkpoints:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from models.core import process_group
-from models.core.config import Config
+from models.core.config import EACH_NIGHT, Config
 from models.core.environment import Say, code_version, peak_rss_mb
 from models.core.errors import UserError
-from models.core.process_group import Team
+from models.core.process_group import ALONE, Team
 from models.core.rows import EXPOSED, Ints, Target
 from models.data.load import Data, load_data
 from models.data.paper_a import PAPER_A_GAP_US
@@ -79,7 +79,8 @@ def recorded(
 class Request:
     """One training as it is asked for.
 
-    version: of `gold.sequences`; None: the newest. split: None: what `preprocess` goes with.
+    version: of `gold.sequences`; None: the newest. split: None: what `preprocess`, the source file or
+    the log goes with. nights, each_night: of `--split nightly`; None: by the log, and from scratch.
     train_until: the period before which training rows end; None: the source file's.
     valid_from, test_from: where the periods begin, microseconds since 1970; None: by the data.
     variant: names it among trainings of the same method in a comparison. checkpoint_s: seconds
@@ -96,6 +97,8 @@ class Request:
     valid_from: int | None = None
     test_from: int | None = None
     train_until: str | None = None
+    nights: int | None = None
+    each_night: str | None = None
     preprocess: str = "gold"
     comparison: str | None = None
     variant: str | None = None
@@ -146,17 +149,39 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A fitted model and its score on the test period."""
+    """A fitted model and its score on the test period.
+
+    by_night: what was seen in each test night, where there are several; then `last` is the score of
+    the last one, whose model `fitted` has.
+    """
 
     fitted: Fitted
     result: Result
     eval_s: float
+    by_night: list[dict[str, Any]] = field(default_factory=list)
+    last: Result | None = None
 
 
-def train(request: Request, say: Say = print) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Work:
+    """How a training is done: where it computes, and what it tells of itself."""
+
+    say: Say
+    device: str = "cpu"
+    keep: Checkpoints | None = None
+    team: Team = ALONE
+    each_epoch: EachEpoch | None = None
+
+
+def train(
+    request: Request,
+    say: Say = print,
+    prepare: Callable[[Request, Say], Prepared] | None = None,
+    judge: Callable[[Request, Prepared, Work], Outcome] | None = None,
+) -> dict[str, Any] | None:
     """Train one method, score it on the test period, record everything in MLflow.
 
-    A training that was killed goes on from its last checkpoint, in the same MLflow run, when the
+    `prepare` and `judge` do it in another way (`models/training/nightly.py`). A training that was killed goes on from its last checkpoint, in the same MLflow run, when the
     same is asked for again. Under torchrun the first process records and answers; others: None.
     """
     began = time.perf_counter()
@@ -164,13 +189,13 @@ def train(request: Request, say: Say = print) -> dict[str, Any] | None:
     team, device = process_group.start(request.device)
     if not team.is_main_process:
         say = silent
-    prepared = _prepare(request, say)
-    keep = _checkpoints(request, prepared, team)
+    prepared = (prepare or _prepare)(request, say)
+    keep = checkpoints_of(request, prepared, team)
 
     def work(mine: bool, each_epoch: EachEpoch | None = None) -> Outcome:
         use = keep if team.each(torch.tensor([int(mine)]))[0] else None
-        fitted = fit(prepared.config, prepared.data, say, device, use, team, each_epoch)
-        return _scored(fitted, prepared, request.sampled, team)
+        how = Work(say, device, use, team, each_epoch)
+        return (judge or _judged)(request, prepared, how)
 
     try:
         if not team.is_main_process:
@@ -190,6 +215,13 @@ def train(request: Request, say: Say = print) -> dict[str, Any] | None:
     return report
 
 
+def _judged(request: Request, prepared: Prepared, how: Work) -> Outcome:
+    """Trained once, and scored on the one test period."""
+    data, config = prepared.data, prepared.config
+    fitted = fit(config, data, how.say, how.device, how.keep, how.team, how.each_epoch)
+    return scored(fitted, prepared, request.sampled, how.team)
+
+
 def read(request: Request, say: Say) -> Learnt:
     """The tables, cut and filtered, and the configuration that fits them."""
     source, config = request.source, request.config
@@ -199,31 +231,59 @@ def read(request: Request, say: Say) -> Learnt:
         source=source.name,
         filters=filters,
         version=request.version,
-        split=split_of(request.split, request.preprocess),
+        split=split_of(
+            request.split,
+            request.preprocess,
+            pinned=request.valid_from is not None or request.test_from is not None,
+            nightly=request.nights is not None or request.each_night is not None,
+            by_source=source.training.split,
+        ),
         valid_from=request.valid_from,
         test_from=request.test_from,
         preprocess=request.preprocess,
         train_until=request.train_until or _until(request),
+        nights=request.nights,
     )
+    config, data = fitted_to(request, data, say)
+    facts = facts_of(source, data, config, filters, request.preprocess)
+    if data.cut.split == "nightly":
+        facts["each_night"] = request.each_night or EACH_NIGHT[0]
+    elif request.each_night is not None:
+        raise UserError(
+            f"--each-night {request.each_night} goes with --split nightly, not {data.cut.split}"
+        )
+    _announce(config, data, source.name, say)
+    return Learnt(config, data, facts)
+
+
+def fitted_to(request: Request, data: Data, say: Say) -> tuple[Config, Data]:
+    """The configuration that the data decide, and what it takes of them."""
+    config = request.config
     data = _share_of(data, config.train.data_share)
     origin = int(data.training.rows.ts.min())
     config = replace(config, model=replace(config.model, time_origin_us=origin))
-    config, data = with_sides(config, data, source, request.lake, say)
-    facts = facts_of(source, data, config, filters, request.preprocess)
-    _announce(config, data, source.name, say)
-    return Learnt(config, data, facts)
+    return with_sides(config, data, request.source, request.lake, say)
 
 
 def _prepare(request: Request, say: Say) -> Prepared:
     learnt = read(request, say)
     config, data, facts = learnt.config, learnt.data, learnt.facts
+    if data.cut.split == "nightly":
+        raise ValueError("models.training.nightly trains under --split nightly: a model a night")
     if request.recipe is not None:
         request.recipe.check_cut(facts["cut"], data.sequences.version)
     asked = targets(
         data.events, data.period, TEST, data.training.vocabulary, cast(Target, config.train.target)
     )
     if not len(asked.user):
-        raise UserError(_no_target(data, config.train.target, asked.left_out))
+        raise UserError(no_target(data, config.train.target, asked.left_out))
+    return prepared_of(request, config, data, asked, facts)
+
+
+def prepared_of(
+    request: Request, config: Config, data: Data, asked: Targets, facts: dict[str, Any]
+) -> Prepared:
+    """What is trained on `data` and asked these targets."""
     item = data.training.rows.item[data.training.rows.positive]
     popularity = np.bincount(item, minlength=len(data.item_ids) + 1)[1:]
     called = tracking.display_name(config.method, request.variant)
@@ -261,7 +321,7 @@ def _announce(config: Config, data: Data, source: str, say: Say) -> None:
             )
 
 
-def _checkpoints(request: Request, prepared: Prepared, team: Team) -> Checkpoints:
+def checkpoints_of(request: Request, prepared: Prepared, team: Team) -> Checkpoints:
     """In a folder named after all that a training's outcome follows from."""
     config, facts, called = prepared.config, prepared.facts, prepared.called
     key = [config.as_dict(), facts, request.comparison, called, team.size]
@@ -270,7 +330,8 @@ def _checkpoints(request: Request, prepared: Prepared, team: Team) -> Checkpoint
     return Checkpoints(folder, request.checkpoint_s)
 
 
-def _scored(fitted: Fitted, prepared: Prepared, sampled: int, team: Team) -> Outcome:
+def scored(fitted: Fitted, prepared: Prepared, sampled: int, team: Team, **how: Any) -> Outcome:
+    """A model's score on what is asked; `how`: more arguments of `evaluate`."""
     began = time.perf_counter()
     popularity = prepared.popularity
     result = evaluate(
@@ -280,6 +341,7 @@ def _scored(fitted: Fitted, prepared: Prepared, sampled: int, team: Team) -> Out
         team=team,
         popularity=popularity,
         sampled=[Sampled(sampled, by, popularity) for by in ("random", "popular") if sampled],
+        **how,
     )
     return Outcome(fitted, result, time.perf_counter() - began)
 
@@ -345,7 +407,7 @@ def code_tags() -> dict[str, str]:
     return {"mlflow.source.git.commit": commit} if commit else {}
 
 
-def _no_target(data: Data, target: str, left_out: dict[str, int]) -> str:
+def no_target(data: Data, target: str, left_out: dict[str, int]) -> str:
     rows, remedy = data.training.rows, "load more days"
     if not rows.positive.any():
         remedy = (
@@ -402,6 +464,8 @@ def _report(prepared: Prepared, outcome: Outcome, run_id: str, device: str) -> d
             kind: {"metrics": part.summary(), "counts": part.counts}
             for kind, part in result.parts.items()
         },
+        **_by_age(result),
+        **_by_night(outcome),
         "validation_ndcg@10": fitted.validation,
         "counts": result.counts,
         "filters": data.training.counts,
@@ -422,6 +486,21 @@ def _report(prepared: Prepared, outcome: Outcome, run_id: str, device: str) -> d
     }
 
 
+def _by_age(result: Result) -> dict[str, Any]:
+    found = {
+        age: {"metrics": part.summary(), "counts": part.counts} for age, part in result.ages.items()
+    }
+    return {"by_age": found} if found else {}
+
+
+def _by_night(outcome: Outcome) -> dict[str, Any]:
+    """Each night, and the metrics of the last one, which `verify` recomputes."""
+    if outcome.last is None:
+        return {}
+    last = {**outcome.by_night[-1], "metrics": outcome.last.summary() | outcome.last.plain()}
+    return {"by_night": outcome.by_night, "last_night": last}
+
+
 def computes(device: str = "cpu") -> dict[str, Any]:
     """What rounding depends on: the same gives the same scores to the last bit."""
     from models.core.environment import machine
@@ -437,10 +516,14 @@ def _keep(run: Tracked, prepared: Prepared, outcome: Outcome, report: dict[str, 
     tracking.log_values(run.client, run.run_id, metrics=_values(outcome, report))
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as scratch:
         folder = Path(scratch)
-        save(_stored(prepared, outcome.fitted), folder / "trained")
+        save(stored_of(prepared, outcome.fitted), folder / "trained")
         place = folder / "evaluation"
         place.mkdir()
-        _save_per_user(outcome.result, prepared.data.sequences.user_id, place / "per_user.npz")
+        user_id = prepared.data.sequences.user_id
+        _save_per_user(outcome.result, user_id, place / "per_user.npz")
+        if outcome.last is not None:
+            last = replace(outcome.last, ages={})
+            _save_per_user(last, user_id, place / "per_user_last_night.npz")
         facts_and_report = {"facts": prepared.facts, "report": report}
         (place / "result.json").write_text(json.dumps(facts_and_report, indent=1))
         run.client.log_artifacts(run.run_id, scratch)
@@ -450,7 +533,7 @@ def _values(outcome: Outcome, report: dict[str, Any]) -> dict[str, float]:
     """The finite ones of a run's metrics."""
     values = {"validation_ndcg@10_best": outcome.fitted.validation}
     named = dict(report["metrics"])
-    for kind, part in report["by_target"].items():
+    for kind, part in {**report["by_target"], **report.get("by_age", {})}.items():
         named |= {f"{kind}_{name}": value for name, value in part["metrics"].items()}
     for name, value in named.items():
         values |= {name if end == "value" else f"{name}_{end}": v for end, v in value.items()}
@@ -459,7 +542,7 @@ def _values(outcome: Outcome, report: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def _stored(prepared: Prepared, fitted: Fitted) -> Stored:
+def stored_of(prepared: Prepared, fitted: Fitted) -> Stored:
     """The model as it is kept: asked again, here or when serving, it computes as it did when it
     was evaluated."""
     config, data = prepared.config, prepared.data
@@ -478,12 +561,13 @@ def as_stored(fitted: Fitted, config: Config, data: Data, facts: dict[str, Any])
 
 
 def _save_per_user(result: Result, user_id: list[str], file: Path) -> None:
-    """Arrays of one element a user: `user_id` and the metrics; those by kind of target likewise."""
+    """Arrays of one element a user: `user_id` and the metrics; those by kind of target, and by age
+    of the item, likewise."""
     ids = np.array([user_id[u] for u in result.users], dtype=np.str_)
     arrays: dict[str, Any] = {
         name.replace("@", "_at_"): value for name, value in result.values.items()
     }
-    for kind, part in result.parts.items():
+    for kind, part in {**result.parts, **result.ages}.items():
         arrays[f"{kind}.user_id"] = np.array([user_id[u] for u in part.users], dtype=np.str_)
         arrays |= {f"{kind}.{n.replace('@', '_at_')}": v for n, v in part.values.items()}
     np.savez_compressed(file, user_id=ids, **arrays)

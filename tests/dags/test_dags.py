@@ -154,8 +154,9 @@ def test_a_night_computes_audits_and_publishes_each_table_in_order(bag: Any) -> 
         "items": ["sequences.compute"],
         "sequences.compute": ["sequences.audit"],
         "sequences.audit": ["sequences.publish"],
-        "sequences.publish": ["drift"],
+        "sequences.publish": ["drift", "lists"],
         "drift": ["announce"],
+        "lists": ["announce"],
         "announce": [],
     }
     assert tasks["announce"]["outlets"] == ["gold.sequences/clicks"]
@@ -168,7 +169,7 @@ def test_every_step_of_a_night_gets_its_day_and_the_same_batch(bag: Any) -> None
             assert told["--source"] == "clicks"
             assert "data_interval_start" in task["arguments"][task["arguments"].index("--day") + 1]
             assert "run_id" in task["arguments"][task["arguments"].index("--batch") + 1]
-            assert task["pool"] == ("default_pool" if name == "drift" else "spark")
+            assert task["pool"] == ("default_pool" if name in ("drift", "lists") else "spark")
 
 
 def test_nights_catch_up_from_the_day_the_source_names_one_at_a_time(bag: Any) -> None:

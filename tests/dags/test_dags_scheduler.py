@@ -24,6 +24,7 @@ TINY = """
 [training]
 nightly = true
 methods = ["pop", "gru4rec"]
+split = "temporal"
 
 [gate]
 min_users = 20
@@ -42,6 +43,7 @@ EDGES = """
 [training]
 nightly = true
 methods = ["pop"]
+split = "temporal"
 
 [schedule]
 cron = "never"

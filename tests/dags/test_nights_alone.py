@@ -67,6 +67,7 @@ TRAINED = """
 [training]
 nightly = true
 methods = ["pop", "gru4rec", "nosuch"]
+split = "temporal"
 cron = "never"
 
 [schedule]

@@ -40,7 +40,14 @@ BATCH = {
     EVENTS: ("lines_balance", "reject_share_within_bound"),
     SESSIONS: ("each_event_once", "events_balance"),
     SEQUENCES: ("positions_balance",),
-    RECOMMENDATIONS: ("items_are_known", "lists_are_whole", "users_balance"),
+    RECOMMENDATIONS: (
+        "items_are_known",
+        "lists_are_whole",
+        "users_balance",
+        "items_are_allowed",
+        "seen_items_are_left_out",
+        "categories_are_bounded",
+    ),
 }
 
 

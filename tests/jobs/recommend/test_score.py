@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,16 +18,18 @@ import torch
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import functions as F
 
+from jobs import cli as jobs_cli
 from jobs.audit import suite as audit_suite
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import AuditFailed
 from jobs.core.source_file import load_source
-from jobs.core.tables import RECOMMENDATIONS, RUNS
+from jobs.core.tables import ITEM_ATTRIBUTES, LISTS, RECOMMENDATIONS, RUNS
 from jobs.lake import filesystem
 from jobs.lake.context import Context, checked_batch
 from jobs.lake.delta import Lake
 from jobs.pipeline import published
+from jobs.recommend import rule_checks
 from jobs.recommend import score as score_job
 from jobs.recommend.checks import recommendations_hold
 from models.networks.baselines import Popularity
@@ -37,6 +40,8 @@ from models.registry import tracking
 from models.serving.answer import recommend
 from tests.jobs.audit.test_batch_checks import spoiled
 from tests.jobs.audit.test_suite import named
+from tests.jobs.recommend.test_lists import BROKEN as BROKEN_WORTH
+from tests.jobs.recommend.test_lists import good as good_worth
 from tests.support.gold_world import rows_of
 from tests.support.recorded import World
 
@@ -185,7 +190,8 @@ def test_broken_lists_are_refused_and_named(spark: Any, tmp_path: Path) -> None:
     suite = audit_suite.suite(None, RECOMMENDATIONS)  # type: ignore[arg-type]
     checks = [one for one in suite if one.condition or one.unique]
     assert set(BROKEN) == {one.name for one in checks}
-    assert set(BROKEN) | set(BATCH_BROKEN) == {one.name for one in suite}
+    of_rules = set(rule_checks.CHECKS)  # (test_rules.py breaks these)
+    assert set(BROKEN) | set(BATCH_BROKEN) | of_rules == {one.name for one in suite}
     for name, spoil in {"nothing": list, **BROKEN}.items():
         path = str(tmp_path / f"{name}.parquet")
         filesystem.write_parquet(path, pa.Table.from_pylist(spoil(good), schema=schema))
@@ -248,13 +254,141 @@ def test_published_lists_are_held_against_the_users_that_were_scored(
         (rows.withColumn("items", strange), {"items_are_known"}),
     ):  # fmt: skip
         facts = published.list_facts(context, change)
-        assert set(facts.held) == set(BATCH_BROKEN) and facts.unknown == {}
+        assert set(facts.held) == {*BATCH_BROKEN, *rule_checks.CHECKS} and facts.unknown == {}
         assert {name for name, holds in facts.held.items() if not holds} == broken
     monkeypatch.setattr(published, "_scored_from", lambda _: {})
     facts = published.list_facts(context, rows)
     assert facts.held == {"items_are_known": True}
     why = f"model version {version}: no finished run of score in ops.runs names it"
-    assert facts.unknown == {"lists_are_whole": why, "users_balance": why}
+    assert facts.unknown == dict.fromkeys(published.OF_LISTS, why)
+
+
+def test_rows_of_what_lists_were_worth_are_judged_alike_by_spark(spark: Any) -> None:
+    """`jobs validate` asks Spark what the night asks DataFusion (tests of test_lists.py)."""
+    checks = [one for one in audit_suite.suite(None, LISTS) if one.condition]  # type: ignore[arg-type]
+    for name, broken in {"nothing": {}, **BROKEN_WORTH}.items():
+        rows = pa.Table.from_pylist([good_worth(**broken)], arrow_schema(LISTS.columns))
+        frame = audit_suite.broken(spark.createDataFrame(rows), LISTS.key, checks)
+        told = {one.name for one in checks if frame.where(one.name).count()}
+        assert told == ({name} if broken else set()), name
+
+
+RULED = """
+[items]
+landing = "items.csv"
+format = "csv"
+id = "id"
+categories = ["shelf"]
+[serving]
+where = "item_id <> 'i03'"
+exclude_seen_days = {days}
+max_per_category = 2
+category = "shelf"
+block_list = "blocked.txt"
+"""
+
+
+def test_lists_by_rules_are_full_keep_them_and_are_made_anew_where_they_change(
+    world: World, registered: dict[str, str], spark: Any
+) -> None:
+    """(The planted log has 15 items of five shelves, and no half day of a user has more than 4.)"""
+    version, source = registered["gru4rec+st"], world.root / "ruled.toml"
+    shelf = {f"i{number:02d}": f"shelf {number % 5}" for number in range(15)}
+    rows = [
+        (item, pd.Timestamp("2020-01-01", tz="UTC"), [("shelf", one)])
+        for item, one in shelf.items()
+    ]
+    schema = arrow_schema(ITEM_ATTRIBUTES.columns)
+    columns = [
+        pa.array(one, kind.type) for one, kind in zip(zip(*rows, strict=True), schema, strict=True)
+    ]
+    table = pa.Table.from_arrays(columns, schema=schema)
+    write_deltalake(ITEM_ATTRIBUTES.path(str(world.lake), "toy"), table, mode="overwrite")
+    (world.root / "blocked.txt").write_text("i04\nunheard of\n")
+    source.write_text(world.source.read_text() + RULED.format(days=0.5))
+    words = ["score", "--source", str(source), "--json", "--model-version", version, "--k", "6"]
+    assert score(world, "--model-version", version, "--k", "6")[0] == 0
+    plain = lists_of(world)
+
+    status, done, said, err = world.run(*words)
+    assert status == 0 and done is not None, said + err
+    told = done["tables"]["gold.recommendations"]["rules"]
+    assert (told["where"], told["block_list"], told["short_users"]) == (1, 1, 0)
+    assert "1 of 2 ids in serving.block_list are not in gold.items" in said
+    sequences = DeltaTable(str(world.lake / "toy/gold/sequences")).to_pyarrow_table().to_pandas()
+    items = DeltaTable(str(world.lake / "toy/gold/items")).to_pyarrow_table().to_pandas()
+    names = dict(zip(items.item_index, items.item_id, strict=True))
+    newest = max(one.max() for one in sequences.event_ts)
+    found = lists_of(world)
+    mine = found[found.model_version == version].set_index("user_id")["items"]
+    for user, index, when in zip(
+        sequences.user_id, sequences.item_index, sequences.event_ts, strict=True
+    ):
+        late = {names[i] for i, t in zip(index, when, strict=True) if newest - t <= DAY_NS / 2}
+        given = [one["item_id"] for one in mine[user]]
+        assert len(given) == 6 and not set(given) & ({"i03", "i04"} | late)
+        assert max(pd.Series(given).map(shelf).value_counts()) <= 2
+
+    assert "these lists are there already" in world.run(*words)[2]
+    source.write_text(world.source.read_text() + RULED.format(days=0.25))
+    assert "these lists are there already" not in world.run(*words)[2]
+    (world.root / "blocked.txt").write_text("i05\n")
+    assert "these lists are there already" not in world.run(*words)[2]
+    assert {"i05"}.isdisjoint(
+        one["item_id"] for row in lists_of(world).query("model_version == @version")["items"]
+        for one in row
+    )  # fmt: skip
+    served_alike(world, source, version, sequences, names)
+
+    context = Context(
+        load_source(str(source)), Lake(lambda: spark, str(world.lake), "toy"), None, "test"
+    )
+    lists = context.lake.read(RECOMMENDATIONS).where(f"model_version = '{version}'")
+    assert published.list_facts(context, lists).held == dict.fromkeys(
+        ("items_are_known", *published.OF_LISTS), True
+    )
+    strange = F.transform("items", lambda x: x.withField("item_id", F.lit("i05")))
+    facts = published.list_facts(context, lists.withColumn("items", F.slice(strange, 1, 1)))
+    broken = {name for name, holds in facts.held.items() if not holds}
+    assert broken == {"items_are_allowed", "seen_items_are_left_out"}, "(some had it that day)"
+    (world.root / "blocked.txt").unlink()
+    status, _, _, err = world.run(*words)
+    assert status == 1 and "serving.block_list" in err
+    facts = published.list_facts(context, lists)
+    assert "serving.block_list" in facts.unknown["items_are_allowed"]
+
+    status, _, said, _ = score(world, "--model-version", version, "--k", "6")
+    assert status == 0 and "these lists are there already" not in said
+    before, after = (
+        {row.user_id: (list(row["items"]), row.rules) for _, row in one.iterrows()
+         if row.model_version == version}
+        for one in (plain, lists_of(world))
+    )  # fmt: skip
+    assert before == after, "without rules, as before"
+
+
+DAY_NS = pd.Timedelta(days=1)
+
+
+def served_alike(
+    world: World, source: Path, version: str, sequences: pd.DataFrame, names: dict[int, str]
+) -> None:
+    """A registered model that is given the rules as a text makes the lists that are published."""
+    done = jobs_cli.main(["rules", "--source", str(source)])
+    assert done == 0
+    text = (world.lake / "toy/_serving/rules.json").read_text()
+    model = mlflow.pyfunc.load_model(f"models:/toy/{version}")
+    events = sequences.explode(["item_index", "event_ts"])
+    frame = pd.DataFrame(
+        {"user_id": events.user_id, "item_id": events.item_index.map(names),
+         "event_ts": pd.to_datetime(events.event_ts, utc=True)}
+    )  # fmt: skip
+    asked = model.predict(frame, params={"k": 6, "rules": text}).set_index("user_id")["items"]
+    ours = lists_of(world).query("model_version == @version").set_index("user_id")["items"]
+    for user, given in ours.items():
+        assert [one["item_id"] for one in asked[user]] == [one["item_id"] for one in given]
+    with pytest.raises(ValueError, match="'allow' is not known"):
+        model.predict(frame, params={"rules": '{"allow": []}'})
 
 
 def test_who_has_seen_all_gets_no_list(
@@ -311,4 +445,4 @@ def test_how_long_a_list_without_what_was_seen_can_be(
     monkeypatch.setattr(score_job, "_asked", lambda *_: (["a", "b"], rows))
     pop = Popularity(5, config("pop").model)
     stored = Stored(pop, config("pop"), list("vwxyz"), pop.count, {})
-    assert score_job._possible(None, stored, 0, size) == longest  # type: ignore[arg-type]
+    assert score_job._possible(None, stored, 0, size, None) == longest  # type: ignore[arg-type]

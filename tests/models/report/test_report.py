@@ -18,7 +18,7 @@ from deltalake import write_deltalake
 
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.source_file import load_source
-from jobs.core.tables import NIGHTS, RECOMMENDATIONS, RUNS, Table
+from jobs.core.tables import LISTS, NIGHTS, RECOMMENDATIONS, RUNS, Table
 from jobs.privacy.person import Person
 from models.data.sequences import Sequences
 from models.evaluation.evaluate import evaluate
@@ -76,6 +76,9 @@ def page(world: World) -> Path:
         for user in ("u000", "u001", "u002", "u003", "gone")
     ]  # fmt: skip
     put(world, RECOMMENDATIONS, lists)
+    made = datetime(2026, 3, 9, tzinfo=UTC)
+    worth = {name: 0.25 for name, kind in LISTS.columns.items() if kind == "double"}
+    put(world, LISTS, [{"night": day, "created_ts": made, **worth} for day in days])
     status, done, _, err = world.run("report", "--source", str(world.source), "--json")
     assert status == 0 and done is not None, err
     assert done["comparison"] == "r1" and done["url"] is None  # no server
@@ -113,7 +116,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(page: Path, world: W
             assert "viewbox" in attributes and "width" not in attributes
     assert not re.search(r"url\((?!#)|@import", text)
     pictures = [a for tag, a in seen.tags if a.get("role") == "img"]
-    assert len(pictures) == 7 and all(len(a["aria-label"] or "") > 20 for a in pictures)
+    assert len(pictures) == 8 and all(len(a["aria-label"] or "") > 20 for a in pictures)
     ids = [a["id"] for _, a in seen.tags if a.get("id")]
     assert len(ids) == len(set(ids))
 
@@ -121,7 +124,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(page: Path, world: W
     for said in (
         "gru4rec+st", "1,234", "34 late", "SchemaError", "no column <script>",
         "u000", "i03", "night-1-sequences", "bronze.events", "Half of the sessions",
-        "Lists beside what came next", "What came:", "The gate", "was refused", "Settings of gru4rec", "width D of embeddings and layers",
+        "Lists beside what came next", "What came:", "What the lists were worth", "The gate", "was refused", "Settings of gru4rec", "width D of embeddings and layers",
     ):  # fmt: skip
         assert said in words, said
     assert "gone" not in words  # a list whose user has no history is not shown

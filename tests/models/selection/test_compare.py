@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.selection.compare import BY, Entry, _advice, not_recommended
+from models.selection.compare import BY, Entry, _advice, epoch_s, not_recommended
 
 
 def entry(method: str, by_user: list[float]) -> Entry:
@@ -51,6 +51,13 @@ def test_what_does_not_beat_the_baseline_is_not_recommended(
     assert sentence.startswith("sasrec+st is not recommended: it does not beat tifu_knn (NDCG@10 ")
     assert words in sentence
     assert sentence.endswith(", significant)" if gain else ", not significant)")
+
+
+def test_an_epoch_takes_what_it_takes_in_all_nights() -> None:
+    once = {"train_s": 12.0, "epochs": 6, "best_epoch": 4}
+    nights = [{"epochs": 4}, {"epochs": 4}, {"epochs": 0}]  # (the last kept its model)
+    assert epoch_s(once) == 2.0
+    assert epoch_s({**once, "train_s": 28.0, "by_night": nights}) == 2.0
 
 
 def test_counted_methods_and_comparisons_without_one_get_no_advice() -> None:

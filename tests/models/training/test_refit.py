@@ -174,7 +174,7 @@ def test_killed_anywhere_it_ends_the_same(
 
     began = count()
     # (recorded() marks what ends by an error as failed; a killed run stays RUNNING: both go on.)
-    for name, after in (("fit_for", False), ("make_version", False), ("make_version", True),
+    for name, after in (("fit_warm", False), ("make_version", False), ("make_version", True),
                         ("serve", False)):  # fmt: skip
         real = getattr(refits, name)
 

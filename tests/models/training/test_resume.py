@@ -156,6 +156,30 @@ def test_every_backbone_resumes(mill: Mill, method: str) -> None:
     ended_and_whole(mill, method, random_ends(method, 4))
 
 
+@pytest.mark.slow
+def test_a_backtest_that_is_killed_goes_on_after_the_last_night_that_ended(mill: Mill) -> None:
+    command = [*words("gru4rec+st"), "--split", "nightly", "--nights", "4"]
+    whole, _ = mill.run("train", *command, "--comparison", "whole nights")
+    for ended in (1, 3):
+        process = mill.start(*command)
+        until = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < until:
+            there = list((mill.lake / "toy" / "_cache" / "training").glob("*/night-*"))
+            if len(there) >= ended:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+    resumed, said = mill.run("train", *command)
+    assert "resuming: 3 of 4 nights are done" in said or "resuming: 4 of 4" in said
+    assert resumed["metrics"] == whole["metrics"] and resumed["by_age"] == whole["by_age"]
+    assert mill.kept(resumed["mlflow_run_id"]) == mill.kept(whole["mlflow_run_id"])
+    client, experiment = tracking.connect("toy")
+    found = client.search_runs([experiment], "tags.method = 'gru4rec+st'")
+    assert len(found) == 2, "the run that was killed and its resumptions are one"
+
+
 @pytest.fixture(scope="module")
 def ring_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     lake = tmp_path_factory.mktemp("ring")
