@@ -112,7 +112,10 @@ def planted(lake: Path) -> Data:
     return replace(data, side=side)
 
 
-@pytest.mark.parametrize(("base", "epochs"), [("sasrec", 12), ("gru4rec", 12), ("bert4rec", 100)])
+@pytest.mark.parametrize(
+    ("base", "epochs"),
+    [("sasrec", 12), ("gru4rec", 12), pytest.param("bert4rec", 100, marks=pytest.mark.slow)],
+)
 def test_where_only_attributes_tell_it_learns_what_the_backbone_alone_cannot(
     base: str, epochs: int, tmp_path: Path
 ) -> None:
