@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +444,8 @@ def test_how_long_a_list_without_what_was_seen_can_be(
     """By it lists are known that are there already."""
     rows = rows_of([(1, 1, 1), (2, 2, 1), (1, 3, 1)], [(n, n, 1) for n in (1, 2, 3, 3)])
     monkeypatch.setattr(score_job, "_asked", lambda *_: (["a", "b"], rows))
-    pop = Popularity(5, config("pop").model)
-    stored = Stored(pop, config("pop"), list("vwxyz"), pop.count, {})
+    made = config("pop")
+    made = replace(made, model=replace(made.model, repeat_policy="exclude_seen"))
+    pop = Popularity(5, made.model)
+    stored = Stored(pop, made, list("vwxyz"), pop.count, {})
     assert score_job._possible(None, stored, 0, size, None) == longest  # type: ignore[arg-type]
