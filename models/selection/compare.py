@@ -186,7 +186,7 @@ def _row(
 def epoch_s(report: dict[str, Any]) -> float:
     """Seconds of one epoch of a trained method, over all nights that were trained for."""
     nights = sum(night["train_s"] > 0 for night in report.get("by_night", ()))
-    return float(report["train_s"]) / (report["epochs"] + nights * report["best_epoch"])
+    return float(report["train_s"] / (report["epochs"] + nights * report["best_epoch"]))
 
 
 def _parts(parts: dict[str, Any]) -> dict[str, Any]:
