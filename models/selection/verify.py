@@ -101,18 +101,24 @@ def verify(
         served = Questions(stored, source, events, raw, ask)
         compared = _Compared(served, targets.select(chosen), exact=here and whole)
         result = compared.result()
-    told = {
+    told = _left_out(raw) | {
         "questions": len(chosen),
         "questions_of_the_test": len(targets.user),
         "users": len(result.users),
-        "left_out": {"runaway": len(raw.runaway), "events_differ": len(raw.changed)},
-        "silver_version": raw.version,
-        "silver_exact": raw.exact,
         "machine": computes(),
         "scored_on": report.get("machine"),
         "same_machine": here,
     }
     return _named(model, facts) | told | _judged(compared, result, report, values, whole)
+
+
+def _left_out(raw: RawEvents) -> dict[str, Any]:
+    """Whose events could not be asked about, and by which sessions."""
+    return {
+        "left_out": {"runaway": len(raw.runaway), "events_differ": len(raw.changed)},
+        "silver_version": raw.version,
+        "silver_exact": raw.exact,
+    }
 
 
 def _same_table(model: Registered, facts: dict[str, Any], events: Events) -> None:
@@ -218,19 +224,21 @@ def _lists_alone(
             compared.compare(asked.select(part))
     served = compared.questions
     holds = not (compared.lists_wrong or served.refused or (raw.exact and len(raw.changed)))
-    return _named(model, facts) | {
-        "refit_of": facts["refit_of"],
-        "holds": bool(holds),
-        "users": len(asked.user),
-        "users_of_the_table": len(everybody.user),
-        "left_out": {"runaway": len(raw.runaway), "events_differ": len(raw.changed)},
-        "lists_differ": compared.lists_differ,
-        "lists_wrong": compared.lists_wrong,
-        "refused": served.refused,
-        "refusal": served.refusal,
-        "silver_version": raw.version,
-        "metrics": {},
-    }
+    return (
+        _named(model, facts)
+        | _left_out(raw)
+        | {
+            "refit_of": facts["refit_of"],
+            "holds": bool(holds),
+            "users": len(asked.user),
+            "users_of_the_table": len(everybody.user),
+            "lists_differ": compared.lists_differ,
+            "lists_wrong": compared.lists_wrong,
+            "refused": served.refused,
+            "refusal": served.refusal,
+            "metrics": {},
+        }
+    )
 
 
 def _lists_in_words(told: dict[str, Any]) -> str:

@@ -206,7 +206,7 @@ def test_one_bad_file_of_many_is_a_note_and_late_lines_are_usable(
     assert shop.run("ingest").duplicates == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_share_fails_by_default_and_warns_where_the_source_says_so(
     spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,7 +109,7 @@ BAD = ["bob,i1,soon", "nothing"]
 OF_ANN = [f"{ANN},i1,soon", f"what of {ANN} is this", f"x{ANN},i1,soon"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_person_is_gone_from_everything_and_stays_gone(
     spark: Any, tmp_path: Path, key: None
 ) -> None:

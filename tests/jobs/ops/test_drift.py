@@ -48,7 +48,7 @@ def a_day(
     return "\n".join(["user,item,ts", *lines]) + "\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_history_then_nights_each_unusual_in_its_own_way(
     spark: Any, tmp_path: Path, told: list[dict[str, Any]]
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_run_says_what_looks_wrong(
     assert "matches no file this time" in shop.run("ingest").notes[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_stops_a_run_before_it_writes(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, CLICKS + "[quality]\nmax_reject_share = 0.4\non_exceed='fail'")
     with pytest.raises(SourceError, match="matches no file"):

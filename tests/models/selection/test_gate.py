@@ -79,6 +79,7 @@ def a_run_published(world: World, version: int) -> None:
     lake.put_small(RUNS, [row])
 
 
+@pytest.mark.slow
 def test_the_gate(world: World) -> None:
     world.source.write_text(
         world.source.read_text() + "[gate]\nmin_users = 20\nmax_latency_ms = 2000\n"

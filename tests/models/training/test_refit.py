@@ -16,6 +16,8 @@ from models.training import refit as refits
 from tests.support.gold_world import SECOND, Event, ring, write_gold, write_silver
 from tests.support.recorded import World
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("personal_top", "sasrec+habit", "gru4rec")
 
 
