@@ -49,14 +49,15 @@ def learn_changed(context: Context) -> list[str]:
         if foreign.is_loss(one) or one.version <= max(learnt, default=-1):
             continue
         try:
-            feed = lake.changes_few(EVENTS, one.version - 1, one.version, ["event_id", TYPE])
+            columns = [*EVENTS.columns, TYPE]
+            feed = lake.changes_few(EVENTS, one.version - 1, one.version, columns)
         except FeedGone:
             notes.append(
                 f"bronze.events was changed by another writer: {one.in_words()}. The change feed does "
                 "not have this version, so deleted events return if their files are read again"
             )
             continue
-        gone = feed.filter(pc.is_in(feed[TYPE], pa.array(GONE)))["event_id"].unique().to_pylist()
+        gone = changed_ids(feed)
         if gone:
             notes.append(
                 f"bronze.events was changed by another writer: {one.in_words()}, {len(gone):,} events "
@@ -66,6 +67,17 @@ def learn_changed(context: Context) -> list[str]:
             rows = [(id_, one.version, one.operation, one.who, context.started) for id_ in gone]
             lake.put_small(CHANGED_EVENTS, rows)
     return notes
+
+
+def changed_ids(feed: pa.Table) -> list[str]:
+    """The events of a change feed that are gone or differ (others may only have filled a column of
+    theirs)."""
+    is_gone = pc.is_in(feed[TYPE], pa.array(GONE))
+    parts = (feed.filter(is_gone), feed.filter(pc.invert(is_gone)))
+    gone, came = (
+        {row["event_id"]: row for row in part.drop_columns([TYPE]).to_pylist()} for part in parts
+    )
+    return [name for name, row in gone.items() if came.get(name) != row]
 
 
 def changed_by_others(context: Context) -> DataFrame | None:

@@ -312,7 +312,7 @@ class Lake:
         """
         found = self.open(table)
         assert found is not None
-        if features.VECTORS in features.named(found):
+        if features.only_spark_reads_feed(found):
             with feed_gone(table, after, upto):
                 feed = self.changes(table, after, upto).select(*columns).toArrow()
             return self._as_declared(table, feed, columns)

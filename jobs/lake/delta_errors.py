@@ -25,6 +25,7 @@ GONE = (
     "DELTA_CHANGE_DATA_FILE_NOT_FOUND", "FILE_NOT_EXIST", "FileNotFoundException",
     "VersionNotFoundException", "is out of range", "Cannot time travel",
     "not found", "No such file", "Invalid table version", "Invalid version",  # delta-rs's
+    "DELTA_CHANGE_DATA_FEED_INCOMPATIBLE", "Change Data not enabled", "does not have change data enabled", "CHANGE DATA FEED scans",
 )  # fmt: skip
 
 

@@ -33,8 +33,22 @@ def named(found: DeltaTable) -> set[str]:
     return {str(one) for one in (protocol.writer_features or []) + (protocol.reader_features or [])}
 
 
+def mapped(found: DeltaTable) -> bool:
+    """Whether columns may have other names in the data files (column mapping)."""
+    return bool(found.metadata().configuration.get("delta.columnMapping.mode", "none") != "none")
+
+
+def only_spark_reads_feed(found: DeltaTable) -> bool:
+    """Whether the table has a feature with which delta-rs does not read its change feed, or not in
+    every case."""
+    return mapped(found) or VECTORS in named(found)
+
+
 def only_spark_writes(found: DeltaTable) -> list[str]:
-    """The features of a table because of which delta-rs cannot write it; none: it can."""
+    """The features of a table because of which delta-rs cannot write it; none: it can. (Files of tables
+    with column mapping need ids of columns, which ours do not have.)"""
+    if mapped(found):
+        return sorted((named(found) - WRITTEN) | {MAPPING})
     if found.protocol().min_writer_version == 6:
         return ["identityColumns"]
     return sorted(named(found) - WRITTEN)
@@ -52,7 +66,7 @@ def has_vectors(found: DeltaTable) -> bool:
 def renamed(found: DeltaTable, columns: Collection[str]) -> dict[str, str]:
     """Columns of ours that others renamed (column mapping): our name -> the name that they have now;
     the same name: dropped, and added anew under another name in the files."""
-    if found.metadata().configuration.get("delta.columnMapping.mode", "none") == "none":
+    if not mapped(found):
         return {}
     names = {}
     for one in found.schema().fields:

@@ -79,6 +79,12 @@ def moved(lake: Lake, table: Table, known: int) -> Iterator[Commit]:
     yield from standing[newest]
 
 
+def standing(lake: Lake, table: Table) -> list[Commit]:
+    """`moved`, since our last commit as far as it is known."""
+    known = last_known(lake, table)
+    return [] if known is None else list(moved(lake, table, known))
+
+
 def _restored(commit: Commit) -> int | None:
     """The version that a RESTORE went back to, where it says so."""
     if commit.operation != "RESTORE":
@@ -173,7 +179,8 @@ def to_make_anew(context: Context, target: Table, of: Table, upto: int) -> tuple
     if found is not None:
         return True, [f"{found.in_words()}. It was rebuilt from {of.full_name}"]
     replaced = context.lake.property(of, REPLACED)
-    if (used is not None and used > upto) or replaced != context.lake.property(target, REPLACED):
+    known = replaced is None or replaced == context.lake.property(target, REPLACED)
+    if not known or (used is not None and used > upto):
         return True, [
             f"{of.full_name} was replaced since version {used}, from which {target.full_name} was made. "
             f"{target.full_name} was rebuilt"

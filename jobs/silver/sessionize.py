@@ -108,7 +108,8 @@ def replace_all(context: Context, manifest: SessionizeManifest) -> None:
     rows = foreign_columns.kept(context, SESSIONS, lake.staged(SESSIONS, staged), base)
     with lake.transaction(SESSIONS, consumed, manifest.upto, context.run_id):
         lake.replace(SESSIONS, rows, {RULE_PROPERTY: rule})
-    lake.mark(SESSIONS, base, context.run_id)
+    if foreign.standing(lake, SESSIONS):  # (they are answered now)
+        lake.mark(SESSIONS, base, context.run_id)
 
 
 def publish(context: Context, candidate: Candidate) -> Result:

@@ -30,11 +30,11 @@ def shop(saved: Saved) -> Iterator[Workshop]:
         path = table.path(str(shop.lake_root), "clicks")
         fields = [
             Field("theirs", PrimitiveType("string")),
-            Field("their list", ArrayType(PrimitiveType("string"), True)),
+            Field("their_list", ArrayType(PrimitiveType("string"), True)),
         ]
         DeltaTable(path).alter.add_columns(fields)
         name = table.key[0]
-        values = {"theirs": name, "`their list`": f"make_array({name}, 'x')"}
+        values = {"theirs": name, "their_list": f"make_array({name}, 'x')"}
         DeltaTable(path).update(values)
     yield shop
     shop.thresholds = None
@@ -42,7 +42,7 @@ def shop(saved: Saved) -> Iterator[Workshop]:
 
 def theirs(shop: Workshop, table: Table) -> dict[str, Any]:
     return {
-        row[table.key[0]]: (row["theirs"], row["their list"])
+        tuple(row[name] for name in table.key): (row["theirs"], row["their_list"])
         for row in shop.table(table).to_pyarrow_table().to_pylist()
     }
 
@@ -52,7 +52,7 @@ def check(shop: Workshop, before: dict[Table, dict[str, Any]]) -> None:
     for table, known in before.items():
         now = theirs(shop, table)
         for key, value in now.items():
-            wanted = (key, [key, "x"]) if key in known else (None, None)
+            wanted = (key[0], [key[0], "x"]) if key in known else (None, None)
             assert value == wanted, (table.full_name, key)
 
 
