@@ -20,6 +20,7 @@ from jobs.core.tables import (
     SESSIONS,
     Table,
 )
+from jobs.lake import filesystem
 from tests.support.oracle import expected_sequences, expected_sessions
 from tests.support.spark_tools import CLICKS, Workshop
 
@@ -94,7 +95,8 @@ ENGINES = ("delta-rs", "spark")
 def some(table: Table, path: str) -> str:
     """A condition that holds for about a third of the rows."""
     name = table.key[0]
-    rows = sorted(set(DeltaTable(path).to_pyarrow_table(columns=[name])[name].to_pylist()))
+    found = filesystem.rows_of(DeltaTable(path)).to_table(columns=[name])
+    rows = sorted(set(found[name].to_pylist()))
     return f"{name} <= '{rows[len(rows) // 3]}'"
 
 
