@@ -96,6 +96,10 @@ WHY = {
         "rows violate a constraint that was added to it",
         "ALTER TABLE delta.`{path}` DROP CONSTRAINT …",
     ),
+    "failed validation check": (
+        "rows violate a constraint that was added to it",
+        "ALTER TABLE delta.`{path}` DROP CONSTRAINT …",
+    ),
     "violate": (
         "rows violate a constraint that was added to it",
         "ALTER TABLE delta.`{path}` DROP CONSTRAINT …",

@@ -58,9 +58,9 @@ def has_vectors(found: DeltaTable) -> bool:
     """Whether rows of the version are deleted by deletion vectors only."""
     if VECTORS not in named(found):
         return False
-    columns = pa.table(found.get_add_actions(flatten=True))
-    names = [one for one in columns.column_names if one.lower().startswith("deletion")]
-    return any(columns[one].null_count < columns.num_rows for one in names)
+    return any(
+        batch.num_rows for batch in pa.RecordBatchReader.from_stream(found.deletion_vectors())
+    )
 
 
 def renamed(found: DeltaTable, columns: Collection[str]) -> dict[str, str]:

@@ -76,8 +76,7 @@ def _plain_rows(table: DeltaTable, below: fs.FileSystem) -> ds.Dataset:
         ValueError: rows are deleted by deletion vectors only.
     """
     adds = pa.table(table.get_add_actions(flatten=True))
-    vectors = [one for one in adds.column_names if one.lower().startswith("deletion")]
-    if any(adds[one].null_count < adds.num_rows for one in vectors):
+    if pa.table(table.deletion_vectors()).num_rows:
         raise ValueError(f"{table.table_uri} has deletion vectors")
     how = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
     parts = [how.make_fragment(path, below) for path in adds["path"].to_pylist()]
