@@ -13,7 +13,7 @@ import traceback
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from jobs.core.errors import SessionmillError, SettingsError, of_engine
+from jobs.core.errors import SessionmillError, SettingsError
 from jobs.core.json_output import answer
 from jobs.core.settings import settings
 from jobs.core.source_file import Source, load_source
@@ -132,15 +132,27 @@ def parser() -> argparse.ArgumentParser:
         )
         if job in ("ingest", "sessionize", "items", "sequences"):
             command.add_argument("--step", choices=STEPS, default="all")
-        if job == "sessionize":
-            command.add_argument(
-                "--rebuild",
-                action="store_true",
-                help="make silver.sessions anew, by the source file's rule",
-            )
+        anew_options(command, job)
         if job == "validate":
             command.add_argument("--table", help="one table, such as silver.sessions; default all")
     return main
+
+
+def anew_options(command: argparse.ArgumentParser, job: str) -> None:
+    """Options of the jobs that can make their tables again from what they read."""
+    if job in ("run", "ingest"):
+        command.add_argument(
+            "--reload",
+            action="store_true",
+            help="read all landing files again, after others put back or overwrote the tables "
+            "of the log; without --day",
+        )
+    if job == "sessionize":
+        command.add_argument(
+            "--rebuild",
+            action="store_true",
+            help="make silver.sessions anew, by the source file's rule",
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,16 +165,13 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Exception as error:
         remedy = next((REMEDIES[words] for words in REMEDIES if words in str(error)), None)
-        if remedy is None and (cause := of_engine(error)):
-            print(
-                f"{args.job} stopped: a task of Spark failed: {cause}. The published tables are as "
-                "their last commits left them. Run it again; if it fails again, report it with "
-                "what follows",
-                file=sys.stderr,
-                flush=True,
-            )
-            traceback.print_exc()
-            return 1
+        if remedy is None:
+            from jobs.lake.delta_errors import first_line
+
+            if said := first_line(error, args.source):
+                print(f"{args.job} stopped: {said}", file=sys.stderr, flush=True)
+                traceback.print_exc()
+                return 1
         if remedy is None:
             raise
         print(
@@ -280,7 +289,7 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
         threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
     from jobs.pipeline.steps import run_job
 
-    names = ("rebuild", "table", "alias", "model_version", "k")
+    names = ("rebuild", "reload", "table", "alias", "model_version", "k")
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     began = time.monotonic()
     result = run_job(context, args.job, step, options)

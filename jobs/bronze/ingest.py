@@ -29,12 +29,26 @@ from jobs.bronze.rejects import (
     publish_rejects,
     unusable,
 )
-from jobs.bronze.stored_events import judge, ranked, stored_by_time, stored_events
+from jobs.bronze.stored_events import (
+    judge,
+    late_before,
+    learn_changed,
+    ranked,
+    stored_by_time,
+    stored_events,
+    with_changed,
+)
 from jobs.core import crash_points
-from jobs.core.errors import AuditFailed, Conflict, RejectShareError, SourceError
+from jobs.core.errors import (
+    AuditFailed,
+    Conflict,
+    RejectShareError,
+    SettingsError,
+    SourceError,
+)
 from jobs.core.plan import Algorithm, IngestFacts, Publish, idle, ingest_plan
-from jobs.core.tables import EVENTS, FILES, REJECTS
-from jobs.lake import filesystem, time_slices
+from jobs.core.tables import CHANGED_EVENTS, EVENTS, FILES, ITEMS, REJECTS, SESSIONS
+from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.tasks import run
@@ -42,15 +56,27 @@ from jobs.lake.tasks import run
 # -- compute --------------------------------------------------------------------------------------
 
 
-def compute(context: Context) -> Candidate:
-    """Steps of this job's compute, restartable at the parsed lines after a conflict."""
+OPTIONS = ("reload",)
+
+
+def compute(context: Context, reload: bool = False) -> Candidate:
+    """Steps of this job's compute, restartable at the parsed lines after a conflict.
+
+    Args:
+        reload: read all files of the landing, whatever the ledger says: others put older or other
+            rows in place of the tables.
+
+    Raises:
+        TableLost: they did, and the run is not a reload.
+    """
     lake = context.lake
+    foreign.make_ready(context, EVENTS, REJECTS)
     landing.null_ids(context)
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table, upgrade=False)
-    candidate, notes = context.candidate(EVENTS), []
+    candidate = context.candidate(EVENTS)
     landed = landing.landing_files(context)
-    chosen = landing.unread(context, landed)
+    chosen, notes = chosen_files(context, landed, reload)
     if not landed:
         nothing = f"source.landing = {context.source.source.landing!r} matches no file"
         if lake.rows(FILES) == 0:
@@ -65,13 +91,13 @@ def compute(context: Context) -> Candidate:
             candidate.remove()
             lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
             engine = context.thresholds.spark(lines, lake.rows(EVENTS))
-            landing.parse(context, candidate, chosen, engine)
+            landing.parse(context, candidate, chosen, engine, reload)
         facts = landing.facts_read(candidate)
     manifest = IngestManifest(
         plan=idle("ingest"),
         base={table.full_name: version_of(context, table) for table in (EVENTS, REJECTS, FILES)},
         empty=not facts, counts=Counts(read=sum(one.lines for one in facts)),
-        files=[one.file for one in facts], notes=notes,
+        files=[one.file for one in facts], notes=notes, reload=reload,
     )  # fmt: skip
     if facts:
         late = None if context.day is None else landing.oldest_date(context)
@@ -93,11 +119,57 @@ def compute(context: Context) -> Candidate:
     return candidate
 
 
+def chosen_files(
+    context: Context, landed: list[tuple[str, int, int]], reload: bool
+) -> tuple[list[tuple[str, int, int]], list[str]]:
+    """The files to read, and what to say of what other writers did to the tables.
+
+    Raises:
+        TableLost: they restored or overwrote one, and the run is not a reload.
+    """
+    if reload:
+        chosen, notes = again(context, landed)
+        if any(foreign.is_older_copy(context, one, EVENTS) for one in (SESSIONS, ITEMS)):
+            context.lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
+    else:
+        foreign.refuse_loss(context, EVENTS, REJECTS)
+        for target in (SESSIONS, ITEMS):
+            foreign.refuse_older_copy(context, target, EVENTS)
+        chosen, notes = landing.unread(context, landed), []
+    return chosen, notes + learn_changed(context)
+
+
+def again(
+    context: Context, landed: list[tuple[str, int, int]]
+) -> tuple[list[tuple[str, int, int]], list[str]]:
+    """The files of a reload: all that are there; and what to say of those that are not.
+
+    Raises:
+        SettingsError: there are none, or the run is for one day.
+    """
+    if context.day is not None:
+        raise SettingsError("--reload reads all landing files: leave --day out")
+    if not landed:
+        raise SettingsError(
+            f"--reload: source.landing = {context.source.source.landing!r} matches no file"
+        )
+    there = {path for path, *_ in landed}
+    files = context.lake.small(FILES)["file"].to_pylist()
+    gone = sorted(file for file in files if file not in there)
+    if not gone:
+        return landed, []
+    return landed, [
+        f"{len(gone)} files that were read before are no longer in the landing and cannot be read "
+        f"again; the first is {gone[0]}"
+    ]
+
+
 def facts_of(context: Context, manifest: IngestManifest, oldest: Column | None) -> IngestFacts:
     """Args: oldest: the oldest date that is not late, per line; None: nothing is."""
     return IngestFacts(
         lines=manifest.counts.read, stored=context.lake.rows(EVENTS),
-        native_ids=context.source.columns.event_id is not None, late=oldest is not None,
+        native_ids=context.source.columns.event_id is not None,
+        late=oldest is not None or manifest.reload or context.lake.rows(CHANGED_EVENTS) > 0,
     )  # fmt: skip
 
 
@@ -133,11 +205,14 @@ def fill_events(
     if manifest.plan.path is Algorithm.FIRST_SLICES:
         fill_by_slices(context, candidate, manifest, usable)
         return
-    stored = stored_of(context, candidate, manifest, usable)
+    stored = with_changed(context, stored_of(context, candidate, manifest, usable))
     oldest = F.lit(None).cast("date") if oldest is None else oldest
     if "row_hash" not in usable.columns:
         usable = usable.withColumn("row_hash", F.col("event_id"))
-    judged = candidate.write("judged", ranked(judge(usable, stored, oldest)))
+    rows = judge(usable, stored, oldest)
+    if manifest.reload:
+        rows = late_before(context, rows)
+    judged = candidate.write("judged", ranked(rows))
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
     first = F.col("usable") & (F.col("rank") == 1)
@@ -303,6 +378,13 @@ def publish(context: Context, candidate: Candidate) -> Result:
         crash_points.point("ingest.rejects-cleaned")
         publish_ledger(context, candidate)
         crash_points.point("ingest.ledger-published")
+    if manifest.reload:
+        # From here on what others did before is answered, also where nothing had to come back.
+        for table in (EVENTS, REJECTS):
+            base = version_of(context, table)
+            lake.commit(table, [], base, lake.guard(table), base + 1, context.run_id)
+        if (lake.property(EVENTS, foreign.REPLACED) or "").startswith(foreign.READING):
+            lake.set_property(EVENTS, foreign.REPLACED, context.run_id)
     for table in (EVENTS, REJECTS):
         result.tables[table.full_name] = lake.told(table)
     return result

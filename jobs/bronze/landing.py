@@ -116,8 +116,9 @@ def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
 
 
 def parse(
-    context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]], engine: Engine
-) -> None:
+    context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]], engine: Engine,
+    reload: bool = False,
+) -> None:  # fmt: skip
     """Read files once: typed lines in the part `lines`, what the files were in `files.json`.
 
     The facts of files come out of the same pass as their lines, as files that the tasks write, and
@@ -132,7 +133,7 @@ def parse(
     filesystem.remove(candidate.path(TASKS_FACTS))  # (of an attempt that was killed)
     records = paths.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS)), RECORD_DDL)
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
-    hashed = context.lake.rows(REJECTS) > 0
+    hashed = reload or context.lake.rows(REJECTS) > 0
     lines = typed_events(records, context.source, oldest_date(context), hashed)
     lines = exposures.joined(context, candidate, lines, engine)
     written = candidate.write("lines", lines, LINES_AS)

@@ -38,6 +38,8 @@ class IngestManifest(Manifest):
     """New events; None: they are the candidate's part `events`, because some replace stored ones."""
     rejects_staged: Staged | None = None
     """Rejects that the table does not have yet."""
+    reload: bool = False
+    """Whether all files were read again."""
     rejects_changed: int = 0
     """How many stored rejects go, or have another reason now."""
 

@@ -9,7 +9,7 @@ from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.records import FileFacts
 from jobs.core.errors import Conflict
 from jobs.core.tables import FILES, REJECTS
-from jobs.lake import time_slices
+from jobs.lake import foreign, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import retried
 
@@ -113,6 +113,8 @@ def publish_rejects(context: Context, candidate: Candidate, manifest: IngestMani
             lake.commit(REJECTS, staged, base, guard, base + 1, context.run_id)
         except Conflict:
             # Another run's rejects came in between: ours are compared with them once more.
+            if not manifest.reload:
+                foreign.refuse_loss(context, REJECTS)
             manifest.base[REJECTS.full_name] = version_of(context, REJECTS)
             context.enter(manifest.plan.engine)
             fill_rejects(context, candidate, manifest)

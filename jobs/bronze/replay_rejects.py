@@ -27,11 +27,13 @@ from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.readers import record_of
 from jobs.bronze.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Format, missing_column
 from jobs.bronze.reject_columns import Ledger
+from jobs.bronze.stored_events import learn_changed
 from jobs.bronze.typed_events import typed_events
 from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
 from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
 
 KEPT = {"raw": "kept_raw", "raw_hash": "kept_hash", "reason": "kept_reason"}
@@ -233,13 +235,16 @@ def oldest_date(context: Context) -> Column:
 
 def compute(context: Context) -> Candidate:
     lake, candidate = context.lake, context.candidate(EVENTS)
+    foreign.make_ready(context, EVENTS, REJECTS)
     landing.null_ids(context)
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table)
+    foreign.refuse_loss(context, EVENTS, REJECTS)
+    notes = learn_changed(context)
     version = lake.version(REJECTS)
     assert version is not None
     base = {EVENTS.full_name: version_of(context, EVENTS), REJECTS.full_name: version}
-    manifest = IngestManifest(plan=idle(JOB), base=base, empty=lake.rows(REJECTS) == 0)
+    manifest = IngestManifest(plan=idle(JOB), base=base, empty=lake.rows(REJECTS) == 0, notes=notes)
     if not manifest.empty:
         engine = context.thresholds.spark(lake.rows(REJECTS), lake.rows(EVENTS))
         context.enter(engine)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.bronze import first_load as bronze_first_load
 from jobs.core.lateness import is_late
-from jobs.core.tables import EVENTS
-from jobs.lake import filesystem, time_slices
+from jobs.core.tables import CHANGED_EVENTS, EVENTS, REJECTS
+from jobs.lake import filesystem, foreign, time_slices
+from jobs.lake.change_feed import GONE, TYPE
 from jobs.lake.context import Candidate, Context
+from jobs.lake.delta_errors import FeedGone
 from jobs.lake.tasks import run
 
 
@@ -32,6 +35,86 @@ def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFra
     return lines.withColumns(
         {"stored": F.col("stored_ts").isNotNull(), "too_old": too_old}
     ).withColumn("late", ~F.col("stored") & F.col("too_old"))
+
+
+def learn_changed(context: Context) -> list[str]:
+    """Note the events that others deleted or changed since our last commit in `ops.changed_events`.
+    Returns what to say of it."""
+    lake, notes = context.lake, []
+    known = foreign.last_known(lake, EVENTS)
+    if known is None:
+        return []
+    learnt = lake.small(CHANGED_EVENTS)["version"].to_pylist()
+    for one in foreign.moved(lake, EVENTS, known):
+        if foreign.is_loss(one) or one.version <= max(learnt, default=-1):
+            continue
+        try:
+            columns = [*EVENTS.columns, TYPE]
+            feed = lake.changes_few(EVENTS, one.version - 1, one.version, columns)
+        except FeedGone:
+            notes.append(
+                f"bronze.events was changed by another writer: {one.in_words()}. The change feed does "
+                "not have this version, so deleted events return if their files are read again"
+            )
+            continue
+        gone = changed_ids(feed)
+        if gone:
+            notes.append(
+                f"bronze.events was changed by another writer: {one.in_words()}, {len(gone):,} events "
+                "deleted or updated. This is kept, and the other tables follow"
+            )
+            lake.create(CHANGED_EVENTS)
+            rows = [(id_, one.version, one.operation, one.who, context.started) for id_ in gone]
+            lake.put_small(CHANGED_EVENTS, rows)
+    return notes
+
+
+def changed_ids(feed: pa.Table) -> list[str]:
+    """The events of a change feed that are gone or differ (others may only have filled a column of
+    theirs)."""
+    is_gone = pc.is_in(feed[TYPE], pa.array(GONE))
+    parts = (feed.filter(is_gone), feed.filter(pc.invert(is_gone)))
+    gone, came = (
+        {row["event_id"]: row for row in part.drop_columns([TYPE]).to_pylist()} for part in parts
+    )
+    return [name for name, row in gone.items() if came.get(name) != row]
+
+
+def changed_by_others(context: Context) -> DataFrame | None:
+    """`stored_events` of those that others deleted or changed: no line replaces them. None: there
+    are none."""
+    if not context.lake.rows(CHANGED_EVENTS):
+        return None
+    first, nothing = F.lit("0001-01-01 00:00:00").cast("timestamp"), F.lit("")
+    rows = context.lake.read(CHANGED_EVENTS).select("event_id")
+    return rows.withColumns({"stored_ts": first, "stored_hash": nothing})
+
+
+def with_changed(context: Context, stored: DataFrame | None) -> DataFrame | None:
+    """Stored events, and those that others deleted or changed."""
+    changed = changed_by_others(context)
+    if stored is None or changed is None:
+        return changed if stored is None else stored
+    ids = F.broadcast(changed.select("event_id"))
+    return stored.join(ids, "event_id", "left_anti").unionByName(changed)
+
+
+def late_before(context: Context, judged: DataFrame) -> DataFrame:
+    """`judge`'s lines, of which those are late that a night before rejected as late.
+
+    (A reload has no day. What was late is known from `bronze.rejects`, as it is and as it was before
+    others changed it.)
+    """
+    lake, key = context.lake, list(REJECTS.key)
+    known = lake.read(REJECTS).where("reason = 'late'").select(*key)
+    good = foreign.last_known(lake, REJECTS)
+    if good is not None and foreign.rows_at(lake, REJECTS, good) is not None:
+        before = lake.read(REJECTS, good).where("reason = 'late'").select(*key)
+        known = known.unionByName(before)
+    known = known.distinct().withColumn("known_late", F.lit(True))
+    found = judged.join(F.broadcast(known), key, "left")
+    late = ~F.col("stored") & F.coalesce("known_late", F.lit(False))
+    return found.withColumn("late", F.col("late") | late).drop("known_late")
 
 
 def stored_by_time(

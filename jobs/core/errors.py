@@ -8,6 +8,8 @@ SessionmillError
 ├── AuditFailed       a suite found rows that break an invariant: the table stays as it was
 ├── AuditErrored      a suite could not be evaluated: nothing is known about the rows
 ├── RuleChanged       the table was made by another session rule
+├── TableLost         others put older or other rows in place of a table of the log
+├── InputChanged      others changed a derived table that is about to be read
 └── Conflict          another run changed the table in the meantime
 """
 
@@ -46,6 +48,18 @@ class AuditErrored(SessionmillError):
 
 class RuleChanged(SessionmillError):
     pass
+
+
+class TableLost(SessionmillError):
+    pass
+
+
+class InputChanged(SessionmillError):
+    """`job` makes the table anew."""
+
+    def __init__(self, said: str, job: str) -> None:
+        super().__init__(said)
+        self.job = job
 
 
 class Conflict(SessionmillError):

@@ -101,6 +101,9 @@ class Thresholds:
     compared_sessions: int = 10_000_000
     """Sessions. The bounds of at most so many are compared in one process, 32 bytes each (native ones:
     41); the audit of more is Spark's. Ours."""
+    compared_bytes: int = 256 * 2**20
+    """Bytes. Of a table of at most so many that others wrote to, the rows are compared with those from
+    before, in memory; a larger one counts as changed. Ours."""
     smallest_slice: int = 50_000
     """Events. Under so many a second task is not worth its start. Ours."""
     slice_events: int = 1_000_000
@@ -190,7 +193,7 @@ class IngestFacts:
     native_ids: bool
     """Whether event ids are the log's own."""
     late: bool
-    """Whether a line can be late."""
+    """Whether a line can be late, or of an event that others changed."""
     replaces: bool | None = None
     """Whether a line replaces a stored event; None: not known yet."""
 

@@ -195,10 +195,24 @@ FORGOTTEN = Table(
     columns={"user_hash": "string", "key_check": "string", "forgotten_ts": "timestamp"},
 )  # fmt: skip
 
+CHANGED_EVENTS = Table(
+    layer="ops", name="changed_events", key=("event_id",),
+    doc="Events that others deleted or changed in bronze.events. Their lines count as duplicates when "
+        "they are read again, so that a file that has grown does not bring them back; a row that is "
+        "deleted here lets its event come again.",
+    columns={
+        "event_id": "string", "version": "bigint", "operation": "string", "who": "string",
+        "seen_ts": "timestamp",
+    },
+)  # fmt: skip
+
 ALL = (
     EVENTS, REJECTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
-    NIGHTS, LISTS, FORGOTTEN,
+    NIGHTS, LISTS, FORGOTTEN, CHANGED_EVENTS,
 )  # fmt: skip
+
+NUMBERING = "sessionmill.numbering"
+"""A property of `gold.items` whose numbers had to be given anew, and of the sequences that use them."""
 
 REJECT_REASONS = (
     "unparsable", "missing_user_id", "missing_item_id", "bad_event_ts", "bad_value",

@@ -41,7 +41,7 @@ from jobs.core.tables import (
     Table,
 )
 from jobs.forget.landing_files import from_landing
-from jobs.lake import filesystem
+from jobs.lake import filesystem, foreign
 from jobs.lake.context import Context
 from jobs.lake.delta import Lake
 from jobs.ops.model_registry import _from_tracking, _mark, registry_pins
@@ -62,6 +62,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
 
     Raises:
         SettingsError: no key, or the model registry does not answer: nothing was removed.
+        TableLost: others put older rows in place of a table of the log: nothing was removed.
     """
     lake, source = context.lake, context.source
     if not user:
@@ -71,6 +72,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
             f"there are no tables of {source.name} in SESSIONMILL_LAKE = {lake.root!r}: name the "
             "folder or URI that the jobs write to"
         )
+    foreign.refuse_loss(context, EVENTS, REJECTS)
     secret = pseudonyms.keyed(context, source.privacy.hash_user_id)
     hashed = secret.pseudonym(user)
     person = Person(user, hashed if source.privacy.hash_user_id else user)

@@ -29,7 +29,7 @@ from jobs.core.errors import SchemaError, SourceError
 from jobs.core.landing_globs import DAY_FIELD
 from jobs.core.source_file import NULL_VALUES, ItemsPart
 from jobs.core.tables import ITEM_ATTRIBUTES
-from jobs.lake import filesystem
+from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.context import Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.landed import absolute, landed
@@ -206,6 +206,22 @@ class Added:
     base: int = 0
     """The version of `gold.item_attributes` that they were computed from."""
     staged: Staged = field(default_factory=list)
+    whole: bool = False
+    """Whether they are put in place of all there are."""
+
+
+def stored(context: Context, base: int) -> tuple[pa.Table, foreign.Change | None]:
+    """The table's rows, and whether others changed them; then its rows are those from before.
+
+    What a catalogue said in the past is known from the table alone: catalogues that are gone, or
+    that bear no date, cannot say it again.
+    """
+    lake = context.lake
+    found = foreign.changed(lake, ITEM_ATTRIBUTES)
+    rows = None if found is None else foreign.rows_at(lake, ITEM_ATTRIBUTES, found.good)
+    if rows is None:
+        rows = lake.table_of(ITEM_ATTRIBUTES, base, list(ITEM_ATTRIBUTES.columns))
+    return rows, found
 
 
 def compute(context: Context) -> Added | None:
@@ -213,12 +229,17 @@ def compute(context: Context) -> Added | None:
     part, lake = context.source.items, context.lake
     if part is None:
         return None
+    foreign.make_ready(context, ITEM_ATTRIBUTES)
     lake.create(ITEM_ATTRIBUTES)
     base = lake.version(ITEM_ATTRIBUTES)
     assert base is not None
-    known = history(lake.table_of(ITEM_ATTRIBUTES, base, list(ITEM_ATTRIBUTES.columns)))
+    before, changed = stored(context, base)
+    known = history(before)
     added: list[tuple[str, datetime, dict[str, str]]] = []
     notes: list[str] = []
+    if changed is not None:
+        notes.append(f"{changed.in_words()}. The rows of version {changed.good} were put back")
+        added = [(item, *one) for item, rows in known.items() for one in rows]
     found = snapshots(part, context.day)
     for since, paths in found:
         came, again, without = rows_of(part, paths)
@@ -254,7 +275,7 @@ def compute(context: Context) -> Added | None:
     folder = staging(context.run_id)
     filesystem.write_parquet(f"{lake.path(ITEM_ATTRIBUTES)}/{folder}/part-0.parquet", rows)
     staged = lake.entries(ITEM_ATTRIBUTES, folder)
-    return Added(len(rows), notes, base, staged)
+    return Added(len(rows), notes, base, staged, whole=changed is not None)
 
 
 def publish(context: Context, added: Added | None, result: Result) -> None:
@@ -264,9 +285,10 @@ def publish(context: Context, added: Added | None, result: Result) -> None:
     result.notes += added.notes
     lake = context.lake
     if added.rows:
-        lake.commit(
-            ITEM_ATTRIBUTES, added.staged, added.base, lake.guard(ITEM_ATTRIBUTES),
-            added.base + 1, context.run_id,
-        )  # fmt: skip
+        guard, base, staged = lake.guard(ITEM_ATTRIBUTES), added.base, added.staged
+        if added.whole:
+            foreign_columns.replace_rows(context, ITEM_ATTRIBUTES, staged, base, guard, base + 1)
+        else:
+            lake.commit(ITEM_ATTRIBUTES, staged, base, guard, base + 1, context.run_id)
         crash_points.point("items.attributes-published")
     result.tables[ITEM_ATTRIBUTES.full_name] = lake.told(ITEM_ATTRIBUTES)

@@ -20,9 +20,9 @@ from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SettingsError
 from jobs.core.plan import Algorithm, ItemsFacts, Plan, Publish, earlier, idle, items_plan
-from jobs.core.tables import EVENTS, ITEMS
+from jobs.core.tables import EVENTS, ITEMS, NUMBERING, SEQUENCES, SESSIONS
 from jobs.gold import item_attributes
-from jobs.lake import filesystem
+from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.change_feed import CAME, GONE, TYPE, only_came
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
@@ -44,6 +44,8 @@ class ItemsManifest(Manifest):
     staged: Staged | None = None
     """The first rows of all; others are the candidate's part `items`."""
     attributes: item_attributes.Added | None = None
+    renumbered: bool = False
+    """Whether the numbers that were given before are not known any more."""
 
     @staticmethod
     def plan_of_old(old: dict[str, Any]) -> Plan:
@@ -123,23 +125,84 @@ def compute(context: Context) -> Candidate:
             f"{lake.path(EVENTS)} is no table: run python -m jobs ingest --source "
             f"{context.source.name} first"
         )
+    foreign.make_ready(context, EVENTS, ITEMS)
+    foreign.refuse_loss(context, EVENTS)
     lake.create(ITEMS)
     candidate = context.candidate(ITEMS)
     upto, base = lake.version(EVENTS), lake.version(ITEMS)
     after = lake.consumed(ITEMS, EVENTS)
     assert upto is not None and base is not None
-    manifest = ItemsManifest(idle("items"), base, upto, empty=after == upto)
-    if not manifest.empty:
+    manifest = ItemsManifest(idle("items"), base, upto)
+    anew, manifest.notes = foreign.to_make_anew(context, ITEMS, EVENTS, upto)
+    manifest.empty = after == upto and not anew
+    # (A table that was deleted gives other numbers than those that the sequences have.)
+    manifest.renumbered = after is None and lake.rows(SEQUENCES) > 0
+    if anew:
+        recount(context, manifest)
+    elif not manifest.empty:
         facts = ItemsFacts(
             items=lake.rows(ITEMS), events=lake.rows(EVENTS),
             grown=lake.grown(EVENTS, after), whole=after is None,
         )  # fmt: skip
         count(context, candidate, manifest, facts)
+    if manifest.empty and after is not None and (lake.consumed(SESSIONS, EVENTS) or 0) > after:
+        # Events were updated, and no item differs: sequences wait for items that have read them.
+        manifest.empty, manifest.staged = False, []
     manifest.attributes = item_attributes.compute(context)
     context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("items.computed")
     return candidate
+
+
+def recount(context: Context, manifest: ItemsManifest) -> None:
+    """Make all rows anew: the numbers are those of the last version before others changed it."""
+    lake = context.lake
+    found = foreign.changed(lake, ITEMS)
+    good = manifest.base if found is None else found.good
+    events = lake.rows(EVENTS)
+    facts = ItemsFacts(items=0, events=events, grown=events, whole=True)
+    plan = items_plan(facts, context.thresholds)
+    manifest.plan = replace(plan, publish=Publish.REPLACE)
+    context.decide(manifest.plan)
+    context.enter(manifest.plan.engine)
+    if foreign.rows_at(lake, ITEMS, good) is not None:
+        old = lake.read(ITEMS, good)
+    else:
+        manifest.renumbered = True
+        manifest.notes.append(
+            f"gold.items version {good} cannot be read any more: items were numbered again, and models "
+            "trained before use other numbers"
+        )
+        old = lake.read(ITEMS).where("false")
+    seen = summarised(sightings(lake.read(EVENTS, manifest.upto)))
+    rows = recounted(old.select(*ITEMS.columns), seen)
+    manifest.staged = lake.stage(ITEMS, rows.coalesce(1), context.run_id)
+    manifest.rows = sum(one["rows"] for one in manifest.staged)
+
+
+def recounted(old: DataFrame, seen: DataFrame) -> DataFrame:
+    """All rows of `gold.items`: items keep their numbers, and those that nobody sees any more their
+    rows.
+
+    Args:
+        old: the table as it was.
+        seen: of each item with events or exposures `item_id, first_seen_ts, event_count`.
+    """
+    seen = seen.select(
+        "item_id", F.col("first_seen_ts").alias("_first"), F.col("event_count").alias("_count")
+    )
+    both = old.drop("event_count").join(seen, "item_id", "full_outer")
+    both = both.withColumn("first_seen_ts", F.coalesce("_first", "first_seen_ts"))
+    highest = old.agg(F.coalesce(F.max("item_index"), F.lit(0))).first()
+    assert highest is not None
+    fresh = F.col("item_index").isNull()
+    order = Window.partitionBy(fresh).orderBy("first_seen_ts", "item_id")
+    number = F.coalesce("item_index", F.row_number().over(order) + F.lit(highest[0]))
+    return both.select(
+        "item_id", number.cast("int").alias("item_index"), "first_seen_ts",
+        F.coalesce("_count", F.lit(0)).cast("bigint").alias("event_count"),
+    )  # fmt: skip
 
 
 def count(
@@ -169,6 +232,9 @@ def count(
             return
         except FeedGone as gone:
             manifest.notes.append(f"the change feed is gone, items are counted anew ({gone})")
+            if lake.rows(ITEMS):
+                recount(context, manifest)
+                return
             manifest.plan = items_plan(replace(facts, whole=True), context.thresholds)
             context.decide(manifest.plan)
     whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
@@ -271,10 +337,15 @@ def publish(context: Context, candidate: Candidate) -> Result:
     item_attributes.publish(context, manifest.attributes, result)
     if not manifest.empty:
         consumed, base, upto = lake.app_id(ITEMS, EVENTS), manifest.base, manifest.upto
-        if manifest.staged is not None:
+        if manifest.renumbered:
+            lake.set_property(ITEMS, NUMBERING, context.run_id)
+        if manifest.staged is not None and manifest.plan.publish is Publish.REPLACE:
+            foreign_columns.replace_rows(context, ITEMS, manifest.staged, base, consumed, upto)
+        elif manifest.staged is not None:
             lake.commit(ITEMS, manifest.staged, base, consumed, upto, context.run_id)
         else:
             context.upsert(ITEMS, candidate, "items", base, consumed, upto)
         crash_points.point("items.published")
+    foreign.answer(context, ITEMS, EVENTS)
     result.tables[ITEMS.full_name] = lake.told(ITEMS)
     return result

@@ -30,7 +30,7 @@ from jobs.core.plan import (
     idle,
     sequences_plan,
 )
-from jobs.core.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
+from jobs.core.tables import EVENTS, ITEMS, NUMBERING, SEQUENCES, SESSIONS
 from jobs.gold import checks
 from jobs.gold.user_slices import (
     GATHERED_DDL,
@@ -42,7 +42,7 @@ from jobs.gold.user_slices import (
     edges_of_users,
     in_groups,
 )
-from jobs.lake import filesystem
+from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.change_feed import PUT, RETIRED
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import DataFile, staging
@@ -71,6 +71,8 @@ class SequencesManifest(Manifest):
     """The files of the rows."""
     staged: Staged | None = None
     """All rows; changed ones alone are the candidate's part `change`."""
+    numbering: str | None = None
+    """Which numbers `gold.items` gives, where they had to be given anew."""
 
     @staticmethod
     def plan_of_old(old: dict[str, Any]) -> Plan:
@@ -91,6 +93,8 @@ def compute(context: Context) -> Candidate:
                 f"{lake.path(table)} is no table: run python -m jobs {job} --source "
                 f"{context.source.name} first"
             )
+    foreign.make_ready(context, SESSIONS, ITEMS, SEQUENCES)
+    foreign.refuse_changed_input(context, SESSIONS, ITEMS)
     lake.create(SEQUENCES)
     seen, cut_from = lake.consumed(ITEMS, EVENTS), lake.consumed(SESSIONS, EVENTS)
     if cut_from is not None and (seen is None or seen < cut_from):
@@ -100,11 +104,17 @@ def compute(context: Context) -> Candidate:
         )
     candidate = context.candidate(SEQUENCES)
     upto, base = lake.version(SESSIONS), lake.version(SEQUENCES)
-    after = lake.consumed(SEQUENCES, SESSIONS)
     assert upto is not None and base is not None
     items = lake.version(ITEMS)
     assert items is not None
-    manifest = SequencesManifest(idle("sequences"), base, upto, items, empty=after == upto)
+    manifest = SequencesManifest(idle("sequences"), base, upto, items)
+    anew, manifest.notes = foreign.to_make_anew(context, SEQUENCES, SESSIONS, upto)
+    manifest.numbering = lake.property(ITEMS, NUMBERING)
+    if manifest.numbering != lake.property(SEQUENCES, NUMBERING):
+        anew = True
+        manifest.notes.append("item_index of gold.items was renumbered: gold.sequences was rebuilt")
+    after = None if anew else lake.consumed(SEQUENCES, SESSIONS)
+    manifest.empty = after == upto
     if not manifest.empty:
         fill(context, candidate, manifest, after)
     context.decide(manifest.plan)
@@ -322,13 +332,16 @@ def publish(context: Context, candidate: Candidate) -> Result:
     result = Result(notes=manifest.notes, tables_in=tables_in)
     if not manifest.empty:
         consumed = lake.app_id(SEQUENCES, SESSIONS)
-        if manifest.staged is not None:
-            lake.commit(
-                SEQUENCES, manifest.staged, base, consumed, upto, context.run_id,
-                overwrite=manifest.plan.publish is Publish.REPLACE,
-            )  # fmt: skip
+        if manifest.staged is not None and manifest.plan.publish is Publish.REPLACE:
+            staged = manifest.staged
+            foreign_columns.replace_rows(context, SEQUENCES, staged, base, consumed, upto)
+        elif manifest.staged is not None:
+            lake.commit(SEQUENCES, manifest.staged, base, consumed, upto, context.run_id)
         else:
             context.upsert(SEQUENCES, candidate, "change", base, consumed, upto)
+        if manifest.numbering and manifest.numbering != lake.property(SEQUENCES, NUMBERING):
+            lake.set_property(SEQUENCES, NUMBERING, manifest.numbering)
         crash_points.point("sequences.published")
+    foreign.answer(context, SEQUENCES, SESSIONS)
     result.tables[SEQUENCES.full_name] = lake.told(SEQUENCES)
     return result

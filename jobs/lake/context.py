@@ -111,7 +111,8 @@ class Context:
             lake.commit(table, [], base, app_id, version, self.run_id)
             return
         spans = candidate.spans(part, stored) if stored else None
-        if self.thresholds.in_one_process(rows, None if spans else lake.bytes(table)):
+        few = self.thresholds.in_one_process(rows, None if spans else lake.bytes(table))
+        if few and not lake.only_spark(table):
             put = candidate.stream(part, [*table.columns, "gone", "change"])
             lake.upsert(table, put, base, app_id, version, self.run_id, spans)
         else:
@@ -119,6 +120,8 @@ class Context:
             self.enter(self.thresholds.spark(rows, lake.rows(table)))
             with lake.transaction(table, app_id, version, self.run_id):
                 lake.merge(table, candidate.part(part), spans)
+            if app_id != lake.guard(table):
+                lake.mark(table, base, self.run_id)
 
     def candidate(self, table: Table) -> Candidate:
         return Candidate(self.lake, self.lake.folder("_candidates", self.batch, table.full_name))

@@ -6,8 +6,8 @@ Progress is recorded in the tables' own commits and nowhere else: a derived tabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,8 @@ from pyspark.sql import functions as F
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
 from jobs.core.tables import Table
-from jobs.lake import change_feed, filesystem, private_delta
+from jobs.lake import change_feed, features, filesystem, private_delta
+from jobs.lake.commits import commits
 from jobs.lake.data_files import DataFile, staging
 from jobs.lake.delta_errors import conflicts, feed_gone, retried
 from jobs.lake.filesystem import rust_uri
@@ -77,7 +78,8 @@ class Lake:
         return target.app_id(self.source, of)
 
     def guard(self, table: Table) -> str:
-        """The `txnAppId` by which writers of a table without an input table exclude each other."""
+        """The `txnAppId` by which writers of a table exclude each other; its version is that of our
+        last commit (or a little older), whatever others restored since."""
         return f"{self.source}/{table.full_name}"
 
     def property(self, table: Table, name: str) -> str | None:
@@ -162,7 +164,11 @@ class Lake:
             assert found is not None
             there = {one.name for one in found.schema().fields}
             declared = Schema.from_arrow(arrow_schema(table.columns)).fields
-            if lacking := [one for one in declared if one.name not in there]:
+            lacking = [one for one in declared if one.name not in there]
+            if lacking and self.only_spark(table):
+                kinds = ", ".join(f"{one.name} {table.columns[one.name]}" for one in lacking)
+                self._alter(table, f"ADD COLUMNS ({kinds})")
+            elif lacking:
                 with conflicts(table):
                     found.alter.add_columns(lacking)
 
@@ -172,10 +178,27 @@ class Lake:
         def attempt(_: int) -> None:
             found = self.open(table)
             assert found is not None
+            if self.only_spark(table):
+                self._alter(table, f"SET TBLPROPERTIES ('{name}' = '{value}')")
+                return
             with conflicts(table):
                 found.alter.set_table_properties({name: value}, raise_if_not_exists=False)
 
         retried(5, attempt)
+
+    def _alter(self, table: Table, what: str) -> None:
+        with conflicts(table):
+            self.spark.sql(f"ALTER TABLE delta.`{self.path(table)}` {what}")
+
+    def purge_vectors(self, table: Table, run_id: str) -> bool:
+        """Write the files anew whose rows are deleted by deletion vectors only; moves no row. Returns
+        whether there were any."""
+        found = self.open(table)
+        if found is None or not features.has_vectors(found):
+            return False
+        with self.userdata(run_id), conflicts(table):
+            self.spark.sql(f"REORG TABLE delta.`{self.path(table)}` APPLY (PURGE)")
+        return True
 
     # -- changes ----------------------------------------------------------------------------
 
@@ -206,7 +229,9 @@ class Lake:
 
     def changed_rows(self, table: Table, since: int) -> bool:
         """Whether rows of the table have moved since a version (compaction moves none)."""
-        return any(one.get("operation") not in QUIET for one in self.history(table, since))
+        newest = self.version(table)
+        found = () if newest is None else commits(self.path(table), since, newest)
+        return any(one.moves for one in found)
 
     def unchanged(self, table: Table, base: int) -> DeltaTable:
         """The table as it is now.
@@ -222,16 +247,21 @@ class Lake:
 
     # -- commits ----------------------------------------------------------------------------
 
-    def stage(self, table: Table, rows: DataFrame, run_id: str) -> list[dict[str, Any]]:
+    def stage(
+        self, table: Table, rows: DataFrame, run_id: str, others: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """Write rows as data files of the table that no version names yet; `commit` makes them
         part of it without touching them again, and VACUUM takes those that nobody committed.
+
+        Args:
+            others: columns that are not ours.
 
         Returns:
             One entry a file: `path` (below the table), `size`, `modified_ms`, `rows`, `stats`.
         """
         folder = staging(run_id)
         place = f"{self.path(table)}/{folder}"
-        rows.select(*table.columns).write.parquet(place)
+        rows.select(*table.columns, *others).write.parquet(place)
         return self.entries(table, folder)
 
     def entries(
@@ -282,14 +312,21 @@ class Lake:
         """
         found = self.open(table)
         assert found is not None
+        if features.only_spark_reads_feed(found):
+            with feed_gone(table, after, upto):
+                feed = self.changes(table, after, upto).select(*columns).toArrow()
+            return self._as_declared(table, feed, columns)
         with feed_gone(table, after, upto):
             reader = found.load_cdf(
                 starting_version=after + 1, ending_version=upto, columns=columns
             )
-            # (What comes are string views, which few functions take.)
-            of_feed = {change_feed.TYPE: "string", change_feed.VERSION: "bigint"}
-            types = {name: (table.columns | of_feed)[name] for name in columns}
-            return pa.table(reader).select(columns).cast(arrow_schema(types)).combine_chunks()
+            return self._as_declared(table, pa.table(reader), columns)
+
+    def _as_declared(self, table: Table, feed: pa.Table, columns: list[str]) -> pa.Table:
+        # (What comes are string views, which few functions take.)
+        of_feed = {change_feed.TYPE: "string", change_feed.VERSION: "bigint"}
+        types = {name: (table.columns | of_feed)[name] for name in columns}
+        return feed.select(columns).cast(arrow_schema(types)).combine_chunks()
 
     def staged(self, table: Table, entries: list[dict[str, Any]]) -> DataFrame:
         """Staged files, read by Spark."""
@@ -314,8 +351,67 @@ class Lake:
         entries = [one for one in entries if one["rows"]]
         self._all_staged(table, entries)
         found = self.unchanged(table, base)
+        if self.only_spark(table):
+            self._commit_by_spark(table, entries, base, app_id, version, run_id, overwrite)
+            return
+        by = self._progress(table, base, app_id, version, run_id)
         with conflicts(table):
-            private_delta.add_files(found, entries, app_id, version, run_id, overwrite)
+            private_delta.add_files(found, entries, by, overwrite)
+
+    def only_spark(self, table: Table) -> bool:
+        """Whether the table has a feature with which delta-rs cannot write it."""
+        found = self.open(table)
+        return found is not None and bool(features.only_spark_writes(found))
+
+    def _commit_by_spark(
+        self, table: Table, entries: list[dict[str, Any]], base: int, app_id: str, version: int,
+        run_id: str, overwrite: bool,
+    ) -> None:  # fmt: skip
+        """`commit` by Spark, which writes the rows of the staged files once more.
+
+        Its commits carry one name: that of the guard, where it is another, comes with a commit of no
+        rows.
+        """
+        rows = self.spark.createDataFrame([], table.ddl)
+        if entries:
+            paths = [f"{self.path(table)}/{one['path']}" for one in entries]
+            rows = self.spark.read.parquet(*paths)
+        self._write_by_spark(table, rows, base, app_id, version, run_id, overwrite)
+        if app_id != self.guard(table):
+            self.mark(table, base, run_id)
+
+    def mark(self, table: Table, base: int, run_id: str) -> None:
+        """Say by `guard` that a commit upon version `base` was ours, where Spark made it: its commits
+        carry one name only. Not where others committed after it, who are to be noticed."""
+        newest = self.version(table)
+        assert newest is not None
+        since = commits(self.path(table), base, newest)
+        if all(one.run_id is not None or not one.moves for one in since):
+            with suppress(Conflict):
+                self.commit(table, [], newest, self.guard(table), newest + 1, run_id)
+
+    def _write_by_spark(
+        self, table: Table, rows: DataFrame, base: int, app_id: str, version: int, run_id: str,
+        overwrite: bool,
+    ) -> None:  # fmt: skip
+        mode = "overwrite" if overwrite else "append"
+        with self.transaction(table, app_id, version, run_id):
+            rows.write.format("delta").mode(mode).save(self.path(table))
+        newest = self.version(table)
+        assert newest is not None
+        # (Delta skips, without a word, what another run has committed under this name and version.)
+        if not any(one.run_id == run_id for one in commits(self.path(table), base, newest)):
+            raise Conflict(f"{table.full_name} was changed by another run since version {base}")
+
+    def _progress(
+        self, table: Table, base: int, app_id: str, version: int, run_id: str
+    ) -> CommitProperties:
+        """What a commit upon version `base` carries: whose it is, and what it consumed."""
+        consumed = {self.guard(table): base + 1} | {app_id: version}
+        return CommitProperties(
+            custom_metadata={"userMetadata": run_id},
+            app_transactions=[Transaction(*one) for one in consumed.items()],
+        )
 
     def _all_staged(self, table: Table, entries: list[private_delta.Entry]) -> None:
         """Raises: Conflict: a staged file is gone."""
@@ -352,8 +448,12 @@ class Lake:
             conf.unset("spark.databricks.delta.write.txnVersion")
 
     def replace(self, table: Table, rows: DataFrame, properties: dict[str, str]) -> None:
-        """Put other rows and other properties in place of the table's own, in one commit."""
-        writer = rows.select(*table.columns).writeTo(f"delta.`{self.path(table)}`").using("delta")
+        """Put other rows and other properties in place of the table's own, in one commit.
+
+        Args:
+            rows: the table's columns, and those of others that it is to have.
+        """
+        writer = rows.writeTo(f"delta.`{self.path(table)}`").using("delta")
         for name, value in _properties(table, properties).items():
             writer = writer.tableProperty(name, value)
         writer.createOrReplace()
@@ -380,10 +480,7 @@ class Lake:
             if MERGED.items() - found.metadata().configuration.items():
                 found.alter.set_table_properties(MERGED, raise_if_not_exists=False)
         seen = found.version()
-        by = CommitProperties(
-            custom_metadata={"userMetadata": run_id},
-            app_transactions=[Transaction(app_id, version)],
-        )
+        by = self._progress(table, base, app_id, version, run_id)
         _merge(table, found, rows, spans, by)
         if found.version() == seen:  # (a MERGE that changes no row commits nothing)
             self.commit(table, [], base, app_id, version, run_id)
@@ -421,6 +518,10 @@ class Lake:
         def attempt(_: int) -> None:
             found = self.open(table)
             assert found is not None
+            if self.only_spark(table):
+                with conflicts(table):
+                    self.merge(table, self.spark.createDataFrame(batch, table.ddl))
+                return
             _merge(table, found, batch)
 
         retried(5, attempt)
@@ -504,7 +605,8 @@ def _properties(table: Table, more: dict[str, str] | None) -> dict[str, str]:
 
 QUIET = {
     "OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "CLUSTER BY", "CREATE TABLE",
-    "ADD COLUMN", "ADD COLUMNS",
+    "ADD COLUMN", "ADD COLUMNS", "REORG", "UNSET TBLPROPERTIES", "CHANGE COLUMN", "RENAME COLUMN",
+    "ADD CONSTRAINT", "DROP CONSTRAINT", "UPGRADE PROTOCOL", "DROP FEATURE",
 }  # fmt: skip
 """Operations of Delta's history that move no rows."""
 

@@ -47,7 +47,12 @@ def rows_of(table: DeltaTable) -> ds.Dataset:
     to be beyond every value, so a filter by one loses rows. Arrow prunes by the files' footers.
     """
     system, inner = located(table.table_uri)
-    made = table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(inner, system))
+    below = fs.SubTreeFileSystem(inner, system)
+    if {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or []):
+        return _plain_rows(table, below)
+    # (Spark's default for times is INT96, which Arrow takes for nanoseconds.)
+    micros = ds.ParquetReadOptions(coerce_int96_timestamp_unit="us")
+    made = table.to_pyarrow_dataset(filesystem=below, parquet_read_options=micros)
     by = table.metadata().partition_columns  # of ours there are none
 
     def partition(known: ds.Expression) -> ds.Expression | None:
@@ -62,6 +67,21 @@ def rows_of(table: DeltaTable) -> ds.Dataset:
         for one in made.get_fragments()
     ]
     return ds.FileSystemDataset(parts, made.schema, made.format, made.filesystem)
+
+
+def _plain_rows(table: DeltaTable, below: fs.FileSystem) -> ds.Dataset:
+    """The rows of a table that delta-rs does not hand to Arrow, though its files are as others.
+
+    Raises:
+        ValueError: rows are deleted by deletion vectors only.
+    """
+    adds = pa.table(table.get_add_actions(flatten=True))
+    if pa.table(table.deletion_vectors()).num_rows:
+        raise ValueError(f"{table.table_uri} has deletion vectors")
+    how = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
+    parts = [how.make_fragment(path, below) for path in adds["path"].to_pylist()]
+    schema = pa.schema(table.schema().to_arrow())
+    return ds.FileSystemDataset(parts, schema, how, below)
 
 
 def matching(
@@ -148,8 +168,11 @@ class DataParquet(pq.ParquetFile):
     What Arrow's other layouts (views, 64-bit offsets) wrote is read back in them, because the writer
     leaves a note in the file: delta-rs's MERGE writes views. Few functions take both. Columns may
     have nulls, as in our own files: that MERGE notes for some that they have none, and tables of
-    both kinds would not go together.
+    both kinds would not go together. Spark's default for times, INT96, is read as microseconds.
     """
+
+    def __init__(self, source: Any, **options: Any) -> None:
+        super().__init__(source, coerce_int96_timestamp_unit="us", **options)
 
     def read(self, *arguments: Any, **options: Any) -> pa.Table:
         return usual(super().read(*arguments, **options))

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from jobs.lake import filesystem
 
 if TYPE_CHECKING:
-    from deltalake import DeltaTable
+    from deltalake import CommitProperties, DeltaTable
 
 LONGEST_STATISTIC = 64
 """Characters; bounds of longer texts prune nothing worth their bytes in the log."""
@@ -36,11 +36,10 @@ Entry = dict[str, Any]
 
 
 def add_files(
-    table: DeltaTable, entries: list[Entry], app_id: str, version: int, run_id: str, overwrite: bool
+    table: DeltaTable, entries: list[Entry], by: CommitProperties, overwrite: bool
 ) -> None:
     """Make staged files part of a table in one commit; or put them in place of all there are."""
-    from deltalake import CommitProperties, Transaction  # (tasks do without)
-    from deltalake.transaction import AddAction
+    from deltalake.transaction import AddAction  # (tasks do without)
 
     actions = [
         AddAction(one["path"], one["size"], {}, one["modified_ms"], True, one["stats"])
@@ -48,10 +47,7 @@ def add_files(
     ]
     table.create_write_transaction(
         actions, "overwrite" if overwrite else "append", table.schema(),
-        commit_properties=CommitProperties(
-            custom_metadata={"userMetadata": run_id},
-            app_transactions=[Transaction(app_id, version)],
-        ),
+        commit_properties=by,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SettingsError
 from jobs.core.plan import Plan, Publish, ScoreFacts, earlier, idle, score_plan
 from jobs.core.tables import ITEMS, RECOMMENDATIONS, SEQUENCES
-from jobs.lake import filesystem
+from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.filesystem import rows_of, rust_uri
@@ -110,6 +110,8 @@ def compute(
         raise SettingsError(
             f"{lake.path(SEQUENCES)} has no rows: run python -m jobs run --source {name} first"
         )
+    foreign.make_ready(context, SEQUENCES, ITEMS, RECOMMENDATIONS)
+    foreign.refuse_changed_input(context, SEQUENCES, ITEMS)
     lake.create(RECOMMENDATIONS, upgrade=False)
     base = lake.version(RECOMMENDATIONS)
     assert base is not None
@@ -117,6 +119,7 @@ def compute(
     candidate = context.candidate(RECOMMENDATIONS)
     ruled = resolve(context, stored.item_ids, upto)
     size, each = min(k, len(stored.item_ids)), excludes(stored) or ruled is not None
+    changed = foreign.changed(lake, RECOMMENDATIONS)
     manifest = ScoreManifest(
         plan=score_plan(ScoreFacts(there=False)), base=base, upto=upto, version=model.version,
         uri=model.uri, size=size, method=stored.facts["method"], excludes=each,
@@ -124,7 +127,7 @@ def compute(
     if ruled is not None:
         manifest.rules, manifest.removed = ruled.digest, ruled.removed
         manifest.notes = ruled.notes
-    if lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
+    if changed is None and lake.consumed(RECOMMENDATIONS, SEQUENCES) == upto:
         longest = _longest(context, base, manifest)
         most = _possible(context, stored, upto, size, ruled) if each else size
         manifest.empty = longest == most
@@ -278,7 +281,7 @@ def fill(
         assert table is not None
         table.load_as_version(manifest.base)
         schema = arrow_schema(RECOMMENDATIONS.columns)
-        kept = [rows.cast(schema) for rows in _lists_of(table, version)]
+        kept = [rows.cast(schema) for rows in _lists_of(table, version, schema.names)]
         if kept:
             old = pa.concat_tables(kept).sort_by("user_id")
             made += _write(context, folder, f"kept-{version}", iter([old]))
@@ -397,10 +400,9 @@ def publish(context: Context, candidate: Candidate) -> Result:
     if manifest.empty:
         result.notes.append(f"{said}: these lists are there already")
     else:
-        lake.commit(
-            RECOMMENDATIONS, manifest.staged, manifest.base,
-            lake.app_id(RECOMMENDATIONS, SEQUENCES), manifest.upto, context.run_id,
-            overwrite=True,
+        foreign_columns.replace_rows(
+            context, RECOMMENDATIONS, manifest.staged, manifest.base,
+            lake.app_id(RECOMMENDATIONS, SEQUENCES), manifest.upto,
         )  # fmt: skip
         crash_points.point("score.published")
         result.notes.append(f"{said}: {in_words(manifest)}")

@@ -13,6 +13,7 @@ from jobs.core import crash_points
 from jobs.core.errors import RuleChanged, SettingsError
 from jobs.core.plan import Publish, SessionizeFacts, idle
 from jobs.core.tables import EVENTS, SESSIONS
+from jobs.lake import foreign, foreign_columns
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.delta_errors import FeedGone
 from jobs.silver.audit import audit
@@ -46,14 +47,19 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
             f"{lake.path(EVENTS)} is no table: run python -m jobs ingest --source "
             f"{context.source.name} first"
         )
+    foreign.make_ready(context, EVENTS, SESSIONS)
+    foreign.refuse_loss(context, EVENTS)
     lake.create(SESSIONS, {RULE_PROPERTY: rule.rule_text()})
     if not rebuild:
         check_rule(context)
     candidate = context.candidate(SESSIONS)
     upto, base = lake.version(EVENTS), lake.version(SESSIONS)
     assert upto is not None and base is not None
-    after = None if rebuild else lake.consumed(SESSIONS, EVENTS)
     manifest = SessionizeManifest(idle("sessionize"), base, upto)
+    if not rebuild:
+        rebuild, why = foreign.to_make_anew(context, SESSIONS, EVENTS, upto)
+        manifest.notes += why
+    after = None if rebuild else lake.consumed(SESSIONS, EVENTS)
     facts = SessionizeFacts(
         gap_rule=rule.rule == "gap", events=lake.rows(EVENTS), grown=lake.grown(EVENTS, after),
         whole=after is None, replaces=rebuild or after is not None or lake.rows(SESSIONS) > 0,
@@ -95,13 +101,15 @@ def replace_all(context: Context, manifest: SessionizeManifest) -> None:
     lake, base, staged = context.lake, manifest.base, manifest.staged or []
     consumed, rule = lake.app_id(SESSIONS, EVENTS), context.source.sessions.rule_text()
     if lake.property(SESSIONS, RULE_PROPERTY) == rule:
-        lake.commit(SESSIONS, staged, base, consumed, manifest.upto, context.run_id, overwrite=True)
+        foreign_columns.replace_rows(context, SESSIONS, staged, base, consumed, manifest.upto)
         return
     lake.unchanged(SESSIONS, base)
     context.enter(manifest.plan.engine)
-    rows = lake.staged(SESSIONS, staged)
+    rows = foreign_columns.kept(context, SESSIONS, lake.staged(SESSIONS, staged), base)
     with lake.transaction(SESSIONS, consumed, manifest.upto, context.run_id):
         lake.replace(SESSIONS, rows, {RULE_PROPERTY: rule})
+    if foreign.standing(lake, SESSIONS):  # (they are answered now)
+        lake.mark(SESSIONS, base, context.run_id)
 
 
 def publish(context: Context, candidate: Candidate) -> Result:
@@ -126,5 +134,6 @@ def publish(context: Context, candidate: Candidate) -> Result:
         result.sessions_new, result.sessions_changed = counts.new, counts.changed
         result.sessions_retired, result.sessions_merged = counts.retired, counts.merged
         result.runaways = counts.runaways
+    foreign.answer(context, SESSIONS, EVENTS)
     result.tables[SESSIONS.full_name] = lake.told(SESSIONS)
     return result

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deltalake import write_deltalake
+from deltalake import CommitProperties, write_deltalake
 
 from jobs.core.errors import RejectShareError
 from jobs.core.tables import EVENTS, REJECTS
@@ -123,7 +123,8 @@ def without_columns(shop: Workshop) -> None:
     """`bronze.rejects` as version 0.1.0 has it."""
     place = REJECTS.path(str(shop.lake_root), "clicks")
     rows = shop.table(REJECTS).to_pyarrow_table().drop_columns(["file_columns"])
-    write_deltalake(place, rows, mode="overwrite", schema_mode="overwrite")
+    ours = CommitProperties(custom_metadata={"userMetadata": "0" * 32})
+    write_deltalake(place, rows, mode="overwrite", schema_mode="overwrite", commit_properties=ours)
 
 
 @pytest.mark.long

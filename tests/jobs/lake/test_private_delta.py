@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction
 from pyspark.sql import functions as F
 
 from jobs.core.arrow_types import arrow_schema
@@ -183,9 +183,10 @@ def test_of_two_appends_by_one_name_one_commits(spark: Any, tmp_path: Path) -> N
     """delta-rs lets blind appends of both through but for the `txn` that they carry."""
     lake = fresh(spark, tmp_path)
     one, other = (DeltaTable(lake.path(SMALL)) for _ in range(2))
-    private_delta.add_files(one, staged(lake, FIRST), "test/append", 1, "one", False)
+    by = CommitProperties(app_transactions=[Transaction("test/append", 1)])
+    private_delta.add_files(one, staged(lake, FIRST), by, False)
     with pytest.raises(Conflict), conflicts(SMALL):
-        private_delta.add_files(other, staged(lake, SECOND), "test/append", 1, "other", False)
+        private_delta.add_files(other, staged(lake, SECOND), by, False)
     assert by_delta_rs(lake) == expected(FIRST)
 
 

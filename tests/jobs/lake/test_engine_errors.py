@@ -1,0 +1,138 @@
+"""Errors of engines that no job expects: the first line that a person sees names table, file, cause and
+remedy, and the remedy works."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+
+from jobs import cli
+from jobs.core.settings import settings
+from jobs.core.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS, Table
+from jobs.lake.delta_errors import first_line
+from tests.jobs.lake.test_foreign_changes import third
+from tests.support.others import Saved, check_derived
+from tests.support.spark_tools import Workshop
+
+
+@pytest.fixture(scope="module")
+def saved(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return Saved(spark, tmp_path_factory.mktemp("errors"))
+
+
+@pytest.fixture
+def shop(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    shop = saved.again()
+    monkeypatch.setenv("SESSIONMILL_LAKE", str(shop.lake_root))
+    settings.cache_clear()
+    yield shop
+    settings.cache_clear()
+
+
+def path_of(shop: Workshop, table: Table) -> Path:
+    return Path(table.path(str(shop.lake_root), "clicks"))
+
+
+def data_files(shop: Workshop, table: Table) -> list[Path]:
+    uris = DeltaTable(str(path_of(shop, table))).file_uris()
+    return [Path(one.removeprefix("file://")) for one in uris]
+
+
+def missing(shop: Workshop, table: Table) -> None:
+    for file in data_files(shop, table):
+        file.unlink()
+
+
+def damaged(shop: Workshop, table: Table) -> None:
+    for file in data_files(shop, table):
+        file.write_bytes(b"nothing of Parquet's")
+        (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
+
+
+def torn(shop: Workshop, table: Table) -> None:
+    for file in data_files(shop, table):
+        file.write_bytes(file.read_bytes()[:-20])
+        (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
+
+
+def log_damaged(shop: Workshop, table: Table) -> None:
+    [*_, last] = sorted((path_of(shop, table) / "_delta_log").glob("*.json"))
+    last.write_text(last.read_text()[:40])
+
+
+def rebuilt(shop: Workshop, table: Table) -> None:
+    """What the message names for derived tables."""
+    shutil.rmtree(path_of(shop, table))
+
+
+def run(shop: Workshop, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    capfd.readouterr()
+    status = cli.main(["run", "--source", str(shop.file), *words])
+    said = capfd.readouterr().err
+    return status, next(
+        (line for line in said.splitlines() if line.startswith("run stopped")), said
+    )
+
+
+Provoke = Callable[[Workshop, Table], None]
+CATALOGUE: list[tuple[Provoke, Table, str]] = [
+    *((what, table, rf"run stopped: {table.full_name}: file \S+\.parquet is {how}\. .*delete {{path}}")
+      for what, how in ((missing, "missing"), (damaged, "damaged"), (torn, "damaged"))
+      for table in (SESSIONS, SEQUENCES)),
+    (missing, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is missing\. .*--reload"),
+    (damaged, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is damaged\. .*--reload"),
+    (log_damaged, ITEMS, r"run stopped: gold\.items: file \d+\.json is damaged\. Restore the table's log"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("provoke", "table", "says"),
+    CATALOGUE,
+    ids=[f"{what.__name__}-{table.full_name}" for what, table, _ in CATALOGUE],
+)
+@pytest.mark.slow
+def test_an_engines_error_is_a_sentence(
+    shop: Workshop, capfd: pytest.CaptureFixture[str], provoke: Provoke, table: Table, says: str
+) -> None:
+    import re
+
+    provoke(shop, table)
+    third(shop)
+    status, line = run(shop, capfd)
+    assert status == 1
+    assert re.match(says.format(path=re.escape(str(path_of(shop, table)))), line), line
+    if table in (SESSIONS, SEQUENCES):
+        rebuilt(shop, table)
+        assert run(shop, capfd)[0] == 0
+        check_derived(shop)
+    elif table is EVENTS:
+        for file in data_files(shop, table):
+            file.unlink(missing_ok=True)
+        DeltaTable(str(path_of(shop, table))).repair()
+        status, line = run(shop, capfd)
+        assert status == 1 and "bronze.events was restored or overwritten" in line
+        assert run(shop, capfd, "--reload")[0] == 0
+        check_derived(shop)
+
+
+def test_an_error_of_ours_is_none_of_an_engine() -> None:
+    assert first_line(ValueError("ours"), "clicks") is None
+    assert first_line(KeyError("/srv/sessionmill/jobs/gold/items.py"), "clicks") is None
+
+
+def test_the_table_the_file_and_the_cause_are_found_in_what_was_raised_from_what() -> None:
+    try:
+        try:
+            raise FileNotFoundError("No such file: /lake/clicks/silver/sessions/part-0.parquet")
+        except FileNotFoundError as error:
+            raise RuntimeError("a task failed") from error
+    except RuntimeError as error:
+        said = first_line(error, "clicks")
+    assert said is not None
+    assert said.startswith("silver.sessions: file part-0.parquet is missing. ")
+    assert "delete /lake/clicks/silver/sessions: the next run rebuilds the table" in said
