@@ -86,7 +86,7 @@ CATALOGUE: list[tuple[Provoke, Table, str]] = [
       for table in (SESSIONS, SEQUENCES)),
     (missing, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is missing\. .*--reload"),
     (damaged, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is damaged\. .*--reload"),
-    (log_damaged, ITEMS, r"run stopped: gold\.items: file \d+\.json is damaged\. Restore the table's log"),
+    (log_damaged, ITEMS, r"run stopped: gold\.items cannot be opened: .*restore {path}/_delta_log from a backup"),
 ]  # fmt: skip
 
 
@@ -116,7 +116,8 @@ def test_an_engines_error_is_a_sentence(
         DeltaTable(str(path_of(shop, table))).repair()
         status, line = run(shop, capfd)
         assert status == 1 and "bronze.events was restored or overwritten" in line
-        assert run(shop, capfd, "--reload")[0] == 0
+        status, line = run(shop, capfd, "--reload")
+        assert status == 0, line
         check_derived(shop)
 
 
