@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         if remedy is None:
             from jobs.lake.delta_errors import first_line
 
-            if said := first_line(error, args.source):
+            if said := first_line(error):
                 print(f"{args.job} stopped: {said}", file=sys.stderr, flush=True)
                 traceback.print_exc()
                 return 1

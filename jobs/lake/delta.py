@@ -24,7 +24,7 @@ from jobs.core.tables import Table
 from jobs.lake import change_feed, features, filesystem, private_delta
 from jobs.lake.commits import commits
 from jobs.lake.data_files import DataFile, staging
-from jobs.lake.delta_errors import conflicts, feed_gone, retried
+from jobs.lake.delta_errors import TableRefused, conflicts, feed_gone, retried
 from jobs.lake.filesystem import rust_uri
 from jobs.lake.time_slices import Spans
 
@@ -62,7 +62,13 @@ class Lake:
         path = self.path(table)
         if not DeltaTable.is_deltatable(rust_uri(path)):
             return None
-        return DeltaTable(rust_uri(path))
+        try:
+            return DeltaTable(rust_uri(path))
+        except DeltaError as error:
+            raise TableRefused(
+                f"{table.full_name} cannot be opened: {str(error).splitlines()[0][:300]}. If its log is "
+                f"damaged, restore {path}/_delta_log from a backup"
+            ) from error
 
     def version(self, table: Table) -> int | None:
         """The table's newest version; None: there is no such table yet."""

@@ -142,7 +142,7 @@ CAUSES = (
 )  # fmt: skip
 
 
-def first_line(error: BaseException, source: str) -> str | None:
+def first_line(error: BaseException) -> str | None:
     """What an unexpected error about a table says, as a sentence with table, file, cause and remedy;
     None: it is neither about a table nor an engine's."""
     said = " ".join(f"{type(one).__name__}: {one}" for one in _chain(error))
@@ -163,11 +163,7 @@ def first_line(error: BaseException, source: str) -> str | None:
     elif "_delta_log" in said and file and file[0].endswith("json"):
         remedy = f"Restore the table's log ({path}/_delta_log) from a backup"
     elif table.startswith("bronze"):
-        remedy = (
-            f"Restore the file from a backup. Or delete what is left of it, take it out of the table "
-            f"(in Python: deltalake.DeltaTable({path!r}).repair()), and read all landing files again: "
-            f"python -m jobs run --source {source} --reload"
-        )
+        remedy = "Restore the file from a backup"
     elif table.startswith("ops"):
         remedy = f"Restore the file from a backup, or delete {path}: it is made again"
     else:

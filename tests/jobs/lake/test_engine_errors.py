@@ -84,9 +84,9 @@ CATALOGUE: list[tuple[Provoke, Table, str]] = [
     *((what, table, rf"run stopped: {table.full_name}: file \S+\.parquet is {how}\. .*delete {{path}}")
       for what, how in ((missing, "missing"), (damaged, "damaged"), (torn, "damaged"))
       for table in (SESSIONS, SEQUENCES)),
-    (missing, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is missing\. .*--reload"),
-    (damaged, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is damaged\. .*--reload"),
-    (log_damaged, ITEMS, r"run stopped: gold\.items: file \d+\.json is damaged\. Restore the table's log"),
+    (missing, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is missing\. Restore the file from a backup"),
+    (damaged, EVENTS, r"run stopped: bronze\.events: file \S+\.parquet is damaged\. Restore the file from a backup"),
+    (log_damaged, ITEMS, r"run stopped: gold\.items cannot be opened: .*restore {path}/_delta_log from a backup"),
 ]  # fmt: skip
 
 
@@ -110,19 +110,11 @@ def test_an_engines_error_is_a_sentence(
         rebuilt(shop, table)
         assert run(shop, capfd)[0] == 0
         check_derived(shop)
-    elif table is EVENTS:
-        for file in data_files(shop, table):
-            file.unlink(missing_ok=True)
-        DeltaTable(str(path_of(shop, table))).repair()
-        status, line = run(shop, capfd)
-        assert status == 1 and "bronze.events was restored or overwritten" in line
-        assert run(shop, capfd, "--reload")[0] == 0
-        check_derived(shop)
 
 
 def test_an_error_of_ours_is_none_of_an_engine() -> None:
-    assert first_line(ValueError("ours"), "clicks") is None
-    assert first_line(KeyError("/srv/sessionmill/jobs/gold/items.py"), "clicks") is None
+    assert first_line(ValueError("ours")) is None
+    assert first_line(KeyError("/srv/sessionmill/jobs/gold/items.py")) is None
 
 
 def test_the_table_the_file_and_the_cause_are_found_in_what_was_raised_from_what() -> None:
@@ -132,7 +124,7 @@ def test_the_table_the_file_and_the_cause_are_found_in_what_was_raised_from_what
         except FileNotFoundError as error:
             raise RuntimeError("a task failed") from error
     except RuntimeError as error:
-        said = first_line(error, "clicks")
+        said = first_line(error)
     assert said is not None
     assert said.startswith("silver.sessions: file part-0.parquet is missing. ")
     assert "delete /lake/clicks/silver/sessions: the next run rebuilds the table" in said
