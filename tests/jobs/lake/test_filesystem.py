@@ -40,7 +40,7 @@ def test_nobody_reads_tables_by_pythons() -> None:
     ]
     assert found == [
         "jobs/lake/filesystem.py: made = table.to_pyarrow_dataset("
-        "filesystem=fs.SubTreeFileSystem(inner, system))"
+        "filesystem=below, parquet_read_options=micros)"
     ]
 
 

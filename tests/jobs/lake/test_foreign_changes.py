@@ -8,7 +8,7 @@ which names the command that reads the landing again.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -31,7 +31,17 @@ from tests.support.spark_tools import Workshop
 
 LOSSES = ("restore", "overwrite", "overwrite part")
 FACTS = ("delete", "update", "merge")
-BOTH = [pytest.param(one, marks=[pytest.mark.slow] * (one == "spark")) for one in ENGINES]
+BOTH = [pytest.param(one, marks=[pytest.mark.long] * (one == "spark")) for one in ENGINES]
+
+
+def but(every: Iterable[str], *slow: str) -> list[Any]:
+    """All of them; those that are not named are for the long runs."""
+    return [
+        pytest.param(one, marks=pytest.mark.slow if one in slow else pytest.mark.long)
+        for one in every
+    ]
+
+
 MADE_BY = {SESSIONS: "sessionize", ITEMS: "items", SEQUENCES: "sequences"}
 
 
@@ -69,7 +79,7 @@ def state(shop: Workshop, *tables: Table) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("statement", but(STATEMENTS, "restore", "delete"))
 def test_derived_tables_are_made_anew(
     shop: Workshop, undisturbed: dict[str, Any], statement: str, engine: str
 ) -> None:
@@ -93,7 +103,7 @@ def test_derived_tables_are_made_anew(
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("statement", FACTS)
+@pytest.mark.parametrize("statement", but(FACTS, "delete"))
 def test_what_others_do_to_single_events_is_a_fact(
     shop: Workshop, statement: str, engine: str
 ) -> None:
@@ -116,7 +126,7 @@ def test_what_others_do_to_single_events_is_a_fact(
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("statement", LOSSES)
+@pytest.mark.parametrize("statement", but(LOSSES, "restore"))
 @pytest.mark.parametrize("table", (EVENTS, REJECTS), ids=lambda one: one.name)
 def test_a_loss_stops_the_run_and_the_command_it_names_mends_it(
     shop: Workshop, undisturbed: dict[str, Any], table: Table, statement: str, engine: str
@@ -137,7 +147,7 @@ def test_a_loss_stops_the_run_and_the_command_it_names_mends_it(
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("stage", ("sessionize", "items", "sequences"))
+@pytest.mark.parametrize("stage", but(("sessionize", "items", "sequences"), "sessionize"))
 def test_before_each_stage(
     shop: Workshop, undisturbed: dict[str, Any], stage: str, engine: str
 ) -> None:

@@ -60,7 +60,13 @@ FEW = Thresholds()
 MANY = replace(FEW, few_moved=-1, merged_rows=-1, merged_bytes=-1, few_bytes=-1, rewritten_share=2)
 
 
-@pytest.mark.parametrize("limits", [FEW, MANY], ids=["here", "spark"])
+WAYS = [
+    pytest.param(FEW, marks=pytest.mark.slow, id="here"),
+    pytest.param(MANY, marks=pytest.mark.long, id="spark"),
+]
+
+
+@pytest.mark.parametrize("limits", WAYS)
 def test_a_night_keeps_what_others_wrote(shop: Workshop, limits: Thresholds) -> None:
     shop.thresholds = limits
     before = {table: theirs(shop, table) for table in TABLES}
@@ -73,7 +79,7 @@ def test_a_night_keeps_what_others_wrote(shop: Workshop, limits: Thresholds) -> 
     check(shop, before)
 
 
-@pytest.mark.parametrize("limits", [FEW, MANY], ids=["here", "spark"])
+@pytest.mark.parametrize("limits", WAYS)
 def test_a_table_that_is_made_anew_keeps_what_others_wrote(
     shop: Workshop, limits: Thresholds
 ) -> None:
@@ -85,6 +91,7 @@ def test_a_table_that_is_made_anew_keeps_what_others_wrote(
     check(shop, before)
 
 
+@pytest.mark.long
 def test_another_rule_keeps_what_others_wrote(shop: Workshop) -> None:
     before = {SESSIONS: theirs(shop, SESSIONS), SEQUENCES: theirs(shop, SEQUENCES)}
     toml = shop.file.read_text()
