@@ -174,6 +174,7 @@ def test_before_each_stage(
     assert state(shop) == undisturbed
 
 
+@pytest.mark.slow
 def test_in_one_run_an_input_that_changes_meanwhile_is_made_anew(
     shop: Workshop, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +195,7 @@ def test_in_one_run_an_input_that_changes_meanwhile_is_made_anew(
     check_derived(shop)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("table", DERIVED, ids=lambda one: one.name)
 def test_a_derived_table_that_was_deleted_is_made_anew(shop: Workshop, table: Table) -> None:
     shutil.rmtree(table.path(str(shop.lake_root), "clicks"))
@@ -202,6 +204,7 @@ def test_a_derived_table_that_was_deleted_is_made_anew(shop: Workshop, table: Ta
     check_derived(shop)
 
 
+@pytest.mark.slow
 def test_an_older_copy_of_the_events_stops_the_run(
     saved: Saved, shop: Workshop, undisturbed: dict[str, Any]
 ) -> None:
