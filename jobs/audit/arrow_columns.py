@@ -125,10 +125,8 @@ def joined(prints: list[dict[str, Any]]) -> tuple[int, int, int]:
 
 def print_of_events(path: str) -> list[dict[str, Any]]:
     """The print of a data file of `bronze.events`."""
-    with filesystem.open_seekable(path) as stream:
-        rows = filesystem.DataParquet(stream, read_dictionary=["user_id"]).read(
-            ["user_id", "event_id"], use_threads=False
-        )
+    with filesystem.data_file(path, read_dictionary=["user_id"]) as file:
+        rows = file.read(["user_id", "event_id"], use_threads=False)
     parts = []
     for batch in rows.to_batches():
         users = batch["user_id"]

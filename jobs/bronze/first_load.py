@@ -70,8 +70,7 @@ class AtTimes:
     def __call__(self, path: str) -> list[dict[str, Any]]:
         wanted = micros(filesystem.read_parquet(self.times)["event_ts"])
         found = []
-        with filesystem.open_seekable(path) as stream:
-            file = filesystem.DataParquet(stream)
+        with filesystem.data_file(path) as file:
             for number in range(file.num_row_groups):
                 rows = file.read_row_group(number, ["event_ts"], use_threads=False)
                 hit = at_times(micros(rows["event_ts"]), wanted)

@@ -52,8 +52,7 @@ def edges_of_sessions(paths: list[str], count: int) -> Edges:
     chosen = paths[:: max(1, len(paths) // SAMPLED_FILES)] if count > 1 else []
     found = []
     for path in chosen:
-        with filesystem.open_seekable(path) as stream:
-            file = filesystem.DataParquet(stream)
+        with filesystem.data_file(path) as file:
             if file.num_row_groups:
                 found.append(file.read_row_group(0, columns=["user_id"])["user_id"])
     if not found:
@@ -74,8 +73,7 @@ def edges_of_users(paths: list[str], count: int) -> Edges:
 def read_sessions(path: str, since_us: int | None, ties: tuple[str, ...]) -> pa.Table:
     """The sessions of a file that are not runaway, without those of row groups that start before
     `since_us`; of their events, what `gold.sequences` needs."""
-    with filesystem.open_seekable(path) as stream:
-        file = filesystem.DataParquet(stream)
+    with filesystem.data_file(path) as file:
         meta = file.metadata
         columns, starts = ["user_id", "start_ts", "runaway"], 0
         for at in range(meta.num_columns):

@@ -136,7 +136,7 @@ TABLE = re.compile(rf"(?P<path>[^\s'\"`]*?/(?P<table>{NAMES}))(?![\w.])")
 FILE = re.compile(r"[\w.=-]+\.(?:parquet|json|crc|bin)\b")
 ENGINES = ("deltalake", "_internal", "pyarrow", "pyspark", "py4j")
 CAUSES = (
-    (re.compile(r"not found|no such file|not exist|filenotfound|404", re.IGNORECASE), "is missing"),
+    (re.compile(r"(?<!magic bytes )not found|no such file|not exist|filenotfound|404", re.IGNORECASE), "is missing"),
     (re.compile(r"magic bytes|corrupt|deserialize|footer|not a parquet|snappy|thrift|end of file"
                 r"|malformed|json|EOF|unexpected end", re.IGNORECASE), "is damaged"),
 )  # fmt: skip

@@ -24,7 +24,7 @@ WRITTEN = frozenset(
     }
 )  # fmt: skip
 """Features of tables that delta-rs 1.6 writes: `protocol.rs` of its source."""
-VECTORS, MAPPING = "deletionVectors", "columnMapping"
+VECTORS, MAPPING, WIDENING = "deletionVectors", "columnMapping", "typeWidening"
 
 
 def named(found: DeltaTable) -> set[str]:
@@ -41,7 +41,7 @@ def mapped(found: DeltaTable) -> bool:
 def only_spark_reads_feed(found: DeltaTable) -> bool:
     """Whether the table has a feature with which delta-rs does not read its change feed, or not in
     every case."""
-    return mapped(found) or VECTORS in named(found)
+    return mapped(found) or bool({VECTORS, WIDENING, "typeWidening-preview"} & named(found))
 
 
 def only_spark_writes(found: DeltaTable) -> list[str]:

@@ -10,6 +10,7 @@ import functools
 import operator
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
@@ -37,6 +38,10 @@ def located(path: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), re.sub(r"^file:", "", path)
 
 
+NOT_FOR_ARROW = {"deletionVectors", "columnMapping", "v2Checkpoint", "typeWidening"}
+"""Features of tables that delta-rs reads, and does not hand to Arrow."""
+
+
 def rows_of(table: DeltaTable) -> ds.Dataset:
     """The rows of a table's version, for Arrow to read by its own file systems.
 
@@ -48,7 +53,7 @@ def rows_of(table: DeltaTable) -> ds.Dataset:
     """
     system, inner = located(table.table_uri)
     below = fs.SubTreeFileSystem(inner, system)
-    if {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or []):
+    if NOT_FOR_ARROW & set(table.protocol().reader_features or []):
         return _plain_rows(table, below)
     # (Spark's default for times is INT96, which Arrow takes for nanoseconds.)
     micros = ds.ParquetReadOptions(coerce_int96_timestamp_unit="us")
@@ -184,6 +189,16 @@ class DataParquet(pq.ParquetFile):
         return usual(super().read_row_groups(*arguments, **options))
 
 
+@contextmanager
+def data_file(path: str, **options: Any) -> Iterator[DataParquet]:
+    """A table's file; what Arrow says of a damaged one names it."""
+    with open_seekable(path) as stream:
+        try:
+            yield DataParquet(stream, **options)
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"{path}: {error}") from error
+
+
 def usual(rows: pa.Table) -> pa.Table:
     """The same rows, texts and lists in the usual layout, all columns nullable."""
     wanted = pa.schema([_usual_field(field) for field in rows.schema])
@@ -216,8 +231,8 @@ def _usual(kind: pa.DataType) -> pa.DataType:
 
 def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
     """A file, or some of its columns, for a task that has one thread."""
-    with open_seekable(path) as stream:
-        return DataParquet(stream).read(columns, use_threads=False).combine_chunks()
+    with data_file(path) as file:
+        return file.read(columns, use_threads=False).combine_chunks()
 
 
 def remove(folder: str) -> None:

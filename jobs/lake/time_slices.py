@@ -54,8 +54,7 @@ def extents(paths: list[str]) -> list[tuple[str, int, int, int]]:
 
     def of(path: str) -> list[tuple[str, int, int, int]]:
         found = []
-        with filesystem.open_seekable(path) as stream:
-            file = filesystem.DataParquet(stream)
+        with filesystem.data_file(path) as file:
             meta = file.metadata
             place = meta.schema.names.index("event_ts")
             for at in range(meta.num_row_groups):

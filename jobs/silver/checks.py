@@ -91,8 +91,7 @@ class SessionsHold:
 def read_sessions(path: str, fields: tuple[str, ...]) -> pa.Table:
     """What the checks need of a file of sessions; fields: of their events."""
     columns = (*BOUNDED, "start_date", "event_count", "runaway", "change")
-    with filesystem.open_seekable(path) as stream:
-        file = filesystem.DataParquet(stream)
+    with filesystem.data_file(path) as file:
         return file.read(leaves_of(file, columns, fields), use_threads=False).combine_chunks()
 
 

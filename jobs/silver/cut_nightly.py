@@ -91,8 +91,7 @@ class Near:
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
         keys = filesystem.read_parquet(self.keys)
-        with filesystem.open_seekable(path) as stream:
-            file = filesystem.DataParquet(stream)
+        with filesystem.data_file(path) as file:
             rows = file.read(["user_id", "start_ts", "end_ts"], use_threads=False)
             hit = near(rows.combine_chunks(), keys, self.rule)
             if not hit.any():

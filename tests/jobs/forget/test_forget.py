@@ -351,7 +351,8 @@ def test_lists_and_models_that_saw_them(spark: Any, tmp_path: Path, key: None) -
     lake = shop.lake
     lake.create(RECOMMENDATIONS)
     lake.put_small(RECOMMENDATIONS, [
-        (user, "clicks", "1", shop.context().started, [{"item_id": "i1", "score": 1.0}])
+        (user, "clicks", "1", shop.context().started, [{"item_id": "i1", "score": 1.0}],
+         None)
         for user in ("bob", "7")
     ])  # fmt: skip
     uri = f"sqlite:///{tmp_path}/mlflow.db"

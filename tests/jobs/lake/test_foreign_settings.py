@@ -10,11 +10,10 @@ import pytest
 
 from jobs.core.errors import SessionmillError
 from jobs.core.tables import EVENTS, ITEMS, REJECTS, SESSIONS, Table
-from tests.jobs.lake.test_foreign_changes import state, third
+from tests.jobs.lake.test_foreign_changes import but, state, third
 from tests.support.others import DERIVED, Saved, act, check_derived
 from tests.support.spark_tools import Workshop
 
-pytestmark = pytest.mark.slow
 TABLES = (EVENTS, REJECTS, *DERIVED)
 
 
@@ -103,7 +102,7 @@ def read_undisturbed(saved: Saved) -> dict[str, Any]:
     return read(shop)
 
 
-@pytest.mark.parametrize("name", HANDLED)
+@pytest.mark.parametrize("name", but(HANDLED, "clustering", "column mapping", "INT96"))
 def test_a_setting_is_handled(shop: Workshop, read_undisturbed: dict[str, Any], name: str) -> None:
     for table in TABLES:
         say(shop, table, HANDLED[name])
@@ -115,7 +114,9 @@ def test_a_setting_is_handled(shop: Workshop, read_undisturbed: dict[str, Any], 
     assert versions == [shop.version(table) for table in TABLES]
 
 
-@pytest.mark.parametrize("name", ("row tracking", "deletion vectors", "clustering"))
+@pytest.mark.parametrize(
+    "name", but(("row tracking", "deletion vectors", "clustering"), "deletion vectors")
+)
 def test_statements_under_a_setting_are_repaired(
     shop: Workshop, read_undisturbed: dict[str, Any], name: str
 ) -> None:
@@ -153,7 +154,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", but(REFUSED, "a column renamed"))
 def test_what_no_engine_can_do_is_refused_in_words(shop: Workshop, name: str) -> None:
     table, statements, says = REFUSED[name]
     say(shop, table, statements)
