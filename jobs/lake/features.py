@@ -24,7 +24,12 @@ WRITTEN = frozenset(
     }
 )  # fmt: skip
 """Features of tables that delta-rs 1.6 writes: `protocol.rs` of its source."""
-VECTORS, MAPPING, WIDENING = "deletionVectors", "columnMapping", "typeWidening"
+VECTORS, MAPPING = "deletionVectors", "columnMapping"
+READ = frozenset(
+    {VECTORS, MAPPING, "timestampNtz", "v2Checkpoint", "variantType", "variantType-preview",
+     "vacuumProtocolCheck"}
+)  # fmt: skip
+"""Features of tables that delta-rs 1.6 reads."""
 
 
 def named(found: DeltaTable) -> set[str]:
@@ -41,7 +46,12 @@ def mapped(found: DeltaTable) -> bool:
 def only_spark_reads_feed(found: DeltaTable) -> bool:
     """Whether the table has a feature with which delta-rs does not read its change feed, or not in
     every case."""
-    return mapped(found) or bool({VECTORS, WIDENING, "typeWidening-preview"} & named(found))
+    return mapped(found) or VECTORS in named(found)
+
+
+def unreadable(found: DeltaTable) -> list[str]:
+    """The features of a table because of which delta-rs cannot read it; none: it can."""
+    return sorted(set(found.protocol().reader_features or []) - READ)
 
 
 def only_spark_writes(found: DeltaTable) -> list[str]:

@@ -38,7 +38,7 @@ def located(path: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), re.sub(r"^file:", "", path)
 
 
-NOT_FOR_ARROW = {"deletionVectors", "columnMapping", "v2Checkpoint", "typeWidening"}
+NOT_FOR_ARROW = {"deletionVectors", "columnMapping", "v2Checkpoint"}
 """Features of tables that delta-rs reads, and does not hand to Arrow."""
 
 

@@ -100,13 +100,21 @@ def make_ready(context: Context, *tables: Table) -> None:
     """See to it that tables can be read and written as others left them, before anything is.
 
     Raises:
-        TableRefused: a column of ours has another name.
+        TableRefused: a column of ours has another name, or delta-rs cannot read the table.
     """
     lake = context.lake
     for table in tables:
         found = lake.open(table)
         if found is None:
             continue
+        if cannot := features.unreadable(found):
+            raise TableRefused(
+                f"{table.full_name}: it has features that delta-rs cannot read, {', '.join(cannot)}. "
+                "Nothing was written. DESCRIBE HISTORY shows who turned them on. To undo it in Spark: "
+                + "; ".join(
+                    f"ALTER TABLE delta.`{lake.path(table)}` DROP FEATURE '{one}'" for one in cannot
+                )
+            )
         for ours, theirs in features.renamed(found, table.columns).items():
             known = last_known(lake, table)
             since = commits(lake.path(table), -1 if known is None else known, found.version())

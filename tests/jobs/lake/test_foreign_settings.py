@@ -33,7 +33,6 @@ HANDLED = {
     "deletion vectors": settings_of(enableDeletionVectors="true"),
     "column mapping": settings_of(**{"columnMapping.mode": "name"}),
     "V2 checkpoints": settings_of(checkpointPolicy="v2"),
-    "type widening": settings_of(enableTypeWidening="true"),
     "default columns": [
         "ALTER TABLE {table} ADD COLUMN theirs STRING",
         "ALTER TABLE {table} SET TBLPROPERTIES ('delta.feature.allowColumnDefaults' = 'supported')",
@@ -138,6 +137,11 @@ def test_statements_under_a_setting_are_repaired(
 
 
 REFUSED = {
+    "type widening": (
+        SESSIONS,
+        settings_of(enableTypeWidening="true"),
+        r"silver\.sessions: it has features that delta-rs cannot read, typeWidening.*DROP FEATURE",
+    ),
     "append only": (SESSIONS, settings_of(appendOnly="true"), "append-only.*delta.appendOnly"),
     "a column renamed": (
         SESSIONS,
