@@ -60,7 +60,7 @@ def write(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize(
     "form", ["csv", *(pytest.param(one, marks=pytest.mark.long) for one in ("jsonl", "parquet"))]
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_lines_take_what_their_columns_match(spark: Any, tmp_path: Path, form: str) -> None:
     shop = Workshop(spark, tmp_path, CLICKS + PART.replace("FORMAT", form))
     write(tmp_path / "shown", form, SHOWN)
@@ -94,7 +94,7 @@ def test_lines_take_what_their_columns_match(spark: Any, tmp_path: Path, form: s
     assert {(r["user_id"], r["item_id"]): r["exposed_with"] for r in shop.rows(EVENTS)} == listed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reject_that_comes_good_takes_what_was_shown(spark: Any, tmp_path: Path) -> None:
     toml = CLICKS + PART.replace("FORMAT", "csv") + '[quality]\non_exceed = "warn"\n'
     shop = Workshop(spark, tmp_path, toml.replace('"ts"', '"ts"\nvalue = "week"'))

@@ -15,7 +15,7 @@ from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem
 from tests.support.spark_tools import CLICKS, Workshop
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 T = 1_700_000_000  # 2023-11-14 22:13:20 UTC
 DAY = 86_400

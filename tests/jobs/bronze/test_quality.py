@@ -36,7 +36,7 @@ def refused(shop: Workshop, **run: Any) -> str:
 # -- runs that fail -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_which_nothing_is_usable_fails_and_reads_its_files_again(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -182,7 +182,7 @@ def test_parquet_without_values_fails_and_is_read_by_another_column(
     assert shop.rows(REJECTS) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_bad_file_of_many_is_a_note_and_late_lines_are_usable(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -269,7 +269,7 @@ def users(shop: Workshop) -> set[str]:
     return {row["user_id"] for row in shop.rows(EVENTS)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_usual_texts_for_nothing_are_no_ids(spark: Any, tmp_path: Path) -> None:
     assert set(NOTHINGS) < set(NULL_IDS) and not set(IDS) & set(NULL_IDS)
     shop = Workshop(spark, tmp_path)

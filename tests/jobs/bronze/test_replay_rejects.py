@@ -27,7 +27,7 @@ RIGHT_UNIT = WRONG_UNIT.replace('unit = "s"', 'unit = "iso8601"')
 
 
 @pytest.mark.parametrize("form", ["csv", pytest.param("jsonl", marks=pytest.mark.long)])
-@pytest.mark.slow
+@pytest.mark.long
 def test_lines_rejected_for_a_wrong_unit_come_back(spark: Any, tmp_path: Path, form: str) -> None:
     wrong = WRONG_UNIT if form == "csv" else WRONG_UNIT.replace("csv", "jsonl")
     right = wrong.replace('unit = "s"', 'unit = "iso8601"\nzone = "Europe/Paris"')
@@ -70,7 +70,7 @@ def pairs(shop: Workshop) -> set[tuple[str, str]]:
     return {(row["user_id"], row["item_id"]) for row in shop.rows(EVENTS)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lines_are_read_by_the_columns_that_their_file_had_then(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WRONG_UNIT)
     shop.land("log.csv", "user,item,ts\nann,i1,2024-03-09\nbob,i2,1710000000\n")

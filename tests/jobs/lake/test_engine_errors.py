@@ -92,10 +92,15 @@ CATALOGUE: list[tuple[Provoke, Table, str]] = [
 
 @pytest.mark.parametrize(
     ("provoke", "table", "says"),
-    CATALOGUE,
-    ids=[f"{what.__name__}-{table.full_name}" for what, table, _ in CATALOGUE],
+    [
+        pytest.param(
+            *one,
+            id=f"{one[0].__name__}-{one[1].full_name}",
+            marks=pytest.mark.slow if one[0] is torn or one[1] is ITEMS else pytest.mark.long,
+        )
+        for one in CATALOGUE
+    ],
 )
-@pytest.mark.slow
 def test_an_engines_error_is_a_sentence(
     shop: Workshop, capfd: pytest.CaptureFixture[str], provoke: Provoke, table: Table, says: str
 ) -> None:

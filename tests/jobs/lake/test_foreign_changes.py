@@ -79,7 +79,7 @@ def state(shop: Workshop, *tables: Table) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("statement", but(STATEMENTS, "restore", "delete"))
+@pytest.mark.parametrize("statement", but(STATEMENTS, "restore"))
 def test_derived_tables_are_made_anew(
     shop: Workshop, undisturbed: dict[str, Any], statement: str, engine: str
 ) -> None:
@@ -147,7 +147,7 @@ def test_a_loss_stops_the_run_and_the_command_it_names_mends_it(
 
 
 @pytest.mark.parametrize("engine", BOTH)
-@pytest.mark.parametrize("stage", but(("sessionize", "items", "sequences"), "sessionize"))
+@pytest.mark.parametrize("stage", but(("sessionize", "items", "sequences")))
 def test_before_each_stage(
     shop: Workshop, undisturbed: dict[str, Any], stage: str, engine: str
 ) -> None:

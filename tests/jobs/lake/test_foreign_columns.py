@@ -79,6 +79,7 @@ def test_a_night_keeps_what_others_wrote(shop: Workshop, limits: Thresholds) -> 
     check(shop, before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limits", WAYS)
 def test_a_table_that_is_made_anew_keeps_what_others_wrote(
     shop: Workshop, limits: Thresholds

@@ -101,7 +101,7 @@ def read_undisturbed(saved: Saved) -> dict[str, Any]:
     return read(shop)
 
 
-@pytest.mark.parametrize("name", but(HANDLED, "clustering", "column mapping", "INT96"))
+@pytest.mark.parametrize("name", but(HANDLED, "column mapping"))
 def test_a_setting_is_handled(shop: Workshop, read_undisturbed: dict[str, Any], name: str) -> None:
     for table in TABLES:
         say(shop, table, HANDLED[name])
@@ -113,9 +113,7 @@ def test_a_setting_is_handled(shop: Workshop, read_undisturbed: dict[str, Any], 
     assert versions == [shop.version(table) for table in TABLES]
 
 
-@pytest.mark.parametrize(
-    "name", but(("row tracking", "deletion vectors", "clustering"), "deletion vectors")
-)
+@pytest.mark.parametrize("name", but(("row tracking", "deletion vectors", "clustering")))
 def test_statements_under_a_setting_are_repaired(
     shop: Workshop, read_undisturbed: dict[str, Any], name: str
 ) -> None:
