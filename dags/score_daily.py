@@ -16,7 +16,7 @@ was deleted; the lists are published.
 
 from airflow.sdk import DAG
 
-from sessionmill_dags import dag_factory
+from sessionmill_dags import alarms, dag_factory
 
 for source in dag_factory.sources():
     with DAG(
@@ -26,6 +26,7 @@ for source in dag_factory.sources():
         catchup=False,
         max_active_runs=1,
         default_args=dag_factory.PATIENCE,
+        deadline=alarms.deadline(source.spec.serving.deadline_hours, "the lists"),
         doc_md=__doc__,
         tags=["sessionmill", source.name],
     ):

@@ -287,15 +287,24 @@ class ItemsPart(Part):
     """Columns whose values are categories, such as a brand."""
     numbers: list[ColumnName] = []
     """Columns whose values are numbers, such as a price."""
+    texts: list[ColumnName] = []
+    """Columns whose values are texts, such as a title: models read their words."""
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that say something of an item."""
+        return [*self.categories, *self.numbers, *self.texts]
 
     @model_validator(mode="after")
     def _says_something(self) -> ItemsPart:
-        names = [*self.categories, *self.numbers]
+        names = self.names
         if not names:
-            raise ValueError("name the catalogue's columns under categories, numbers, or both")
+            raise ValueError("name the catalogue's columns under categories, numbers, or texts")
         twice = sorted({name for name in names if names.count(name) > 1 or name == self.id})
         if twice:
-            raise ValueError(f"{twice[0]!r} is named twice: a column is id, category or number")
+            raise ValueError(
+                f"{twice[0]!r} is named twice: a column is id, category, number or text"
+            )
         return self
 
 
@@ -364,7 +373,7 @@ class TrainingPart(Part):
     split: Literal["temporal", "nightly", "last_session", "last_item"] | None = None
     """What methods are evaluated on. `nightly`: each of the last nights (UTC days), with a model that
     was trained on everything before it. `temporal`: the newest tenth of the log. `last_session`,
-    `last_item`: each user's last session or event. The default is `nightly` where the log has 11
+    `last_item`: each user's last session or event. The default is `nightly` where the log has five
     nights or more, else `temporal`."""
     preset: str = "small"
     """How large the models are and how long they are trained."""
@@ -409,6 +418,8 @@ class ServingPart(Part):
     nights: int = Field(default=3, ge=1, le=366)
     """The webhook is told when the lists were worth less than counting in so many nights in a
     row."""
+    deadline_hours: float = Field(default=8.0, gt=0, le=1000)
+    """The webhook reports lists as late if they have not been made this long after they were due."""
 
     @model_validator(mode="after")
     def _counts_by_something(self) -> ServingPart:

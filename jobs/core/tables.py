@@ -90,7 +90,8 @@ SESSIONS = Table(
 
 ITEMS = Table(
     layer="gold", name="items", key=("item_id",),
-    doc="One item. `item_index` starts at 1, is append-only and never moves; 0 is padding.",
+    doc="One item, seen, shown, or of the catalogue alone (no first_seen_ts). `item_index` starts at 1, is "
+        "append-only and never moves; 0 is padding.",
     columns={
         "item_id": "string", "item_index": "int", "first_seen_ts": "timestamp",
         "event_count": "bigint",

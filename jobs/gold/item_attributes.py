@@ -91,7 +91,7 @@ def read(part: ItemsPart, path: str) -> pa.Table:
     Raises:
         SchemaError: a column is not there, a number is none, or ids are floating-point numbers.
     """
-    wanted = [part.id, *part.categories, *part.numbers]
+    wanted = [part.id, *part.names]
     system, inner = filesystem.located(path)
     opened = (
         filesystem.open_seekable(path)
@@ -149,7 +149,7 @@ def rows_of(part: ItemsPart, paths: list[str]) -> tuple[dict[str, dict[str, str]
     """Item -> its attributes in one catalogue, how many rows spoke of an item once more (the last
     one counts), and how many had no id and are left out."""
     found: dict[str, dict[str, str]] = {}
-    names, again, without = [*part.categories, *part.numbers], 0, 0
+    names, again, without = part.names, 0, 0
     for path in paths:
         columns = read(part, path).to_pydict()
         lists = [columns[name] for name in names]
@@ -264,7 +264,7 @@ def compute(context: Context) -> Added | None:
             "put a catalogue there"
         )
     if not added:
-        return Added(0, notes)
+        return Added(0, notes, base)
     schema = arrow_schema(ITEM_ATTRIBUTES.columns)
     columns = list(zip(*sorted(added, key=lambda row: row[:2]), strict=True))
     columns[2] = tuple(list(values.items()) for values in columns[2])
@@ -276,6 +276,22 @@ def compute(context: Context) -> Added | None:
     filesystem.write_parquet(f"{lake.path(ITEM_ATTRIBUTES)}/{folder}/part-0.parquet", rows)
     staged = lake.entries(ITEM_ATTRIBUTES, folder)
     return Added(len(rows), notes, base, staged, whole=changed is not None)
+
+
+def item_ids(context: Context, added: Added | None) -> pa.Array:
+    """string[N]: the items of which the catalogue says, or once said, anything; without [items]
+    none."""
+    if added is None:
+        return pa.array([], pa.string())
+    lake = context.lake
+    parts = []
+    if not added.whole:
+        parts.append(lake.table_of(ITEM_ATTRIBUTES, added.base, ["item_id"])["item_id"])
+    for one in added.staged:
+        path = f"{lake.path(ITEM_ATTRIBUTES)}/{one['path']}"
+        parts.append(filesystem.read_parquet(path, ["item_id"])["item_id"])
+    ids = pa.chunked_array([c for one in parts for c in one.cast(pa.string()).chunks], pa.string())
+    return pc.unique(ids.filter(pc.not_equal(ids, "")))
 
 
 def publish(context: Context, added: Added | None, result: Result) -> None:

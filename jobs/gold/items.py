@@ -1,8 +1,10 @@
-"""`bronze.events` -> `gold.items`: every item ever seen or shown, numbered once and for good.
+"""`bronze.events` -> `gold.items`: every item ever seen, shown, or in the catalogue, numbered once
+and for good.
 
 `item_index` starts at 1 and is append-only: new items of one commit are numbered by
 `first_seen_ts, item_id`, so a model trained last week still means the same items. What a catalogue
-says of them goes along (`jobs/gold/item_attributes.py`).
+says of them goes along (`jobs/gold/item_attributes.py`). Its items without any event have a row, too:
+`event_count` 0, and no `first_seen_ts` until something happens; they are numbered last.
 """
 
 from __future__ import annotations
@@ -54,6 +56,17 @@ class ItemsManifest(Manifest):
         return earlier("items", Publish.MERGE if old.get("staged") is None else Publish.APPEND)
 
 
+UNSEEN = "unseen"  # the candidate's part: items of the catalogue that have no row
+NO_EVENTS = arrow_schema({n: EVENTS.columns[n] for n in ("item_id", "event_ts", "exposed_with")})
+
+
+def unseen_sightings(rows: DataFrame) -> DataFrame:
+    """Items of the catalogue as `sightings`, which happened at no time."""
+    return rows.select(
+        "item_id", F.lit(None).cast("timestamp").alias("event_ts"), F.lit(0).alias("count")
+    )
+
+
 def sightings(events: DataFrame, count: int = 1) -> DataFrame:
     """Events and exposures as `item_id, event_ts, count`: an exposure counts nothing."""
     own = events.select("item_id", "event_ts", F.lit(count).alias("count"))
@@ -97,17 +110,19 @@ def updated(items: DataFrame, seen: DataFrame, highest: int) -> DataFrame:
         | (F.col("_new_count") != F.col("_count"))
     )
     fresh = F.col("_index").isNull()
-    number = F.row_number().over(Window.partitionBy(fresh).orderBy("_new_first", "item_id"))
+    order = Window.partitionBy(fresh).orderBy(F.col("_new_first").asc_nulls_last(), "item_id")
+    number = F.row_number().over(order)
     return changed.select(
         "item_id", F.coalesce("_index", number + F.lit(highest)).cast("int").alias("item_index"),
         F.col("_new_first").alias("first_seen_ts"), F.col("_new_count").alias("event_count"),
     )  # fmt: skip
 
 
-def change_of(feed: DataFrame, events: DataFrame) -> DataFrame:
-    """What a change feed means per item. Items that lost an event are counted anew from `events`
-    (their earliest sighting may be gone); an item whose events vanish keeps its row."""
-    came = sightings(feed.where(F.col(TYPE).isin(*CAME)))
+def change_of(feed: DataFrame, events: DataFrame, candidate: Candidate) -> DataFrame:
+    """What a change feed, and what is new in the catalogue, means per item. Items that lost an event
+    are counted anew from `events` (their earliest sighting may be gone); an item whose events vanish
+    keeps its row."""
+    came = with_unseen(sightings(feed.where(F.col(TYPE).isin(*CAME))), candidate)
     if feed.where(F.col(TYPE).isin(*GONE)).isEmpty():
         return summarised(came).withColumn("whole", F.lit(False))
     gone = sightings(feed.where(F.col(TYPE).isin(*GONE)), -1)
@@ -134,28 +149,49 @@ def compute(context: Context) -> Candidate:
     assert upto is not None and base is not None
     manifest = ItemsManifest(idle("items"), base, upto)
     anew, manifest.notes = foreign.to_make_anew(context, ITEMS, EVENTS, upto)
-    manifest.empty = after == upto and not anew
+    manifest.attributes = item_attributes.compute(context)
+    unseen = find_unseen(context, candidate, manifest)
+    manifest.empty = after == upto and not anew and not len(unseen)
     # (A table that was deleted gives other numbers than those that the sequences have.)
     manifest.renumbered = after is None and lake.rows(SEQUENCES) > 0
     if anew:
-        recount(context, manifest)
+        recount(context, candidate, manifest)
     elif not manifest.empty:
         facts = ItemsFacts(
             items=lake.rows(ITEMS), events=lake.rows(EVENTS),
             grown=lake.grown(EVENTS, after), whole=after is None,
         )  # fmt: skip
-        count(context, candidate, manifest, facts)
+        count(context, candidate, manifest, facts, unseen)
     if manifest.empty and after is not None and (lake.consumed(SESSIONS, EVENTS) or 0) > after:
         # Events were updated, and no item differs: sequences wait for items that have read them.
         manifest.empty, manifest.staged = False, []
-    manifest.attributes = item_attributes.compute(context)
     context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("items.computed")
     return candidate
 
 
-def recount(context: Context, manifest: ItemsManifest) -> None:
+def find_unseen(context: Context, candidate: Candidate, manifest: ItemsManifest) -> pa.Array:
+    """Ids of the catalogue that have no row yet; the candidate's part `unseen` has them, too."""
+    ids = item_attributes.item_ids(context, manifest.attributes)
+    numbered = context.lake.table_of(ITEMS, manifest.base, ["item_id"])["item_id"]
+    ids = ids.filter(pc.invert(pc.is_in(ids, numbered.cast(pa.string()).combine_chunks())))
+    if len(ids):
+        manifest.notes.append(f"the catalogue has {len(ids):,} items that had no row in gold.items")
+        rows = pa.table({"item_id": ids})
+        filesystem.write_parquet(f"{candidate.path(UNSEEN)}/part-0.parquet", rows)
+        candidate.adopt(UNSEEN, "item_id string")
+    return ids
+
+
+def with_unseen(seen: DataFrame, candidate: Candidate) -> DataFrame:
+    """Sightings, and the items of the catalogue that have no row yet."""
+    if not candidate.has(UNSEEN):
+        return seen
+    return seen.unionByName(unseen_sightings(candidate.part(UNSEEN)))
+
+
+def recount(context: Context, candidate: Candidate, manifest: ItemsManifest) -> None:
     """Make all rows anew: the numbers are those of the last version before others changed it."""
     lake = context.lake
     found = foreign.changed(lake, ITEMS)
@@ -175,7 +211,7 @@ def recount(context: Context, manifest: ItemsManifest) -> None:
             "trained before use other numbers"
         )
         old = lake.read(ITEMS).where("false")
-    seen = summarised(sightings(lake.read(EVENTS, manifest.upto)))
+    seen = summarised(with_unseen(sightings(lake.read(EVENTS, manifest.upto)), candidate))
     rows = recounted(old.select(*ITEMS.columns), seen)
     manifest.staged = lake.stage(ITEMS, rows.coalesce(1), context.run_id)
     manifest.rows = sum(one["rows"] for one in manifest.staged)
@@ -187,7 +223,8 @@ def recounted(old: DataFrame, seen: DataFrame) -> DataFrame:
 
     Args:
         old: the table as it was.
-        seen: of each item with events or exposures `item_id, first_seen_ts, event_count`.
+        seen: of each item with events or exposures, or that is new in the catalogue, `item_id,
+            first_seen_ts, event_count`.
     """
     seen = seen.select(
         "item_id", F.col("first_seen_ts").alias("_first"), F.col("event_count").alias("_count")
@@ -197,7 +234,7 @@ def recounted(old: DataFrame, seen: DataFrame) -> DataFrame:
     highest = old.agg(F.coalesce(F.max("item_index"), F.lit(0))).first()
     assert highest is not None
     fresh = F.col("item_index").isNull()
-    order = Window.partitionBy(fresh).orderBy("first_seen_ts", "item_id")
+    order = Window.partitionBy(fresh).orderBy(F.col("first_seen_ts").asc_nulls_last(), "item_id")
     number = F.coalesce("item_index", F.row_number().over(order) + F.lit(highest[0]))
     return both.select(
         "item_id", number.cast("int").alias("item_index"), "first_seen_ts",
@@ -206,9 +243,17 @@ def recounted(old: DataFrame, seen: DataFrame) -> DataFrame:
 
 
 def count(
-    context: Context, candidate: Candidate, manifest: ItemsManifest, facts: ItemsFacts
+    context: Context,
+    candidate: Candidate,
+    manifest: ItemsManifest,
+    facts: ItemsFacts,
+    unseen: pa.Array,
 ) -> None:
-    """Make the rows that change, each way giving over to the next where it cannot."""
+    """Make the rows that change, each way giving over to the next where it cannot.
+
+    Args:
+        unseen: items of the catalogue that have no row yet.
+    """
     lake, upto = context.lake, manifest.upto
     after = lake.consumed(ITEMS, EVENTS)
     manifest.plan = items_plan(facts, context.thresholds)
@@ -217,7 +262,7 @@ def count(
         feed = inserts_of(context, after, upto)
         if feed is not None:
             context.decide(manifest.plan)
-            fill_in_arrow(context, candidate, manifest, feed)
+            fill_in_arrow(context, candidate, manifest, feed, unseen)
             return
         facts = replace(facts, only_inserts=False)
         manifest.plan = items_plan(facts, context.thresholds)
@@ -227,17 +272,17 @@ def count(
     if after is not None:
         try:
             with feed_gone(EVENTS, after, upto):
-                change = change_of(lake.changes(EVENTS, after, upto), events)
+                change = change_of(lake.changes(EVENTS, after, upto), events, candidate)
                 fill(context, candidate, manifest, change)
             return
         except FeedGone as gone:
             manifest.notes.append(f"the change feed is gone, items are counted anew ({gone})")
             if lake.rows(ITEMS):
-                recount(context, manifest)
+                recount(context, candidate, manifest)
                 return
             manifest.plan = items_plan(replace(facts, whole=True), context.thresholds)
             context.decide(manifest.plan)
-    whole = summarised(sightings(events)).withColumn("whole", F.lit(True))
+    whole = summarised(with_unseen(sightings(events), candidate)).withColumn("whole", F.lit(True))
     fill(context, candidate, manifest, whole)
 
 
@@ -245,6 +290,8 @@ def inserts_of(context: Context, after: int, upto: int) -> pa.Table | None:
     """What the change feed has of the events that came; None if some went, or delta-rs cannot read
     it."""
     columns = ["item_id", "event_ts", "exposed_with", TYPE]
+    if after == upto:
+        return NO_EVENTS.empty_table()
     try:
         feed = context.lake.changes_few(EVENTS, after, upto, columns)
     except FeedGone:
@@ -253,11 +300,15 @@ def inserts_of(context: Context, after: int, upto: int) -> pa.Table | None:
 
 
 def fill_in_arrow(
-    context: Context, candidate: Candidate, manifest: ItemsManifest, came: pa.Table
+    context: Context,
+    candidate: Candidate,
+    manifest: ItemsManifest,
+    came: pa.Table,
+    unseen: pa.Array,
 ) -> None:
     """Write the rows that change, made in this process."""
     items = context.lake.table_of(ITEMS, manifest.base, list(ITEMS.columns))
-    rows = grown(items, came)
+    rows = grown(items, came, unseen)
     filesystem.write_parquet(candidate.path("items") + "/part-0.parquet", rows)
     candidate.adopt("items", ITEMS.ddl)
     settle(manifest, rows.num_rows)
@@ -270,12 +321,13 @@ def settle(manifest: ItemsManifest, rows: int) -> None:
         manifest.empty, manifest.plan = True, idle("items")
 
 
-def grown(items: pa.Table, came: pa.Table) -> pa.Table:
+def grown(items: pa.Table, came: pa.Table, unseen: pa.Array) -> pa.Table:
     """Rows of `gold.items` that change when events come: `updated`, in Arrow.
 
     Args:
         items: the table as it is, not empty.
         came: `item_id, event_ts, exposed_with` of the events.
+        unseen: items of the catalogue that have no row yet.
     """
     schema = arrow_schema(ITEMS.columns)
     items = items.select(schema.names).cast(schema).combine_chunks()
@@ -285,9 +337,13 @@ def grown(items: pa.Table, came: pa.Table) -> pa.Table:
     place = pc.list_parent_indices(shown)
     seen = pa.table(
         {
-            "item_id": pa.chunked_array([came["item_id"].combine_chunks(), pc.list_flatten(shown)]),
-            "event_ts": pa.chunked_array([times, times.take(place)]),
-            "count": np.repeat([1, 0], [came.num_rows, len(place)]),
+            "item_id": pa.chunked_array(
+                [came["item_id"].combine_chunks(), pc.list_flatten(shown), unseen], pa.string()
+            ),
+            "event_ts": pa.chunked_array(
+                [times, times.take(place), pa.nulls(len(unseen), pa.int64())]
+            ),
+            "count": np.repeat([1, 0], [came.num_rows, len(place) + len(unseen)]),
         }
     )
     seen = seen.group_by("item_id").aggregate([("event_ts", "min"), ("count", "sum")])

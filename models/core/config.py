@@ -189,6 +189,7 @@ class ModelConfig:
     )
     categories: tuple[int, ...] = ()  # how many values each has, 0 (unknown) counted; from the data
     numbers: int = 0  # how many numbers an item has; from the data
+    texts: int = 0  # how many texts; from the data
 
     @property
     def table_std(self) -> float:

@@ -8,10 +8,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.data.sequences import open_table
-from models.networks.side_information import Side
+from models.networks.side_information import Side, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pyarrow as pa
+
+
+def _known(path: str, until_us: int, make_with: str) -> tuple[pa.Table, int]:
+    """Rows known at a time, oldest first, and the table's version."""
+    import pyarrow.compute as pc
+
+    from jobs.lake.filesystem import rows_of
+
+    table = open_table(path, None, make_with)
+    rows = rows_of(table).to_table(columns=["item_id", "known_from", "attributes"])
+    until = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=until_us)
+    rows = rows.filter(pc.less_equal(rows["known_from"], until)).sort_by("known_from")
+    return rows, table.version()
+
+
+def listed_items(path: str, until_us: int, make_with: str) -> set[str]:
+    """The items of which the catalogue said anything until `until_us`, whether they have events or
+    not."""
+    return set(_known(path, until_us, make_with)[0]["item_id"].to_pylist())
 
 
 def read_side(
@@ -21,16 +42,10 @@ def read_side(
     categories: Sequence[str],
     numbers: Sequence[str],
     make_with: str,
+    texts: Sequence[str] = (),
 ) -> Side:
     """What was known of the items at `until_us`; what became known later is not looked at."""
-    import pyarrow.compute as pc
-
-    from jobs.lake.filesystem import rows_of
-
-    table = open_table(path, None, make_with)
-    rows = rows_of(table).to_table(columns=["item_id", "known_from", "attributes"])
-    until = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=until_us)
-    rows = rows.filter(pc.less_equal(rows["known_from"], until)).sort_by("known_from")
+    rows, version = _known(path, until_us, make_with)
     wanted = {item: place for place, item in enumerate(item_ids)}
     known: list[dict[str, str]] = [{} for _ in item_ids]
     for item, attributes in zip(
@@ -54,5 +69,7 @@ def read_side(
     mean = np.where(there, value, 0).sum(0) / count
     spread = np.sqrt(np.where(there, (value - mean) ** 2, 0).sum(0) / count)
     value = np.where(there, (value - mean) / np.where(spread > 0, spread, 1), 0)
-    said = sum(any(name in one for name in (*categories, *numbers)) for one in known)
-    return Side(code, tuple(sizes), value, table.version(), said, held)
+    said = sum(any(name in one for name in (*categories, *numbers, *texts)) for one in known)
+    words = [words_of([one.get(name, "") for one in known]) for name in texts]
+    stacked = np.stack(words, axis=1) if words else None
+    return Side(code, tuple(sizes), value, version, said, held, stacked)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.core.errors import UserError
+from models.core.rows import Ints
+from models.data.catalogue import listed_items
 from models.data.nights import by_default, nightly_cut
 from models.data.paper_a import PREPROCESS, paper_a
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
@@ -53,15 +55,20 @@ def prepared(events: Events, preprocess: str) -> Events:
     return paper_a(events) if preprocess == "paper_a" else events
 
 
-def load_all(*, lake: str, source: str, filters: Filters, version: int | None = None) -> Data:
+def load_all(
+    *, lake: str, source: str, filters: Filters, version: int | None = None, listed: bool = False
+) -> Data:
     """Everything in gold.sequences at a version (None: the newest) as training rows, for a model
     that nothing is held out from. Its vocabulary is every item of the events, whatever the filters
-    leave of these."""
+    leave of these; `listed`: and every item of the catalogue."""
     events = _events(lake, source, version, "gold")
-    ids = _ids_of(lake, source, events.sequences)
+    names = _Names(lake, source, events.sequences)
     period = np.zeros(len(events.index), dtype=np.int8)
     cut = Cut(split=NOTHING_HELD_OUT)
-    training = training_rows(events, period, filters, seen_vocabulary=True)
+    training = training_rows(
+        events, period, filters, seen_vocabulary=True, listed=names.listed if listed else None
+    )
+    ids = names.ids
     return Data(events.sequences, events, cut, period, training, ids(training))
 
 
@@ -77,11 +84,13 @@ def load_data(
     preprocess: str = "gold",
     train_until: str = "validation",
     nights: int | None = None,
+    listed: bool = False,
 ) -> Data:
     """Read gold.sequences at a version (None: the newest), cut, filter, make the vocabulary.
 
     split None: as the log has nights. `nightly` has the rows that all is chosen by, and `at` gives
-    those of each night.
+    those of each night. listed: under `nightly`, the vocabulary has the items that the catalogue had
+    before a night, too, for a model that can score them by what it says of them.
     """
     events = _events(lake, source, version, preprocess)
     sequences = events.sequences
@@ -91,13 +100,14 @@ def load_data(
     reproduced = preprocess != "gold"
     if reproduced:
         filters = Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
-    ids = _ids_of(lake, source, sequences)
+    names = _Names(lake, source, sequences)
 
     def until(cut: Cut, which: str = "validation", selection: Data | None = None) -> Data:
         period, seen = periods(events, cut), cut.split == "nightly"
         whole = reproduced and not seen
-        training = training_rows(events, period, filters, whole, PERIODS[which], seen)
-        item_ids = ids(training)
+        more = names.listed if seen and listed else None
+        training = training_rows(events, period, filters, whole, PERIODS[which], seen, more)
+        item_ids = names.ids(training)
         return Data(
             sequences, events, cut, period, training, item_ids, selection=selection, at=until
         )
@@ -108,24 +118,32 @@ def load_data(
     return until(cut, cut.train_until, selection)
 
 
-def _ids_of(lake: str, source: str, sequences: Sequences) -> Callable[[Training], list[str]]:
-    """Says the ids of a vocabulary."""
-    from jobs.core.tables import ITEMS
+class _Names:
+    """Item ids and their numbers in gold.items."""
 
-    make = f"python -m jobs run --source {source}"
-    index, names = read_items(ITEMS.path(lake, source), make)
-    by_index = dict(zip(index.tolist(), names, strict=True))
+    def __init__(self, lake: str, source: str, sequences: Sequences) -> None:
+        from jobs.core.tables import ITEM_ATTRIBUTES, ITEMS
 
-    def ids(training: Training) -> list[str]:
-        missing = [i for i in training.vocabulary.tolist() if i not in by_index]
+        self.make = f"python -m jobs run --source {source}"
+        self.version = sequences.version
+        self.catalogue = ITEM_ATTRIBUTES.path(lake, source)
+        index, names = read_items(ITEMS.path(lake, source), self.make)
+        self.by_index = dict(zip(index.tolist(), names, strict=True))
+
+    def ids(self, training: Training) -> list[str]:
+        """Of a vocabulary."""
+        missing = [i for i in training.vocabulary.tolist() if i not in self.by_index]
         if missing:
             raise UserError(
-                f"{len(missing)} items of gold.sequences version {sequences.version} are not in "
-                f"gold.items (item_index {missing[0]} is the first): run `{make}` again"
+                f"{len(missing)} items of gold.sequences version {self.version} are not in "
+                f"gold.items (item_index {missing[0]} is the first): run `{self.make}` again"
             )
-        return [by_index[i] for i in training.vocabulary.tolist()]
+        return [self.by_index[i] for i in training.vocabulary.tolist()]
 
-    return ids
+    def listed(self, until_us: int) -> Ints:
+        """int64[N]: item_index of what the catalogue had by then."""
+        there = listed_items(self.catalogue, until_us, self.make)
+        return np.array([i for i, item in self.by_index.items() if item in there], dtype=np.int64)
 
 
 def split_by_default(lake: str, source: str, version: int | None = None) -> str:

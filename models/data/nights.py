@@ -7,7 +7,7 @@ asks nothing. What happened on it is learnt all the same. With D nights in the l
    log where that is fewer, because a night that few nights lie before says little;
  * epochs, and all else that is chosen, are chosen on the nights before the first of them: as many
    as are asked about, at most a quarter of the nights that are there, at least one;
- * where no split is named, `nightly` is taken from 11 nights on: five to ask about, five to learn
+ * where no split is named, `nightly` is taken from five nights on: two to ask about, two to learn
    from, and one to choose on.
 """
 
@@ -23,9 +23,8 @@ from models.data.sequences import Sequences
 from models.data.splits import Cut, Events, Targets, stamp
 
 DAY_US = 86_400_000_000
-NIGHTS, FEWEST = 10, 5  # ours: that are asked about by default; that a log must have
+NIGHTS, FEWEST = 10, 5  # ours: that are asked about; from how many on a log is cut into nights
 QUIET = 0.01  # ours: of the busiest day's positive events; fewer are no night
-BY_DEFAULT = 2 * FEWEST + 1  # ours: nights of a log that is cut into nights by default
 BORN = ("born_that_night", "born_in_7_days", "older")
 """By when the item of a target was first seen: in the night itself, in the 7 days before it, earlier."""
 
@@ -43,7 +42,7 @@ def nights_of(sequences: Sequences) -> Ints:
 
 def by_default(sequences: Sequences) -> str:
     """The split of a log for which nobody names one."""
-    return "nightly" if len(nights_of(sequences)) >= BY_DEFAULT else "temporal"
+    return "nightly" if len(nights_of(sequences)) >= FEWEST else "temporal"
 
 
 def nightly_cut(sequences: Sequences, wanted: int | None = None) -> Cut:

@@ -20,6 +20,7 @@ Decisions at the edges:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -194,13 +195,15 @@ def training_rows(
     whole_vocabulary: bool = False,
     until: int = VALIDATION,
     seen_vocabulary: bool = False,
+    listed: Callable[[int], Ints] | None = None,
 ) -> Training:
     """Filter the training events, make the vocabulary, refuse when there is nothing to learn.
 
     Training events are those of the periods before `until`.
     `whole_vocabulary` takes the items of all periods, as paper A's code does (its counts of
     parameters need that; rows of unseen items stay as they were drawn). `seen_vocabulary` takes every
-    item of the training events, also those that the filters leave no row of.
+    item of the training events, also those that the filters leave no row of. `listed` says gold's
+    item_index of what a catalogue had by the time of the newest training row: these are taken, too.
     """
     at = np.flatnonzero(period < until)
     item, session, user = events.item[at], events.session[at], events.user[at]
@@ -228,6 +231,8 @@ def training_rows(
     note(f"users with {filters.min_user_sessions} sessions or more")
 
     taken = events.item if whole_vocabulary else seen if seen_vocabulary else item
+    if listed is not None and len(at):
+        taken = np.concatenate([taken, listed(int(events.ts[at].max()))])
     vocabulary = np.unique(taken).astype(np.int64)
     users, start = np.unique(user, return_index=True)
     start = np.append(start, len(user))

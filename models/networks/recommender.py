@@ -78,6 +78,9 @@ class Recommender(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_items)) if biased else None
         self.share: torch.Tensor  # float32[V], of positive training events; see `fit`
         self.register_buffer("share", torch.full((num_items,), 1 / num_items), persistent=False)
+        self.unseen: torch.Tensor  # bool[V]: items of a catalogue alone; see `fit`
+        self.register_buffer("unseen", torch.zeros(num_items, dtype=torch.bool), persistent=False)
+        self.some_unseen = False
         nn.init.normal_(
             self.item.weight, std=config.model.table_std if config.model.reference else dim**-0.5
         )
@@ -101,7 +104,7 @@ class Recommender(nn.Module):
                 "+side is part of the items' vectors, and this model scores by an output layer of its "
                 "own: leave +side out, or take a preset whose item vectors score (tied)"
             )
-        if self.config.categories or self.config.numbers:
+        if self.config.categories or self.config.numbers or self.config.texts:
             self.side = SideInformation(self.num_items, self.config)
 
     def learns_first(self) -> list[nn.Parameter]:
@@ -119,13 +122,31 @@ class Recommender(nn.Module):
             one.requires_grad_(yes or id(one) in first)
 
     def fit(self, rows: Rows) -> None:
-        """Count popularity, from which sampled losses draw; start item biases at its log [ours]."""
+        """Count popularity, from which sampled losses draw; start item biases at its log [ours].
+
+        Where a catalogue is read, an item that no row has is what the catalogue says of it and nothing
+        else: its own vector is 0, and no loss holds it against what was taken [ours]. It would learn
+        from every label that it is not wanted, and its attributes with it.
+        """
         count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
         share = (count + 1) / (count.sum() + self.num_items)
         self.share = torch.from_numpy(share.astype(np.float32))
         if self.bias is not None:
             with torch.no_grad():
                 self.bias.copy_(torch.from_numpy(np.log(share) - np.log(share).mean()))
+        if self.side is not None:
+            known = np.zeros(self.num_items + 1, dtype=bool)
+            known[rows.item] = True
+            if rows.shown is not None:
+                known[rows.shown] = True
+            self.unseen = torch.from_numpy(~known[1:])
+            self.some_unseen = bool(self.unseen.any())
+            self.clear_unseen()
+
+    def clear_unseen(self) -> None:
+        """Take the vectors of their own from the items that no row has."""
+        with torch.no_grad():
+            self.item.weight[1 : self.num_items + 1][self.unseen] = 0
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """float[B, L, D]"""
@@ -264,7 +285,10 @@ class Recommender(nn.Module):
     def retrieval(self, h_ND: torch.Tensor, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """The labels found among all items, or among drawn ones, from the states at them."""
         label = batch.label_item - self.first_class
-        given = (h_ND, *self.classes(), batch.label_start, label)
+        weight, bias = self.classes()
+        if self.some_unseen:
+            bias = bias.masked_fill(self.unseen, -torch.inf)
+        given = (h_ND, weight, bias, batch.label_start, label)
         kind = train.loss
         if kind == "auto":
             kind = "full" if self.num_items <= FULL_ITEMS else "sampled"

@@ -26,7 +26,7 @@ from models.networks.saved_model import Stored
 
 Tensors = Mapping[str, torch.Tensor]
 VECTORS = ("item.weight", "output.weight")  # rows 0..V, and more where there are other tokens
-COUNTED = ("side.code", "side.value")  # filled from the catalogue
+COUNTED = ("side.code", "side.value", "side.words")  # filled from the catalogue
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def carry_over(
                 "changed. Give --from-scratch"
             )
     model.load_state_dict(new)
+    model.clear_unseen()
     some = np.asarray(beside.sum(axis=1)).ravel() > 0
     return Carried(int(known.sum()), int((~known & some).sum()), int((~known & ~some).sum()))
 

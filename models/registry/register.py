@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, SERVING = "challenger", "champion", "serving"
 REFIT_OF = "refit_of"  # tag of a refit: the version whose recipe it is
+SAW_FORGOTTEN = "saw_forgotten"  # tag that `jobs forget` gives to versions that saw the person
 ROOT, ENTRY = Path(__file__).parents[1], "models.serving.pyfunc"
 BESIDE = (Path(__file__).parents[2] / "expectations",)  # what serving needs of it is shipped, too
 OPTIONAL = (

@@ -38,6 +38,7 @@ from models.networks.methods import build
 from models.networks.recommender import Recommender
 from models.training.checkpoints import Checkpoints, Tensors
 from models.training.epoch import Epoch
+from models.training.sides import sizes_of
 
 SELECT_BY = "ndcg@10"
 WARM_UP = 0.05  # ours: of the epochs
@@ -163,8 +164,7 @@ def _started(
 def _built(config: Config, data: Data) -> Recommender | Popularity:
     """A model before its training, with what is counted; a baseline is ready."""
     side = data.side
-    sizes = ((), 0) if side is None else (side.sizes, side.value.shape[1])
-    model_config = replace(config.model, categories=sizes[0], numbers=sizes[1])
+    model_config = replace(config.model, **sizes_of(side))
     torch.manual_seed(config.train.seed)
     model = build(len(data.training.vocabulary), replace(config, model=model_config))
     model.fit(data.training.rows)

@@ -108,7 +108,7 @@ def add_split(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--split",
         help="how periods are cut: temporal, nightly, last_session or last_item; default: the source "
-        "file's, else nightly where the log has 11 nights or more, else temporal",
+        "file's, else nightly where the log has five nights or more, else temporal",
     )
     command.add_argument(
         "--preprocess", default="gold", help="gold, or paper_a: sessions and users as in paper A"

@@ -37,6 +37,7 @@ from models.registry import tracking
 from models.registry.register import (
     CHAMPION,
     REFIT_OF,
+    SAW_FORGOTTEN,
     SERVING,
     Registered,
     aliases_of,
@@ -48,7 +49,7 @@ from models.registry.register import (
 from models.training.checkpoints import Checkpoints
 from models.training.fit import Fitted, fit_for
 from models.training.run import as_stored, code_tags, computes, facts_of, flat, recorded
-from models.training.sides import with_sides
+from models.training.sides import lists_catalogue, with_sides
 from models.training.warm import WARM_EPOCHS, WARM_RATE, fit_warm
 
 if TYPE_CHECKING:
@@ -142,7 +143,13 @@ def refit(request: Request, say: Say = print) -> dict[str, Any]:
     client, experiment = tracking.connect(source.name)
     recipe = recipe_of(client, _origin(client, source.name, request))
     filters = Filters(**recipe.stored.facts["filters"])
-    data = load_all(lake=request.lake, source=source.name, filters=filters, version=request.version)
+    data = load_all(
+        lake=request.lake,
+        source=source.name,
+        filters=filters,
+        version=request.version,
+        listed=lists_catalogue(recipe.stored.config, source),
+    )
     there = _there(client, source.name, recipe, data, request.from_scratch)
     if there is not None:
         number, how = int(there.version), there.tags["warm"]
@@ -210,6 +217,7 @@ def trained_on(
         test_from=cut.test_from,
         preprocess=facts.get("preprocess", "gold"),
         train_until=cut.train_until,
+        listed=lists_catalogue(recipe.stored.config, source),
     )
     config, data = with_sides(_since_the_first(recipe.stored.config, data), data, source, lake, say)
     fitted = fit_for(config, data, recipe.epochs, say)
@@ -254,10 +262,12 @@ def _task(
 
 def _before(client: MlflowClient, source: str, recipe: Recipe, data: Data) -> Before | None:
     """The newest refit that knows nothing beyond these events, or the recipe's own version; None: all
-    know more than is in the table now."""
+    know more than is in the table now, or have seen a user who was forgotten since."""
     newest = int(data.events.ts.max())
     table = data.sequences
     for one in reversed(refits_of(client, source, recipe.model.version)):
+        if SAW_FORGOTTEN in one.tags:  # (older ones without an alias are not marked)
+            break
         until = int(one.tags["trained_until_us"])
         older = int(one.tags["table_version"]) <= table.version
         if until <= newest and older and one.tags.get("table_id") == table.table_id:
@@ -266,6 +276,8 @@ def _before(client: MlflowClient, source: str, recipe: Recipe, data: Data) -> Be
                 return Before(model, load(folder), until)
     facts = recipe.stored.facts
     if facts["table_version"] > table.version or facts["table_id"] != table.table_id:
+        return None
+    if SAW_FORGOTTEN in client.get_model_version(source, recipe.model.version).tags:
         return None
     return Before(recipe.model, recipe.stored, _taught_until(recipe.stored, data))
 

@@ -43,7 +43,7 @@ from models.registry.recipes import Recipe
 from models.training.checkpoints import Checkpoints
 from models.training.fit import Fitted, fit
 from models.training.options import split_of
-from models.training.sides import silent, with_sides
+from models.training.sides import lists_catalogue, silent, with_sides
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -243,6 +243,7 @@ def read(request: Request, say: Say) -> Learnt:
         preprocess=request.preprocess,
         train_until=request.train_until or _until(request),
         nights=request.nights,
+        listed=lists_catalogue(config, source),
     )
     config, data = fitted_to(request, data, say)
     facts = facts_of(source, data, config, filters, request.preprocess)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.core.config import Config
 from models.core.environment import Say
@@ -11,9 +11,23 @@ from models.core.errors import UserError
 from models.data.catalogue import read_side
 from models.data.load import Data
 from models.networks.methods import parse, reads_side
+from models.networks.side_information import Side
 
 if TYPE_CHECKING:
     from jobs.core.source_file import Source
+
+
+def lists_catalogue(config: Config, source: Source) -> bool:
+    """Whether a method can score items that nothing but the catalogue is known of."""
+    return source.items is not None and reads_side(config.method, config.model)
+
+
+def sizes_of(side: Side | None) -> dict[str, Any]:
+    """What a model's configuration says of a catalogue."""
+    if side is None:
+        return {"categories": (), "numbers": 0, "texts": 0}
+    texts = 0 if side.words is None else side.words.shape[1]
+    return {"categories": side.sizes, "numbers": side.value.shape[1], "texts": texts}
 
 
 def silent(_: str) -> None:
@@ -54,6 +68,7 @@ def _with_side(
         part.categories,
         part.numbers,
         make_with=f"python -m jobs items --source {source.name}",
+        texts=part.texts,
     )
     if not side.known:
         say(
@@ -67,5 +82,5 @@ def _with_side(
         f"catalogue: something was known of {side.known:,} of {len(data.item_ids):,} items at the "
         f"newest training event ({ITEM_ATTRIBUTES.full_name} version {side.version})"
     )
-    model = replace(config.model, categories=side.sizes, numbers=side.value.shape[1])
+    model = replace(config.model, **sizes_of(side))
     return replace(config, model=model), replace(data, side=side)

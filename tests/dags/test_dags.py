@@ -204,7 +204,7 @@ def test_every_failure_and_every_late_run_has_someone_to_tell(bag: Any) -> None:
     deadlines = {name: dag["deadlines"] for name, dag in bag["dags"].items() if dag["deadlines"]}
     assert deadlines == {
         f"{kind}.{source}": [[hours * 3600, "sessionmill_dags.alarms.tell_late"]]
-        for kind, hours in (("sessions_daily", 8), ("train_methods", 24))
+        for kind, hours in (("sessions_daily", 8), ("score_daily", 8), ("train_methods", 24))
         for source in ("baskets", "clicks")
     }
 

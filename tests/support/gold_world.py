@@ -103,6 +103,24 @@ def write_silver(lake: Path, source: str, users: dict[str, Sequence[Event]]) -> 
     write_deltalake(str(lake / source / "silver" / "sessions"), table, mode="overwrite")
 
 
+def attributes_table(
+    lake: Path, rows: list[tuple[str, int, dict[str, str]]], source: str = "toy"
+) -> None:
+    """gold.item_attributes from (item, known from in us, attributes)."""
+    from deltalake import write_deltalake  # (not on a GPU machine: benchmarks/gpu.py)
+
+    table = pa.table(
+        {
+            "item_id": pa.array([row[0] for row in rows], pa.string()),
+            "known_from": pa.array([row[1] for row in rows], pa.timestamp("us", "UTC")),
+            "attributes": pa.array(
+                [list(row[2].items()) for row in rows], pa.map_(pa.string(), pa.string())
+            ),
+        }
+    )
+    write_deltalake(str(lake / source / "gold" / "item_attributes"), table, mode="append")
+
+
 def ring(
     users: int = 60, events: int = 40, items: int = 15, seed: int = 0
 ) -> dict[str, list[Event]]:

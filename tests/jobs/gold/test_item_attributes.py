@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ def part_of(**other: Any) -> ItemsPart:
 
 def at(day: int) -> datetime:
     return datetime(2024, 5, day, tzinfo=UTC)
+
+
+def by_index(shop: Workshop) -> list[dict[str, Any]]:
+    return sorted(shop.rows(ITEMS), key=lambda row: row["item_index"])
 
 
 def test_three_formats_say_the_same(tmp_path: Path) -> None:
@@ -182,11 +186,12 @@ def test_the_table(spark: Any, tmp_path: Path) -> None:
         {"item_id": "1", "known_from": at(2), "attributes": [("brand", "X"), ("price", "5")]},
         {"item_id": "3", "known_from": at(2), "attributes": [("brand", "Y")]},
     ]
-    assert [row["item_id"] for row in shop.rows(ITEMS)] == ["1", "2"]
-    version = shop.version(ITEM_ATTRIBUTES)
+    never = {"item_id": "3", "item_index": 3, "first_seen_ts": None, "event_count": 0}
+    assert by_index(shop)[2:] == [never], "the catalogue has it, and nothing happened"
+    versions = shop.version(ITEM_ATTRIBUTES), shop.version(ITEMS)
     shop.run(day="2024-05-01")
     shop.run(day="2024-05-02")  # no catalogue that day
-    assert shop.version(ITEM_ATTRIBUTES) == version, "nothing new is no new version"
+    assert versions == (shop.version(ITEM_ATTRIBUTES), shop.version(ITEMS)), "nothing is new"
     (tmp_path / "shop" / "2024-05-03.csv").write_text("sku,brand,price\n1,X,6\n3,Y,\n")
     result = shop.run(day="2024-05-03")
     assert "no file" not in " ".join(result.notes)
@@ -195,3 +200,27 @@ def test_the_table(spark: Any, tmp_path: Path) -> None:
     result = shop.run(day="2024-05-01")
     assert "1 items differ from what was read of the same day" in " ".join(result.notes)
     assert result.tables["gold.item_attributes"]["rows"] == 3
+    (tmp_path / "shop" / "2024-05-04.csv").write_text("sku,brand,price\n5,Y,\n4,Y,\n")
+    shop.land("more.csv", "user,item,ts\nu,3,1714780800\nu,5,1714780900\nu,6,1714780900\n")
+    shop.run(day="2024-05-04")
+    seen = datetime(2024, 5, 4, tzinfo=UTC)
+    assert by_index(shop)[2:] == [
+        {"item_id": "3", "item_index": 3, "first_seen_ts": seen, "event_count": 1},
+        {
+            "item_id": "5",
+            "item_index": 4,
+            "first_seen_ts": seen + timedelta(seconds=100),
+            "event_count": 1,
+        },
+        {
+            "item_id": "6",
+            "item_index": 5,
+            "first_seen_ts": seen + timedelta(seconds=100),
+            "event_count": 1,
+        },
+        {"item_id": "4", "item_index": 6, "first_seen_ts": None, "event_count": 0},
+    ]
+    before = by_index(shop)
+    shop.table(ITEMS).delete("item_id in ('3', '4')")
+    shop.run(day="2024-05-05")
+    assert by_index(shop) == before, "what others deleted is there again, by its number"

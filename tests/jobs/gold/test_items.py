@@ -1,4 +1,7 @@
-"""Counting and numbering items: Spark and Arrow say the same of generated nights."""
+"""Counting and numbering items: Spark and Arrow say the same of generated nights.
+
+Some items of a catalogue have no row yet; of these some have events in the night.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +53,17 @@ def night(drawn: random.Random) -> pa.Table:
 def test_items_are_counted_and_numbered_alike(spark: Any, seed: int) -> None:
     drawn = random.Random(seed)
     before, came = known(drawn), night(drawn)
-    seen = items.summarised(items.sightings(spark.createDataFrame(came)))
+    listed_only = [f"i{number}" for number in range(25, 45)]
+    listed_only = [one for one in listed_only if one not in before["item_id"].to_pylist()]
+    unseen = items.unseen_sightings(
+        spark.createDataFrame([(one,) for one in listed_only], ["item_id"])
+    )
+    seen = items.summarised(items.sightings(spark.createDataFrame(came)).unionByName(unseen))
     by_spark = items.updated(
         spark.createDataFrame(before), seen.withColumn("whole", F.lit(False)),
         pc.max(before["item_index"]).as_py(),
     )  # fmt: skip
-    by_arrow = items.grown(before, came)
+    by_arrow = items.grown(before, came, pa.array(listed_only, pa.string()))
     assert by_arrow.num_rows and by_arrow["item_index"].null_count == 0
 
     def listed(table: pa.Table) -> Rows:
@@ -64,6 +72,13 @@ def test_items_are_counted_and_numbered_alike(spark: Any, seed: int) -> None:
 
     assert listed(by_spark.toArrow()) == listed(by_arrow)
     new = by_arrow.filter(pc.greater(by_arrow["item_index"], 15)).sort_by("item_index")
-    order = list(zip(new["first_seen_ts"].to_pylist(), new["item_id"].to_pylist(), strict=True))
-    assert order == sorted(order)
+    never = new["first_seen_ts"].to_pylist().count(None)
+    assert 0 < never < new.num_rows
+    order = [
+        (first or datetime.max.replace(tzinfo=UTC), item)
+        for first, item in zip(
+            new["first_seen_ts"].to_pylist(), new["item_id"].to_pylist(), strict=True
+        )
+    ]
+    assert order == sorted(order) and {one for _, one in order} >= set(listed_only)
     assert new["item_index"].to_pylist() == list(range(16, 16 + len(order)))

@@ -172,8 +172,8 @@ def test_which_nights_are_asked_about_and_which_are_chosen_on(
     assert cut.valid_from == (there - asked - chosen_on) * DAY
     told = describe(cut)
     assert told["nights"] == asked and f"nightly, {asked} nights" in in_words(told)
-    assert split_by_default(str(tmp_path), "toy") == ("nightly" if there >= 11 else "temporal")
-    assert data_of(tmp_path, split=None).cut.split == ("nightly" if there >= 11 else "temporal")
+    assert split_by_default(str(tmp_path), "toy") == ("nightly" if there >= 5 else "temporal")
+    assert data_of(tmp_path, split=None).cut.split == ("nightly" if there >= 5 else "temporal")
 
 
 def test_a_day_on_which_nothing_positive_happened_is_no_night(tmp_path: Path) -> None:

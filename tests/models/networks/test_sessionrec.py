@@ -30,7 +30,16 @@ from models.networks.side_information import Side
 from models.serving.answer import recommend
 from models.training import epoch
 from models.training.fit import fit
-from tests.support.gold_world import DAY, SECOND, Event, data_of, evidence, rows_of, write_gold
+from tests.support.gold_world import (
+    DAY,
+    SECOND,
+    Event,
+    attributes_table,
+    data_of,
+    evidence,
+    rows_of,
+    write_gold,
+)
 
 V = 6
 USER = [(1, 10, 1), (2, 20, 1), (3, 100, 2), (4, 200, 3), (5, 210, 3)]
@@ -413,25 +422,6 @@ def test_only_what_was_ignored_tells_where_it_is_events(tmp_path: Path) -> None:
     data = data_of(tmp_path, split="last_session")
     seen, blind = score(FIRST, data), score(FIRST, data, exposures=0)
     assert seen > 0.8 and blind < 0.3
-
-
-def attributes_table(
-    lake: Path, rows: list[tuple[str, int, dict[str, str]]], source: str = "toy"
-) -> None:
-    """gold.item_attributes from (item, known from in us, attributes)."""
-    import pyarrow as pa
-    from deltalake import write_deltalake
-
-    table = pa.table(
-        {
-            "item_id": pa.array([row[0] for row in rows], pa.string()),
-            "known_from": pa.array([row[1] for row in rows], pa.timestamp("us", "UTC")),
-            "attributes": pa.array(
-                [list(row[2].items()) for row in rows], pa.map_(pa.string(), pa.string())
-            ),
-        }
-    )
-    write_deltalake(str(lake / source / "gold" / "item_attributes"), table, mode="append")
 
 
 def test_a_model_is_told_what_was_known_at_the_cut(tmp_path: Path) -> None:

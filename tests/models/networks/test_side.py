@@ -12,15 +12,28 @@ import torch
 
 from models.core.config import Config
 from models.core.errors import UserError
+from models.core.rows import Target
+from models.data.catalogue import read_side
 from models.data.load import Data
+from models.data.nights import night_cut, nights_asked
 from models.data.splits import TEST, targets
 from models.evaluation.evaluate import evaluate
 from models.networks.methods import BACKBONES, build, config, count_parameters, parse
 from models.networks.recommender import Recommender
 from models.networks.saved_model import Stored, load, save
 from models.networks.side_information import Side
-from models.training.fit import fit
-from tests.support.gold_world import DAY, SECOND, Event, data_of, rows_of, write_gold
+from models.training.fit import fit, fit_for
+from models.training.warm import fit_warm
+from tests.support.gold_world import (
+    DAY,
+    SECOND,
+    Event,
+    attributes_table,
+    data_of,
+    evidence,
+    rows_of,
+    write_gold,
+)
 
 SIZES = {"categories": (4, 3), "numbers": 2}
 CATEGORIES, EACH = 6, 40
@@ -127,3 +140,114 @@ def test_where_only_attributes_tell_it_learns_what_the_backbone_alone_cannot(
         score[method] = evaluate(fitted.model, asked, (10,)).mean("hr@10")
     # Ten of the forty items of the right category would be a quarter.
     assert score[f"{base}+side"] > 0.15 > score[base] + 0.05, score
+
+
+# -- items of the catalogue that nothing has happened to ------------------------------------------
+
+NIGHTS, NEW = 8, 12
+
+
+def launches(lake: Path) -> None:
+    """The same, night by night; in the last one half of the events are on products that were never
+    seen, and were in the catalogue since the night before. Others are announced for later."""
+    dice = np.random.default_rng(6)
+    users: dict[str, list[Event]] = {}
+    for user in range(160):
+        start, base = int(dice.integers(CATEGORIES)), int(dice.integers(DAY // 2))
+        events: list[Event] = []
+        for e in range(2 * NIGHTS):
+            new = e >= 2 * (NIGHTS - 1) and dice.random() < 0.5
+            item = f"n{int(dice.integers(NEW)):02d}" if new else f"o{int(dice.integers(EACH)):02d}"
+            at = (e // 2) * DAY + base + (e % 2) * SECOND
+            events.append((f"c{(start + e) % CATEGORIES}-{item}", at, 1 + e // 2))
+        users[f"u{user:03d}"] = events
+    groups = [f"c{group}" for group in range(CATEGORIES)]
+    old = [f"{group}-o{i:02d}" for group in groups for i in range(EACH)]
+    new = [f"{group}-n{i:02d}" for group in groups for i in range(NEW)]
+    later = [f"{group}-x{i:02d}" for group in groups for i in range(3)]
+    write_gold(lake, "toy", users, [*old, *new, *later])
+    night = (NIGHTS - 1) * DAY
+    attributes_table(
+        lake,
+        [(item, 0, {"group": item[:2]}) for item in old]
+        + [(item, night - DAY, {"group": item[:2]}) for item in new]
+        + [(item, night, {"group": item[:2]}) for item in later],
+    )
+
+
+def the_night(lake: Path, listed: bool) -> Data:
+    """What may be known before the last night."""
+    data = data_of(lake, split="nightly", nights=1, listed=listed)
+    assert data.at is not None
+    [start] = nights_asked(data.sequences, data.cut)
+    data = data.at(night_cut(start))
+    newest = int(data.training.rows.ts.max())
+    path = str(lake / "toy" / "gold" / "item_attributes")
+    return replace(data, side=read_side(path, data.item_ids, newest, ["group"], [], "make"))
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs"), [("sasrec+side", 15), ("gru4rec+side", 15), ("sessionrec-sasrec", 40)]
+)
+def test_products_that_nobody_has_bought_yet_are_found_by_what_the_catalogue_says(
+    method: str, epochs: int, tmp_path: Path
+) -> None:
+    launches(tmp_path)
+    target: Target = "next_session" if method.startswith("sessionrec") else "next_item"
+    data = the_night(tmp_path, listed=True)
+    chosen = config(method, "tiny", seed=1, epochs=epochs, target=target)
+    model = cast(Recommender, fit_for(chosen, data, epochs, lambda _: None).model)
+    new = np.array([number for number, item in enumerate(data.item_ids) if item[3] == "n"])
+    assert len(new) == CATEGORIES * NEW and not any(item[3] == "x" for item in data.item_ids)
+    assert not model.item.weight[1:][new].any(), "they have no vector of their own"
+    asked = targets(data.events, data.period, TEST, data.training.vocabulary, target, everyone=True)
+    scores = model.score(asked.rows, asked.begin, asked.end, asked.request_ts, asked.opens)[:, new]
+    group = np.array([item[1] for item in data.item_ids])
+    listed = group[new][scores.topk(NEW, dim=1).indices.numpy()]
+    held = np.repeat(np.arange(len(asked.user)), np.diff(asked.item_start))
+    among = np.isin(asked.item - 1, new)  # of the targets, those that are new
+    assert among.sum() > 100
+    right = (listed[held[among]] == group[asked.item[among] - 1][:, None]).mean()
+    # Without attributes they are all alike: a sixth would be of the right group. A session has two
+    # groups, which share the list.
+    assert right > (0.3 if target == "next_session" else 0.6), right
+    without = the_night(tmp_path, listed=False)
+    assert not any(item[3] in "nx" for item in without.item_ids)
+
+
+def test_what_has_no_event_is_held_against_no_label_whatever_the_loss() -> None:
+    rows = rows_of([(1, 0, 1), (2, 10, 1), (3, 9000, 2)], [(4, 0, 1), (5, 10, 1)])
+    rows = evidence(rows, [0, 0, 0, 0, 0], {1: [7]})
+    for loss in ("full", "sampled", "gbce"):
+        torch.manual_seed(1)
+        chosen = sized("sasrec+side", loss=loss, negatives=50)
+        model = cast(Recommender, build(8, chosen))
+        model.fit(rows)
+        assert model.side is not None
+        model.side.fill(side_of(8))
+        assert model.unseen.tolist() == [False] * 5 + [True, False, True], "7 was shown"
+        tokens = model.training_tokens(
+            rows, rows.start[:-1], rows.start[1:], chosen.train, np.random.default_rng(0)
+        )
+        model.loss(model.padded(tokens, rows, chosen.train), chosen.train).backward()
+        assert model.bias is not None and model.bias.grad is not None
+        moved = model.bias.grad != 0
+        assert moved[:5].any() and not moved[[5, 7]].any()
+        grad = model.item.weight.grad
+        assert grad is not None and torch.isfinite(grad).all()
+        assert not grad[[6, 8]].any() and not model.item.weight[[6, 8]].any()
+
+
+def test_a_warm_start_leaves_them_without_a_vector_of_their_own(tmp_path: Path) -> None:
+    launches(tmp_path)
+    before, data = the_night(tmp_path, listed=False), the_night(tmp_path, listed=True)
+    chosen = config("sasrec+side", "tiny", seed=1, epochs=2)
+    fitted = fit_for(chosen, before, 2, lambda _: None)
+    facts = {"method": "sasrec+side", "categories": {"group": before.side.values["group"]}}  # type: ignore[union-attr]
+    old = Stored(cast(Recommender, fitted.model), chosen, before.item_ids,
+                 torch.ones(len(before.item_ids)), facts)  # fmt: skip
+    until = int(np.median(data.training.rows.ts))
+    model = cast(Recommender, fit_warm(chosen, data, old, until, 2, lambda _: None).model)
+    new = [1 + number for number, item in enumerate(data.item_ids) if item[3] == "n"]
+    assert new and not model.item.weight[new].any()
+    assert model.item.weight[[1, 2, 3]].any()

@@ -11,7 +11,7 @@ from models.core.errors import UserError
 from models.data.splits import stamp
 from models.networks.saved_model import Stored, load
 from models.registry import tracking
-from models.registry.register import aliases_of, served_alias
+from models.registry.register import SAW_FORGOTTEN, aliases_of, served_alias
 from models.training import refit as refits
 from tests.support.gold_world import SECOND, Event, ring, write_gold, write_silver
 from tests.support.recorded import World
@@ -219,6 +219,27 @@ def test_a_table_without_new_events_teaches_nothing_and_is_served(
     assert done["new"] and done["epochs"] == 0 and done["how"].startswith("from version")
     assert aliases()["serving"] == str(done["version"])
     assert command(world, "verify", "--served")["holds"]
+
+
+def test_what_saw_a_forgotten_user_is_not_carried_on(
+    world: World, versions: dict[str, int]
+) -> None:
+    client, _ = tracking.connect("toy")
+    crown(world, versions["gru4rec"])
+    story = later()
+    put(world, story)
+    done, left = command(world, "refit"), sorted(story)
+    recipe = versions["gru4rec"]
+    for saw, how in (([], f"from version {recipe}"), ([recipe], "from scratch")):
+        for marked in (done["version"], *saw):
+            client.set_model_version_tag("toy", str(marked), SAW_FORGOTTEN, "true")
+        left.pop()
+        put(world, {user: story[user] for user in left})
+        done = command(world, "refit")
+        assert done["new"] and done["how"] == how, "older refits have seen the person, too"
+        again = command(world, "refit")
+        assert not again["new"] and again["version"] == done["version"]
+    client.delete_model_version_tag("toy", str(recipe), SAW_FORGOTTEN)
 
 
 def test_old_refits_go_and_take_their_files_along(world: World, versions: dict[str, int]) -> None:
