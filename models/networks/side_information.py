@@ -87,10 +87,10 @@ class SideInformation(nn.Module):
         self.value: torch.Tensor
         self.register_buffer("code", torch.zeros(num_items + 1, len(sizes), dtype=torch.long))
         self.register_buffer("value", torch.zeros(num_items + 1, config.numbers))
-        self.words: torch.Tensor | None = None
-        if config.texts:
-            shape = (num_items + 1, config.texts, WORDS)
-            self.register_buffer("words", torch.zeros(shape, dtype=torch.long))
+        shape = (num_items + 1, config.texts, WORDS)
+        words = torch.zeros(shape, dtype=torch.long) if config.texts else None
+        self.words: torch.Tensor | None
+        self.register_buffer("words", words)  # (none: it is not among the weights of older models)
 
     def fill(self, side: Side) -> None:
         self.code[1:] = torch.from_numpy(side.code)

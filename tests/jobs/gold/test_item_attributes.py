@@ -58,6 +58,16 @@ def test_three_formats_say_the_same(tmp_path: Path) -> None:
         assert found == wanted and (again, without) == (0, form == "csv"), form
 
 
+def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "shop.csv"
+    file.write_text('sku,title\n1,"Milk, fresh"\n2,\n3,Bread\n')
+    part = ItemsPart(landing="x", format="csv", id="sku", texts=["title"])
+    found, *_ = rows_of(part, [str(file)])
+    assert found == {"1": {"title": "Milk, fresh"}, "2": {}, "3": {"title": "Bread"}}
+    with pytest.raises(ValueError, match="named twice: a column is id, category, number or text"):
+        ItemsPart(landing="x", format="csv", id="sku", texts=["title"], categories=["title"])
+
+
 def test_of_two_rows_of_an_item_the_last_counts_and_one_without_an_id_does_not(
     tmp_path: Path,
 ) -> None:

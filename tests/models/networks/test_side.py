@@ -21,7 +21,7 @@ from models.evaluation.evaluate import evaluate
 from models.networks.methods import BACKBONES, build, config, count_parameters, parse
 from models.networks.recommender import Recommender
 from models.networks.saved_model import Stored, load, save
-from models.networks.side_information import Side
+from models.networks.side_information import BUCKETS, WORDS, Side, words_of
 from models.training.fit import fit, fit_for
 from models.training.warm import fit_warm
 from tests.support.gold_world import (
@@ -35,7 +35,7 @@ from tests.support.gold_world import (
     write_gold,
 )
 
-SIZES = {"categories": (4, 3), "numbers": 2}
+SIZES = {"categories": (4, 3), "numbers": 2, "texts": 1}
 CATEGORIES, EACH = 6, 40
 
 
@@ -47,15 +47,16 @@ def sized(method: str, preset: str = "tiny", **settings: object) -> Config:
 def side_of(items: int) -> Side:
     dice = np.random.default_rng(3)
     code = np.stack([dice.integers(0, size, items) for size in (4, 3)], axis=1)
-    return Side(code, (4, 3), dice.normal(size=(items, 2)), 0, items)
+    words = words_of([f"word{n % 3} of {n}" for n in range(items)])[:, None]
+    return Side(code, (4, 3), dice.normal(size=(items, 2)), 0, items, {}, words)
 
 
 @pytest.mark.parametrize("base", list(BACKBONES))
 def test_it_costs_what_it_says(base: str) -> None:
     plain, with_it = (count_parameters(50, sized(name)) for name in (base, f"{base}+side"))
     D, width = 32, 16
-    tables = (4 + 3) * width
-    mlp = (D + 2 * width + 2) * D + D + D * D + D
+    tables = (4 + 3) * width + 4097 * width
+    mlp = (D + 3 * width + 2) * D + D + D * D + D
     assert with_it["num_params"] - plain["num_params"] == tables + mlp
     assert with_it["num_params_added"] == tables + mlp
     assert with_it["by_module"]["side"] == tables + mlp
@@ -140,6 +141,37 @@ def test_where_only_attributes_tell_it_learns_what_the_backbone_alone_cannot(
         score[method] = evaluate(fitted.model, asked, (10,)).mean("hr@10")
     # Ten of the forty items of the right category would be a quarter.
     assert score[f"{base}+side"] > 0.15 > score[base] + 0.05, score
+
+
+def test_words_are_numbers_that_need_no_vocabulary() -> None:
+    words = words_of(["Fresh milk", "MILK, fresh", "milk", "", "a " * 50 + "b", "Grüße 牛奶"])
+    assert words.shape == (6, WORDS) and 0 <= words.min() and words.max() <= BUCKETS
+    held = [set(row[row > 0].tolist()) for row in words]
+    assert [len(one) for one in held] == [3, 3, 1, 0, 4, 3]
+    assert held[2] < held[0] and len(held[0] & held[1]) == 2, "the pair is another one"
+    assert (words[:, 0] > 0).tolist() == [True, True, True, False, True, True]
+    many = words_of([" ".join(f"w{n}" for n in range(200))])
+    assert (many > 0).all(), "of more words than are read some are left out"
+
+
+def test_texts_of_a_catalogue_are_learnt(tmp_path: Path) -> None:
+    """The planted log, its groups told by a word of a title."""
+    data = planted(tmp_path)
+    names = ["red apple", "green tea", "old cheese", "dark bread", "soft soap", "warm socks"]
+    attributes_table(
+        tmp_path,
+        [
+            (item, 0, {"title": f"No {n} {names[int(item[1])]} in {n % 7} parts"})
+            for n, item in enumerate(data.item_ids)
+        ],
+    )
+    path = str(tmp_path / "toy" / "gold" / "item_attributes")
+    side = read_side(path, data.item_ids, 10**15, [], [], "make", ["title"])
+    assert side.known == len(data.item_ids) and side.sizes == () and side.value.shape[1] == 0
+    asked = targets(data.events, data.period, TEST, data.training.vocabulary, "next_item")
+    chosen = config("sasrec+side", "tiny", seed=1, epochs=15)
+    fitted = fit(chosen, replace(data, side=side), lambda _: None)
+    assert evaluate(fitted.model, asked, (10,)).mean("hr@10") > 0.15, "by lot: .04"
 
 
 # -- items of the catalogue that nothing has happened to ------------------------------------------

@@ -328,17 +328,18 @@ def test_runs_of_other_splits_or_other_nights_are_not_compared(nights: World) ->
 def test_options_of_nights_decide_the_split_and_go_with_no_other(nights: World) -> None:
     assert nights.train("pop", "--nights", "2")["cut"]["split"] == "nightly"
     assert nights.train("pop", "--each-night", "once")["cut"]["split"] == "nightly"
-    assert nights.train("pop")["cut"]["split"] == "temporal", "of ten nights"
+    assert nights.train("pop")["cut"]["split"] == "nightly", "of ten nights"
     pinned = ("--valid-from", "1970-01-06", "--test-from", "1970-01-08")
     told = load_source(str(nights.source)).training
     assert told.split is None
-    nights.source.write_text(nights.source.read_text() + 'split = "nightly"\n')
+    nights.source.write_text(nights.source.read_text() + 'split = "temporal"\n')
     try:
-        assert nights.train("pop")["cut"]["split"] == "nightly"
+        assert nights.train("pop")["cut"]["split"] == "temporal"
+        assert nights.train("pop", "--nights", "2")["cut"]["split"] == "nightly"
         assert nights.train("pop", "--split", "last_item")["cut"]["split"] == "last_item"
         assert nights.train("pop", *pinned)["cut"]["split"] == "temporal"
     finally:
-        nights.source.write_text(nights.source.read_text().replace('split = "nightly"\n', ""))
+        nights.source.write_text(nights.source.read_text().replace('split = "temporal"\n', ""))
     for words, said in (
         (("--split", "temporal", "--nights", "2"), "--nights 2 goes with --split nightly"),
         (("--split", "temporal", "--each-night", "once"), "--each-night once goes with --split"),
