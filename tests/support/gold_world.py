@@ -154,6 +154,39 @@ def favourites(users: int = 40, seed: int = 0) -> dict[str, list[Event]]:
     return story
 
 
+NIGHTS, GROUPS, OLD, NEW = 8, 6, 40, 12  # of `launches`
+
+
+def launches(lake: Path, before_the_last: bool = False) -> dict[str, list[Event]]:
+    """After any item of a group comes any item of the next one, two a night. In the last night half
+    of the events are on items that were never seen, and were in the catalogue since the night before.
+    Others come into the catalogue that night. `before_the_last`: the log as it is before it."""
+    dice = np.random.default_rng(6)
+    users: dict[str, list[Event]] = {}
+    for user in range(160):
+        start, base = int(dice.integers(GROUPS)), int(dice.integers(DAY // 2))
+        events: list[Event] = []
+        for e in range(2 * (NIGHTS - before_the_last)):
+            new = e >= 2 * (NIGHTS - 1) and dice.random() < 0.5
+            item = f"n{int(dice.integers(NEW)):02d}" if new else f"o{int(dice.integers(OLD)):02d}"
+            at = (e // 2) * DAY + base + (e % 2) * SECOND
+            events.append((f"c{(start + e) % GROUPS}-{item}", at, 1 + e // 2))
+        users[f"u{user:03d}"] = events
+    groups = [f"c{group}" for group in range(GROUPS)]
+    old = [f"{group}-o{i:02d}" for group in groups for i in range(OLD)]
+    new = [f"{group}-n{i:02d}" for group in groups for i in range(NEW)]
+    later = [f"{group}-x{i:02d}" for group in groups for i in range(3)]
+    write_gold(lake, "toy", users, [*old, *new, *later])
+    night = (NIGHTS - 1) * DAY
+    attributes_table(
+        lake,
+        [(item, 0, {"group": item[:2]}) for item in old]
+        + [(item, night - DAY, {"group": item[:2]}) for item in new]
+        + [(item, night, {"group": item[:2]}) for item in later],
+    )
+    return users
+
+
 def data_of(lake: Path, source: str = "toy", **options: object) -> Data:
     filters = options.pop(
         "filters", Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)

@@ -26,11 +26,14 @@ from models.training.fit import fit, fit_for
 from models.training.warm import fit_warm
 from tests.support.gold_world import (
     DAY,
+    GROUPS,
+    NEW,
     SECOND,
     Event,
     attributes_table,
     data_of,
     evidence,
+    launches,
     rows_of,
     write_gold,
 )
@@ -145,7 +148,7 @@ def test_where_only_attributes_tell_it_learns_what_the_backbone_alone_cannot(
 
 def test_words_are_numbers_that_need_no_vocabulary() -> None:
     words = words_of(["Fresh milk", "MILK, fresh", "milk", "", "a " * 50 + "b", "Grüße 牛奶"])
-    assert words.shape == (6, WORDS) and 0 <= words.min() and words.max() <= BUCKETS
+    assert words.shape == (6, WORDS) and words.min() >= 0 and words.max() <= BUCKETS
     held = [set(row[row > 0].tolist()) for row in words]
     assert [len(one) for one in held] == [3, 3, 1, 0, 4, 3]
     assert held[2] < held[0] and len(held[0] & held[1]) == 2, "the pair is another one"
@@ -176,36 +179,6 @@ def test_texts_of_a_catalogue_are_learnt(tmp_path: Path) -> None:
 
 # -- items of the catalogue that nothing has happened to ------------------------------------------
 
-NIGHTS, NEW = 8, 12
-
-
-def launches(lake: Path) -> None:
-    """The same, night by night; in the last one half of the events are on products that were never
-    seen, and were in the catalogue since the night before. Others are announced for later."""
-    dice = np.random.default_rng(6)
-    users: dict[str, list[Event]] = {}
-    for user in range(160):
-        start, base = int(dice.integers(CATEGORIES)), int(dice.integers(DAY // 2))
-        events: list[Event] = []
-        for e in range(2 * NIGHTS):
-            new = e >= 2 * (NIGHTS - 1) and dice.random() < 0.5
-            item = f"n{int(dice.integers(NEW)):02d}" if new else f"o{int(dice.integers(EACH)):02d}"
-            at = (e // 2) * DAY + base + (e % 2) * SECOND
-            events.append((f"c{(start + e) % CATEGORIES}-{item}", at, 1 + e // 2))
-        users[f"u{user:03d}"] = events
-    groups = [f"c{group}" for group in range(CATEGORIES)]
-    old = [f"{group}-o{i:02d}" for group in groups for i in range(EACH)]
-    new = [f"{group}-n{i:02d}" for group in groups for i in range(NEW)]
-    later = [f"{group}-x{i:02d}" for group in groups for i in range(3)]
-    write_gold(lake, "toy", users, [*old, *new, *later])
-    night = (NIGHTS - 1) * DAY
-    attributes_table(
-        lake,
-        [(item, 0, {"group": item[:2]}) for item in old]
-        + [(item, night - DAY, {"group": item[:2]}) for item in new]
-        + [(item, night, {"group": item[:2]}) for item in later],
-    )
-
 
 def the_night(lake: Path, listed: bool) -> Data:
     """What may be known before the last night."""
@@ -230,7 +203,7 @@ def test_products_that_nobody_has_bought_yet_are_found_by_what_the_catalogue_say
     chosen = config(method, "tiny", seed=1, epochs=epochs, target=target)
     model = cast(Recommender, fit_for(chosen, data, epochs, lambda _: None).model)
     new = np.array([number for number, item in enumerate(data.item_ids) if item[3] == "n"])
-    assert len(new) == CATEGORIES * NEW and not any(item[3] == "x" for item in data.item_ids)
+    assert len(new) == GROUPS * NEW and not any(item[3] == "x" for item in data.item_ids)
     assert not model.item.weight[1:][new].any(), "they have no vector of their own"
     asked = targets(data.events, data.period, TEST, data.training.vocabulary, target, everyone=True)
     scores = model.score(asked.rows, asked.begin, asked.end, asked.request_ts, asked.opens)[:, new]
