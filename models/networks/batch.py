@@ -81,7 +81,8 @@ class Tokens:
 
     def parts(self, max_len: int, budget: int) -> list[Tokens]:
         """The rows in groups of similar length: each, padded, takes `budget` tokens at most (one
-        row at least). Of a row only the newest `max_len` tokens will be padded."""
+        row at least). Of a row only the newest `max_len` tokens will be padded. No rows, no groups: the
+        share of a process may be empty."""
         length = np.minimum(np.bincount(self.row, minlength=self.num_rows), max_len)
         order = np.argsort(-length, kind="stable")
         falling = length[order]
@@ -93,7 +94,7 @@ class Tokens:
             group[order[begin:end]] = number
             begin, number = end, number + 1
         if number < 2:
-            return [self]
+            return [self] if number else []
         found = []
         for one in range(number):
             rows = group == one

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.gold_world import DAY, Event, ring, write_gold, write_silver
-from tests.support.recorded import World, opened
+from tests.support.recorded import SOURCE, World, opened
 
 ASKED = ("--split", "nightly", "--nights", "3")
 
@@ -35,6 +35,7 @@ def nights_at(root: Path) -> Iterator[World]:
     with opened(root) as there:
         write_gold(there.lake, "toy", born_along_the_way())
         write_silver(there.lake, "toy", born_along_the_way())
+        there.source.write_text(SOURCE.replace('split = "temporal"\n', ""))
         yield there
 
 

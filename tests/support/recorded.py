@@ -30,6 +30,7 @@ min_item_events = 1
 min_user_sessions = 1
 [training]
 preset = "tiny"
+split = "temporal"
 """
 
 

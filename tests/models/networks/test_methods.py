@@ -11,7 +11,7 @@ from torch import nn
 
 from models.core.config import PRESET_ITEMS
 from models.core.errors import UserError
-from models.core.process_group import ALONE
+from models.core.process_group import ALONE, Team
 from models.data.load import Data
 from models.data.splits import TEST, targets
 from models.evaluation.evaluate import evaluate
@@ -149,6 +149,19 @@ def test_gradients_of_frequencies_do_not_clip_the_rest(tmp_path: Path, base: str
     norm = float(torch.stack([one.norm() for one in left.values()]).norm())
     assert float(frequency.norm()) == pytest.approx(1, rel=1e-3), "clipped: years in seconds"
     assert 0.1 < norm <= 1.001
+
+
+def test_of_a_batch_a_process_may_have_no_row(tmp_path: Path) -> None:
+    """As of the last batch of an epoch, where it has fewer rows than there are processes."""
+    write_gold(tmp_path, "toy", ring(users=5))
+    data = data_of(tmp_path)
+    chosen = config("sasrec+st+habit", "tiny", batch_size=4)
+    model = recommender(len(data.item_ids), chosen)
+    model.fit(data.training.rows)
+    shares = [Epoch(model, data.training.rows, chosen, 1, Team(rank, 3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    rows = [[sum(len(part.token) for part in share[n]) for n in range(2)] for share in shares]
+    assert rows == [[2, 1], [1, 0], [1, 0]]
 
 
 def ndcg(fitted: Fitted, data: Data, target: str = "next_item") -> float:

@@ -26,7 +26,9 @@ def test_what_nobody_has_bought_yet_is_on_lists(world: World) -> None:
     world.source.write_text(world.source.read_text() + ITEMS)
     made = {}
     for method in ("sasrec+side", "sasrec"):
-        world.train(method, "--comparison", "c", "--epochs", "6", "--nights", "2")
+        world.train(
+            method, "--comparison", "c", "--epochs", "6", "--split", "nightly", "--nights", "2"
+        )
     command(world, "compare", "--comparison", "c")
     versions = command(world, "register", "--comparison", "c")["versions"]
     for method, number in ((one["method"], one["version"]) for one in versions):
