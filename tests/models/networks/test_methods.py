@@ -155,7 +155,7 @@ def test_of_a_batch_a_process_may_have_no_row(tmp_path: Path) -> None:
     """As of the last batch of an epoch, where it has fewer rows than there are processes."""
     write_gold(tmp_path, "toy", ring(users=5))
     data = data_of(tmp_path)
-    chosen = config("sasrec+st+habit", "tiny", batch_size=4)
+    chosen = config("sasrec+st+habit", "tiny", batch_size=4, all_windows=False)
     model = recommender(len(data.item_ids), chosen)
     model.fit(data.training.rows)
     shares = [Epoch(model, data.training.rows, chosen, 1, Team(rank, 3)) for rank in range(3)]

@@ -406,7 +406,9 @@ def test_recipes_are_of_a_split(nights: World) -> None:
     assert status == 0 and done is not None and done["split"] == "nightly", err
     told = nights.train("gru4rec", "--tuned", *ASKED)
     assert told["tuning"]["run_id"] == done["mlflow_run_id"]
-    status, _, _, err = say(nights, "train", "--method", "gru4rec", "--tuned")
+    status, _, _, err = say(
+        nights, "train", "--method", "gru4rec", "--tuned", "--split", "temporal"
+    )
     assert status == 1 and "--split temporal" in err
     status, _, _, err = say(
         nights, "train", "--method", "gru4rec", "--tuned", "--split", "nightly", "--nights", "5"
