@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.arrays import run_starts
-from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK
 
 # -- what certificates share ----------------------------------------------------------------------
@@ -62,7 +61,6 @@ def apart(held: list[dict[str, Any]]) -> bool:
 
 # -- prints of events, in sessions and in their table ----------------------------------------------
 
-PRINT_DDL = "events bigint, digest_xor bigint, digest_sum bigint"
 ID_BYTES = 32  # of a hash as text
 ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -104,8 +102,21 @@ def _scattered(number: np.ndarray) -> np.ndarray:
 
 
 def fingerprint(users: np.ndarray, events: np.ndarray) -> dict[str, int]:
-    """A print of a set of events of users, that does not depend on their order."""
-    digest = _scattered(users * ODD ^ events)
+    """A print of a set of events of users, that does not depend on their order.
+
+    Args:
+        users, events: uint64[N], a hash of each event's user, and what tells it from the others.
+    """
+    return print_of(digests(users, events))
+
+
+def digests(users: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each event, as `fingerprint` takes them: uint64[N]."""
+    return _scattered(users * ODD ^ events)
+
+
+def print_of(digest: np.ndarray) -> dict[str, int]:
+    """The print of a set of `digests`."""
     xor, total = np.bitwise_xor.reduce(digest), digest.sum(dtype=np.uint64)
     return {
         "events": len(digest),
@@ -121,20 +132,6 @@ def joined(prints: list[dict[str, Any]]) -> tuple[int, int, int]:
         xor ^= one["digest_xor"]
     total = sum(one["digest_sum"] for one in prints) % 2**64
     return sum(one["events"] for one in prints), xor, total
-
-
-def print_of_events(path: str) -> list[dict[str, Any]]:
-    """The print of a data file of `bronze.events`."""
-    with filesystem.data_file(path, read_dictionary=["user_id"]) as file:
-        rows = file.read(["user_id", "event_id"], use_threads=False)
-    parts = []
-    for batch in rows.to_batches():
-        users = batch["user_id"]
-        hashed = words_of(users.dictionary)[users.indices.to_numpy(zero_copy_only=False)]
-        parts.append(fingerprint(hashed, words_of(batch["event_id"])))
-    events, xor, total = joined(parts)
-    signed = total - 2**64 if total >= 2**63 else total
-    return [{"events": events, "digest_xor": xor, "digest_sum": signed}]
 
 
 def one_array(column: Any) -> Any:

@@ -56,15 +56,16 @@ from jobs.lake.tasks import run
 # -- compute --------------------------------------------------------------------------------------
 
 
-OPTIONS = ("reload",)
+OPTIONS = ("reload", "rebuild")
 
 
-def compute(context: Context, reload: bool = False) -> Candidate:
+def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Candidate:
     """Steps of this job's compute, restartable at the parsed lines after a conflict.
 
     Args:
         reload: read all files of the landing, whatever the ledger says: others put older or other
             rows in place of the tables.
+        rebuild: with `reload`, have all tables behind made anew.
 
     Raises:
         TableLost: they did, and the run is not a reload.
@@ -77,6 +78,8 @@ def compute(context: Context, reload: bool = False) -> Candidate:
     candidate = context.candidate(EVENTS)
     landed = landing.landing_files(context)
     chosen, notes = chosen_files(context, landed, reload)
+    if reload and rebuild:
+        lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
     if not landed:
         nothing = f"source.landing = {context.source.source.landing!r} matches no file"
         if lake.rows(FILES) == 0:

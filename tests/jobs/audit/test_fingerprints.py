@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.audit import arrow_columns, spark_checks
+from jobs.audit import arrow_columns, fingerprints, spark_checks
 from jobs.lake import filesystem
 
 Pairs = list[tuple[str, str]]
@@ -65,7 +65,7 @@ def test_the_prints_of_both_engines_agree(spark: Any, tmp_path: Path, way: str) 
         columns = [pa.array([pair[at] for pair in part], pa.string()) for at in (0, 1)]
         path = f"{tmp_path}/{number}.parquet"
         filesystem.write_parquet(path, pa.Table.from_arrays(columns, schema=schema))
-        prints += arrow_columns.print_of_events(path)
+        prints += fingerprints.print_of_events(path)
     words = [
         arrow_columns.words_of(pa.array([pair[at] for pair in inside], pa.string()))
         for at in (0, 1)
