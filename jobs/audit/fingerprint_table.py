@@ -126,12 +126,16 @@ def put(context: Context, new: list[tuple[Table, list[Row]]]) -> None:
         context.lake.put_small(FINGERPRINTS, made)
 
 
-def keep(context: Context, table: Table, rows: list[Row]) -> None:
-    """Keep rows that were made while their files were in memory. (Of a file that is never committed it
-    is removed with those of files that are gone.)"""
-    root = f"{context.lake.path(table)}/"
-    context.lake.create(FINGERPRINTS, upgrade=False)
-    put(context, [(table, [row | {"path": row["path"].removeprefix(root)} for row in rows])])
+def keep(context: Context, *made: tuple[Table, list[Row]]) -> None:
+    """Keep rows that tasks made while they had the files in memory anyway. (The row of a file that is
+    never committed is removed with those of files that are gone.)"""
+    lake = context.lake
+    lake.create(FINGERPRINTS, upgrade=False)
+    new = []
+    for table, rows in made:
+        root = f"{lake.path(table)}/"
+        new.append((table, [row | {"path": row["path"].removeprefix(root)} for row in rows]))
+    put(context, new)
 
 
 def made_of(context: Context, of: Snapshot, paths: pa.Array) -> pa.Table:

@@ -323,7 +323,7 @@ def audit(context: Context, candidate: Candidate) -> None:
     held = run(spark, checks.sequences_hold, manifest.made, ddl, "string")
     files = [json.loads(one["file"]) for one in held]
     if manifest.staged is not None:
-        fingerprint_table.keep(context, SEQUENCES, files)
+        fingerprint_table.keep(context, (SEQUENCES, files))
         balanced = balance.has_sessions_events(context, manifest.upto, files)
     else:
         balanced = sum(one["positions"] for one in held) == manifest.events
@@ -364,6 +364,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
             lake.set_property(SEQUENCES, NUMBERING, manifest.numbering)
         crash_points.point("sequences.published")
     foreign.answer(context, SEQUENCES, SESSIONS)
-    result.notes += balance.hold(context, SEQUENCES)
+    if not manifest.empty:
+        result.notes += balance.hold(context, SEQUENCES)
     result.tables[SEQUENCES.full_name] = lake.told(SEQUENCES)
     return result

@@ -132,8 +132,9 @@ def facts_by_arrow(
     printed = run(spark, print_of, stored, fingerprints.PRINT_DDL, "string")
     if arrow_columns.joined(held) != arrow_columns.joined(printed):
         return None  # Spark tells which of the two checks does not hold
-    for table, files in ((EVENTS, printed), (SESSIONS, held)):
-        fingerprint_table.keep(context, table, [json.loads(one["file"]) for one in files])
+    files = ((EVENTS, printed), (SESSIONS, held))
+    made = ((table, [json.loads(one["file"]) for one in found]) for table, found in files)
+    fingerprint_table.keep(context, *made)
     return {"events_balance": True, "each_event_once": True}
 
 

@@ -146,6 +146,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         result.sessions_retired, result.sessions_merged = counts.retired, counts.merged
         result.runaways = counts.runaways
     foreign.answer(context, SESSIONS, EVENTS)
-    result.notes += balance.hold(context, SESSIONS)
+    if not manifest.empty:
+        result.notes += balance.hold(context, SESSIONS)
     result.tables[SESSIONS.full_name] = lake.told(SESSIONS)
     return result
