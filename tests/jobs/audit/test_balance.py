@@ -259,7 +259,7 @@ def test_a_wrong_row_is_corrected_and_no_alarm(world: World) -> None:
     world.hold()
     before = world.rows(FINGERPRINTS)
     DeltaTable(world.lake.path(FINGERPRINTS)).update(
-        {"events": "events + 1"}, "table_name = 'gold.sequences'"
+        {"events": "events + 1"}, predicate="table_name = 'gold.sequences'"
     )
     assert world.hold() == [
         "ops.fingerprints: 1 rows were not what their files have. They were made again"
@@ -272,7 +272,7 @@ def test_a_wrong_row_hides_no_loss_that_it_does_not_fit(world: World) -> None:
     world.hold()
     rewritten(world, SESSIONS, lambda rows: rows[1:])
     DeltaTable(world.lake.path(FINGERPRINTS)).update(
-        {"events": "events + 3"}, "table_name = 'silver.sessions'"
+        {"events": "events + 3"}, predicate="table_name = 'silver.sessions'"
     )
     assert "has 3 events fewer" in world.refused(SESSIONS)
 
@@ -338,7 +338,7 @@ def test_what_validate_says_of_the_table(world: World) -> None:
     world.hold()
     assert balance.validated(world.context) == (held, {})
     DeltaTable(world.lake.path(FINGERPRINTS)).update(
-        {"digest_sum": "digest_sum + 1"}, "table_name = 'bronze.events'"
+        {"digest_sum": "digest_sum + 1"}, predicate="table_name = 'bronze.events'"
     )
     wrong = {"rows_are_of_their_files": False}
     version = world.lake.version(FINGERPRINTS)
