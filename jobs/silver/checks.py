@@ -19,6 +19,7 @@ from jobs.audit.arrow_columns import (
     fingerprint,
     micros_array,
     one_array,
+    print_of,
     words_of,
 )
 from jobs.audit.fingerprints import PRINT_DDL, of_session_rows, row_of
@@ -44,7 +45,7 @@ class SessionsHold:
         rows = read_sessions(path, ("event_ts", *self.rule.ties))
         if "change" in rows.column_names:
             rows = rows.filter(pc.not_equal(rows["change"], "retired")).combine_chunks()
-        made = {"holds": True, "events": 0, "digest_xor": 0, "digest_sum": 0, "bounds": None}
+        made: dict[str, Any] = {"holds": True, "bounds": None, **print_of(np.zeros(0, np.uint64))}
         made["file"] = json.dumps(row_of(path, np.zeros(0, np.uint64), np.zeros(0, bool)))
         if not rows.num_rows:
             return [made]
@@ -59,9 +60,9 @@ class SessionsHold:
         if not self._hold(rows, flat, count):
             return [made | {"holds": False}]
         users = np.repeat(words_of(one_array(rows["user_id"])), count)
-        found = fingerprint(users, words_of(flat.field("event_id")))
-        found["file"] = json.dumps(of_session_rows(path, rows, lists, flat.field("event_ts")))
-        return [made | found | {"bounds": write_bounds(rows, self.rule, self.folder)}]
+        made |= fingerprint(users, words_of(flat.field("event_id")))
+        made["file"] = json.dumps(of_session_rows(path, rows, lists, flat.field("event_ts")))
+        return [made | {"bounds": write_bounds(rows, self.rule, self.folder)}]
 
     def _hold(self, rows: pa.Table, flat: Any, count: np.ndarray) -> bool:
         if count.min() < 1 or not np.array_equal(count, rows["event_count"].to_numpy()):

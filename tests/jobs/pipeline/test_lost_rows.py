@@ -59,9 +59,14 @@ def versions(shop: Workshop) -> list[int]:
     return [shop.version(table) for table in (SESSIONS, SEQUENCES)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("limits", [None, pytest.param(SPARK, marks=pytest.mark.long)])
-@pytest.mark.parametrize("table", [SESSIONS, SEQUENCES], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    ("table", "limits"),
+    [
+        pytest.param(SESSIONS, None, marks=pytest.mark.slow, id="sessions"),
+        pytest.param(SEQUENCES, None, marks=pytest.mark.long, id="sequences"),
+        pytest.param(SEQUENCES, SPARK, marks=pytest.mark.long, id="sequences, read by Spark"),
+    ],
+)
 def test_a_loss_stops_the_run_and_a_rebuild_mends_it(
     shop: Workshop, undisturbed: dict[str, Any], table: Table, limits: Thresholds | None
 ) -> None:
@@ -128,7 +133,7 @@ def test_a_publication_that_loses_rows_ends_red(
     assert state(shop) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_changed_users_alone_are_balanced(shop: Workshop, undisturbed: dict[str, Any]) -> None:
     """`gold.sequences` changed in place, by MERGE; a wrong row of `ops.fingerprints` meanwhile."""
     shop.thresholds = replace(Thresholds(), few_bytes=-1, rewritten_share=2)
