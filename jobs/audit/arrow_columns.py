@@ -68,28 +68,37 @@ ODD = np.uint64(0x9E3779B97F4A7C15)
 def words_of(texts: pa.Array) -> np.ndarray:
     """A 64-bit hash of each text, the same wherever the text stands: uint64[N]."""
     texts = texts.cast(pa.string())
+    hashes = np.zeros(len(texts), np.uint64)
     if not len(texts):
-        return np.zeros(0, np.uint64)
-    hashes: np.ndarray
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1]
-    ours = np.diff(offsets) == ID_BYTES
-    if ours.all():  # our own hashes, of 20 million events in a second
-        block = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-        words = block.view(np.uint64).reshape(len(texts), ID_BYTES // 8)
-        mixed = np.zeros(len(texts), np.uint64)
-        for place in range(words.shape[1]):
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * ODD + words[:, place]
-        return _scattered(mixed)
-    if ours.any():
-        hashes = np.empty(len(texts), np.uint64)
-        for mask in (ours, ~ours):
-            hashes[mask] = words_of(texts.filter(pa.array(mask)))
         return hashes
-    coded = pc.dictionary_encode(texts)
-    names = coded.dictionary.to_numpy(zero_copy_only=False).astype(object)
-    hashed: np.ndarray = pd.util.hash_array(names, categorize=False)
-    hashes = hashed[coded.indices.to_numpy(zero_copy_only=False)]
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1]
+    size = np.diff(offsets)
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    if (size == ID_BYTES).all():  # our own hashes, of 20 million events in a second
+        return _mixed(data[offsets[0] : offsets[-1]].reshape(len(texts), ID_BYTES))
+    for length in np.unique(size):
+        at = np.flatnonzero(size == length)
+        if length > LONG_BYTES:
+            names = texts.take(pa.array(at)).to_numpy(zero_copy_only=False).astype(object)
+            hashes[at] = pd.util.hash_array(names, categorize=False)
+            continue
+        block = np.zeros((len(at), -(-length // 8) * 8), np.uint8)
+        block[:, :length] = data[offsets[at, None] + np.arange(length, dtype=np.int32)]
+        hashes[at] = _mixed(block, seed=0 if length == ID_BYTES else length)
     return hashes
+
+
+LONG_BYTES = 128
+"""Texts of so many bytes are hashed together, length by length; longer ones are few, each alone."""
+
+
+def _mixed(block: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A hash of each row of bytes, a multiple of eight: uint64[N]."""
+    words = block.view(np.uint64)
+    mixed = np.full(len(words), seed, np.uint64)
+    for place in range(words.shape[1]):
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * ODD + words[:, place]
+    return _scattered(mixed)
 
 
 def _scattered(number: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ field, is the same one here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ FIELDS = (
     "events", "digest_xor", "digest_sum", "kept_events", "kept_xor", "kept_sum",
 )  # fmt: skip
 PRINTED_DDL = "path string, " + ", ".join(f"{name} bigint" for name in FIELDS)
+NO_DIGEST = np.zeros(0, np.uint64)
 Row = dict[str, Any]
 """`path`, and FIELDS: those that begin with `kept_` are None where there are no sessions."""
 
@@ -47,15 +48,15 @@ def digests_of(users: Any, times: Any, size: np.ndarray | None = None) -> np.nda
         users: the user of each row; times: the time of each event.
         size: how many events each row has; None: one.
     """
-    coded = one_array(users)
-    if not pa.types.is_dictionary(coded.type):
-        coded = coded.dictionary_encode()
-    words = np.append(words_of(coded.dictionary), np.uint64(0))  # (the last one: of null)
-    known = coded.indices.fill_null(len(coded.dictionary)).to_numpy(zero_copy_only=False)
-    of_rows = words[known]
+    hashed = words_of(one_array(users))
+    return digests(hashed if size is None else np.repeat(hashed, size), moments_of(times))
+
+
+def moments_of(times: Any) -> np.ndarray:
+    """Times in microseconds, null as 0: uint64[N]."""
     micros = one_array(times).cast(CLOCK).cast(pa.int64()).fill_null(0)
-    moments = micros.to_numpy(zero_copy_only=False).view(np.uint64)
-    return digests(of_rows if size is None else np.repeat(of_rows, size), moments)
+    found: np.ndarray = micros.to_numpy(zero_copy_only=False).view(np.uint64)
+    return found
 
 
 def row_of(path: str, digest: np.ndarray, kept: np.ndarray | None = None) -> Row:
@@ -73,15 +74,17 @@ def row_of(path: str, digest: np.ndarray, kept: np.ndarray | None = None) -> Row
 
 def of_events(path: str) -> list[Row]:
     """A task: a data file of `bronze.events`."""
-    rows = _read(path, ("user_id", "event_ts"))
-    return [row_of(path, digests_of(rows["user_id"], rows["event_ts"]))]
+    parts = _read(path, ("user_id", "event_ts"))
+    return [together(path, [row_of(path, digests_of(p["user_id"], p["event_ts"])) for p in parts])]
 
 
 def of_sessions(path: str) -> list[Row]:
     """A task: a data file of `silver.sessions`."""
-    rows = _read(path, ("user_id", "runaway"), ("events", "event_ts"))
-    lists = one_array(rows["events"])
-    return [of_session_rows(path, rows, lists, lists.flatten().field("event_ts"))]
+    made = [row_of(path, NO_DIGEST, NO_DIGEST.astype(bool))]
+    for part in _read(path, ("user_id", "runaway"), ("events", "event_ts")):
+        lists = one_array(part["events"])
+        made.append(of_session_rows(path, part, lists, lists.flatten().field("event_ts")))
+    return [together(path, made)]
 
 
 def of_session_rows(path: str, rows: pa.Table, lists: Any, times: Any) -> Row:
@@ -93,7 +96,8 @@ def of_session_rows(path: str, rows: pa.Table, lists: Any, times: Any) -> Row:
 
 def of_sequences(path: str) -> list[Row]:
     """A task: a data file of `gold.sequences`."""
-    return [of_sequence_rows(path, _read(path, ("user_id",), ("event_ts", "")))]
+    parts = _read(path, ("user_id",), ("event_ts", ""))
+    return [together(path, [of_sequence_rows(path, part) for part in parts])]
 
 
 def of_sequence_rows(path: str, rows: pa.Table) -> Row:
@@ -108,17 +112,15 @@ PRINT_DDL = "events bigint, digest_xor bigint, digest_sum bigint, file string"
 def print_of_events(path: str) -> list[dict[str, Any]]:
     """A task: the print of a data file of `bronze.events` by user and id (`arrow_columns.joined`); and
     in `file` its row, as JSON, because its columns are read anyway."""
-    rows = _read(path, ("user_id", "event_id", "event_ts"))
-    parts = []
-    for batch in rows.to_batches():
-        users = batch["user_id"]
-        hashed = words_of(users.dictionary)[users.indices.to_numpy(zero_copy_only=False)]
-        parts.append(fingerprint(hashed, words_of(batch["event_id"])))
-    events, xor, total = joined(parts)
+    prints, made = [print_of(NO_DIGEST)], []
+    for part in _read(path, ("user_id", "event_id", "event_ts")):
+        users = words_of(one_array(part["user_id"]))
+        prints.append(fingerprint(users, words_of(one_array(part["event_id"]))))
+        made.append(row_of(path, digests(users, moments_of(part["event_ts"]))))
+    events, xor, total = joined(prints)
     signed = total - 2**64 if total >= 2**63 else total
-    row = row_of(path, digests_of(rows["user_id"], rows["event_ts"]))
     printed = {"events": events, "digest_xor": xor, "digest_sum": signed}
-    return [printed | {"file": json.dumps(row)}]
+    return [printed | {"file": json.dumps(together(path, made))}]
 
 
 OF_FILE: dict[str, Callable[[str], list[Row]]] = {
@@ -132,18 +134,33 @@ def _sizes(lists: Any) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def _read(path: str, columns: tuple[str, ...], nested: tuple[str, str] = ("", "")) -> pa.Table:
-    """Some columns of a file; nested: a column of lists, and the field of its elements (empty: they
-    have none)."""
-    with filesystem.data_file(path, read_dictionary=["user_id"]) as file:
-        schema = file.metadata.schema
-        places = [schema.column(at).path.split(".") for at in range(file.metadata.num_columns)]
+PART_BYTES = 2**28
+"""Ours: about so much of a file, uncompressed and with all columns, is looked at at a time."""
+
+
+def _read(
+    path: str, columns: tuple[str, ...], nested: tuple[str, str] = ("", "")
+) -> Iterator[pa.Table]:
+    """Some columns of a file, a number of row groups at a time.
+
+    Args:
+        nested: a column of lists, and the field of its elements (empty: they have none).
+    """
+    with filesystem.data_file(path) as file:
+        meta = file.metadata
+        places = [meta.schema.column(at).path.split(".") for at in range(meta.num_columns)]
         wanted = [
             ".".join(one)
             for one in places
             if one[0] in columns or (one[0] == nested[0] and nested[1] in ("", one[-1]))
         ]
-        return file.read(wanted, use_threads=False)
+        groups, filled = [], 0
+        for number in range(meta.num_row_groups):
+            groups.append(number)
+            filled += meta.row_group(number).total_byte_size
+            if filled >= PART_BYTES or number == meta.num_row_groups - 1:
+                yield file.read_row_groups(groups, wanted, use_threads=False)
+                groups, filled = [], 0
 
 
 # -- of many -------------------------------------------------------------------------------------
@@ -164,3 +181,11 @@ def summed(rows: pa.Table, kept: bool = False) -> Sum:
     names = FIELDS[3:] if kept else FIELDS[:3]
     events, xor, total = (rows[name].to_numpy() for name in names)
     return int(events.sum()), int(np.bitwise_xor.reduce(xor)), int(total.sum(dtype=np.int64))
+
+
+def together(path: str, parts: Sequence[Row]) -> Row:
+    """The row of a file, from those of its parts."""
+    rows = table_of(parts)
+    row = dict(zip(FIELDS[:3], summed(rows), strict=True))
+    kept = summed(rows, kept=True) if parts and parts[0]["kept_events"] is not None else [None] * 3
+    return {"path": path} | row | dict(zip(FIELDS[3:], kept, strict=True))

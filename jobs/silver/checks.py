@@ -22,7 +22,7 @@ from jobs.audit.arrow_columns import (
     print_of,
     words_of,
 )
-from jobs.audit.fingerprints import PRINT_DDL, of_session_rows, row_of
+from jobs.audit.fingerprints import NO_DIGEST, PRINT_DDL, of_session_rows, row_of
 from jobs.lake import filesystem
 from jobs.silver.cut_nightly import leaves_of
 
@@ -45,8 +45,8 @@ class SessionsHold:
         rows = read_sessions(path, ("event_ts", *self.rule.ties))
         if "change" in rows.column_names:
             rows = rows.filter(pc.not_equal(rows["change"], "retired")).combine_chunks()
-        made: dict[str, Any] = {"holds": True, "bounds": None, **print_of(np.zeros(0, np.uint64))}
-        made["file"] = json.dumps(row_of(path, np.zeros(0, np.uint64), np.zeros(0, bool)))
+        made: dict[str, Any] = {"holds": True, "bounds": None, **print_of(NO_DIGEST)}
+        made["file"] = json.dumps(row_of(path, NO_DIGEST, NO_DIGEST.astype(bool)))
         if not rows.num_rows:
             return [made]
         lists = one_array(rows["events"])

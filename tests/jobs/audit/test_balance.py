@@ -377,6 +377,18 @@ def test_sums_agree_as_the_events_do(tmp_path: Path, seed: int) -> None:
         assert (left == right) == (Counter(log) == Counter(other)), (log, other)
 
 
+@pytest.mark.parametrize("table", TABLES, ids=lambda one: one.name)
+def test_a_large_file_is_read_in_parts(
+    world: World, monkeypatch: pytest.MonkeyPatch, table: Table
+) -> None:
+    file = world.files(table)[0]
+    of_file = fingerprints.OF_FILE[table.full_name]
+    whole = of_file(str(file))
+    pq.write_table(pq.read_table(file), file, row_group_size=2)
+    monkeypatch.setattr(fingerprints, "PART_BYTES", 1)
+    assert of_file(str(file)) == whole
+
+
 def sum_of(folder: Path, drawn: random.Random, table: Table, log: list[tuple[str, int]]) -> Any:
     """The sum of two files of a table with these events."""
     cut, rows = drawn.randrange(len(log) + 1), []
