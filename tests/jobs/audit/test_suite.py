@@ -373,7 +373,7 @@ def test_a_failed_audit_publishes_nothing_and_keeps_the_candidate(
 def test_published_tables_pass_their_suites_and_have_a_page(shop: Workshop) -> None:
     shop.run()
     result = shop.run("validate")
-    assert len(result.notes) == 3 and all("checks hold" in note for note in result.notes)
+    assert len(result.notes) == 4 and all("checks hold" in note for note in result.notes)
     page = shop.lake_root / "clicks" / "_quality" / "data_docs" / "index.html"
     assert "clicks.silver.sessions" in page.read_text()
 
