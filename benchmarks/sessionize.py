@@ -1,4 +1,4 @@
-"""What sessionizing costs: the whole chain, a rebuild beside DuckDB and Polars, a night, the audit.
+"""What sessionizing costs: the whole chain, a rebuild beside DuckDB and Polars, a night, the audits.
 
     python benchmarks/sessionize.py --events 20000000 [--json]
 
@@ -187,6 +187,44 @@ def polars_sessions(events: str, out: Path) -> None:
     )  # fmt: skip
 
 
+class Balance:
+    """What the audit of the whole lake (`jobs/audit/balance.py`) takes of a run: seconds in this process,
+    and those of the hashes that tasks make of `gold.sequences` while they audit it, by the cores."""
+
+    NAMES = ("hold", "has_sessions_events")
+
+    def __init__(self) -> None:
+        from jobs.audit import balance, fingerprint_table
+
+        self.seconds: list[float] = []
+        for module, name in (*((balance, one) for one in self.NAMES), (fingerprint_table, "keep")):
+            setattr(module, name, self.counted(getattr(module, name)))
+
+    def counted(self, what: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return what(*given)
+            finally:
+                self.seconds[-1] += time.perf_counter() - began
+
+        return call
+
+    def begin(self) -> None:
+        self.seconds.append(0.0)
+
+    def end(self, context: Any) -> None:
+        from jobs.audit import fingerprints
+        from jobs.core.tables import SEQUENCES
+        from jobs.lake import filesystem
+
+        lake = context.lake
+        for file in lake.files_of(SEQUENCES, lake.version(SEQUENCES)):
+            rows = filesystem.read_parquet(file.path, ["user_id", "event_ts"])
+            took = timed(fingerprints.of_sequence_rows, file.path, rows)
+            self.seconds[-1] += took / (os.cpu_count() or 1)
+
+
 def timed(what: Callable[..., object], *arguments: object) -> float:
     began = time.perf_counter()
     what(*arguments)
@@ -240,12 +278,16 @@ def bench(args: argparse.Namespace, folder: Path, apart: Callable[..., Any]) -> 
         lake = Lake(lambda: spark, str(lake_root), source.name)
         return Context(source, lake, day, checked_batch(None))
 
+    watch = Balance()
+
     def chain(day: date | None = None) -> dict[str, float]:
         seconds = {}
+        watch.begin()
         for job in ("ingest", "sessionize", "items", "sequences"):
             one = context("bench", landing / "*.parquet", "parquet", day)
             seconds[job] = round(timed(one_job, one, job, "all", {}), 2)
-        say(f"{day or 'history'}: {seconds}")
+        watch.end(one)
+        say(f"{day or 'history'}: {seconds}, of which the balance {watch.seconds[-1]:.2f}")
         return seconds
 
     spark.range(1000).selectExpr("sum(id)").collect()
@@ -298,6 +340,11 @@ def bench(args: argparse.Namespace, folder: Path, apart: Callable[..., Any]) -> 
         "night_events": night_events, "night_s": spread(all_nights), "night": night,
         "night_without_sequences_s": spread(
             [sum(one.values()) - one["sequences"] for one in nights]
+        ),
+        # The audit of the whole lake: of the first run, which fingerprints everything, and of a night.
+        "balance_first_s": round(watch.seconds[0], 2), "balance_s": spread(watch.seconds[1:]),
+        "balance_over_duckdb": round(
+            statistics.median(watch.seconds[1:]) / median["duckdb"], 4
         ),
         "night_over_chain": round(statistics.median(all_nights) / sum(past.values()), 4),
         "landing_bytes": size_of(history), "lake_bytes": lake_bytes, "cores": os.cpu_count(),

@@ -147,11 +147,13 @@ def anew_options(command: argparse.ArgumentParser, job: str) -> None:
             help="read all landing files again, after others put back or overwrote the tables "
             "of the log; without --day",
         )
-    if job == "sessionize":
+    if job in ("run", "sessionize", "sequences"):
+        what = {"sessionize": "silver.sessions", "sequences": "gold.sequences"}
         command.add_argument(
             "--rebuild",
             action="store_true",
-            help="make silver.sessions anew, by the source file's rule",
+            help=f"make {what.get(job, 'silver.sessions and gold.sequences')} anew, by the source file's rule"
+            + (", with --reload all tables" if job == "run" else ""),
         )
 
 

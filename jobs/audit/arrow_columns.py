@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.arrays import run_starts
-from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK
 
 # -- what certificates share ----------------------------------------------------------------------
@@ -62,7 +61,6 @@ def apart(held: list[dict[str, Any]]) -> bool:
 
 # -- prints of events, in sessions and in their table ----------------------------------------------
 
-PRINT_DDL = "events bigint, digest_xor bigint, digest_sum bigint"
 ID_BYTES = 32  # of a hash as text
 ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -70,28 +68,37 @@ ODD = np.uint64(0x9E3779B97F4A7C15)
 def words_of(texts: pa.Array) -> np.ndarray:
     """A 64-bit hash of each text, the same wherever the text stands: uint64[N]."""
     texts = texts.cast(pa.string())
+    hashes = np.zeros(len(texts), np.uint64)
     if not len(texts):
-        return np.zeros(0, np.uint64)
-    hashes: np.ndarray
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1]
-    ours = np.diff(offsets) == ID_BYTES
-    if ours.all():  # our own hashes, of 20 million events in a second
-        block = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-        words = block.view(np.uint64).reshape(len(texts), ID_BYTES // 8)
-        mixed = np.zeros(len(texts), np.uint64)
-        for place in range(words.shape[1]):
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * ODD + words[:, place]
-        return _scattered(mixed)
-    if ours.any():
-        hashes = np.empty(len(texts), np.uint64)
-        for mask in (ours, ~ours):
-            hashes[mask] = words_of(texts.filter(pa.array(mask)))
         return hashes
-    coded = pc.dictionary_encode(texts)
-    names = coded.dictionary.to_numpy(zero_copy_only=False).astype(object)
-    hashed: np.ndarray = pd.util.hash_array(names, categorize=False)
-    hashes = hashed[coded.indices.to_numpy(zero_copy_only=False)]
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1]
+    size = np.diff(offsets)
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    if (size == ID_BYTES).all():  # our own hashes, of 20 million events in a second
+        return _mixed(data[offsets[0] : offsets[-1]].reshape(len(texts), ID_BYTES))
+    for length in np.unique(size):
+        at = np.flatnonzero(size == length)
+        if length > LONG_BYTES:
+            names = texts.take(pa.array(at)).to_numpy(zero_copy_only=False).astype(object)
+            hashes[at] = pd.util.hash_array(names, categorize=False)
+            continue
+        block = np.zeros((len(at), -(-length // 8) * 8), np.uint8)
+        block[:, :length] = data[offsets[at, None] + np.arange(length, dtype=np.int32)]
+        hashes[at] = _mixed(block, seed=0 if length == ID_BYTES else length)
     return hashes
+
+
+LONG_BYTES = 128
+"""Texts of so many bytes are hashed together, length by length; longer ones are few, each alone."""
+
+
+def _mixed(block: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A hash of each row of bytes, a multiple of eight: uint64[N]."""
+    words = block.view(np.uint64)
+    mixed = np.full(len(words), seed, np.uint64)
+    for place in range(words.shape[1]):
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * ODD + words[:, place]
+    return _scattered(mixed)
 
 
 def _scattered(number: np.ndarray) -> np.ndarray:
@@ -104,8 +111,21 @@ def _scattered(number: np.ndarray) -> np.ndarray:
 
 
 def fingerprint(users: np.ndarray, events: np.ndarray) -> dict[str, int]:
-    """A print of a set of events of users, that does not depend on their order."""
-    digest = _scattered(users * ODD ^ events)
+    """A print of a set of events of users, that does not depend on their order.
+
+    Args:
+        users, events: uint64[N], a hash of each event's user, and what tells it from the others.
+    """
+    return print_of(digests(users, events))
+
+
+def digests(users: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each event, as `fingerprint` takes them: uint64[N]."""
+    return _scattered(users * ODD ^ events)
+
+
+def print_of(digest: np.ndarray) -> dict[str, int]:
+    """The print of a set of `digests`."""
     xor, total = np.bitwise_xor.reduce(digest), digest.sum(dtype=np.uint64)
     return {
         "events": len(digest),
@@ -121,20 +141,6 @@ def joined(prints: list[dict[str, Any]]) -> tuple[int, int, int]:
         xor ^= one["digest_xor"]
     total = sum(one["digest_sum"] for one in prints) % 2**64
     return sum(one["events"] for one in prints), xor, total
-
-
-def print_of_events(path: str) -> list[dict[str, Any]]:
-    """The print of a data file of `bronze.events`."""
-    with filesystem.data_file(path, read_dictionary=["user_id"]) as file:
-        rows = file.read(["user_id", "event_id"], use_threads=False)
-    parts = []
-    for batch in rows.to_batches():
-        users = batch["user_id"]
-        hashed = words_of(users.dictionary)[users.indices.to_numpy(zero_copy_only=False)]
-        parts.append(fingerprint(hashed, words_of(batch["event_id"])))
-    events, xor, total = joined(parts)
-    signed = total - 2**64 if total >= 2**63 else total
-    return [{"events": events, "digest_xor": xor, "digest_sum": signed}]
 
 
 def one_array(column: Any) -> Any:

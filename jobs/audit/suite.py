@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from expectations import events as events_suite
+from expectations import fingerprints as fingerprints_suite
 from expectations import lists as lists_suite
 from expectations import recommendations as recommendations_suite
 from expectations import sequences as sequences_suite
@@ -28,7 +29,15 @@ from jobs.audit import spark_checks
 from jobs.audit.great_expectations import Verdict, described, judge
 from jobs.core.errors import AuditErrored, AuditFailed
 from jobs.core.plan import Engine
-from jobs.core.tables import EVENTS, LISTS, RECOMMENDATIONS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import (
+    EVENTS,
+    FINGERPRINTS,
+    LISTS,
+    RECOMMENDATIONS,
+    SEQUENCES,
+    SESSIONS,
+    Table,
+)
 
 if TYPE_CHECKING:
     from jobs.lake.context import Context
@@ -52,6 +61,8 @@ def suite(context: Context, table: Table) -> tuple[Check, ...]:
         return recommendations_suite.checks()
     if table is LISTS:
         return lists_suite.checks()
+    if table is FINGERPRINTS:
+        return fingerprints_suite.checks()
     if table is SESSIONS:
         return sessions_suite.checks(context.source.sessions.session_rule)
     raise KeyError(f"{table.full_name} has no suite")

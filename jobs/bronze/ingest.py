@@ -56,15 +56,16 @@ from jobs.lake.tasks import run
 # -- compute --------------------------------------------------------------------------------------
 
 
-OPTIONS = ("reload",)
+OPTIONS = ("reload", "rebuild")
 
 
-def compute(context: Context, reload: bool = False) -> Candidate:
+def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Candidate:
     """Steps of this job's compute, restartable at the parsed lines after a conflict.
 
     Args:
         reload: read all files of the landing, whatever the ledger says: others put older or other
             rows in place of the tables.
+        rebuild: with `reload`, have all tables behind made anew.
 
     Raises:
         TableLost: they did, and the run is not a reload.
@@ -76,7 +77,7 @@ def compute(context: Context, reload: bool = False) -> Candidate:
         lake.create(table, upgrade=False)
     candidate = context.candidate(EVENTS)
     landed = landing.landing_files(context)
-    chosen, notes = chosen_files(context, landed, reload)
+    chosen, notes = chosen_files(context, landed, reload, rebuild)
     if not landed:
         nothing = f"source.landing = {context.source.source.landing!r} matches no file"
         if lake.rows(FILES) == 0:
@@ -120,7 +121,7 @@ def compute(context: Context, reload: bool = False) -> Candidate:
 
 
 def chosen_files(
-    context: Context, landed: list[tuple[str, int, int]], reload: bool
+    context: Context, landed: list[tuple[str, int, int]], reload: bool, rebuild: bool = False
 ) -> tuple[list[tuple[str, int, int]], list[str]]:
     """The files to read, and what to say of what other writers did to the tables.
 
@@ -129,7 +130,8 @@ def chosen_files(
     """
     if reload:
         chosen, notes = again(context, landed)
-        if any(foreign.is_older_copy(context, one, EVENTS) for one in (SESSIONS, ITEMS)):
+        older = any(foreign.is_older_copy(context, one, EVENTS) for one in (SESSIONS, ITEMS))
+        if rebuild or older:
             context.lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
     else:
         foreign.refuse_loss(context, EVENTS, REJECTS)

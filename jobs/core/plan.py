@@ -104,6 +104,11 @@ class Thresholds:
     compared_bytes: int = 256 * 2**20
     """Bytes. Of a table of at most so many that others wrote to, the rows are compared with those from
     before, in memory; a larger one counts as changed. Ours."""
+    fingerprinted_rows: int = 2_000_000
+    """Rows. Data files of at most so many are fingerprinted in this process; of more in Spark. Ours."""
+    listed_files: int = 5_000
+    """Data files of a table. On an object store at most so many are looked for before a run: a listing
+    is one request for every thousand objects. Ours."""
     smallest_slice: int = 50_000
     """Events. Under so many a second task is not worth its start. Ours."""
     slice_events: int = 1_000_000

@@ -207,9 +207,22 @@ CHANGED_EVENTS = Table(
     },
 )  # fmt: skip
 
+FINGERPRINTS = Table(
+    layer="ops", name="fingerprints", key=("table_name", "path"),
+    doc="What a data file of bronze.events, silver.sessions or gold.sequences has: its events, and XOR "
+        "and sum (64 bits, wrapping) of a hash of each event's user and time. `kept_`: of the sessions "
+        "that are not runaway (null in the other tables). A shortcut only: a row that is missing is "
+        "made again from its file.",
+    columns={
+        "table_name": "string", "path": "string", "events": "bigint", "digest_xor": "bigint",
+        "digest_sum": "bigint", "kept_events": "bigint", "kept_xor": "bigint",
+        "kept_sum": "bigint", "made_ts": "timestamp",
+    },
+)  # fmt: skip
+
 ALL = (
     EVENTS, REJECTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
-    NIGHTS, LISTS, FORGOTTEN, CHANGED_EVENTS,
+    NIGHTS, LISTS, FORGOTTEN, CHANGED_EVENTS, FINGERPRINTS,
 )  # fmt: skip
 
 NUMBERING = "sessionmill.numbering"

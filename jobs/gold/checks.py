@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,26 @@ import pyarrow.compute as pc
 
 from expectations.feedback_rule import FEEDBACK
 from jobs.audit.arrow_columns import HELD_DDL, all_in, continues, held
+from jobs.audit.fingerprints import of_sequence_rows
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK
 
-SEQUENCES_DDL = f"{HELD_DDL}, first string, last string, positions bigint"
+SEQUENCES_DDL = f"{HELD_DDL}, first string, last string, positions bigint, file string"
 ARRAYS = ("item_index", "event_ts", "session_ordinal", "feedback", "exposed_items")
 
 
 def sequences_hold(path: str) -> list[dict[str, Any]]:
     """Which checks of rows of `expectations/sequences.py` a file of `gold.sequences` keeps, each
-    user once and in order of `user_id`; its `first` and `last` user, for `apart`; and its
-    positions."""
+    user once and in order of `user_id`; its `first` and `last` user, for `apart`; its positions; and
+    its row of `ops.fingerprints`, as JSON."""
     rows = filesystem.read_parquet(path)
     users = rows["user_id"]
     positions = int(pc.sum(pc.list_value_length(rows["item_index"])).as_py() or 0)
     ends = {"first": None, "last": None}
     if len(users):
         ends = {"first": users[0].as_py(), "last": users[-1].as_py()}
-    return [held(checks_of(rows)) | ends | {"positions": positions}]
+    file = json.dumps(of_sequence_rows(path, rows))
+    return [held(checks_of(rows)) | ends | {"positions": positions, "file": file}]
 
 
 def checks_of(rows: pa.Table) -> dict[str, bool]:

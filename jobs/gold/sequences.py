@@ -7,6 +7,7 @@ user without any has no row. The rows are made by slices of users (`jobs/gold/us
 from __future__ import annotations
 
 import bisect
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import functions as F
 
-from jobs.audit import arrow_columns, suite
+from jobs.audit import arrow_columns, balance, fingerprint_table, suite
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SettingsError
@@ -66,7 +67,7 @@ class SequencesManifest(Manifest):
     notes: list[str] = field(default_factory=list)
     rows: int = 0
     events: int = 0
-    """Events of the sessions that the rows were made of."""
+    """Events of the sessions that the rows were made of, where these are some users' only."""
     made: list[str] = field(default_factory=list)
     """The files of the rows."""
     staged: Staged | None = None
@@ -85,7 +86,18 @@ class SequencesManifest(Manifest):
         return plan if old["many"] else replace(plan, engine=Engine.HERE)
 
 
-def compute(context: Context) -> Candidate:
+OPTIONS = ("rebuild",)
+
+
+def compute(context: Context, rebuild: bool = False) -> Candidate:
+    """Find the users whose sessions changed since the version consumed last, and make their rows.
+
+    Args:
+        rebuild: make all rows anew, whatever there is.
+
+    Raises:
+        AuditFailed: the stored rows do not have the events of the sessions that they were made from.
+    """
     lake = context.lake
     for table, job in ((SESSIONS, "sessionize"), (ITEMS, "items")):
         if lake.version(table) is None:
@@ -113,6 +125,9 @@ def compute(context: Context) -> Candidate:
     if manifest.numbering != lake.property(SEQUENCES, NUMBERING):
         anew = True
         manifest.notes.append("item_index of gold.items was renumbered: gold.sequences was rebuilt")
+    anew = anew or rebuild
+    if not anew:  # (what is woven continues the rows that are there)
+        manifest.notes += balance.hold(context, SEQUENCES)
     after = None if anew else lake.consumed(SEQUENCES, SESSIONS)
     manifest.empty = after == upto
     if not manifest.empty:
@@ -157,7 +172,8 @@ def fill(
     manifest.plan = sequences_plan(facts, context.thresholds)
     context.decide(manifest.plan)
     weave(context, candidate, manifest, slices, stored, since)
-    manifest.events = events_of(context, manifest, since)
+    if manifest.staged is None and since is not None:
+        manifest.events = events_of(context, manifest, since)
 
 
 @dataclass(frozen=True)
@@ -269,24 +285,21 @@ def changed_users(
     return found
 
 
-def events_of(context: Context, manifest: SequencesManifest, since: pa.Table | None) -> int:
-    """Events of the sessions that the rows are made of: asked of the table, not of the tasks."""
+def events_of(context: Context, manifest: SequencesManifest, since: pa.Table) -> int:
+    """Events of the sessions of the users who changed: asked of the table, not of the tasks. (Of all
+    users the fingerprints tell.)"""
     lake, upto, plan = context.lake, manifest.upto, manifest.plan
-    changed = plan.path is Algorithm.WEAVE_CHANGED
     if plan.engine is not Engine.HERE:
         spark = context.enter(plan.engine)
         sessions = lake.read(SESSIONS, upto).where("runaway IS NULL")
-        if changed:
-            users = spark.read.parquet(context.candidate(SEQUENCES).path(SINCE))
-            users = users.select("user_id")
-            sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
+        users = spark.read.parquet(context.candidate(SEQUENCES).path(SINCE)).select("user_id")
+        sessions = sessions.join(F.broadcast(users), "user_id", "left_semi")
         found = sessions.agg(F.coalesce(F.sum("event_count"), F.lit(0))).first()
         assert found is not None
         return int(found[0])
     rows = lake.table_of(SESSIONS, upto, ["user_id", "event_count", "runaway"])
     rows = rows.filter(pc.is_null(rows["runaway"]))
-    if changed and since is not None:
-        rows = rows.filter(pc.is_in(rows["user_id"], since["user_id"].combine_chunks()))
+    rows = rows.filter(pc.is_in(rows["user_id"], since["user_id"].combine_chunks()))
     return int(pc.sum(rows["event_count"]).as_py() or 0)
 
 
@@ -308,8 +321,13 @@ def audit(context: Context, candidate: Candidate) -> None:
         return
     spark, ddl = context.tasks(manifest.plan.engine), checks.SEQUENCES_DDL
     held = run(spark, checks.sequences_hold, manifest.made, ddl, "string")
-    positions = sum(one["positions"] for one in held)
-    facts = {"positions_balance": positions == manifest.events}
+    files = [json.loads(one["file"]) for one in held]
+    if manifest.staged is not None:
+        fingerprint_table.keep(context, (SEQUENCES, files))
+        balanced = balance.has_sessions_events(context, manifest.upto, files)
+    else:
+        balanced = sum(one["positions"] for one in held) == manifest.events
+    facts = {"positions_balance": balanced}
     if all(one["holds"] for one in held) and arrow_columns.apart(held):
         suite.audit_certified(context, SEQUENCES, manifest.rows, facts)
     else:
@@ -324,7 +342,10 @@ def audit(context: Context, candidate: Candidate) -> None:
 
 
 def publish(context: Context, candidate: Candidate) -> Result:
-    """Raises: Conflict: another run changed `gold.sequences` since the candidate was computed."""
+    """Raises:
+    Conflict: another run changed `gold.sequences` since the candidate was computed.
+    AuditFailed: what is published does not have the events of `silver.sessions`.
+    """
     lake, manifest = context.lake, candidate.manifest(SequencesManifest)
     context.decide(manifest.plan)
     base, upto, items = manifest.base, manifest.upto, manifest.items
@@ -343,5 +364,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
             lake.set_property(SEQUENCES, NUMBERING, manifest.numbering)
         crash_points.point("sequences.published")
     foreign.answer(context, SEQUENCES, SESSIONS)
+    if not manifest.empty:
+        result.notes += balance.hold(context, SEQUENCES)
     result.tables[SEQUENCES.full_name] = lake.told(SEQUENCES)
     return result

@@ -519,14 +519,21 @@ class Lake:
         schema = arrow_schema(table.columns)
         columns = zip(*rows, strict=True)
         arrays = [pa.array(one, field.type) for one, field in zip(columns, schema, strict=True)]
-        batch = pa.Table.from_arrays(arrays, schema=schema)
+        self._merge_small(table, pa.Table.from_arrays(arrays, schema=schema))
 
+    def drop_small(self, table: Table, rows: pa.Table) -> None:
+        """Remove rows from an operations table."""
+        gone = pa.repeat(pa.scalar(True), rows.num_rows)
+        self._merge_small(table, rows.select(list(table.columns)).append_column("gone", gone))
+
+    def _merge_small(self, table: Table, batch: pa.Table) -> None:
         def attempt(_: int) -> None:
             found = self.open(table)
             assert found is not None
             if self.only_spark(table):
                 with conflicts(table):
-                    self.merge(table, self.spark.createDataFrame(batch, table.ddl))
+                    more = ", gone boolean" if "gone" in batch.column_names else ""
+                    self.merge(table, self.spark.createDataFrame(batch, table.ddl + more))
                 return
             _merge(table, found, batch)
 

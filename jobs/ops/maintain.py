@@ -21,6 +21,7 @@ from typing import Any
 from deltalake import CommitProperties, DeltaTable, WriterProperties
 from pyarrow import fs
 
+from jobs.audit import balance, fingerprint_table
 from jobs.core.errors import SettingsError
 from jobs.core.tables import ALL, EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
 from jobs.lake import filesystem
@@ -35,7 +36,8 @@ TARGET_BYTES = 32 * 2**20
 
 
 def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]) -> dict[str, Any]:
-    """Pack and clean every table of a source, and what killed runs left.
+    """Pack and clean every table of a source, and what killed runs left; fingerprints of files that no
+    version names which the next runs ask for go, too.
 
     Args:
         keep_days: what was removed from the tables since is kept, and can be read by version.
@@ -56,6 +58,7 @@ def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]
         if found is not None:
             keep = sorted(pinned) if table is SEQUENCES else []
             tables[table.full_name] = _tend(context, table, found, keep_days, keep)
+    fingerprint_table.prune(context, balance.needed(context))
     candidates = _abandoned(context, keep_days)
     freed = sum(one["freed_bytes"] for one in [*tables.values(), *candidates])
     return {"freed_bytes": freed, "tables": tables, "candidates": candidates}

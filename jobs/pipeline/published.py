@@ -16,10 +16,20 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.audit import spark_checks
+from jobs.audit import balance, spark_checks
 from jobs.audit.suite import audit_candidate
 from jobs.core.errors import SettingsError
-from jobs.core.tables import EVENTS, ITEMS, LISTS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import (
+    EVENTS,
+    FINGERPRINTS,
+    ITEMS,
+    LISTS,
+    RECOMMENDATIONS,
+    RUNS,
+    SEQUENCES,
+    SESSIONS,
+    Table,
+)
 from jobs.lake.context import Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
 from jobs.recommend import rule_checks, score
@@ -29,7 +39,8 @@ if TYPE_CHECKING:
     from models.networks.saved_model import Stored
 
 
-WITH_SUITE = (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS, LISTS)
+WITH_SUITE = (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS, LISTS, FINGERPRINTS)
+MAY_BE_MISSING = (RECOMMENDATIONS, LISTS, FINGERPRINTS)
 
 
 @dataclass
@@ -69,7 +80,7 @@ def validate_tables(context: Context, only: str | None) -> Result:
         if only not in (None, name):
             continue
         version = context.lake.version(table)
-        if version is None and table in (RECOMMENDATIONS, LISTS) and only is None:
+        if version is None and table in MAY_BE_MISSING and only is None:
             continue  # nobody has scored yet, or judged
         if version is None:
             raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
@@ -245,10 +256,17 @@ def _balanced(sizes: pa.Table, names: Any, most: pa.Table | None) -> bool:
     return bool(sizes.num_rows + nothing == len(names))
 
 
+def fingerprint_facts(context: Context, rows: DataFrame) -> Facts:
+    """Against the data files themselves: all of them are read."""
+    del rows
+    return Facts(*balance.validated(context))
+
+
 FACTS: dict[str, Callable[[Context, DataFrame], Facts]] = {
     EVENTS.full_name: event_facts,
     SESSIONS.full_name: session_facts,
     SEQUENCES.full_name: sequence_facts,
     RECOMMENDATIONS.full_name: list_facts,
     LISTS.full_name: lambda context, rows: Facts(),  # (all its checks are of rows)
+    FINGERPRINTS.full_name: fingerprint_facts,
 }

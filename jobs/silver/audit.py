@@ -6,11 +6,13 @@ refuse, by the suite in Spark, which names the check.
 
 from __future__ import annotations
 
+import json
+
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.audit import arrow_columns, spark_checks, suite
+from jobs.audit import arrow_columns, fingerprint_table, fingerprints, spark_checks, suite
 from jobs.core import crash_points
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem
@@ -126,9 +128,13 @@ def facts_by_arrow(
         ids = pc.struct_field(pc.list_flatten(rows["events"]), "event_id")
         return balance(manifest, len(ids), pc.count_distinct(ids).as_py())
     stored = [one.path for one in lake.files_of(EVENTS, manifest.upto)]
-    printed = run(spark, arrow_columns.print_of_events, stored, arrow_columns.PRINT_DDL, "string")
+    print_of = fingerprints.print_of_events
+    printed = run(spark, print_of, stored, fingerprints.PRINT_DDL, "string")
     if arrow_columns.joined(held) != arrow_columns.joined(printed):
         return None  # Spark tells which of the two checks does not hold
+    files = ((EVENTS, printed), (SESSIONS, held))
+    made = ((table, [json.loads(one["file"]) for one in found]) for table, found in files)
+    fingerprint_table.keep(context, *made)
     return {"events_balance": True, "each_event_once": True}
 
 

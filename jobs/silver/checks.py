@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,14 @@ from jobs.audit.arrow_columns import (
     fingerprint,
     micros_array,
     one_array,
+    print_of,
     words_of,
 )
+from jobs.audit.fingerprints import NO_DIGEST, PRINT_DDL, of_session_rows, row_of
 from jobs.lake import filesystem
 from jobs.silver.cut_nightly import leaves_of
 
-SESSIONS_DDL = "holds boolean, events bigint, digest_xor bigint, digest_sum bigint, bounds string"
+SESSIONS_DDL = f"holds boolean, bounds string, {PRINT_DDL}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class SessionsHold:
     """A task: a file of sessions, of the table or of a candidate.
 
     Its answer says whether each session keeps the checks that speak of it alone, the print of the
-    events, and where the `bounds` of the sessions are (`write_bounds`), if they do.
+    events, and, if they do, where the `bounds` of the sessions are (`write_bounds`); `file` is the
+    file's row of `ops.fingerprints`, as JSON.
     """
 
     rule: SessionRule
@@ -41,7 +45,8 @@ class SessionsHold:
         rows = read_sessions(path, ("event_ts", *self.rule.ties))
         if "change" in rows.column_names:
             rows = rows.filter(pc.not_equal(rows["change"], "retired")).combine_chunks()
-        made = {"holds": True, "events": 0, "digest_xor": 0, "digest_sum": 0, "bounds": None}
+        made: dict[str, Any] = {"holds": True, "bounds": None, **print_of(NO_DIGEST)}
+        made["file"] = json.dumps(row_of(path, NO_DIGEST, NO_DIGEST.astype(bool)))
         if not rows.num_rows:
             return [made]
         lists = one_array(rows["events"])
@@ -55,8 +60,9 @@ class SessionsHold:
         if not self._hold(rows, flat, count):
             return [made | {"holds": False}]
         users = np.repeat(words_of(one_array(rows["user_id"])), count)
-        found = fingerprint(users, words_of(flat.field("event_id")))
-        return [made | found | {"bounds": write_bounds(rows, self.rule, self.folder)}]
+        made |= fingerprint(users, words_of(flat.field("event_id")))
+        made["file"] = json.dumps(of_session_rows(path, rows, lists, flat.field("event_ts")))
+        return [made | {"bounds": write_bounds(rows, self.rule, self.folder)}]
 
     def _hold(self, rows: pa.Table, flat: Any, count: np.ndarray) -> bool:
         if count.min() < 1 or not np.array_equal(count, rows["event_count"].to_numpy()):

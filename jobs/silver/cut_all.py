@@ -11,6 +11,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from jobs.audit import balance, fingerprint_table
 from jobs.core.plan import Algorithm, Publish, SessionizeFacts, idle, sessionize_plan
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import time_slices
@@ -92,7 +93,12 @@ def count_whole(context: Context, manifest: SessionizeManifest) -> None:
     number = sum(one["rows"] for one in staged)
     counts = Counts(rows=number, new=number, runaways=counted[1], events_after=counted[0])
     if manifest.plan.publish is Publish.REPLACE:
-        counts = replace(counts, **compared(lake.read(SESSIONS, manifest.base), new))
+        if balance.files_gone(context, fingerprint_table.snapshot(lake, SESSIONS, manifest.base)):
+            manifest.notes.append(
+                "data files of silver.sessions are missing or damaged: all sessions are counted as new"
+            )
+        else:
+            counts = replace(counts, **compared(lake.read(SESSIONS, manifest.base), new))
     manifest.counts = counts
 
 

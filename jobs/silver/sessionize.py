@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from jobs.audit import balance
 from jobs.core import crash_points
 from jobs.core.errors import RuleChanged, SettingsError
 from jobs.core.plan import Publish, SessionizeFacts, idle
@@ -40,7 +41,14 @@ def check_rule(context: Context) -> None:
 
 
 def compute(context: Context, rebuild: bool = False) -> Candidate:
-    """Find what changed since the version consumed last and cut around it."""
+    """Find what changed since the version consumed last and cut around it.
+
+    Args:
+        rebuild: make all sessions anew, whatever there is.
+
+    Raises:
+        AuditFailed: the stored sessions do not have the events that they were made from.
+    """
     lake, rule = context.lake, context.source.sessions
     if lake.version(EVENTS) is None:
         raise SettingsError(
@@ -59,6 +67,8 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     if not rebuild:
         rebuild, why = foreign.to_make_anew(context, SESSIONS, EVENTS, upto)
         manifest.notes += why
+    if not rebuild:  # (what is cut continues the sessions that are there)
+        manifest.notes += balance.hold(context, SESSIONS)
     after = None if rebuild else lake.consumed(SESSIONS, EVENTS)
     facts = SessionizeFacts(
         gap_rule=rule.rule == "gap", events=lake.rows(EVENTS), grown=lake.grown(EVENTS, after),
@@ -117,6 +127,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
 
     Raises:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
+        AuditFailed: what is published does not have the events of `bronze.events`.
     """
     lake, manifest = context.lake, candidate.manifest(SessionizeManifest)
     context.decide(manifest.plan)
@@ -135,5 +146,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         result.sessions_retired, result.sessions_merged = counts.retired, counts.merged
         result.runaways = counts.runaways
     foreign.answer(context, SESSIONS, EVENTS)
+    if not manifest.empty:
+        result.notes += balance.hold(context, SESSIONS)
     result.tables[SESSIONS.full_name] = lake.told(SESSIONS)
     return result

@@ -20,7 +20,7 @@ from expectations import recommendations as recommendations_suite
 from expectations import sequences as sequences_suite
 from expectations.check import Check
 from expectations.session_rule import SessionRule
-from jobs.audit import arrow_columns
+from jobs.audit import arrow_columns, fingerprints
 from jobs.bronze import checks as bronze_checks
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import EVENTS, RECOMMENDATIONS, SEQUENCES, SESSIONS
@@ -257,7 +257,7 @@ def test_the_print_is_of_events_and_their_users(tmp_path: Path, how: cut_arrow.C
         for number, low in enumerate((0, 150)):  # two files, cut elsewhere than the sessions
             part = table.slice(low, 150 if number == 0 else None)
             filesystem.write_parquet(f"{tmp_path}/{number}.parquet", part)
-            found += arrow_columns.print_of_events(f"{tmp_path}/{number}.parquet")
+            found += fingerprints.print_of_events(f"{tmp_path}/{number}.parquet")
         return arrow_columns.joined(found)
 
     parts = []

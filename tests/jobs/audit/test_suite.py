@@ -16,7 +16,7 @@ from expectations import sessions as sessions_suite
 from jobs.audit import great_expectations, spark_checks
 from jobs.audit import suite as audit_suite
 from jobs.core.errors import AuditErrored, AuditFailed
-from jobs.core.tables import EVENTS, RECOMMENDATIONS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import EVENTS, FINGERPRINTS, RECOMMENDATIONS, SEQUENCES, SESSIONS, Table
 from jobs.gold import sequences as sequences_job
 from jobs.lake.spark import compile_plans
 from jobs.silver import cut_nightly
@@ -48,6 +48,7 @@ BATCH = {
         "seen_items_are_left_out",
         "categories_are_bounded",
     ),
+    FINGERPRINTS: ("rows_are_of_their_files", "sessions_balance", "sequences_balance"),
 }
 
 
@@ -257,10 +258,28 @@ def test_a_broken_event_fails_its_check(shop: Workshop, check: str) -> None:
     assert check in named(raised.value)
 
 
+FINGERPRINT_BREAKS: dict[str, Callable[[Any], Any]] = {
+    "file_is_key": lambda rows: rows.unionByName(rows.limit(1)),
+    "table_is_known": row_breaks("events > 0", table_name=lambda _: F.lit("gold.items")),
+    "events_are_counted": row_breaks(
+        "true", kept_events=lambda kept: F.coalesce(kept, F.lit(0)) + 99
+    ),
+}
+
+
+@pytest.mark.parametrize("check", FINGERPRINT_BREAKS)
+def test_a_broken_fingerprint_fails_its_check(shop: Workshop, check: str) -> None:
+    rows = FINGERPRINT_BREAKS[check](shop.lake.read(FINGERPRINTS))
+    with pytest.raises(AuditFailed) as raised:
+        audit_suite.audit_candidate(shop.context(), FINGERPRINTS, rows, stated(FINGERPRINTS))
+    assert check in named(raised.value)
+
+
 def test_every_check_of_rows_has_its_break(shop: Workshop) -> None:
     """(Those of batches: tests/jobs/audit/test_batch_checks.py. Those of lists: tests/jobs/recommend/test_score.py.)"""
     for table, breaks in (
         (EVENTS, EVENT_BREAKS), (SESSIONS, SESSION_BREAKS), (SEQUENCES, SEQUENCE_BREAKS),
+        (FINGERPRINTS, FINGERPRINT_BREAKS),
     ):  # fmt: skip
         checks = audit_suite.suite(shop.context(), table)
         assert set(breaks) | set(BATCH[table]) == {check.name for check in checks}
@@ -354,7 +373,7 @@ def test_a_failed_audit_publishes_nothing_and_keeps_the_candidate(
 def test_published_tables_pass_their_suites_and_have_a_page(shop: Workshop) -> None:
     shop.run()
     result = shop.run("validate")
-    assert len(result.notes) == 3 and all("checks hold" in note for note in result.notes)
+    assert len(result.notes) == 4 and all("checks hold" in note for note in result.notes)
     page = shop.lake_root / "clicks" / "_quality" / "data_docs" / "index.html"
     assert "clicks.silver.sessions" in page.read_text()
 
