@@ -25,6 +25,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
+from jobs.audit import balance, fingerprint_table
 from jobs.bronze import landing, replay_rejects
 from jobs.bronze.readers import record_of
 from jobs.bronze.reject_columns import Ledger
@@ -92,6 +93,8 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     rejects = _delete(context, REJECTS, person)
     _from_messages(context, person)
     removed = sum(_purge(lake, table, person) for table in ALL) + _from_folders(context, person)
+    # (A row of a file with one event is a hash of that event's user and time.)
+    fingerprint_table.prune(context, balance.needed(context))
     lost = sorted(
         name for version, names in pins.items() if not _readable(lake, version) for name in names
     )

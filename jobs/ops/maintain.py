@@ -36,8 +36,8 @@ TARGET_BYTES = 32 * 2**20
 
 
 def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]) -> dict[str, Any]:
-    """Pack and clean every table of a source, and what killed runs left; fingerprints of files that no
-    version names which the next runs ask for go, too.
+    """Pack and clean every table of a source, and what killed runs left, and remove the
+    fingerprints of files that the next runs do not ask for.
 
     Args:
         keep_days: what was removed from the tables since is kept, and can be read by version.
