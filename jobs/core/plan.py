@@ -102,8 +102,8 @@ class Thresholds:
     """Sessions. The bounds of at most so many are compared in one process, 32 bytes each (native ones:
     41); the audit of more is Spark's. Ours."""
     compared_bytes: int = 256 * 2**20
-    """Bytes. Of a table of at most so many that others wrote to, the rows are compared with those from
-    before, in memory; a larger one counts as changed. Ours."""
+    """Bytes. Where the files that others replaced are at most so many, their rows are compared in
+    memory; more by Spark. Ours."""
     smallest_slice: int = 50_000
     """Events. Under so many a second task is not worth its start. Ours."""
     slice_events: int = 1_000_000

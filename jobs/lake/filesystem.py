@@ -170,7 +170,7 @@ def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
 class DataParquet(pq.ParquetFile):
     """A Parquet file of a table, whoever wrote it; rows have texts and lists of the usual layout.
 
-    What Arrow's other layouts (views, 64-bit offsets) wrote is read back in them, because the writer
+    What Arrow's other layouts (views, dictionaries, 64-bit offsets) wrote is read back in them, because the writer
     leaves a note in the file: delta-rs's MERGE writes views. Few functions take both. Columns may
     have nulls, as in our own files: that MERGE notes for some that they have none, and tables of
     both kinds would not go together. Spark's default for times, INT96, is read as microseconds.
@@ -211,6 +211,8 @@ def _usual_field(field: pa.Field) -> pa.Field:
 
 def _usual(kind: pa.DataType) -> pa.DataType:
     types = pa.types
+    if types.is_dictionary(kind):
+        return _usual(kind.value_type)
     if types.is_string_view(kind) or types.is_large_string(kind):
         return pa.string()
     if types.is_binary_view(kind) or types.is_large_binary(kind):

@@ -1,7 +1,9 @@
 """Keeps a lake small and quick: nights' small files are packed, what no version needs is removed.
 
-Done by delta-rs, without a JVM. Packing keeps the order of files, so that neighbouring nights stay
-neighbours and file statistics prune as before; it moves no row, and nothing downstream runs again.
+Done by delta-rs, without a JVM; by Spark where delta-rs cannot write the table, or where it may have
+deletion vectors, whose files delta-rs's VACUUM takes for rubbish. Packing keeps the order of files, so
+that neighbouring nights stay neighbours and file statistics prune as before; it moves no row, and
+nothing downstream runs again.
 That order was measured against Z-orders, which make one user's sessions quicker to find and the
 next night a quarter dearer (benchmarks/README.md).
 
@@ -14,19 +16,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltalake import CommitProperties, DeltaTable, WriterProperties
 from pyarrow import fs
 
 from jobs.core.errors import SettingsError
 from jobs.core.tables import ALL, EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
-from jobs.lake import filesystem
+from jobs.lake import features, filesystem
 from jobs.lake.context import Context
 from jobs.lake.delta import QUIET
 from jobs.lake.delta_errors import conflicts
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 CONSUMERS = {EVENTS: (SESSIONS, ITEMS), SESSIONS: (SEQUENCES,)}
 # Larger files make a night dearer, which writes anew the files that its late events touch
@@ -91,6 +97,9 @@ def _tend(
 ) -> dict[str, Any]:
     by_run = CommitProperties(custom_metadata={"userMetadata": context.run_id})
     before = len(found.file_uris())
+    context.lake.purge_vectors(table, context.run_id)
+    if context.lake.only_spark(table) or features.VECTORS in features.named(found):
+        return _tend_by_spark(context, table, keep_days, keep, before)
     with conflicts(table):
         found.optimize.compact(
             target_size=TARGET_BYTES,
@@ -115,6 +124,81 @@ def _tend(
         "kept_hours": hours,
         "kept_versions": keep,
     }
+
+
+def _tend_by_spark(
+    context: Context, table: Table, keep_days: float, keep: list[int], before: int
+) -> dict[str, Any]:
+    """`_tend` by Spark's OPTIMIZE and VACUUM. VACUUM looks at the files that it is told of: all but
+    those of the versions to keep."""
+    lake, spark, name = context.lake, context.spark, f"delta.`{context.lake.path(table)}`"
+    newest = lake.version(table)
+    assert newest is not None
+    keep = [version for version in keep if version <= newest]
+    settings = {
+        "spark.databricks.delta.optimize.minFileSize": str(TARGET_BYTES),
+        "spark.databricks.delta.optimize.maxFileSize": str(TARGET_BYTES),
+        "spark.databricks.delta.retentionDurationCheck.enabled": "false",
+    }
+    with set_for_now(spark, settings), lake.userdata(context.run_id), conflicts(table):
+        spark.sql(f"OPTIMIZE {name}")
+        found = lake.open(table)
+        assert found is not None
+        hours = math.ceil(max(keep_days * 24, _unconsumed_hours(context, table, found)))
+        there = _inventory(
+            found.table_uri, {uri for one in keep for uri in lake.file_uris(table, one)}
+        )
+        columns = "path string, length bigint, isDir boolean, modificationTime bigint"
+        spark.createDataFrame(there, columns).createOrReplaceTempView(INVENTORY)
+        spark.sql(f"VACUUM {name} USING INVENTORY {INVENTORY} RETAIN {hours} HOURS")
+        spark.catalog.dropTempView(INVENTORY)
+    left = {path for path, *_ in _inventory(found.table_uri, set())}
+    gone = [size for path, size, is_dir, _ in there if path not in left and not is_dir]
+    return {
+        "files_before": before,
+        "files_after": len(found.file_uris()),
+        "removed_files": len(gone),
+        "freed_bytes": sum(gone),
+        "kept_hours": hours,
+        "kept_versions": keep,
+    }
+
+
+INVENTORY = "sessionmill_inventory"
+
+
+@contextmanager
+def set_for_now(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings of a session, for what is done inside."""
+    for name, value in settings.items():
+        spark.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name in settings:
+            spark.conf.unset(name)
+
+
+def _inventory(uri: str, kept: set[str]) -> list[tuple[str, int, bool, int]]:
+    """The files below a table that VACUUM may remove if it does not need them, as it takes them.
+
+    Args:
+        kept: URIs or paths of files to leave out.
+    """
+    system, inner = filesystem.located(uri)
+    base = inner.rstrip("/")
+    keep = {filesystem.located(one)[1] for one in kept}
+    found = []
+    for info in system.get_file_info(fs.FileSelector(base, recursive=True)):
+        below = info.path.removeprefix(base).lstrip("/")
+        if info.path in keep or (
+            below.startswith(("_", ".")) and not below.startswith("_change_data/")
+        ):
+            continue
+        is_dir = info.type == fs.FileType.Directory
+        modified = (info.mtime_ns or 0) // 1_000_000
+        found.append((f"{uri.rstrip('/')}/{below}", int(info.size or 0), is_dir, modified))
+    return found
 
 
 def _unconsumed_hours(context: Context, table: Table, found: DeltaTable) -> float:
