@@ -8,8 +8,8 @@ That order was measured against Z-orders, which make one user's sessions quicker
 next night a quarter dearer (benchmarks/README.md).
 
 What is never removed, however old: files of versions of `gold.sequences` that a registered model
-names as the data it was trained on, and what a derived table has not yet consumed of its input's
-change feed.
+names as the data it was trained on, what a derived table has not yet consumed of its input's change
+feed, and the version of a table before others changed it, until the next run has answered.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from deltalake import CommitProperties, DeltaTable, WriterProperties
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from jobs.core.errors import SettingsError
 from jobs.core.tables import ALL, EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
-from jobs.lake import features, filesystem
+from jobs.lake import features, filesystem, foreign
 from jobs.lake.context import Context
-from jobs.lake.delta import QUIET
+from jobs.lake.delta import QUIET, Lake
 from jobs.lake.delta_errors import conflicts
 
 if TYPE_CHECKING:
@@ -60,11 +61,22 @@ def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]
     for table in ALL:
         found = context.lake.open(table)
         if found is not None:
-            keep = sorted(pinned) if table is SEQUENCES else []
-            tables[table.full_name] = _tend(context, table, found, keep_days, keep)
+            keep = set(pinned) if table is SEQUENCES else set()
+            keep |= _to_repair(context.lake, table)
+            tables[table.full_name] = _tend(context, table, found, keep_days, sorted(keep))
     candidates = _abandoned(context, keep_days)
     freed = sum(one["freed_bytes"] for one in [*tables.values(), *candidates])
     return {"freed_bytes": freed, "tables": tables, "candidates": candidates}
+
+
+def _to_repair(lake: Lake, table: Table) -> set[int]:
+    """The version before others changed a table, from which the next run repairs it; empty: they did
+    not, or its log is gone."""
+    for one in foreign.standing(lake, table)[:1]:
+        with suppress(DeltaError):
+            lake.file_uris(table, one.version - 1)
+            return {one.version - 1}
+    return set()
 
 
 def _alone(context: Context) -> None:
@@ -146,13 +158,13 @@ def _tend_by_spark(
         assert found is not None
         hours = math.ceil(max(keep_days * 24, _unconsumed_hours(context, table, found)))
         there = _inventory(
-            found.table_uri, {uri for one in keep for uri in lake.file_uris(table, one)}
+            lake.path(table), {uri for one in keep for uri in lake.file_uris(table, one)}
         )
         columns = "path string, length bigint, isDir boolean, modificationTime bigint"
         spark.createDataFrame(there, columns).createOrReplaceTempView(INVENTORY)
         spark.sql(f"VACUUM {name} USING INVENTORY {INVENTORY} RETAIN {hours} HOURS")
         spark.catalog.dropTempView(INVENTORY)
-    left = {path for path, *_ in _inventory(found.table_uri, set())}
+    left = {path for path, *_ in _inventory(lake.path(table), set())}
     gone = [size for path, size, is_dir, _ in there if path not in left and not is_dir]
     return {
         "files_before": before,
@@ -179,25 +191,24 @@ def set_for_now(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[No
             spark.conf.unset(name)
 
 
-def _inventory(uri: str, kept: set[str]) -> list[tuple[str, int, bool, int]]:
+def _inventory(place: str, kept: set[str]) -> list[tuple[str, int, bool, int]]:
     """The files below a table that VACUUM may remove if it does not need them, as it takes them.
 
     Args:
         kept: URIs or paths of files to leave out.
     """
-    system, inner = filesystem.located(uri)
-    base = inner.rstrip("/")
-    keep = {filesystem.located(one)[1] for one in kept}
+    system, inner = filesystem.located(place)
+    base, keep = inner.rstrip("/"), {filesystem.located(one)[1] for one in kept}
+    # (As Hadoop writes it: it must be the table's own beginning.)
+    root = place.rstrip("/") if "://" in place else f"file:{base}"
     found = []
     for info in system.get_file_info(fs.FileSelector(base, recursive=True)):
         below = info.path.removeprefix(base).lstrip("/")
-        if info.path in keep or (
-            below.startswith(("_", ".")) and not below.startswith("_change_data/")
-        ):
-            continue
-        is_dir = info.type == fs.FileType.Directory
-        modified = (info.mtime_ns or 0) // 1_000_000
-        found.append((f"{uri.rstrip('/')}/{below}", int(info.size or 0), is_dir, modified))
+        hidden = below.startswith(("_", ".")) and not below.startswith("_change_data/")
+        if info.path not in keep and not hidden:
+            is_dir = info.type == fs.FileType.Directory
+            modified = (info.mtime_ns or 0) // 1_000_000
+            found.append((f"{root}/{below}", int(info.size or 0), is_dir, modified))
     return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from deltalake import DeltaTable
 
 from jobs.core.errors import SessionmillError
 from jobs.core.tables import EVENTS, ITEM_ATTRIBUTES, ITEMS, REJECTS, SEQUENCES, SESSIONS, Table
@@ -150,21 +149,17 @@ def test_maintenance_under_a_setting_moves_no_row(
     for table in TABLES:
         say(shop, table, HANDLED[name])
     act(shop, ITEM_ATTRIBUTES, "delete", "spark")  # (with vectors, where they are on)
-    before = {table: read(shop)[table.full_name] for table in TABLES}
-    first = len(DeltaTable(shop.lake.path(SEQUENCES), version=1).file_uris())
+    before = read(shop)
     done = maintain.maintain(shop.context(), 0, {1: ["shop/1"]})
     assert sum(one["removed_files"] for one in done["tables"].values()) > 0
     assert done["freed_bytes"] > 0
     for told in (done["tables"][table.full_name] for table in TABLES):
         assert told["files_after"] <= told["files_before"]
-    assert {table: read(shop)[table.full_name] for table in TABLES} == before
+    assert read(shop) == before
     # A version that a model needs can be read; another one cannot.
-    assert shop.lake.read(SEQUENCES, 1).count() > 0 and first > 0
-    assert not rows_at(shop.lake, ITEMS, 1)
-    versions = [shop.version(table) for table in TABLES]
-    again = maintain.maintain(shop.context(), 0, {1: ["shop/1"]})
-    assert again["freed_bytes"] == 0
-    assert versions == [shop.version(table) for table in TABLES]
+    assert shop.lake.read(SEQUENCES, 1).count() > 0
+    assert rows_at(shop.lake, ITEMS, 1) is None
+    assert maintain.maintain(shop.context(), 0, {1: ["shop/1"]})["freed_bytes"] == 0
     third(shop)
     notes = shop.run().notes
     assert [note for note in notes if note.startswith("gold.item_attributes was changed")]
