@@ -55,6 +55,22 @@ def test_views_are_read_in_the_usual_layout(tmp_path: Path) -> None:
         assert rows.schema.types == usual.types and rows.to_pylist() == views.to_pylist()
 
 
+def test_dictionaries_are_read_in_the_usual_layout(tmp_path: Path) -> None:
+    """(A writer of Arrow's that keeps its dictionaries.)"""
+    path = str(tmp_path / "table")
+    write_deltalake(path, pa.table({"id": ["a", "b"], "n": [1, 2]}))
+    [file] = DeltaTable(path).file_uris()
+    ids = pa.array(["a", "b"]).dictionary_encode()
+    pq.write_table(pa.table({"id": ids, "n": [1, 2]}), file.removeprefix("file://"))
+    whole = read_parquet(file.removeprefix("file://"))
+    assert whole.schema.types == [pa.string(), pa.int64()]
+    assert whole.to_pylist() == [{"id": "a", "n": 1}, {"id": "b", "n": 2}]
+    rows = rows_of(DeltaTable(path))
+    assert rows.to_table().cast(whole.schema).equals(whole)
+    [found] = matching(rows, ds.field("id") == "b", ["id"])
+    assert found.to_pylist() == [{"id": "b", "n": 2}]
+
+
 def test_a_condition_on_texts_holds_in_files_of_any_writer(tmp_path: Path) -> None:
     """delta-rs's MERGE writes views of texts, which Arrow does not compare."""
     path = str(tmp_path / "table")
