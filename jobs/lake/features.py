@@ -71,6 +71,7 @@ def only_spark_writes(found: DeltaTable) -> list[str]:
 
 
 CONSTRAINT = "delta.constraints."
+GENERATED = "delta.generationExpression"
 
 
 def checked(found: DeltaTable) -> list[str]:
@@ -78,7 +79,7 @@ def checked(found: DeltaTable) -> list[str]:
     properties = found.metadata().configuration
     names = [one.removeprefix(CONSTRAINT) for one in properties if one.startswith(CONSTRAINT)]
     for one in found.schema().fields:
-        computed = {"delta.generationExpression", "delta.invariants"} & set(one.metadata)
+        computed = {GENERATED, "delta.invariants"} & set(one.metadata)
         if computed or not one.nullable:
             names.append(one.name)
     return sorted(names)
