@@ -75,6 +75,8 @@ class Lake:
         try:
             found = DeltaTable(rust_uri(path))
         except DeltaError as error:
+            if "catalog-managed" in str(error):
+                raise TableRefused(self._of_catalog(table)) from error
             raise TableRefused(
                 f"{table.full_name} cannot be opened: {str(error).splitlines()[0][:300]}. If its log is "
                 f"damaged, restore {path}/_delta_log from a backup"
@@ -83,6 +85,17 @@ class Lake:
             self._refuse_clone(table, found)
             self._own.add(path)
         return found
+
+    def _of_catalog(self, table: Table) -> str:
+        """What to say of a table that is catalog-managed."""
+        path, again = self.path(table), ": the next run rebuilds it"
+        if table.layer == "bronze":
+            again = f", and read all landing files again: python -m jobs run --source {self.source} --reload"
+        return (
+            f"{table.full_name} is catalog-managed: a catalog makes its commits, and neither engine can write "
+            "it here. Nothing was written. Put a copy of the table from before in its place, or delete "
+            f"{path}{again}"
+        )
 
     def _refuse_clone(self, table: Table, found: DeltaTable) -> None:
         """Raises: TableRefused: data files lie in another table, where we may neither pack nor remove

@@ -28,8 +28,6 @@ WRITTEN = frozenset(
 )  # fmt: skip
 """Features of tables that delta-rs 1.6 writes: `protocol.rs` of its source."""
 VECTORS, MAPPING = "deletionVectors", "columnMapping"
-CATALOG = frozenset({"catalogManaged", "catalogOwned-preview"})
-"""Features of tables whose commits are made by a catalog."""
 READ = frozenset(
     {VECTORS, MAPPING, "timestampNtz", "v2Checkpoint", "variantType", "variantType-preview",
      "vacuumProtocolCheck"}

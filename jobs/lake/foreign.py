@@ -137,14 +137,6 @@ def refuse_unreadable(lake: Lake, table: Table, found: DeltaTable) -> None:
     undo = "To undo it in Spark: " + "; ".join(
         f"ALTER TABLE delta.`{path}` DROP FEATURE '{one}'" for one in cannot
     )
-    if features.CATALOG & set(cannot):
-        again = ": the next run rebuilds it"
-        if table.layer == "bronze":
-            again = f", and read all landing files again: python -m jobs run --source {lake.source} --reload"
-        undo = (
-            "A catalog makes the commits of such a table, so neither engine can write it here. Put a copy "
-            f"of the table from before in its place, or delete {path}{again}"
-        )
     raise TableRefused(
         f"{table.full_name}: it has features that delta-rs cannot read, {', '.join(cannot)}. Nothing was "
         f"written. DESCRIBE HISTORY shows who turned them on. {undo}"
