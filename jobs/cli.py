@@ -286,8 +286,9 @@ def opened(args: argparse.Namespace, source: Source) -> Context:
     batch = checked_batch(getattr(args, "batch", None))
     explain_plan = getattr(args, "explain_plan", False)
     day = getattr(args, "day", None)
-    args.context = Context(source, lake, day, batch, explain_plan=explain_plan)
-    return args.context
+    context = Context(source, lake, day, batch, explain_plan=explain_plan)
+    args.context = context
+    return context
 
 
 def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
