@@ -9,7 +9,7 @@ import fnmatch
 import functools
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -178,15 +178,16 @@ class DataParquet(pq.ParquetFile):
 
     def __init__(self, source: Any, **options: Any) -> None:
         super().__init__(source, coerce_int96_timestamp_unit="us", **options)
+        self._dictionaries = tuple(options.get("read_dictionary") or ())
 
     def read(self, *arguments: Any, **options: Any) -> pa.Table:
-        return usual(super().read(*arguments, **options))
+        return usual(super().read(*arguments, **options), self._dictionaries)
 
     def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
-        return usual(super().read_row_group(*arguments, **options))
+        return usual(super().read_row_group(*arguments, **options), self._dictionaries)
 
     def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
-        return usual(super().read_row_groups(*arguments, **options))
+        return usual(super().read_row_groups(*arguments, **options), self._dictionaries)
 
 
 @contextmanager
@@ -199,9 +200,19 @@ def data_file(path: str, **options: Any) -> Iterator[DataParquet]:
             raise pa.ArrowInvalid(f"{path}: {error}") from error
 
 
-def usual(rows: pa.Table) -> pa.Table:
-    """The same rows, texts and lists in the usual layout, all columns nullable."""
-    wanted = pa.schema([_usual_field(field) for field in rows.schema])
+def usual(rows: pa.Table, dictionaries: Collection[str] = ()) -> pa.Table:
+    """The same rows, texts and lists in the usual layout, all columns nullable.
+
+    Args:
+        dictionaries: columns of which the reader wants dictionaries.
+    """
+    asked = [one.name in dictionaries and pa.types.is_dictionary(one.type) for one in rows.schema]
+    wanted = pa.schema(
+        [
+            one.with_nullable(True) if dictionary else _usual_field(one)
+            for one, dictionary in zip(rows.schema, asked, strict=True)
+        ]
+    )
     return rows if wanted.equals(rows.schema) else rows.cast(wanted)
 
 

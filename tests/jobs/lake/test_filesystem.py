@@ -11,7 +11,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
 
-from jobs.lake.filesystem import DataParquet, matching, read_parquet, rows_of
+from jobs.lake.filesystem import DataParquet, data_file, matching, read_parquet, rows_of
 from tests.support.airflow_tools import REPO
 
 
@@ -65,6 +65,8 @@ def test_dictionaries_are_read_in_the_usual_layout(tmp_path: Path) -> None:
     whole = read_parquet(file.removeprefix("file://"))
     assert whole.schema.types == [pa.string(), pa.int64()]
     assert whole.to_pylist() == [{"id": "a", "n": 1}, {"id": "b", "n": 2}]
+    with data_file(file.removeprefix("file://"), read_dictionary=["id"]) as asked:
+        assert pa.types.is_dictionary(asked.read().schema.field("id").type)
     rows = rows_of(DeltaTable(path))
     assert rows.to_table().cast(whole.schema).equals(whole)
     [found] = matching(rows, ds.field("id") == "b", ["id"])
