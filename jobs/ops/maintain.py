@@ -162,7 +162,7 @@ def _tend_by_spark(
         )
         columns = "path string, length bigint, isDir boolean, modificationTime bigint"
         spark.createDataFrame(there, columns).createOrReplaceTempView(INVENTORY)
-        spark.sql(f"VACUUM {name} USING INVENTORY {INVENTORY} RETAIN {hours} HOURS")
+        spark.sql(f"VACUUM {name} USING INVENTORY (SELECT * FROM {INVENTORY}) RETAIN {hours} HOURS")
         spark.catalog.dropTempView(INVENTORY)
     left = {path for path, *_ in _inventory(lake.path(table), set())}
     gone = [size for path, size, is_dir, _ in there if path not in left and not is_dir]

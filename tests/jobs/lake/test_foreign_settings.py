@@ -11,6 +11,7 @@ import pytest
 from jobs.core.errors import SessionmillError
 from jobs.core.tables import EVENTS, ITEM_ATTRIBUTES, ITEMS, REJECTS, SEQUENCES, SESSIONS, Table
 from jobs.lake.foreign import rows_at
+from jobs.lake.spark import compile_plans
 from jobs.ops import maintain
 from tests.jobs.lake.test_foreign_changes import but, state, third
 from tests.support.others import DERIVED, Saved, act, check_derived
@@ -87,6 +88,7 @@ def say(shop: Workshop, table: Table, statements: list[str]) -> None:
 
 def read(shop: Workshop) -> dict[str, Any]:
     """`state`, as Spark reads it: pyarrow refuses some of these tables."""
+    compile_plans(shop.spark, True)  # (without statistics Spark reads no deletion vectors)
     found = {}
     for table in TABLES:
         drop = ["ingest_file", "ingest_ts", "known_from", "theirs"]
