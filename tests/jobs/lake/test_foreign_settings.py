@@ -47,7 +47,6 @@ HANDLED = {
     "INT96": INT96 + REWRITE + MICROS,
     "INT96, packed": INT96 + REWRITE + ["OPTIMIZE {table}"] + MICROS,
     "no statistics": settings_of(dataSkippingNumIndexedCols="0") + REWRITE,
-    "columns that allow no nulls": ["ALTER TABLE {table} ALTER COLUMN {key} SET NOT NULL"],
     "change feed off": settings_of(enableChangeDataFeed="false"),
     "change feed off and on": settings_of(enableChangeDataFeed="false")
     + REWRITE
