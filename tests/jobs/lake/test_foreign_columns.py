@@ -84,9 +84,10 @@ def test_large_tables_are_compared_by_spark(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Thresholds, "compared_bytes", -1)
-    versions = {table: shop.version(table) for table in TABLES}
+    # (Sequences follow the sessions' change feed, which has the rows that others filled.)
+    versions = {table: shop.version(table) for table in TABLES if table is not SEQUENCES}
     assert not [note for note in shop.run().notes if "changed by another writer" in note]
-    assert versions == {table: shop.version(table) for table in TABLES}
+    assert versions == {table: shop.version(table) for table in versions}
     for table in (SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES):
         act(shop, table, "update", "delta-rs")
     catalogue(shop.folder, 3)
