@@ -141,31 +141,30 @@ def _tend(
 def _tend_by_spark(
     context: Context, table: Table, keep_days: float, keep: list[int], before: int
 ) -> dict[str, Any]:
-    """`_tend` by Spark's OPTIMIZE and VACUUM. VACUUM looks at the files that it is told of: all but
-    those of the versions to keep."""
-    lake, spark, name = context.lake, context.spark, f"delta.`{context.lake.path(table)}`"
-    newest = lake.version(table)
-    assert newest is not None
-    keep = [version for version in keep if version <= newest]
+    """`_tend` by Spark's OPTIMIZE and VACUUM. VACUUM looks at no other files than those that delta-rs
+    would remove (which knows the versions to keep), and leaves those of them that are in use."""
+    lake, name = context.lake, f"delta.`{context.lake.path(table)}`"
     settings = {
         "spark.databricks.delta.optimize.minFileSize": str(TARGET_BYTES),
         "spark.databricks.delta.optimize.maxFileSize": str(TARGET_BYTES),
         "spark.databricks.delta.retentionDurationCheck.enabled": "false",
     }
-    with set_for_now(spark, settings), lake.userdata(context.run_id), conflicts(table):
-        spark.sql(f"OPTIMIZE {name}")
+    with set_for_now(context.spark, settings), lake.userdata(context.run_id), conflicts(table):
+        context.spark.sql(f"OPTIMIZE {name}")
         found = lake.open(table)
         assert found is not None
+        keep = [version for version in keep if version <= found.version()]
         hours = math.ceil(max(keep_days * 24, _unconsumed_hours(context, table, found)))
-        there = _inventory(
-            lake.path(table), {uri for one in keep for uri in lake.file_uris(table, one)}
-        )
-        columns = "path string, length bigint, isDir boolean, modificationTime bigint"
-        spark.createDataFrame(there, columns).createOrReplaceTempView(INVENTORY)
-        spark.sql(f"VACUUM {name} USING INVENTORY (SELECT * FROM {INVENTORY}) RETAIN {hours} HOURS")
-        spark.catalog.dropTempView(INVENTORY)
-    left = {path for path, *_ in _inventory(lake.path(table), set())}
-    gone = [size for path, size, is_dir, _ in there if path not in left and not is_dir]
+        names = found.vacuum(hours, True, False, full=True, keep_versions=keep or None)
+        there = _files(lake.path(table), names)
+        if there:
+            columns = "path string, length bigint, isDir boolean, modificationTime bigint"
+            context.spark.createDataFrame(there, columns).createOrReplaceTempView(INVENTORY)
+            files = f"(SELECT * FROM {INVENTORY})"
+            context.spark.sql(f"VACUUM {name} USING INVENTORY {files} RETAIN {hours} HOURS")
+            context.spark.catalog.dropTempView(INVENTORY)
+    left = {path for path, *_ in _files(lake.path(table), names)}
+    gone = [size for path, size, *_ in there if path not in left]
     return {
         "files_before": before,
         "files_after": len(found.file_uris()),
@@ -191,25 +190,25 @@ def set_for_now(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[No
             spark.conf.unset(name)
 
 
-def _inventory(place: str, kept: set[str]) -> list[tuple[str, int, bool, int]]:
-    """The files below a table that VACUUM may remove if it does not need them, as it takes them.
-
-    Args:
-        kept: URIs or paths of files to leave out.
-    """
+def _files(place: str, names: list[str]) -> list[tuple[str, int, bool, int]]:
+    """Those of some files below a table that are there, as VACUUM takes them."""
+    if not names:
+        return []
     system, inner = filesystem.located(place)
-    base, keep = inner.rstrip("/"), {filesystem.located(one)[1] for one in kept}
+    base = inner.rstrip("/")
     # (As Hadoop writes it: it must be the table's own beginning.)
     root = place.rstrip("/") if "://" in place else f"file:{base}"
-    found = []
-    for info in system.get_file_info(fs.FileSelector(base, recursive=True)):
-        below = info.path.removeprefix(base).lstrip("/")
-        hidden = below.startswith(("_", ".")) and not below.startswith("_change_data/")
-        if info.path not in keep and not hidden:
-            is_dir = info.type == fs.FileType.Directory
-            modified = (info.mtime_ns or 0) // 1_000_000
-            found.append((f"{root}/{below}", int(info.size or 0), is_dir, modified))
-    return found
+    infos = system.get_file_info([f"{base}/{name}" for name in names])
+    return [
+        (
+            root + info.path.removeprefix(base),
+            int(info.size or 0),
+            False,
+            (info.mtime_ns or 0) // 1_000_000,
+        )
+        for info in infos
+        if info.type == fs.FileType.File
+    ]
 
 
 def _unconsumed_hours(context: Context, table: Table, found: DeltaTable) -> float:
