@@ -243,8 +243,15 @@ class Lake:
         found = self.open(table)
         if found is None or not features.has_vectors(found):
             return False
-        with self.userdata(run_id), conflicts(table):
-            self.spark.sql(f"REORG TABLE delta.`{self.path(table)}` APPLY (PURGE)")
+        # (Delta reads no deletion vectors where it does not choose files by statistics.)
+        skipping, conf = "spark.databricks.delta.stats.skipping", self.spark.conf
+        before = conf.get(skipping, "true")
+        conf.set(skipping, "true")
+        try:
+            with self.userdata(run_id), conflicts(table):
+                self.spark.sql(f"REORG TABLE delta.`{self.path(table)}` APPLY (PURGE)")
+        finally:
+            conf.set(skipping, before or "true")
         return True
 
     def missing_files(self, table: Table) -> list[str]:
