@@ -72,4 +72,4 @@ def test_other_engines_read_every_table(shop: Workshop, name: str) -> None:
                 assert sorted(read(path, table)) == sorted(map(tuple, wanted)), (who, table)
 
 
-REFUSES: dict[tuple[str, str], str] = {}
+REFUSES = {("Polars", "V2 checkpoints"): "not yet supported by the polars delta scanner"}
