@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
 
             if said := first_line(error):
                 print(f"{args.job} stopped: {said}", file=sys.stderr, flush=True)
-                traceback.print_exc()
+                keep_stack(args)
                 return 1
         if remedy is None:
             raise
@@ -187,6 +188,22 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         answer(outcome)
     return 0
+
+
+def keep_stack(args: argparse.Namespace) -> None:
+    """Write the stack of the error that ends the run beside the run's answers, and say where it is; to
+    stderr where the lake takes no file."""
+    from jobs.lake import filesystem
+
+    context: Context | None = getattr(args, "context", None)
+    if context is not None:
+        step = getattr(args, "step", "all")
+        file = context.lake.folder("_runs", context.batch) + f"/{args.job}.{step}.error.txt"
+        with contextlib.suppress(OSError):
+            filesystem.write_text(file, traceback.format_exc())
+            print(f"The engine's stack is in {file}", file=sys.stderr, flush=True)
+            return
+    traceback.print_exc()
 
 
 def explain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -270,7 +287,10 @@ def opened(args: argparse.Namespace, source: Source) -> Context:
     )
     batch = checked_batch(getattr(args, "batch", None))
     explain_plan = getattr(args, "explain_plan", False)
-    return Context(source, lake, getattr(args, "day", None), batch, explain_plan=explain_plan)
+    day = getattr(args, "day", None)
+    context = Context(source, lake, day, batch, explain_plan=explain_plan)
+    args.context = context
+    return context
 
 
 def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:

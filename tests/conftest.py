@@ -22,6 +22,7 @@ os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeri
 QUICK = (
     "test_rooms.py", "jobs/audit/test_arrow_checks.py", "jobs/audit/test_balance.py", "jobs/bronze/test_readers.py",
     "jobs/core/", "jobs/lake/test_commits.py", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
+    "jobs/lake/test_refused_tables.py",
     "jobs/core/", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
     "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "models/data/",
     "models/evaluation/", "models/experiments/test_tune.py", "models/networks/", "models/selection/test_compare.py",

@@ -133,6 +133,7 @@ def chosen_files(
         older = any(foreign.is_older_copy(context, one, EVENTS) for one in (SESSIONS, ITEMS))
         if rebuild or older:
             context.lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
+        notes += foreign.begin_reading_again(context, EVENTS, REJECTS)
     else:
         foreign.refuse_loss(context, EVENTS, REJECTS)
         for target in (SESSIONS, ITEMS):
@@ -218,7 +219,8 @@ def fill_events(
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
     first = F.col("usable") & (F.col("rank") == 1)
-    again = F.col("stored") | (F.col("usable") & (F.col("rank") > 1))
+    early = F.col("too_old") & ~F.col("late")  # (of a reload: a duplicate when it was read first)
+    again = F.col("stored") | (F.col("usable") & (F.col("rank") > 1)) | early
     counted = judged.agg(
         F.count_if(first & F.col("replaces")).alias("replaced"), F.count_if(again).alias("again")
     ).first()
@@ -385,8 +387,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         for table in (EVENTS, REJECTS):
             base = version_of(context, table)
             lake.commit(table, [], base, lake.guard(table), base + 1, context.run_id)
-        if (lake.property(EVENTS, foreign.REPLACED) or "").startswith(foreign.READING):
-            lake.set_property(EVENTS, foreign.REPLACED, context.run_id)
+        foreign.end_reading_again(context, EVENTS, REJECTS)
     for table in (EVENTS, REJECTS):
         result.tables[table.full_name] = lake.told(table)
     return result

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.bronze import first_load as bronze_first_load
-from jobs.core.lateness import is_late
-from jobs.core.tables import CHANGED_EVENTS, EVENTS, REJECTS
+from jobs.core.lateness import is_late, oldest_date
+from jobs.core.tables import CHANGED_EVENTS, EVENTS, REJECTS, RUNS
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.change_feed import GONE, TYPE
 from jobs.lake.context import Candidate, Context
@@ -100,10 +102,12 @@ def with_changed(context: Context, stored: DataFrame | None) -> DataFrame | None
 
 
 def late_before(context: Context, judged: DataFrame) -> DataFrame:
-    """`judge`'s lines, of which those are late that a night before rejected as late.
+    """`judge`'s lines, as the nights judged them that read them first.
 
-    (A reload has no day. What was late is known from `bronze.rejects`, as it is and as it was before
-    others changed it.)
+    A reload has no day. What was late is known from `bronze.rejects`, as it is and as it was before
+    others changed it. A line that is too old by the day of the run that read its file first, and was
+    not rejected, was a duplicate then: it is `too_old`, and replaces no event. It is late only where
+    its event has no other line.
     """
     lake, key = context.lake, list(REJECTS.key)
     known = lake.read(REJECTS).where("reason = 'late'").select(*key)
@@ -113,8 +117,32 @@ def late_before(context: Context, judged: DataFrame) -> DataFrame:
         known = known.unionByName(before)
     known = known.distinct().withColumn("known_late", F.lit(True))
     found = judged.join(F.broadcast(known), key, "left")
-    late = ~F.col("stored") & F.coalesce("known_late", F.lit(False))
-    return found.withColumn("late", F.col("late") | late).drop("known_late")
+    found = found.withColumn("known_late", F.coalesce("known_late", F.lit(False)))
+    days = first_days(context)
+    if days is not None:
+        oldest = oldest_date(F.col("first_day"), context.source.sessions)
+        found = found.join(F.broadcast(days), "file", "left")
+        found = found.withColumn("too_old", is_late(F.col("event_date"), oldest)).drop("first_day")
+    in_time = F.col("stored") | ~(F.col("too_old") | F.col("known_late"))
+    alone = ~F.max(in_time).over(Window.partitionBy("event_id"))
+    late = ~F.col("stored") & (F.col("known_late") | (F.col("too_old") & alone))
+    return found.withColumn("late", late).drop("known_late")
+
+
+def first_days(context: Context) -> DataFrame | None:
+    """`file, first_day`: the day of the first run that read a file; files that a run without a day
+    read first are left out. None: there are no others."""
+    found = context.lake.open(RUNS)
+    if found is None:
+        return None
+    columns = ["started_ts", "outcome", "day", "files"]
+    first: dict[str, date | None] = {}
+    rows = filesystem.rows_of(found).to_table(columns=columns).sort_by("started_ts")
+    for one in rows.filter(pc.equal(rows["outcome"], "ok")).to_pylist():
+        for file in one["files"] or ():
+            first.setdefault(file, one["day"])
+    known = [(file, day) for file, day in first.items() if day is not None]
+    return context.spark.createDataFrame(known, "file string, first_day date") if known else None
 
 
 def stored_by_time(
@@ -188,7 +216,7 @@ def ranked(judged: DataFrame) -> DataFrame:
     )
     replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
     order = Window.partitionBy("event_id", "usable").orderBy("event_ts", "row_hash", "file", "line")
-    fresh = ~F.col("stored") & ~F.col("late")
+    fresh = ~F.col("stored") & ~F.col("late") & ~F.col("too_old")
     marked = judged.withColumn("replaces", replaces)
     marked = marked.withColumn("usable", fresh | F.col("replaces"))
     return marked.withColumn("rank", F.row_number().over(order))

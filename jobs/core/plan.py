@@ -102,8 +102,8 @@ class Thresholds:
     """Sessions. The bounds of at most so many are compared in one process, 32 bytes each (native ones:
     41); the audit of more is Spark's. Ours."""
     compared_bytes: int = 256 * 2**20
-    """Bytes. Of a table of at most so many that others wrote to, the rows are compared with those from
-    before, in memory; a larger one counts as changed. Ours."""
+    """Bytes. Where the files that others replaced are at most so many, their rows are compared in
+    memory; more by Spark. Ours."""
     fingerprinted_rows: int = 2_000_000
     """Rows. Data files of at most so many are fingerprinted in this process; of more in Spark. Ours."""
     listed_files: int = 5_000

@@ -6,6 +6,8 @@ Progress is recorded in the tables' own commits and nowhere else: a derived tabl
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -41,6 +43,10 @@ class Lake:
 
     def __init__(self, start: Callable[[], SparkSession], root: str, source: str) -> None:
         self._start, self.root, self.source = start, root.rstrip("/"), source
+        self.compared: dict[tuple[str, int, int], bool] = {}
+        """What `foreign_rows.same_rows` found: table, the two versions, the answer."""
+        self._own: set[str] = set()
+        """Tables whose data files all lie below them."""
 
     @cached_property
     def spark(self) -> SparkSession:
@@ -58,17 +64,52 @@ class Lake:
     # -- snapshots: read by delta-rs, milliseconds without a Spark job ---------------------------
 
     def open(self, table: Table) -> DeltaTable | None:
-        """The table as it is now; None: there is no such table yet."""
+        """The table as it is now; None: there is no such table yet.
+
+        Raises:
+            TableRefused: it cannot be opened, or it is a shallow clone.
+        """
         path = self.path(table)
         if not DeltaTable.is_deltatable(rust_uri(path)):
             return None
         try:
-            return DeltaTable(rust_uri(path))
+            found = DeltaTable(rust_uri(path))
         except DeltaError as error:
+            if "catalog-managed" in str(error):
+                raise TableRefused(self._of_catalog(table)) from error
             raise TableRefused(
                 f"{table.full_name} cannot be opened: {str(error).splitlines()[0][:300]}. If its log is "
                 f"damaged, restore {path}/_delta_log from a backup"
             ) from error
+        if path not in self._own:
+            self._refuse_clone(table, found)
+            self._own.add(path)
+        return found
+
+    def _of_catalog(self, table: Table) -> str:
+        """What to say of a table that is catalog-managed."""
+        path, again = self.path(table), ": the next run rebuilds it"
+        if table.layer == "bronze":
+            again = f", and read all landing files again: python -m jobs run --source {self.source} --reload"
+        return (
+            f"{table.full_name} is catalog-managed: a catalog makes its commits, and neither engine can write "
+            "it here. Nothing was written. Put a copy of the table from before in its place, or delete "
+            f"{path}{again}"
+        )
+
+    def _refuse_clone(self, table: Table, found: DeltaTable) -> None:
+        """Raises: TableRefused: data files lie in another table, where we may neither pack nor remove
+        them, and delta-rs does not read them."""
+        there = features.elsewhere(found)
+        if not there:
+            return
+        path, place = self.path(table), f"{table.layer}/{table.name}"
+        origin = re.sub(r"^file:/*", "/", there[0].partition(f"/{place}/")[0]) + f"/{place}"
+        raise TableRefused(
+            f"{table.full_name} is a shallow clone: {len(there):,} of its data files lie in another table, "
+            f"the first is {there[0]}. delta-rs cannot read them. Nothing was written. Use a copy of the "
+            f"whole table: rm -r {path} && cp -r {origin} {path} (on an object store, its own tool)"
+        )
 
     def version(self, table: Table) -> int | None:
         """The table's newest version; None: there is no such table yet."""
@@ -202,9 +243,29 @@ class Lake:
         found = self.open(table)
         if found is None or not features.has_vectors(found):
             return False
-        with self.userdata(run_id), conflicts(table):
-            self.spark.sql(f"REORG TABLE delta.`{self.path(table)}` APPLY (PURGE)")
+        # (Delta reads no deletion vectors where it does not choose files by statistics.)
+        skipping, conf = "spark.databricks.delta.stats.skipping", self.spark.conf
+        before = conf.get(skipping, "true")
+        conf.set(skipping, "true")
+        try:
+            with self.userdata(run_id), conflicts(table):
+                self.spark.sql(f"REORG TABLE delta.`{self.path(table)}` APPLY (PURGE)")
+        finally:
+            conf.set(skipping, before or "true")
         return True
+
+    def missing_files(self, table: Table) -> list[str]:
+        """The data files that the newest version names and that are not there."""
+        found = self.open(table)
+        return [] if found is None else _removed(found.repair(dry_run=True))
+
+    def drop_missing(self, table: Table, run_id: str) -> None:
+        """Take data files that are not there out of the table (delta-rs's FSCK)."""
+        found = self.open(table)
+        assert found is not None
+        by = CommitProperties(custom_metadata={"userMetadata": run_id})
+        with conflicts(table):
+            found.repair(dry_run=False, commit_properties=by)
 
     # -- changes ----------------------------------------------------------------------------
 
@@ -622,6 +683,12 @@ QUIET = {
     "ADD CONSTRAINT", "DROP CONSTRAINT", "UPGRADE PROTOCOL", "DROP FEATURE",
 }  # fmt: skip
 """Operations of Delta's history that move no rows."""
+
+
+def _removed(told: dict[str, Any]) -> list[str]:
+    """The files that a repair names. (They come as JSON.)"""
+    files = told["files_removed"]
+    return list(json.loads(files) if isinstance(files, str) else files)
 
 
 def _rows(table: DeltaTable) -> int:

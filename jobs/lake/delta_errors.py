@@ -163,7 +163,9 @@ def first_line(error: BaseException) -> str | None:
     elif "_delta_log" in said and file and file[0].endswith("json"):
         remedy = f"Restore the table's log ({path}/_delta_log) from a backup"
     elif table.startswith("bronze"):
-        remedy = "Restore the file from a backup"
+        again = f"python -m jobs run --source {path.split('/')[-3]} --reload"
+        without = "Without one" if cause == "is missing" else "Without one, delete the file, and"
+        remedy = f"Restore the file from a backup. {without} read all landing files again: {again}"
     elif table.startswith("ops"):
         remedy = f"Restore the file from a backup, or delete {path}: it is made again"
     else:

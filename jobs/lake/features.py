@@ -3,11 +3,14 @@
 delta-rs 1.6 neither writes tables with row tracking, in-commit timestamps, liquid clustering, default
 columns or type widening, nor lets Arrow read tables with deletion vectors. Spark does. So Spark writes
 where delta-rs cannot; and where a table has deletion vectors, Spark writes the files that have some
-anew without them (`REORG … APPLY (PURGE)`, which moves no row) before anybody reads them.
+anew without them (`REORG … APPLY (PURGE)`, which moves no row) before anybody reads them. Spark also
+writes where rows have to satisfy a condition or where a column is computed: files that are added whole
+(`Lake.commit`) are checked by nobody.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -57,11 +60,36 @@ def unreadable(found: DeltaTable) -> list[str]:
 def only_spark_writes(found: DeltaTable) -> list[str]:
     """The features of a table because of which delta-rs cannot write it; none: it can. (Files of tables
     with column mapping need ids of columns, which ours do not have.)"""
+    because = named(found) - WRITTEN | set(checked(found))
     if mapped(found):
-        return sorted((named(found) - WRITTEN) | {MAPPING})
+        because.add(MAPPING)
     if found.protocol().min_writer_version == 6:
-        return ["identityColumns"]
-    return sorted(named(found) - WRITTEN)
+        because.add("identityColumns")
+    return sorted(because)
+
+
+CONSTRAINT = "delta.constraints."
+GENERATED = "delta.generationExpression"
+
+
+def checked(found: DeltaTable) -> list[str]:
+    """What a writer has to check or compute, row by row: constraints and columns of the table."""
+    properties = found.metadata().configuration
+    names = [one.removeprefix(CONSTRAINT) for one in properties if one.startswith(CONSTRAINT)]
+    for one in found.schema().fields:
+        computed = {GENERATED, "delta.invariants"} & set(one.metadata)
+        if computed or not one.nullable:
+            names.append(one.name)
+    return sorted(names)
+
+
+ABSOLUTE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def elsewhere(found: DeltaTable) -> list[str]:
+    """The data files of a table that lie in another one: it is a shallow clone."""
+    paths = pa.table(found.get_add_actions())["path"].to_pylist()
+    return [one for one in paths if ABSOLUTE.match(one)]
 
 
 def has_vectors(found: DeltaTable) -> bool:

@@ -9,7 +9,7 @@ import fnmatch
 import functools
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -170,7 +170,7 @@ def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
 class DataParquet(pq.ParquetFile):
     """A Parquet file of a table, whoever wrote it; rows have texts and lists of the usual layout.
 
-    What Arrow's other layouts (views, 64-bit offsets) wrote is read back in them, because the writer
+    What Arrow's other layouts (views, dictionaries, 64-bit offsets) wrote is read back in them, because the writer
     leaves a note in the file: delta-rs's MERGE writes views. Few functions take both. Columns may
     have nulls, as in our own files: that MERGE notes for some that they have none, and tables of
     both kinds would not go together. Spark's default for times, INT96, is read as microseconds.
@@ -178,15 +178,16 @@ class DataParquet(pq.ParquetFile):
 
     def __init__(self, source: Any, **options: Any) -> None:
         super().__init__(source, coerce_int96_timestamp_unit="us", **options)
+        self._dictionaries = tuple(options.get("read_dictionary") or ())
 
     def read(self, *arguments: Any, **options: Any) -> pa.Table:
-        return usual(super().read(*arguments, **options))
+        return usual(super().read(*arguments, **options), self._dictionaries)
 
     def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
-        return usual(super().read_row_group(*arguments, **options))
+        return usual(super().read_row_group(*arguments, **options), self._dictionaries)
 
     def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
-        return usual(super().read_row_groups(*arguments, **options))
+        return usual(super().read_row_groups(*arguments, **options), self._dictionaries)
 
 
 @contextmanager
@@ -199,9 +200,19 @@ def data_file(path: str, **options: Any) -> Iterator[DataParquet]:
             raise pa.ArrowInvalid(f"{path}: {error}") from error
 
 
-def usual(rows: pa.Table) -> pa.Table:
-    """The same rows, texts and lists in the usual layout, all columns nullable."""
-    wanted = pa.schema([_usual_field(field) for field in rows.schema])
+def usual(rows: pa.Table, dictionaries: Collection[str] = ()) -> pa.Table:
+    """The same rows, texts and lists in the usual layout, all columns nullable.
+
+    Args:
+        dictionaries: columns of which the reader wants dictionaries.
+    """
+    asked = [one.name in dictionaries and pa.types.is_dictionary(one.type) for one in rows.schema]
+    wanted = pa.schema(
+        [
+            one.with_nullable(True) if dictionary else _usual_field(one)
+            for one, dictionary in zip(rows.schema, asked, strict=True)
+        ]
+    )
     return rows if wanted.equals(rows.schema) else rows.cast(wanted)
 
 
@@ -211,6 +222,8 @@ def _usual_field(field: pa.Field) -> pa.Field:
 
 def _usual(kind: pa.DataType) -> pa.DataType:
     types = pa.types
+    if types.is_dictionary(kind):
+        return _usual(kind.value_type)
     if types.is_string_view(kind) or types.is_large_string(kind):
         return pa.string()
     if types.is_binary_view(kind) or types.is_large_binary(kind):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.tables import Table
-from jobs.lake import filesystem
+from jobs.lake import features, filesystem
 from jobs.lake.context import Context
 from jobs.lake.data_files import staging
 from jobs.lake.manifest import Staged
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
 
 def names_of(context: Context, table: Table) -> list[str]:
-    """The columns of a table that are not ours."""
+    """The columns of a table that are not ours, without those that are computed from others."""
     found = context.lake.open(table)
     fields = [] if found is None else found.schema().fields
-    return [one.name for one in fields if one.name not in table.columns]
+    return [
+        one.name
+        for one in fields
+        if one.name not in table.columns and features.GENERATED not in one.metadata
+    ]
 
 
 def replace_rows(

@@ -80,8 +80,9 @@ def get_spark(app_name: str) -> SparkSession:
     """The session every job runs in, whoever started it: python, spark-submit, a test.
 
     Raises:
-        SettingsError: Delta's jars are not there, naming the command that fetches them; or the lake
-            is on S3, and Spark's commits there would not be safe for two writers.
+        SettingsError: Delta's jars are not there, naming the command that fetches them; Spark or Delta
+            are of another version than the jobs were tested with; or the lake is on S3, and Spark's
+            commits there would not be safe for two writers.
     """
     from pyspark.sql import SparkSession
 
@@ -89,6 +90,8 @@ def get_spark(app_name: str) -> SparkSession:
     spark = SparkSession.builder.config(conf=conf).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     jvm: Any = spark._jvm
+    if (conf.get("spark.master") or "").startswith("local"):
+        _without_stacks(jvm)
     if type(jvm.org.apache.spark.sql.delta.DeltaLog).__name__ == "JavaPackage":
         spark.stop()
         raise SettingsError(
@@ -96,6 +99,11 @@ def get_spark(app_name: str) -> SparkSession:
             "in pyspark's spark-defaults.conf), or give spark-submit --packages "
             "io.delta:delta-spark_4.1_2.13:4.4.0 and Delta's two spark.sql settings"
         )
+    try:
+        check_versions(spark.version, jvm.io.delta.package.VERSION())
+    except SettingsError:
+        spark.stop()
+        raise
     lake = settings().lake
     if lake.startswith("s3") and not spark.sparkContext.getConf().contains(S3_STORE):
         spark.stop()
@@ -106,6 +114,30 @@ def get_spark(app_name: str) -> SparkSession:
         )
     compile_plans(spark, not settings().short_jobs)
     return spark
+
+
+SPARK, DELTA = "4.1", "4.4"
+"""The versions, without the patch release, that the jobs were tested with."""
+
+
+def check_versions(spark: str, delta: str) -> None:
+    """Raises: SettingsError: Spark or Delta are of another version than the jobs were tested with.
+    (Which features of tables they write, and with what defaults, differs from version to version.)"""
+    for name, wanted, found, use in (
+        ("Spark", SPARK, spark, "run `make setup`, or give spark-submit of that version"),
+        ("Delta", DELTA, delta, "run `make setup`, or give spark-submit --packages "
+         "io.delta:delta-spark_4.1_2.13:4.4.0"),
+    ):  # fmt: skip
+        if found.split(".")[:2] != wanted.split("."):
+            raise SettingsError(f"{name} {wanted}.x is needed, found {found}: {use}")
+
+
+def _without_stacks(jvm: Any) -> None:
+    """Leave out of this process's stderr what the exception says that reaches us: the stacks of tasks
+    that failed."""
+    log4j = jvm.org.apache.logging.log4j
+    for name in ("executor.Executor", "scheduler.TaskSetManager"):
+        log4j.core.config.Configurator.setLevel(f"org.apache.spark.{name}", log4j.Level.OFF)
 
 
 # What differs between plans for few rows and for many: (many, few). With few rows, planning costs

@@ -1,33 +1,40 @@
 """Keeps a lake small and quick: nights' small files are packed, what no version needs is removed.
 
-Done by delta-rs, without a JVM. Packing keeps the order of files, so that neighbouring nights stay
-neighbours and file statistics prune as before; it moves no row, and nothing downstream runs again.
+Done by delta-rs, without a JVM; by Spark where delta-rs cannot write the table, or where it may have
+deletion vectors, whose files delta-rs's VACUUM takes for rubbish. Packing keeps the order of files, so
+that neighbouring nights stay neighbours and file statistics prune as before; it moves no row, and
+nothing downstream runs again.
 That order was measured against Z-orders, which make one user's sessions quicker to find and the
 next night a quarter dearer (benchmarks/README.md).
 
 What is never removed, however old: files of versions of `gold.sequences` that a registered model
-names as the data it was trained on, and what a derived table has not yet consumed of its input's
-change feed.
+names as the data it was trained on, what a derived table has not yet consumed of its input's change
+feed, and the version of a table before others changed it, until the next run has answered.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltalake import CommitProperties, DeltaTable, WriterProperties
+from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from jobs.audit import balance, fingerprint_table
 from jobs.core.errors import SettingsError
 from jobs.core.tables import ALL, EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
-from jobs.lake import filesystem
+from jobs.lake import features, filesystem, foreign
 from jobs.lake.context import Context
-from jobs.lake.delta import QUIET
+from jobs.lake.delta import QUIET, Lake
 from jobs.lake.delta_errors import conflicts
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 CONSUMERS = {EVENTS: (SESSIONS, ITEMS), SESSIONS: (SEQUENCES,)}
 # Larger files make a night dearer, which writes anew the files that its late events touch
@@ -56,12 +63,23 @@ def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]
     for table in ALL:
         found = context.lake.open(table)
         if found is not None:
-            keep = sorted(pinned) if table is SEQUENCES else []
-            tables[table.full_name] = _tend(context, table, found, keep_days, keep)
+            keep = set(pinned) if table is SEQUENCES else set()
+            keep |= _to_repair(context.lake, table)
+            tables[table.full_name] = _tend(context, table, found, keep_days, sorted(keep))
     fingerprint_table.prune(context, balance.needed(context))
     candidates = _abandoned(context, keep_days)
     freed = sum(one["freed_bytes"] for one in [*tables.values(), *candidates])
     return {"freed_bytes": freed, "tables": tables, "candidates": candidates}
+
+
+def _to_repair(lake: Lake, table: Table) -> set[int]:
+    """The version before others changed a table, from which the next run repairs it; empty: they did
+    not, or its log is gone."""
+    for one in foreign.standing(lake, table)[:1]:
+        with suppress(DeltaError):
+            lake.file_uris(table, one.version - 1)
+            return {one.version - 1}
+    return set()
 
 
 def _alone(context: Context) -> None:
@@ -94,6 +112,9 @@ def _tend(
 ) -> dict[str, Any]:
     by_run = CommitProperties(custom_metadata={"userMetadata": context.run_id})
     before = len(found.file_uris())
+    context.lake.purge_vectors(table, context.run_id)
+    if context.lake.only_spark(table) or features.VECTORS in features.named(found):
+        return _tend_by_spark(context, table, keep_days, keep, before)
     with conflicts(table):
         found.optimize.compact(
             target_size=TARGET_BYTES,
@@ -118,6 +139,79 @@ def _tend(
         "kept_hours": hours,
         "kept_versions": keep,
     }
+
+
+def _tend_by_spark(
+    context: Context, table: Table, keep_days: float, keep: list[int], before: int
+) -> dict[str, Any]:
+    """`_tend` by Spark's OPTIMIZE and VACUUM. VACUUM looks at no other files than those that delta-rs
+    would remove (which knows the versions to keep), and leaves those of them that are in use."""
+    lake, name = context.lake, f"delta.`{context.lake.path(table)}`"
+    settings = {
+        "spark.databricks.delta.optimize.minFileSize": str(TARGET_BYTES),
+        "spark.databricks.delta.optimize.maxFileSize": str(TARGET_BYTES),
+        "spark.databricks.delta.retentionDurationCheck.enabled": "false",
+    }
+    with set_for_now(context.spark, settings), lake.userdata(context.run_id), conflicts(table):
+        context.spark.sql(f"OPTIMIZE {name}")
+        found = lake.open(table)
+        assert found is not None
+        keep = [version for version in keep if version <= found.version()]
+        hours = math.ceil(max(keep_days * 24, _unconsumed_hours(context, table, found)))
+        names = found.vacuum(hours, True, False, full=True, keep_versions=keep or None)
+        there = _files(lake.path(table), names)
+        if there:
+            columns = "path string, length bigint, isDir boolean, modificationTime bigint"
+            context.spark.createDataFrame(there, columns).createOrReplaceTempView(INVENTORY)
+            files = f"(SELECT * FROM {INVENTORY})"
+            context.spark.sql(f"VACUUM {name} USING INVENTORY {files} RETAIN {hours} HOURS")
+            context.spark.catalog.dropTempView(INVENTORY)
+    left = {path for path, *_ in _files(lake.path(table), names)}
+    gone = [size for path, size, *_ in there if path not in left]
+    return {
+        "files_before": before,
+        "files_after": len(found.file_uris()),
+        "removed_files": len(gone),
+        "freed_bytes": sum(gone),
+        "kept_hours": hours,
+        "kept_versions": keep,
+    }
+
+
+INVENTORY = "sessionmill_inventory"
+
+
+@contextmanager
+def set_for_now(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings of a session, for what is done inside."""
+    for name, value in settings.items():
+        spark.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name in settings:
+            spark.conf.unset(name)
+
+
+def _files(place: str, names: list[str]) -> list[tuple[str, int, bool, int]]:
+    """Those of some files below a table that are there, as VACUUM takes them."""
+    if not names:
+        return []
+    system, inner = filesystem.located(place)
+    base = inner.rstrip("/")
+    # (As Hadoop writes it: it must be the table's own beginning.)
+    root = place.rstrip("/") if "://" in place else f"file:{base}"
+    infos = system.get_file_info([f"{base}/{name}" for name in names])
+    return [
+        (
+            root + info.path.removeprefix(base),
+            int(info.size or 0),
+            False,
+            (info.mtime_ns or 0) // 1_000_000,
+        )
+        for info in infos
+        if info.type == fs.FileType.File
+    ]
 
 
 def _unconsumed_hours(context: Context, table: Table, found: DeltaTable) -> float:

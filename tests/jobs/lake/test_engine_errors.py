@@ -68,6 +68,10 @@ def run(shop: Workshop, capfd: pytest.CaptureFixture[str], *words: str) -> tuple
     capfd.readouterr()
     status = cli.main(["run", "--source", str(shop.file), *words])
     said = capfd.readouterr().err
+    assert "Traceback" not in said and "\tat " not in said
+    for line in said.splitlines():
+        if line.startswith("The engine's stack is in "):
+            assert "Traceback" in Path(line.removeprefix("The engine's stack is in ")).read_text()
     return status, next(
         (line for line in said.splitlines() if line.startswith("run stopped")), said
     )
@@ -105,6 +109,7 @@ def test_an_engines_error_is_a_sentence(
     status, line = run(shop, capfd)
     assert status == 1
     assert re.match(says.format(path=re.escape(str(path_of(shop, table)))), line), line
+    assert list((shop.lake_root / "clicks/_runs").rglob("*.error.txt")) or table is ITEMS
     if table in (SESSIONS, SEQUENCES):
         assert run(shop, capfd, "--rebuild")[0] == 0
         check_derived(shop)

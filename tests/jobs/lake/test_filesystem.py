@@ -11,7 +11,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
 
-from jobs.lake.filesystem import DataParquet, matching, read_parquet, rows_of
+from jobs.lake.filesystem import DataParquet, data_file, matching, read_parquet, rows_of
 from tests.support.airflow_tools import REPO
 
 
@@ -53,6 +53,24 @@ def test_views_are_read_in_the_usual_layout(tmp_path: Path) -> None:
     usual = pa.schema({"id": pa.string(), "ids": pa.list_(pa.string())})
     for rows in (file.read(), file.read_row_group(0), file.read_row_groups([0])):
         assert rows.schema.types == usual.types and rows.to_pylist() == views.to_pylist()
+
+
+def test_dictionaries_are_read_in_the_usual_layout(tmp_path: Path) -> None:
+    """(A writer of Arrow's that keeps its dictionaries.)"""
+    path = str(tmp_path / "table")
+    write_deltalake(path, pa.table({"id": ["a", "b"], "n": [1, 2]}))
+    [file] = DeltaTable(path).file_uris()
+    ids = pa.array(["a", "b"]).dictionary_encode()
+    pq.write_table(pa.table({"id": ids, "n": [1, 2]}), file.removeprefix("file://"))
+    whole = read_parquet(file.removeprefix("file://"))
+    assert whole.schema.types == [pa.string(), pa.int64()]
+    assert whole.to_pylist() == [{"id": "a", "n": 1}, {"id": "b", "n": 2}]
+    with data_file(file.removeprefix("file://"), read_dictionary=["id"]) as asked:
+        assert pa.types.is_dictionary(asked.read().schema.field("id").type)
+    rows = rows_of(DeltaTable(path))
+    assert rows.to_table().cast(whole.schema).equals(whole)
+    [found] = matching(rows, ds.field("id") == "b", ["id"])
+    assert found.to_pylist() == [{"id": "b", "n": 2}]
 
 
 def test_a_condition_on_texts_holds_in_files_of_any_writer(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from jobs.core.errors import SessionmillError, TableLost
 from jobs.core.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS, Table
@@ -63,6 +65,10 @@ def undisturbed(saved: Saved) -> dict[str, Any]:
 @pytest.fixture
 def shop(saved: Saved) -> Iterator[Workshop]:
     yield saved.again()
+
+
+def path_of(shop: Workshop, table: Table) -> Path:
+    return Path(table.path(str(shop.lake_root), "clicks"))
 
 
 def third(shop: Workshop) -> None:
@@ -222,3 +228,43 @@ def test_an_older_copy_of_the_events_stops_the_run(
         shop.run()
     shop.run(options={"reload": True})
     assert state(shop) == undisturbed
+
+
+# -- files that are gone --------------------------------------------------------------------------
+
+
+def lose(shop: Workshop, table: Table) -> None:
+    found = DeltaTable(str(path_of(shop, table)))
+    for uri in found.file_uris()[:1]:
+        Path(uri.removeprefix("file://")).unlink()
+
+
+@pytest.mark.parametrize("repaired", but((False, True), False))
+@pytest.mark.parametrize(
+    "table", [EVENTS, pytest.param(REJECTS, marks=pytest.mark.long)], ids=lambda one: one.name
+)
+def test_missing_files_of_the_log_come_back_from_the_landing(
+    shop: Workshop, undisturbed: dict[str, Any], table: Table, repaired: bool
+) -> None:
+    lose(shop, table)
+    third(shop)
+    if repaired:
+        DeltaTable(str(path_of(shop, table))).repair()
+        with pytest.raises(TableLost, match=r"restored or overwritten .*\(FSCK by .*--reload"):
+            shop.run()
+    notes = shop.run(options={"reload": True}).notes
+    assert repaired or any(f"{table.full_name}: 1 data files are missing" in one for one in notes)
+    assert state(shop) == undisturbed
+    check_derived(shop)
+    assert shop.run().read == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("table", DERIVED, ids=lambda one: one.name)
+def test_a_derived_table_that_was_repaired_is_made_anew(shop: Workshop, table: Table) -> None:
+    lose(shop, table)
+    DeltaTable(str(path_of(shop, table))).repair()
+    third(shop)
+    notes = shop.run().notes
+    assert any(one.startswith(f"{table.full_name} was changed by another writer") for one in notes)
+    check_derived(shop)

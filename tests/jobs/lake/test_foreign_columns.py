@@ -80,6 +80,23 @@ def test_a_night_keeps_what_others_wrote(shop: Workshop, limits: Thresholds) -> 
 
 
 @pytest.mark.long
+def test_large_tables_are_compared_by_spark(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Thresholds, "compared_bytes", -1)
+    # (Sequences follow the sessions' change feed, which has the rows that others filled.)
+    versions = {table: shop.version(table) for table in TABLES if table is not SEQUENCES}
+    assert not [note for note in shop.run().notes if "changed by another writer" in note]
+    assert versions == {table: shop.version(table) for table in versions}
+    for table in (SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES):
+        act(shop, table, "update", "delta-rs")
+    catalogue(shop.folder, 3)
+    shop.land("3.csv", HEADER + THIRD)
+    assert len([one for one in shop.run().notes if "changed by another writer" in one]) == 4
+    check_derived(shop)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("limits", WAYS)
 def test_a_table_that_is_made_anew_keeps_what_others_wrote(
     shop: Workshop, limits: Thresholds

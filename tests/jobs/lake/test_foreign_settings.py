@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from jobs.core.errors import SessionmillError
-from jobs.core.tables import EVENTS, ITEMS, REJECTS, SESSIONS, Table
+from jobs.core.tables import EVENTS, ITEM_ATTRIBUTES, ITEMS, REJECTS, SEQUENCES, SESSIONS, Table
+from jobs.lake.foreign import rows_at
+from jobs.lake.spark import compile_plans
+from jobs.ops import maintain
 from tests.jobs.lake.test_foreign_changes import but, state, third
 from tests.support.others import DERIVED, Saved, act, check_derived
 from tests.support.spark_tools import Workshop
@@ -43,6 +46,7 @@ HANDLED = {
     "Z-order": ["OPTIMIZE {table} ZORDER BY ({key})"],
     "INT96": INT96 + REWRITE + MICROS,
     "INT96, packed": INT96 + REWRITE + ["OPTIMIZE {table}"] + MICROS,
+    "no statistics": settings_of(dataSkippingNumIndexedCols="0") + REWRITE,
     "change feed off": settings_of(enableChangeDataFeed="false"),
     "change feed off and on": settings_of(enableChangeDataFeed="false")
     + REWRITE
@@ -83,6 +87,7 @@ def say(shop: Workshop, table: Table, statements: list[str]) -> None:
 
 def read(shop: Workshop) -> dict[str, Any]:
     """`state`, as Spark reads it: pyarrow refuses some of these tables."""
+    compile_plans(shop.spark, True)  # (without statistics Spark reads no deletion vectors)
     found = {}
     for table in TABLES:
         drop = ["ingest_file", "ingest_ts", "known_from", "theirs"]
@@ -132,6 +137,83 @@ def test_statements_under_a_setting_are_repaired(
     for table in (EVENTS, *DERIVED):
         say(shop, table, ["REORG TABLE {table} APPLY (PURGE)"])
     shop.run()
+
+
+KEEPS = ("row tracking", "in-commit timestamps", "clustering", "deletion vectors", "column mapping",
+         "a constraint that holds")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", but(KEEPS, "deletion vectors"))
+def test_maintenance_under_a_setting_moves_no_row(
+    shop: Workshop, read_undisturbed: dict[str, Any], name: str
+) -> None:
+    # (Of the setting that is tried every time, two tables: Spark's VACUUM takes its time.)
+    for table in (ITEM_ATTRIBUTES, SEQUENCES) if name == "deletion vectors" else TABLES:
+        say(shop, table, HANDLED[name])
+    act(shop, ITEM_ATTRIBUTES, "delete", "spark")  # (with vectors, where they are on)
+    before = read(shop)
+    done = maintain.maintain(shop.context(), 0, {1: ["shop/1"]})
+    assert sum(one["removed_files"] for one in done["tables"].values()) > 0
+    assert done["freed_bytes"] > 0
+    for told in (done["tables"][table.full_name] for table in TABLES):
+        assert told["files_after"] <= told["files_before"]
+    assert read(shop) == before
+    # A version that a model needs can be read; another one cannot.
+    assert shop.lake.read(SEQUENCES, 1).count() > 0
+    assert rows_at(shop.lake, ITEMS, 1) is None
+    assert maintain.maintain(shop.context(), 0, {1: ["shop/1"]})["freed_bytes"] == 0
+    third(shop)
+    notes = shop.run().notes
+    assert [note for note in notes if note.startswith("gold.item_attributes was changed")]
+    assert not [note for note in notes if "silver.sessions was changed" in note]
+    assert read(shop) == read_undisturbed
+
+
+VIOLATED = {
+    EVENTS: "user_id <> 'u9'", REJECTS: "file NOT LIKE '%3.csv'", SESSIONS: "user_id <> 'u9'",
+    ITEM_ATTRIBUTES: "item_id <> 'i6'", SEQUENCES: "user_id <> 'u9'",
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("table", VIOLATED, ids=lambda one: one.full_name)
+def test_rows_that_violate_a_constraint_of_others_are_not_written(
+    shop: Workshop, table: Table
+) -> None:
+    say(shop, table, [f"ALTER TABLE {{table}} ADD CONSTRAINT named CHECK ({VIOLATED[table]})"])
+    rows = read(shop)[table.full_name]
+    third(shop)
+    with pytest.raises(
+        SessionmillError,
+        match=rf"(?s){table.full_name} cannot be written: rows violate a constraint.*DROP CONSTRAINT",
+    ):
+        shop.run()
+    assert read(shop)[table.full_name] == rows
+    say(shop, table, ["ALTER TABLE {table} DROP CONSTRAINT named"])
+    shop.run()
+    check_derived(shop)
+
+
+@pytest.mark.long
+def test_generated_columns_of_others_are_filled(
+    shop: Workshop, read_undisturbed: dict[str, Any]
+) -> None:
+    """(Delta has no statement that adds one: the table is replaced by one that has it.)"""
+    from delta.tables import DeltaTable as SparkDeltaTable
+
+    path = SESSIONS.path(str(shop.lake_root), "clicks")
+    rows = shop.spark.read.format("delta").load(path).collect()
+    made = SparkDeltaTable.replace(shop.spark).location(path)
+    for name, kind in SESSIONS.columns.items():
+        made = made.addColumn(name, kind)
+    made.addColumn("theirs", "string", generatedAlwaysAs="upper(user_id)").execute()
+    kept = shop.spark.createDataFrame(rows, SESSIONS.ddl)
+    kept.write.format("delta").mode("append").save(path)
+    third(shop)
+    shop.run()
+    assert read(shop) == read_undisturbed
+    found = shop.spark.read.format("delta").load(path)
+    assert found.where("NOT theirs <=> upper(user_id)").isEmpty() and found.count() > len(rows)
 
 
 REFUSED = {
