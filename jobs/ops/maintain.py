@@ -27,7 +27,17 @@ from pyarrow import fs
 
 from jobs.audit import balance, fingerprint_table
 from jobs.core.errors import SettingsError
-from jobs.core.tables import ALL, EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import (
+    ALL,
+    EVENTS,
+    FINGERPRINTS,
+    ITEMS,
+    RECOMMENDATIONS,
+    RUNS,
+    SEQUENCES,
+    SESSIONS,
+    Table,
+)
 from jobs.lake import features, filesystem, foreign
 from jobs.lake.context import Context
 from jobs.lake.delta import QUIET, Lake
@@ -60,13 +70,14 @@ def maintain(context: Context, keep_days: float, pinned: Mapping[int, list[str]]
     if keep_days < 1:
         _alone(context)
     tables = {}
-    for table in ALL:
+    for table in (*(one for one in ALL if one is not FINGERPRINTS), FINGERPRINTS):
+        if table is FINGERPRINTS:  # the last: now it is known which files are left
+            fingerprint_table.prune(context, balance.needed(context))
         found = context.lake.open(table)
         if found is not None:
             keep = set(pinned) if table is SEQUENCES else set()
             keep |= _to_repair(context.lake, table)
             tables[table.full_name] = _tend(context, table, found, keep_days, sorted(keep))
-    fingerprint_table.prune(context, balance.needed(context))
     candidates = _abandoned(context, keep_days)
     freed = sum(one["freed_bytes"] for one in [*tables.values(), *candidates])
     return {"freed_bytes": freed, "tables": tables, "candidates": candidates}

@@ -109,7 +109,9 @@ def test_an_engines_error_is_a_sentence(
     status, line = run(shop, capfd)
     assert status == 1
     assert re.match(says.format(path=re.escape(str(path_of(shop, table)))), line), line
-    assert list((shop.lake_root / "clicks/_runs").rglob("*.error.txt")) or table is ITEMS
+    # (What the balance of the lake finds first was no engine's error.)
+    found_by_us = table is ITEMS or "--rebuild" in line
+    assert found_by_us or list((shop.lake_root / "clicks/_runs").rglob("*.error.txt"))
     if table in (SESSIONS, SEQUENCES):
         assert run(shop, capfd, "--rebuild")[0] == 0
         check_derived(shop)
