@@ -38,6 +38,7 @@ from models.core.rows import Bools
 from models.data.load import load_data
 from models.data.nights import nights_asked
 from models.data.splits import TEST, Filters, Targets, targets
+from models.evaluation.evaluate import evaluate
 from models.evaluation.metrics import bootstrap
 from models.networks.methods import config
 from models.networks.recommender import Recommender
@@ -126,6 +127,7 @@ def measured(
         "items": len(data.item_ids),
         "unseen_items": int(unseen.sum()),
         "train_s": round(fitted.seconds, 1),
+        "ndcg@10": evaluate(model, asked, (10,)).mean("ndcg@10"),
         **placed(model, asked, unseen),
     }
 
