@@ -104,9 +104,9 @@ def make(folder: Path, share: float, every: int, nights: int) -> dict[str, int]:
 
 
 def measured(
-    source: Any, method: str, nights: int, seed: int, lake: str, settings: dict[str, Any]
+    source: Any, method: str, nights: int, seed: int, lake: str, epochs: int
 ) -> dict[str, Any]:
-    chosen = config(method, "small", target="next_session", seed=seed, **settings)
+    chosen = config(method, "small", target="next_session", seed=seed, epochs=epochs)
     filters = Filters(**source.filters.model_dump())
     data = load_data(
         lake=lake, source=source.name, filters=filters, split="nightly", nights=nights, listed=True
@@ -117,7 +117,7 @@ def measured(
     origin = int(data.training.rows.ts.min())
     chosen = replace(chosen, model=replace(chosen.model, time_origin_us=origin))
     chosen, data = with_sides(chosen, data, source, lake, print)
-    fitted = fit_for(chosen, data, chosen.train.epochs, lambda said: print(said, file=sys.stderr))
+    fitted = fit_for(chosen, data, epochs, lambda said: print(said, file=sys.stderr))
     model = fitted.model
     assert isinstance(model, Recommender)
     asked = targets(data.events, data.period, TEST, data.training.vocabulary, "next_session")
@@ -168,8 +168,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=5, help="one household in so many")
     parser.add_argument("--nights", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--dropout", type=float, help="side_dropout, if it is to be another one")
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument(
         "--folder", help="made there, and used if it is there; default: thrown away"
     )
@@ -182,11 +181,10 @@ def main() -> int:
         os.environ["SESSIONMILL_LAKE"] = lake = str(folder / "lake")
         if not (folder / "launches.toml").exists():
             print(make(folder, args.share, args.every, args.nights), file=sys.stderr)
-        settings = {"epochs": args.epochs, "side_dropout": args.dropout}
         source = load_source(str(folder / "launches.toml"))
         found = []
         for method in args.methods.split(","):
-            one = measured(source, method, args.nights, args.seed, lake, settings)
+            one = measured(source, method, args.nights, args.seed, lake, args.epochs)
             found.append(one)
             print(json.dumps(one), file=sys.stderr, flush=True)
     if args.json:

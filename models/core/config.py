@@ -187,13 +187,6 @@ class ModelConfig:
     side_dim: int = knob(
         16, "sessionrec: width of a category's embedding", low=1, high=MOST, hidden=True
     )
-    side_dropout: float = knob(
-        0.0,
-        "+side, sessionrec: share of items that a step of training knows by the catalogue alone",
-        low=0,
-        high=0.9,
-        hidden=True,
-    )
     categories: tuple[int, ...] = ()  # how many values each has, 0 (unknown) counted; from the data
     numbers: int = 0  # how many numbers an item has; from the data
     texts: int = 0  # how many texts; from the data

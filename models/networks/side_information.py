@@ -79,7 +79,6 @@ class SideInformation(nn.Module):
         sizes, dim, width = config.categories, config.dim, config.side_dim
         self.tables = nn.ModuleList(_table(size, width) for size in sizes)
         self.texts = nn.ModuleList(_table(BUCKETS + 1, width) for _ in range(config.texts))
-        self.dropout = config.side_dropout
         self.up = nn.Linear(dim + (len(sizes) + config.texts) * width + config.numbers, dim)
         self.down = nn.Linear(dim, dim)
         nn.init.zeros_(self.down.weight)
@@ -101,9 +100,6 @@ class SideInformation(nn.Module):
 
     def forward(self, item_N: torch.Tensor, x_ND: torch.Tensor) -> torch.Tensor:
         """float[..., N, D], of items `item_N` whose own vectors are `x_ND`."""
-        if self.training and self.dropout:
-            known = torch.rand(item_N.shape, device=x_ND.device) >= self.dropout
-            x_ND = x_ND * known[..., None]
         code = self.code[item_N]
         parts = [table(code[..., number]) for number, table in enumerate(self.tables)]
         for number, table in enumerate(self.texts):
