@@ -20,14 +20,14 @@ os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeri
 
 # Tests that start no JVM, no server and no other process of ours, and end in seconds: `make test-quick`.
 QUICK = (
-    "test_rooms.py", "jobs/audit/test_arrow_checks.py", "jobs/audit/test_balance.py", "jobs/bronze/test_readers.py",
-    "jobs/core/", "jobs/lake/test_commits.py", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
-    "jobs/lake/test_refused_tables.py",
-    "jobs/core/", "jobs/lake/test_filesystem.py", "jobs/silver/test_cut_arrow.py",
+    "test_rooms.py", "jobs/audit/test_arrow_checks.py", "jobs/audit/test_balance.py",
+    "jobs/bronze/test_readers.py", "jobs/core/", "jobs/lake/test_commits.py",
+    "jobs/lake/test_filesystem.py", "jobs/lake/test_refused_tables.py",
+    "jobs/recommend/test_rules.py", "jobs/silver/test_cut_arrow.py",
     "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "models/data/",
-    "models/evaluation/", "models/experiments/test_tune.py", "models/networks/", "models/selection/test_compare.py",
-    "models/training/test_nightly.py", "models/serving/test_recommend.py",
-    "models/serving/test_rules.py", "jobs/recommend/test_rules.py", "jobs/recommend/test_lists.py",
+    "models/evaluation/", "models/experiments/test_tune.py", "models/networks/",
+    "models/selection/test_compare.py", "models/serving/test_recommend.py",
+    "models/serving/test_rules.py", "models/training/test_nightly.py",
 )  # fmt: skip
 
 
