@@ -27,7 +27,7 @@ QUICK = (
     "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "models/data/",
     "models/evaluation/", "models/experiments/test_tune.py", "models/networks/",
     "models/selection/test_compare.py", "models/serving/test_recommend.py",
-    "models/serving/test_rules.py", "models/training/test_nightly.py",
+    "models/serving/test_rules.py",
 )  # fmt: skip
 
 

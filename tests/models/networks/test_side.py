@@ -157,6 +157,7 @@ def test_words_are_numbers_that_need_no_vocabulary() -> None:
     assert (many > 0).all(), "of more words than are read some are left out"
 
 
+@pytest.mark.training
 def test_texts_of_a_catalogue_are_learnt(tmp_path: Path) -> None:
     """The planted log, its groups told by a word of a title."""
     data = planted(tmp_path)
@@ -191,6 +192,7 @@ def the_night(lake: Path, listed: bool) -> Data:
     return replace(data, side=read_side(path, data.item_ids, newest, ["group"], [], "make"))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("method", "epochs"), [("sasrec+side", 15), ("gru4rec+side", 15), ("sessionrec-sasrec", 40)]
 )
