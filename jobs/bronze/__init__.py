@@ -1,1 +1,1 @@
-"""Landing files to `bronze.events` and `bronze.rejects`: reading, typing, repeats, lateness."""
+"""Landing files to `bronze.events` and `bronze.rejects`: which files, typing, repeats, lateness."""

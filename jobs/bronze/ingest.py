@@ -20,7 +20,6 @@ from jobs.audit import arrow_columns, suite
 from jobs.bronze import checks, exposures, landing, quality
 from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.manifest import Counts, IngestManifest, version_of
-from jobs.bronze.records import FileFacts
 from jobs.bronze.rejects import (
     clear_rejects,
     columns_of_files,
@@ -52,6 +51,7 @@ from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.tasks import run
+from jobs.reading.records import FileFacts
 
 # -- compute --------------------------------------------------------------------------------------
 

@@ -17,8 +17,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze import exposures
-from jobs.bronze.readers import reader
-from jobs.bronze.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
@@ -29,6 +27,8 @@ from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed
 from jobs.privacy.pseudonyms import privacy_of
+from jobs.reading.readers import reader
+from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 
 BIN_BYTES = 64 * 1024 * 1024
 LINES_OF_A_CHANGE = 20  # ours

@@ -19,10 +19,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze import landing
-from jobs.bronze.readers import record_of
-from jobs.bronze.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
+from jobs.reading.readers import record_of
+from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 
 SHOWN_LINES, SHOWN_CHARS = 3, 200
 SHOWN_NAMES = 20

@@ -6,12 +6,12 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze.manifest import IngestManifest, version_of
-from jobs.bronze.records import FileFacts
 from jobs.core.errors import Conflict
 from jobs.core.tables import FILES, REJECTS
 from jobs.lake import foreign, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import retried
+from jobs.reading.records import FileFacts
 
 
 def unusable(candidate: Candidate) -> DataFrame:

@@ -24,8 +24,6 @@ from pyspark.sql import functions as F
 
 from jobs.bronze import exposures, ingest, landing, rejects
 from jobs.bronze.manifest import IngestManifest, version_of
-from jobs.bronze.readers import record_of
-from jobs.bronze.records import CUT, LONGEST_TEXT, RECORD_DDL, RECORD_SCHEMA, Format, missing_column
 from jobs.bronze.reject_columns import Ledger
 from jobs.bronze.stored_events import learn_changed
 from jobs.bronze.typed_events import typed_events
@@ -35,6 +33,15 @@ from jobs.core.plan import idle, ingest_plan
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
+from jobs.reading.readers import record_of
+from jobs.reading.records import (
+    CUT,
+    LONGEST_TEXT,
+    RECORD_DDL,
+    RECORD_SCHEMA,
+    Format,
+    missing_column,
+)
 
 KEPT = {"raw": "kept_raw", "raw_hash": "kept_hash", "reason": "kept_reason"}
 """What of a reject's own row travels along: typing makes `raw`, `raw_hash` and `reason` anew."""

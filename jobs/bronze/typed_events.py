@@ -12,9 +12,9 @@ from pyspark.sql import functions as F
 
 from expectations import feedback_rule
 from expectations.events import FIRST_US, LAST_US
-from jobs.bronze.records import CUT, LONGEST_TEXT
 from jobs.core.lateness import is_late
 from jobs.core.source_file import LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
+from jobs.reading.records import CUT, LONGEST_TEXT
 
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
 COMMON_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})$"

@@ -14,13 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bronze import byte_streams, landing
-from jobs.bronze.readers import read_file
-from jobs.bronze.records import FileFacts, Format
+from jobs.bronze import landing
 from jobs.core.tables import FILES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.privacy.person import Person
+from jobs.reading import byte_streams
+from jobs.reading.readers import read_file
+from jobs.reading.records import FileFacts, Format
 
 
 def from_landing(context: Context, person: Person) -> int:

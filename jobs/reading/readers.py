@@ -24,10 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.bronze import byte_streams
-from jobs.bronze.byte_streams import has_broken_bytes, printable
-from jobs.bronze.csv_reader import CsvRecords, read_csv
-from jobs.bronze.records import (
+from jobs.core.source_file import field_of
+from jobs.lake.filesystem import open_binary, open_seekable, write_text
+from jobs.reading import byte_streams
+from jobs.reading.byte_streams import has_broken_bytes, printable
+from jobs.reading.csv_reader import CsvRecords, read_csv
+from jobs.reading.records import (
     RECORD_SCHEMA,
     Batches,
     FileFacts,
@@ -36,8 +38,6 @@ from jobs.bronze.records import (
     cut_text,
     missing_column,
 )
-from jobs.core.source_file import field_of
-from jobs.lake.filesystem import open_binary, open_seekable, write_text
 
 BATCH_BYTES = 32 * 1024 * 1024
 """Of Parquet, decoded: of long rows a batch has fewer."""

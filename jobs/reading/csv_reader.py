@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from jobs.bronze import byte_streams
-from jobs.bronze.byte_streams import Block, has_broken_bytes, printable
-from jobs.bronze.records import LONGEST_RECORD, Batches, FileFacts, Format, Unusable, positions
+from jobs.reading import byte_streams
+from jobs.reading.byte_streams import Block, has_broken_bytes, printable
+from jobs.reading.records import LONGEST_RECORD, Batches, FileFacts, Format, Unusable, positions
 
 MAX_RECORD_LINES = 1_000
 """A quoted field may span lines; more than this many is an unclosed quote."""

@@ -19,10 +19,7 @@ from deltalake.transaction import AddAction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.bronze import byte_streams, readers
 from jobs.bronze.quality import of_unparsable
-from jobs.bronze.readers import read_file
-from jobs.bronze.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from jobs.bronze.replay_rejects import is_cut
 from jobs.cli import main
 from jobs.core.errors import of_engine
@@ -31,6 +28,9 @@ from jobs.lake import filesystem, time_slices
 from jobs.lake.data_files import DataFile
 from jobs.lake.private_delta import LONGEST_STATISTIC, statistics
 from jobs.ops import maintain
+from jobs.reading import byte_streams, readers
+from jobs.reading.readers import read_file
+from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from tests.support.spark_tools import CLICKS, Workshop
 
 T = 1_700_000_000

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.bronze import byte_streams
-from jobs.bronze.byte_streams import Block
 from jobs.core.source_file import LINKS, NULL_VALUES, field_of
+from jobs.reading import byte_streams
+from jobs.reading.byte_streams import Block
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy

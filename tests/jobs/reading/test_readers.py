@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.bronze import byte_streams, csv_reader, readers, records
-from jobs.bronze.readers import read_file, record_of
-from jobs.bronze.records import FileFacts, Format
 from jobs.privacy.pseudonyms import Privacy
+from jobs.reading import byte_streams, csv_reader, readers, records
+from jobs.reading.readers import read_file, record_of
+from jobs.reading.records import FileFacts, Format
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 CSV = Format("csv", MAPPED)

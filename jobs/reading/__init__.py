@@ -1,0 +1,1 @@
+"""Files of a log to records: the columns that the source file names, as text, and the raw line."""
