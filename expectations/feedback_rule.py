@@ -44,6 +44,11 @@ def entries(rules: Rules) -> list[str]:
     return [entry for name in FEEDBACK[:NEUTRAL] for entry in rules.get(name) or ()]
 
 
+def uses_value(rules: Rules) -> bool:
+    """Whether an entry is a condition on `value`."""
+    return any(CONDITION.match(entry) for entry in entries(rules))
+
+
 def otherwise(rules: Rules) -> int:
     """The code of an event that no entry holds of."""
     return POSITIVE if rules.get("positive") is None else NEUTRAL

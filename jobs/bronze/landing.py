@@ -7,23 +7,25 @@ They are read once, into the candidate; what each of them was decides whether th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze import exposures
+from jobs.bronze.typed_arrow import Typer, Typing
 from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import Engine
 from jobs.core.source_file import NULL_IDS, Source, field_of
 from jobs.core.tables import EVENTS, FILES, REJECTS
-from jobs.lake import filesystem, time_slices
+from jobs.lake import features, filesystem, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed
 from jobs.privacy.pseudonyms import privacy_of
@@ -42,6 +44,7 @@ LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
     f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
 }
 DIGEST = "source.txt"
+EVERYDAY = "everyday-"  # begins the names of files of lines that tasks typed where they read them
 TASKS_FACTS = "facts"  # a folder: of each task, the facts of its files
 FACTS = "files.json"  # all of them
 NULL_IDS_PROPERTY = "sessionmill.null_ids"
@@ -131,9 +134,10 @@ def parse(
     paths = frame.repartitionById(len(groups), "bin").select("path")
     fmt = reading_format(context)
     filesystem.remove(candidate.path(TASKS_FACTS))  # (of an attempt that was killed)
-    records = paths.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS)), RECORD_DDL)
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
-    hashed = reload or context.lake.rows(REJECTS) > 0
+    hashed = reload or rejected_before(context, [path for path, *_ in chosen])
+    taker = None if hashed else everyday(context, candidate)
+    records = paths.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS), taker), RECORD_DDL)
     lines = typed_events(records, context.source, oldest_date(context), hashed)
     lines = exposures.joined(context, candidate, lines, engine)
     written = candidate.write("lines", lines, LINES_AS)
@@ -142,6 +146,33 @@ def parse(
     filesystem.write_text(candidate.path(DIGEST), context.source.digest())
     filesystem.write_text(candidate.path(FACTS), json.dumps([vars(one) for one in facts]))
     crash_points.point("ingest.parsed")
+
+
+def rejected_before(context: Context, paths: list[str]) -> bool:
+    """Whether the table has rejects of one of these files."""
+    lake = context.lake
+    found = lake.open(REJECTS)
+    if found is None or not lake.rows(REJECTS):
+        return False
+    if features.VECTORS in features.named(found):
+        return True  # (only Spark can say)
+    batches = filesystem.rows_of(found).scanner(["file"]).to_batches()
+    wanted = pa.array(paths, pa.string())
+    return any(pc.any(pc.is_in(one["file"].cast(pa.string()), wanted)).as_py() for one in batches)
+
+
+def everyday(context: Context, candidate: Candidate) -> Callable[[int], Typer] | None:
+    """Makes, for an attempt of a task, what types everyday lines where they are read, and writes
+    them among the candidate's lines; None: this source has none."""
+    source = context.source
+    oldest = None
+    if context.day is not None:
+        oldest = lateness.days_covered(context.day, source.sessions.lateness_days)[0]
+    typing = Typing.of(source, oldest)
+    if typing is None:
+        return None
+    folder = candidate.path("lines")
+    return lambda attempt: Typer(typing, folder, f"{EVERYDAY}{attempt}")
 
 
 def is_parsed(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> bool:
@@ -165,9 +196,17 @@ def facts_of_tasks(candidate: Candidate, chosen: list[tuple[str, int, int]]) -> 
     """What each file was, as the tasks that read them wrote, in the order of the files' names."""
     paths = [path for path, *_ in filesystem.glob(f"{candidate.path(TASKS_FACTS)}/*.json")]
     found: dict[str, FileFacts] = {}
+    lines: dict[str, list[str]] = {}
     for path in sorted(paths, key=lambda one: int(PurePosixPath(one).stem)):
-        for stored in json.loads(filesystem.read_text(path)):
-            found[stored["file"]] = FileFacts.of(stored)  # (a later attempt's word holds)
+        told = json.loads(filesystem.read_text(path))
+        for stored in told["files"]:
+            # (A later attempt's word holds. It had the same files.)
+            found[stored["file"]] = FileFacts.of(stored)
+            lines[stored["file"]] = told["lines"]
+    wanted = {path for written in lines.values() for path in written}
+    for path in candidate.files("lines"):
+        if PurePosixPath(path).name.startswith(EVERYDAY) and path not in wanted:
+            filesystem.remove_file(path)
     for path, size, modified in chosen:
         found[path].bytes, found[path].modified_ms = size, modified
     return [found[path] for path, *_ in sorted(chosen)]

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from expectations.feedback_rule import CONDITION, entries
+from expectations.feedback_rule import CONDITION, entries, uses_value
 from jobs.core.errors import SourceError
 from jobs.core.settings import settings
 
@@ -200,7 +200,7 @@ class FeedbackPart(Part):
         return entries(dict(self))
 
     def uses_value(self) -> bool:
-        return any(CONDITION.match(entry) for entry in self.entries())
+        return uses_value(dict(self))
 
 
 class SessionsPart(Part):

@@ -255,6 +255,12 @@ def remove(folder: str) -> None:
         system.delete_dir(inner)
 
 
+def remove_file(path: str) -> None:
+    """Remove a file that is there."""
+    system, inner = located(path)
+    system.delete_file(inner)
+
+
 def listed(folder: str) -> list[fs.FileInfo]:
     """Files below a folder, hidden ones and hidden folders left out."""
     system, inner = located(folder)

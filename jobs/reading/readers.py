@@ -17,7 +17,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ import pyarrow.parquet as pq
 
 from jobs.core.source_file import field_of
 from jobs.lake.filesystem import open_binary, open_seekable, write_text
+
+if TYPE_CHECKING:
+    from jobs.privacy.pseudonyms import Privacy
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import has_broken_bytes, printable
 from jobs.reading.csv_reader import CsvRecords, read_csv
@@ -251,9 +254,9 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
                 if ours == "exposed_with":
                     text = _shown(batches, pc.split_pattern(text, fmt.list_separator))
                 made[ours] = text
-            made["kind"] = pa.array(["record"] * count, pa.string())
-            made["file"] = pa.array([facts.file] * count, pa.string())
-            made["line"] = pa.array(range(line, line + count), pa.int64())
+            made["kind"] = pa.repeat("record", count)
+            made["file"] = pa.repeat(facts.file, count)
+            made["line"] = pa.array(np.arange(line, line + count))
             made = _without_long_texts(fmt, made, line, facts)
             line += count
             facts.lines += count
@@ -351,32 +354,63 @@ def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBat
         )
 
 
+class Taker(Protocol):
+    """Takes records out of a task's stream: those that it can finish by itself."""
+
+    def take(self, records: pa.RecordBatch) -> pa.RecordBatch:
+        """Keep some records; returns the others."""
+
+    def close(self) -> list[str]:
+        """The files that it wrote."""
+
+
 def reader(
-    fmt: Format, facts_folder: str
+    fmt: Format, facts_folder: str, taker: Callable[[int], Taker] | None = None
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """For `mapInArrow` over a frame with one column of paths: their records.
 
     Args:
         facts_folder: each attempt of a task writes the facts of its files here, as one JSON file
             that is named by the attempt's number: of two attempts the later holds.
+        taker: makes, from the attempt's number, what takes records first; the stream has those that
+            it leaves.
     """
 
     def read(paths: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         found: list[FileFacts] = []
+        taking = None
         for batch in paths:
             for path in batch.column(0).to_pylist():
+                taking = taker(_attempt()) if taker and taking is None else taking
                 facts = FileFacts(path)
-                records = read_file(fmt, path, facts)
-                if fmt.privacy is None:
-                    yield from records
-                else:
-                    facts.skip_forgotten((yield from fmt.privacy.guarded(records)))
+                records = taken(read_file(fmt, path, facts), facts, fmt, taking)
+                yield from records
                 found.append(facts)
         if found:
-            text = json.dumps([vars(one) for one in found])
-            write_text(f"{facts_folder}/{_attempt()}.json", text)
+            written = [] if taking is None else taking.close()
+            told = {"files": [vars(one) for one in found], "lines": written}
+            write_text(f"{facts_folder}/{_attempt()}.json", json.dumps(told))
 
     return read
+
+
+def taken(
+    records: Iterator[pa.RecordBatch], facts: FileFacts, fmt: Format, taking: Taker | None
+) -> Iterator[pa.RecordBatch]:
+    """The records of a file that are left when people who were forgotten are skipped, and what
+    `taking` takes is gone."""
+    if fmt.privacy is not None:
+        records = _allowed(records, facts, fmt.privacy)
+    for batch in records:
+        left = batch if taking is None else taking.take(batch)
+        if left.num_rows or taking is None:
+            yield left
+
+
+def _allowed(
+    records: Iterator[pa.RecordBatch], facts: FileFacts, privacy: Privacy
+) -> Iterator[pa.RecordBatch]:
+    facts.skip_forgotten((yield from privacy.guarded(records)))
 
 
 def _attempt() -> int:
