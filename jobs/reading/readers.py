@@ -30,8 +30,9 @@ from jobs.lake.filesystem import open_binary, open_seekable, write_text
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
 from jobs.reading import byte_streams
-from jobs.reading.byte_streams import has_broken_bytes, printable
+from jobs.reading.byte_streams import Block, has_broken_bytes, printable
 from jobs.reading.csv_reader import CsvRecords, read_csv
+from jobs.reading.json_blocks import JsonBlocks
 from jobs.reading.records import (
     RECORD_SCHEMA,
     Batches,
@@ -113,25 +114,54 @@ def read_lines(
 ) -> Iterator[pa.RecordBatch]:
     batches = Batches(fmt, facts.file, facts)
     number = 0
-    for lines in byte_streams.text_lines(stream, fmt.encoding, fmt.longest_record):
-        for line in lines:
-            number += 1
-            stripped = line.strip()
-            if not stripped:
-                continue
-            facts.lines += 1
-            broken = len(line) > fmt.longest_record or has_broken_bytes(line)
-            values = None if broken else values_of(fmt, stripped, facts)
-            if values and any(
-                isinstance(value, str) and not value.isascii() and has_broken_bytes(value)
-                for value in values.values()
-            ):
-                values = None  # a JSON escape such as \\ud800 is no text
-            batches.add(number, printable(line), values)
+
+    def one_by_one(lines: Iterable[tuple[int, str]]) -> Iterator[pa.RecordBatch]:
+        for at, line in lines:
+            add_line(fmt, batches, at, line, values_of)
             if batches.full:
                 yield batches.drain()
         if len(batches):
             yield batches.drain()
+
+    quick = None
+    if values_of is json_values and JsonBlocks.can(fmt):
+        quick = JsonBlocks(fmt, facts, batches)
+    for piece in byte_streams.pieces(stream, fmt.encoding, fmt.longest_record):
+        found = quick.read(number + 1, piece) if quick and isinstance(piece, Block) else None
+        if found is None:
+            lines = piece.lines() if isinstance(piece, Block) else piece
+            yield from one_by_one(enumerate(lines, number + 1))
+            number += len(lines)
+            continue
+        records, others, raw = found
+        facts.lines += records.num_rows
+        if records.num_rows:
+            yield records
+        left = raw.take(pa.array(others)).to_pylist()
+        yield from one_by_one(zip((number + 1 + others).tolist(), left, strict=True))
+        number += len(raw)
+
+
+def add_line(
+    fmt: Format,
+    batches: Batches,
+    number: int,
+    line: str,
+    values_of: Callable[[Format, str, FileFacts], dict[str, Any] | None],
+) -> None:
+    """Add what a physical line says as a record; a blank line is none."""
+    stripped = line.strip()
+    if not stripped:
+        return
+    batches.facts.lines += 1
+    broken = len(line) > fmt.longest_record or has_broken_bytes(line)
+    values = None if broken else values_of(fmt, stripped, batches.facts)
+    if values and any(
+        isinstance(value, str) and not value.isascii() and has_broken_bytes(value)
+        for value in values.values()
+    ):
+        values = None  # a JSON escape such as \\ud800 is no text
+    batches.add(number, printable(line), values)
 
 
 def _parquet_text(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Array:

@@ -292,7 +292,7 @@ def test_a_fault_of_the_reader_names_the_file(
 
     monkeypatch.setattr(readers, "json_values", broken)
     path = tmp_path / "log.jsonl"
-    path.write_text("{}\n")
+    path.write_text("[]\n")  # (is left to `json_values`)
     _, facts = read(Format("jsonl", MAPPED), path)
     assert facts["error"].startswith(f"{path}: reading it failed after 1 lines (RuntimeError: what")
     assert "Traceback" in capsys.readouterr().err
