@@ -97,7 +97,10 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     manifest = IngestManifest(
         plan=idle("ingest"),
         base={table.full_name: version_of(context, table) for table in (EVENTS, REJECTS, FILES)},
-        empty=not facts, counts=Counts(read=sum(one.lines for one in facts)),
+        empty=not facts,
+        counts=Counts(
+            read=sum(one.lines for one in facts), waiting=sum(one.waiting for one in facts)
+        ),
         files=[one.file for one in facts], notes=notes, reload=reload,
     )  # fmt: skip
     if facts:
@@ -108,6 +111,8 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         context.enter(manifest.plan.engine)
         notes += landing.strange_times(context, candidate)
         notes += landing.too_long(facts)
+        notes += landing.swallowed(context, facts)
+        notes += landing.waiting(context, facts)
         if passed := sum(one.forgotten for one in facts):
             notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
@@ -409,7 +414,7 @@ def publish_ledger(context: Context, candidate: Candidate) -> None:
     lake = context.lake
     rows = [
         (one.file, one.bytes, one.modified_ms, one.sha256, one.lines, list(one.columns.items()),
-         context.started, context.batch)
+         context.started, context.batch, one.waiting or None)
         for one in landing.facts_read(candidate)
     ]  # fmt: skip
     lake.put_small(FILES, rows)

@@ -59,10 +59,31 @@ def landing_files(context: Context) -> list[tuple[str, int, int]]:
 
 
 def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """The files that the ledger does not know as they are now."""
-    ledger = context.lake.small(FILES).select(["file", "size", "modified_ms"]).to_pylist()
-    known = {row["file"]: (row["size"], row["modified_ms"]) for row in ledger}
-    return [file for file in landed if known.get(file[0]) != file[1:]]
+    """The files that the ledger does not know as they are now, and those whose last line has
+    waited long enough for its end."""
+    ledger = context.lake.small(FILES)
+    named = [
+        one for one in ("file", "size", "modified_ms", "waiting") if one in ledger.column_names
+    ]
+    known, open_lines = {}, set()
+    for row in ledger.select(named).to_pylist():
+        known[row["file"]] = (row["size"], row["modified_ms"])
+        if row.get("waiting"):
+            open_lines.add(row["file"])
+    since = partial_since(context)
+    return [
+        file
+        for file in landed
+        if known.get(file[0]) != file[1:]
+        or (file[0] in open_lines and (since is None or file[2] <= since))
+    ]
+
+
+def partial_since(context: Context) -> int | None:
+    """Of a file that was modified after this (ms since 1970), a last line without an end waits;
+    None: none waits."""
+    hours = context.source.landing.partial_line_hours
+    return round((context.started.timestamp() - hours * 3600) * 1000) if hours else None
 
 
 # -- what they are --------------------------------------------------------------------------------
@@ -73,6 +94,7 @@ def file_format(source: Source) -> Format:
     return Format(
         format=source.source.format, mapped=source.mapped(),
         delimiter=source.source.delimiter, header=source.source.header,
+        quote=source.source.quote, escape=source.source.escape, comment=source.source.comment,
         null_values=source.source.nulls(), encoding=source.source.encoding,
         list_separator=source.source.list_separator,
     )  # fmt: skip
@@ -82,8 +104,9 @@ def reading_format(context: Context) -> Format:
     """How ingestion reads: as the files are written, by the tables' rule for ids, without people
     who were forgotten."""
     return replace(
-        file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context)
-    )
+        file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context),
+        partial_since=partial_since(context),
+    )  # fmt: skip
 
 
 def null_ids(context: Context) -> frozenset[str]:
@@ -257,6 +280,34 @@ def too_long(facts: list[FileFacts]) -> list[str]:
         f"unparsable: a record has at most {LONGEST_RECORD:,} characters, and a mapped column "
         f"{LONGEST_TEXT:,}. The first is line {found[0].first_too_long} of {found[0].file}. "
         "If the line should count, deliver the file again without the long text"
+    ]
+
+
+def waiting(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of last lines that have no end yet."""
+    found = [one.file for one in facts if one.waiting]
+    if not found:
+        return []
+    hours = context.source.landing.partial_line_hours
+    return [
+        f"the last line of {len(found)} files has no line end and waits, because the file may still "
+        f"be written: it is read with what follows, or once its file was not modified for {hours:g} "
+        f"hours (landing.partial_line_hours). The first is {found[0]}"
+    ]
+
+
+def swallowed(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of records in whose quotes lines lie that look like records."""
+    found = [one for one in facts if one.swallowed]
+    if not found:
+        return []
+    quote = context.source.source.quote
+    return [
+        f"{sum(one.swallowed for one in found)} records have line ends between quotes, and lines "
+        f"there that look like records of their own: the first is line {found[0].first_swallowed} of "
+        f"{found[0].file}. If {quote} encloses nothing in this log, these lines were lost: set "
+        'source.quote = "" and load the log under another source.name; what was read stays as it was '
+        "read"
     ]
 
 

@@ -91,6 +91,21 @@ def _any_time(text: Column, time: TimePart) -> Column:
     return local_to_utc(parsed.cast("timestamp_ntz"), time.zone)
 
 
+def with_point(text: Column, decimal: str) -> Column:
+    """A number with a decimal comma as one with a point, its thousands run together; null where it
+    is not written so."""
+    if decimal == ".":
+        return text
+    number = F.trim(text).rlike(r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)?(,\d*)?([eE][+-]?\d+)?$")
+    return F.when(number, F.translate(F.trim(text), ",.", "."))
+
+
+def _time_text(source: Source) -> Column:
+    """The text of the time; a number with a decimal point."""
+    text = F.col("_event_ts")
+    return with_point(text, source.source.decimal) if source.time.unit in NUMERIC_UNITS else text
+
+
 def feedback_of(feedback: FeedbackPart) -> Column:
     """`positive`, `negative`, `exposed` or `neutral`, by `event_type` and `value`."""
     return feedback_rule.column(feedback.model_dump())
@@ -134,12 +149,12 @@ def typed_events(
     text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
     lines = records.withColumnsRenamed(text)
     clock = F.col("clock") if source.source.format == "parquet" else F.lit(None)
-    number = F.col("_value").try_cast("double")
+    number = with_point(F.col("_value"), source.source.decimal).try_cast("double")
     finite = ~F.isnan(number) & (F.abs(number) != F.lit(float("inf")))
     whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
     lines = lines.withColumns(
         {
-            "event_ts": event_time(F.col("_event_ts"), clock, source.time),
+            "event_ts": event_time(_time_text(source), clock, source.time),
             "value": F.when(finite, number + F.lit(0.0)),
             "tie_break": whole.try_cast("bigint"),
         }

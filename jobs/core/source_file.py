@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
 )  # fmt: skip
+LOG_COLUMNS = {
+    "combined_log": COMBINED_LOG_COLUMNS,
+    "vhost_combined": ("vhost", "port", *COMBINED_LOG_COLUMNS),
+}
+"""The columns of web servers' logs, by format."""
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
@@ -73,10 +78,22 @@ class SourcePart(Part):
     landing: str = Field(min_length=1)
     """The files of the log, as a glob. `{day}` stands for a date, `{day:%Y/%m/%d}` for one in
     another form."""
-    format: Literal["csv", "jsonl", "parquet", "combined_log"]
-    """How the files are written. `combined_log` is the access log of web servers."""
+    format: Literal["csv", "jsonl", "parquet", "combined_log", "vhost_combined"]
+    """How the files are written. `combined_log` is the access log of web servers; with
+    `vhost_combined` each of its lines begins with the server's name and port."""
     delimiter: str = Field(default=",", min_length=1)
     """Separates the columns of a CSV file."""
+    quote: str = Field(default='"', max_length=1)
+    """Encloses fields of a CSV file that have the delimiter or line breaks in them; doubled inside,
+    it stands for itself. With `""` nothing is quoted: for logs in which a lone double quote is
+    part of a text."""
+    escape: str = Field(default="", max_length=1)
+    """Takes its meaning from the next character of a CSV file, such as `\\` in `a\\,b`. With the
+    backslash, a field that is `\\N` is null unless `null_values` is given."""
+    comment: str = ""
+    """Lines of a CSV file that begin with this text are skipped."""
+    decimal: Literal[".", ","] = "."
+    """The decimal mark of numbers in a CSV file. With `,`, dots may separate thousands."""
     header: StrictBool = True
     """Whether a CSV file begins with the names of its columns. Without them, columns are `_0`,
     `_1`, …"""
@@ -93,7 +110,27 @@ class SourcePart(Part):
 
     def nulls(self) -> frozenset[str]:
         """The texts that mean nothing in every column."""
-        return frozenset(NULL_VALUES if self.null_values is None else self.null_values)
+        if self.null_values is not None:
+            return frozenset(self.null_values)
+        return frozenset((*NULL_VALUES, "\\N") if self.escape == "\\" else NULL_VALUES)
+
+    @model_validator(mode="after")
+    def _marks_of_csv(self) -> SourcePart:
+        given = {name: getattr(self, name) for name in ("quote", "escape", "comment", "decimal")}
+        for name, value in given.items():
+            if self.format != "csv" and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"source.{name} = {value!r} is for format = 'csv', and format = "
+                    f"{self.format!r}: leave it out"
+                )
+        for name in ("quote", "escape"):
+            mark = given[name]
+            if mark and (mark in "\r\n" or mark in self.delimiter):
+                raise ValueError(
+                    f"source.{name} = {mark!r} is a line end or part of source.delimiter = "
+                    f"{self.delimiter!r}: name another character"
+                )
+        return self
 
 
 ColumnName = Annotated[str, Field(min_length=1)]
@@ -441,6 +478,15 @@ class ServingPart(Part):
         return any(one is not None for one in rules)
 
 
+class LandingPart(Part):
+    """Files of the landing that are still being written."""
+
+    partial_line_hours: float = Field(default=1.0, ge=0, le=1000)
+    """A last line without a line end waits until its file was not modified for so many hours, and
+    is then read as it stands. It is counted as `waiting`, and is no line that was read. 0: it is
+    read at once. Compressed files and Parquet end whole, and nothing of them waits."""
+
+
 class PrivacyPart(Part):
     """What of a person reaches the tables."""
 
@@ -485,6 +531,7 @@ class Source(Part):
     """One source file, checked."""
 
     source: SourcePart
+    landing: LandingPart = LandingPart()
     columns: ColumnsPart
     time: TimePart = TimePart()
     feedback: FeedbackPart = FeedbackPart()
@@ -512,7 +559,7 @@ class Source(Part):
     @classmethod
     def _web_servers_agree_on_time(cls, file: Any) -> Any:
         match file:
-            case {"source": {"format": "combined_log"}, **rest}:
+            case {"source": {"format": "combined_log" | "vhost_combined"}, **rest}:
                 time = rest.get("time", {})
                 if isinstance(time, dict):
                     return file | {"time": {"unit": COMBINED_LOG_TIME} | time}
@@ -542,12 +589,12 @@ class Source(Part):
                 "shown: leave one of them out"
             )
         self._category_is_one_of_the_catalogue()
-        if self.source.format == "combined_log":
+        if known := LOG_COLUMNS.get(self.source.format):
             for ours, theirs in self.mapped().items():
-                if theirs not in COMBINED_LOG_COLUMNS:
+                if theirs not in known:
                     raise ValueError(
-                        f"{field_of(ours)} = {theirs!r}: a combined_log has the columns "
-                        f"{', '.join(COMBINED_LOG_COLUMNS)}"
+                        f"{field_of(ours)} = {theirs!r}: a {self.source.format} has the columns "
+                        f"{', '.join(known)}"
                     )
         if self.source.format == "csv" and not self.source.header:
             for ours, theirs in self.mapped().items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import io
 import sys
@@ -20,6 +18,7 @@ from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.privacy.person import Person
 from jobs.reading import byte_streams
+from jobs.reading.compression import compressed, decompressed
 from jobs.reading.readers import read_file
 from jobs.reading.records import FileFacts, Format
 
@@ -60,8 +59,9 @@ def from_landing(context: Context, person: Person) -> int:
                 "lines": known["lines"] - len(bad),
             }
             known["columns"] = list(dict(known["columns"] or ()).items())
-            rows.append(tuple(known[name] for name in FILES.columns))
+            rows.append(tuple(known.get(name) for name in FILES.columns))
     if rows:
+        lake.create(FILES)  # (with the columns of today)
         lake.put_small(FILES, rows)
     return removed
 
@@ -86,23 +86,15 @@ def _without(fmt: Format, path: str, bad: list[int], starts: list[int]) -> bytes
     after = dict(zip(starts, [*starts[1:], 1 << 62], strict=True))
     spans = [(line, after[line]) for line in bad]
     with filesystem.open_binary(path) as raw:
-        plain = byte_streams.decompressed(path, raw).read()
+        stream, codec = decompressed(path, io.BufferedReader(raw))  # type: ignore[type-var,arg-type]
+        plain = stream.read()
     bom = byte_streams.BOM if plain.startswith(byte_streams.BOM) else b""
     lines = [line for part in _text(plain, fmt.encoding) for line in part]
     for first, end in spans:
         gone.update(range(first, min(end, len(lines) + 1)))
     kept = "".join(line for number, line in enumerate(lines, 1) if number not in gone)
     data = bom + kept.encode(fmt.encoding, "surrogateescape")
-    if path.endswith(".gz"):
-        return gzip.compress(data)
-    if path.endswith(".bz2"):
-        return bz2.compress(data)
-    if path.endswith((".zst", ".zstd")):
-        sink = pa.BufferOutputStream()
-        with pa.CompressedOutputStream(sink, "zstd") as out:
-            out.write(data)
-        return bytes(sink.getvalue())
-    return data
+    return compressed(path, codec, data)
 
 
 def _text(data: bytes, encoding: str) -> Iterator[list[str]]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import io
 import json
-import re
+import lzma
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
@@ -25,9 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.core.source_file import field_of
+from jobs.lake.filesystem import facts as facts_of
 from jobs.lake.filesystem import open_binary, open_seekable, write_text
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import has_broken_bytes, printable
+from jobs.reading.compression import decompressed
 from jobs.reading.csv_reader import CsvRecords, read_csv
 from jobs.reading.records import (
     RECORD_SCHEMA,
@@ -38,13 +42,10 @@ from jobs.reading.records import (
     cut_text,
     missing_column,
 )
+from jobs.reading.web_logs import log_values
 
 BATCH_BYTES = 32 * 1024 * 1024
 """Of Parquet, decoded: of long rows a batch has fewer."""
-COMBINED_LOG = re.compile(
-    r'^(\S+) \S+ (\S.*?) \[([^\]]+)\] "(?:([A-Z]+) (.*?)(?: HTTP/[\d.]+)?|[^"]*)" (\d{3}) (\d+|-)'
-    r'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)")?\s*$'
-)
 
 
 def _scalar_text(value: Any) -> str | None:
@@ -89,28 +90,17 @@ def json_values(fmt: Format, line: str, facts: FileFacts) -> dict[str, Any] | No
         return None
 
 
-def log_values(fmt: Format, line: str, _: FileFacts) -> dict[str, Any] | None:
-    """The mapped columns of one line of a web server's combined log; '-' means nothing."""
-    from jobs.core.source_file import COMBINED_LOG_COLUMNS
-
-    found = COMBINED_LOG.match(line)
-    if found is None:
-        return None
-    parts = dict(zip(COMBINED_LOG_COLUMNS, found.groups(), strict=True))
-    return {
-        ours: None if parts[theirs] == "-" else parts[theirs] for ours, theirs in fmt.mapped.items()
-    }
-
-
 def read_lines(
     fmt: Format,
     stream: BinaryIO,
     facts: FileFacts,
     values_of: Callable[[Format, str, FileFacts], dict[str, Any] | None],
+    waits: Callable[[], bool] | None = None,
 ) -> Iterator[pa.RecordBatch]:
+    """Args: waits: as in `byte_streams.whole_lines`."""
     batches = Batches(fmt, facts.file, facts)
     number = 0
-    for lines in byte_streams.text_lines(stream, fmt.encoding, fmt.longest_record):
+    for lines in byte_streams.text_lines(stream, fmt.encoding, fmt.longest_record, waits):
         for line in lines:
             number += 1
             stripped = line.strip()
@@ -280,7 +270,7 @@ def record_of(
         values = values if stored else None
     elif fmt.format == "csv":
         names = list(columns) if header is None else header
-        records = CsvRecords(fmt.delimiter, len(names))
+        records = CsvRecords(fmt.dialect, len(names))
         found = list(records.feed(raw.splitlines(keepends=True), last=True))
         if len(found) == 1 and found[0][2]:
             row = found[0][2]
@@ -310,6 +300,25 @@ def _microseconds(text: str | None) -> str | None:
     return str((moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
 
 
+def read_text(
+    fmt: Format, path: str, raw: io.BufferedReader, facts: FileFacts
+) -> Iterator[pa.RecordBatch]:
+    """The records of a file of text, compressed or not."""
+    stream, codec = decompressed(path, raw)  # type: ignore[arg-type]
+
+    def waits() -> bool:
+        assert fmt.partial_since is not None
+        facts.waiting = int(facts_of(path)[1] > fmt.partial_since)
+        return bool(facts.waiting)
+
+    # (What is compressed ends whole.)
+    asked = None if fmt.partial_since is None or codec is not None else waits
+    if fmt.format == "csv":
+        return read_csv(fmt, stream, facts, asked)
+    values_of = json_values if fmt.format == "jsonl" else log_values
+    return read_lines(fmt, stream, facts, values_of, asked)
+
+
 def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     """All records of one file.
 
@@ -323,12 +332,7 @@ def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBat
             if fmt.format == "parquet":
                 batches = read_parquet(fmt, path, facts)
             else:
-                stream = byte_streams.decompressed(path, io.BufferedReader(hashing, 1 << 20))  # type: ignore[arg-type]
-                if fmt.format == "csv":
-                    batches = read_csv(fmt, stream, facts)
-                else:
-                    values_of = json_values if fmt.format == "jsonl" else log_values
-                    batches = read_lines(fmt, stream, facts, values_of)
+                batches = read_text(fmt, path, io.BufferedReader(hashing, 1 << 20), facts)  # type: ignore[type-var]
             for batch in batches:
                 facts.look_at(batch)
                 yield batch
@@ -337,7 +341,16 @@ def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBat
             facts.size, facts.sha256 = hashing.size, hashing.digest.hexdigest()
     except Unusable as error:
         facts.error = str(error)
-    except (OSError, EOFError, UnicodeError, LookupError, pa.ArrowException) as error:
+    except (
+        OSError,
+        EOFError,
+        UnicodeError,
+        LookupError,
+        lzma.LZMAError,
+        zlib.error,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
         facts.error = (
             f"{path} cannot be read as {fmt.format} ({type(error).__name__}: {error}). Deliver it "
             "again whole, or correct [source] format and encoding"

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from jobs.core.source_file import LINKS, NULL_VALUES, field_of
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import Block
+from jobs.reading.csv_dialect import Dialect
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
@@ -66,6 +67,9 @@ class Format:
     """Our column -> the log's column."""
     delimiter: str = ","
     header: bool = True
+    quote: str = '"'
+    escape: str = ""
+    comment: str = ""
     null_values: frozenset[str] = frozenset(NULL_VALUES)
     null_ids: frozenset[str] = frozenset()
     """More texts that mean nothing in `user_id` and `item_id`."""
@@ -75,6 +79,14 @@ class Format:
     longest_text: int = LONGEST_TEXT
     privacy: Privacy | None = None
     """Whose lines are passed over, and whether ids are hashed."""
+    partial_since: int | None = None
+    """Of a file that was modified after this (ms since 1970), a last line without an end waits;
+    None: it is read as it stands."""
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """Of CSV files."""
+        return Dialect(self.delimiter, self.quote, self.escape, self.comment)
 
     def nulls_of(self, ours: str) -> frozenset[str]:
         """The texts that mean nothing in a column of ours."""
@@ -102,6 +114,12 @@ class FileFacts:
     """Those of `user_id` and `item_id` in which an id ends in `.0`."""
     forgotten: int = 0
     """Lines of forgotten people, which were skipped."""
+    waiting: int = 0
+    """Last lines that have no end yet, and were not read."""
+    swallowed: int = 0
+    """Records in whose quotes lines lie that look like records."""
+    first_swallowed: int | None = None
+    """The line of the first of them."""
     bytes: int = 0
     """As the landing was listed, before the file was read; so is `modified_ms`."""
     modified_ms: int = 0
@@ -119,6 +137,11 @@ class FileFacts:
         self.too_long += count
         if self.first_too_long is None:
             self.first_too_long = line
+
+    def add_swallowed(self, line: int) -> None:
+        self.swallowed += 1
+        if self.first_swallowed is None:
+            self.first_swallowed = line
 
     def look_at(self, batch: pa.RecordBatch) -> None:
         """Take note of ids that may be numbers which went through floating point."""
@@ -218,7 +241,7 @@ class Batches:
         )
 
     def block(
-        self, first: int, block: Block, delimiter: str, count: int, places: dict[str, int]
+        self, first: int, block: Block, count: int, places: dict[str, int]
     ) -> pa.RecordBatch | None:
         """A block's records, one a line, as `add` would make them; None: a line is not one record.
 
@@ -232,7 +255,7 @@ class Batches:
         if pc.max(pc.binary_length(lines)).as_py() > self.fmt.longest_text:
             return None
         try:
-            fields, good = fields_of_lines(lines, delimiter, count, places.values())
+            fields, good = fields_of_lines(lines, self.fmt.dialect, count, places.values())
         except (pa.ArrowException, csv.Error):
             return None
         made: dict[str, pa.Array] = {
@@ -284,7 +307,7 @@ def cut_text(text: str, fmt: Format) -> str:
 
 
 def fields_of_lines(
-    lines: pa.Array, delimiter: str, count: int, places: Iterable[int]
+    lines: pa.Array, dialect: Dialect, count: int, places: Iterable[int]
 ) -> tuple[dict[int, pa.Array], np.ndarray]:
     """Some of the `count` fields of every line; null where a line has another number of them.
 
@@ -300,14 +323,16 @@ def fields_of_lines(
         csv.Error: a line is not one record.
         ArrowInvalid: a field is no text.
     """
-    has_quote = pc.match_substring(lines, '"').to_numpy(zero_copy_only=False)
+    has_quote = np.zeros(len(lines), bool)
+    for mark in dialect.marks:
+        has_quote |= pc.match_substring(lines, mark).to_numpy(zero_copy_only=False)
     at_plain, at_quoted = np.flatnonzero(~has_quote), np.flatnonzero(has_quote)
     plain = lines.filter(pa.array(~has_quote)) if len(at_quoted) else lines
-    found, whole = byte_streams.fields(plain, delimiter, count, places)
+    found, whole = byte_streams.fields(plain, dialect.char, count, places)
     if whole.all() and not len(at_quoted):
         return found, whole
     quoted = lines.take(pa.array(at_quoted)).to_pylist()
-    rows = list(csv.reader(quoted, delimiter=delimiter, strict=True))
+    rows = list(dialect.rows(quoted))
     if len(rows) != len(quoted):
         raise csv.Error("a quoted record has more lines than one")
     fit = np.array([len(row) == count for row in rows], bool)
