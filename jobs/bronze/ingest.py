@@ -76,13 +76,17 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table, upgrade=False)
     candidate = context.candidate(EVENTS)
-    landed = landing.landing_files(context)
+    skipped: list[str] = []
+    landed = landing.landing_files(context, skipped)
     chosen, notes = chosen_files(context, landed, reload, rebuild)
+    if chosen or not landed:
+        notes += landing.skipped_files(skipped)
     if not landed:
         nothing = f"source.landing = {context.source.source.landing!r} matches no file"
         if lake.rows(FILES) == 0:
             where = os.getcwd()
-            raise SourceError(f"{nothing} (from {where}): correct it, or put the log there")
+            left = "".join(f"; {note}" for note in landing.skipped_files(skipped))
+            raise SourceError(f"{nothing} (from {where}): correct it, or put the log there{left}")
         notes.append(f"{nothing} this time: nothing was read")
     facts: list[FileFacts] = []
     if chosen:

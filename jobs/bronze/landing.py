@@ -25,7 +25,7 @@ from jobs.core.source_file import NULL_IDS, Source, field_of
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
-from jobs.lake.landed import landed
+from jobs.lake.landed import landed, refuse_tables
 from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.readers import reader
 from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
@@ -46,16 +46,39 @@ TASKS_FACTS = "facts"  # a folder: of each task, the facts of its files
 FACTS = "files.json"  # all of them
 NULL_IDS_PROPERTY = "sessionmill.null_ids"
 LINE_BYTES = 64  # about: only to guess how many lines a file has
+SKIPPED_NAMES = 5
+TYPED = ("parquet", "orc", "avro")
+"""Formats whose columns have types, and which tables are made of."""
 FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 
 
 # -- which files ----------------------------------------------------------------------------------
 
 
-def landing_files(context: Context) -> list[tuple[str, int, int]]:
-    """Files of the landing: (path, bytes, modified ms)."""
+def landing_files(context: Context, skipped: list[str] | None = None) -> list[tuple[str, int, int]]:
+    """Files of the landing: (path, bytes, modified ms).
+
+    Args:
+        skipped: is told which files there are left out (`landed`).
+    """
     source = context.source
-    return landed(source.source.landing, context.day, source.sessions.lateness_days)
+    found = landed(source.source.landing, context.day, source.sessions.lateness_days, skipped)
+    if source.source.format in TYPED:
+        refuse_tables(source.source.landing, [path for path, *_ in found])
+    return found
+
+
+def skipped_files(skipped: list[str]) -> list[str]:
+    """What to say of files that were left out."""
+    if not skipped:
+        return []
+    paths = sorted(set(skipped))
+    names = ", ".join(path.rpartition("/")[2] for path in paths[:SKIPPED_NAMES])
+    more = f" and {len(paths) - SKIPPED_NAMES} more" if len(paths) > SKIPPED_NAMES else ""
+    return [
+        f"skipped {len(paths)} files of the landing that are hidden, still being written, or no logs "
+        f"by their names: {names}{more}. A file is read if source.landing names it, or its ending"
+    ]
 
 
 def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:

@@ -356,11 +356,29 @@ def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
     places = {}
     for ours, theirs in fmt.mapped.items():
         if theirs not in header:
+            if fmt.header and looks_like_data(fmt, header):
+                raise Unusable(no_header(file, header))
             raise Unusable(missing_column(file, ours, theirs, header))
         if header.count(theirs) > 1:
             raise Unusable(f"{file}: the header has the column {theirs!r} twice: rename one")
         places[ours] = header.index(theirs)
     return places
+
+
+def looks_like_data(fmt: Format, header: list[str]) -> bool:
+    """Whether a first line has none of the columns' names, and numbers or times in their place."""
+    if set(fmt.mapped.values()) & set(header):
+        return False
+    return any(re.fullmatch(r"\s*([+-]?\d+([.,]\d+)?|\d{4}-\d\d-\d\d.*)", one) for one in header)
+
+
+def no_header(file: str, first: list[str]) -> str:
+    shown = ", ".join(repr(one[:40]) for one in first[:8])
+    return (
+        f"{file} has no header: its first line looks like data ({shown}). Have the file delivered "
+        "again with the names of its columns; if no file of the log has them, set source.header = "
+        "false, and name columns by their places: _0, _1, …"
+    )
 
 
 def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> str:
