@@ -16,12 +16,12 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bronze import exposures
+from jobs.bronze import delta_source, exposures
 from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import Engine
-from jobs.core.source_file import NULL_IDS, Source, field_of
+from jobs.core.source_file import NULL_IDS, TYPED, Source, field_of
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
@@ -29,6 +29,7 @@ from jobs.lake.landed import landed, refuse_tables
 from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.readers import reader
 from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
+from jobs.reading.typed_columns import same_kind
 
 BIN_BYTES = 64 * 1024 * 1024
 LINES_OF_A_CHANGE = 20  # ours
@@ -47,8 +48,8 @@ FACTS = "files.json"  # all of them
 NULL_IDS_PROPERTY = "sessionmill.null_ids"
 LINE_BYTES = 64  # about: only to guess how many lines a file has
 SKIPPED_NAMES = 5
-TYPED = ("parquet", "orc", "avro")
-"""Formats whose columns have types, and which tables are made of."""
+WITH_COLUMNS = ("csv", "jsonl", "json", "w3c", *TYPED)
+"""Formats whose files say which columns they have."""
 FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 
 
@@ -62,6 +63,8 @@ def landing_files(context: Context, skipped: list[str] | None = None) -> list[tu
         skipped: is told which files there are left out (`landed`).
     """
     source = context.source
+    if source.source.format == "delta":
+        return delta_source.files_of(source.source.landing)
     found = landed(source.source.landing, context.day, source.sessions.lateness_days, skipped)
     if source.source.format in TYPED:
         refuse_tables(source.source.landing, [path for path, *_ in found])
@@ -261,7 +264,7 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
     source = context.source
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
     before = next((one for one in ledger["columns"].to_pylist() if one), None)
-    if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
+    if before is not None and source.source.format in WITH_COLUMNS:
         known = dict(before)
         for one in facts:
             there = one.columns
@@ -275,13 +278,13 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
                         f"{one.lines} lines, earlier files had it. Have the log delivered again "
                         "with it, or take it out of the source file"
                     )
-                elif there.get(theirs, known.get(theirs)) != known.get(theirs):
+                elif theirs in known and not same_kind(known[theirs], there.get(theirs, "null")):
                     complaints.append(
                         f"{one.file}: column {theirs!r} ({field_of(ours)}) is {there[theirs]}, in "
                         f"earlier files it was {known[theirs]}. Write it as before, or load the "
                         "log as a new source"
                     )
-            new = sorted(set(there) - set(known))
+            new = sorted(set(there) - set(known) - set(source.mapped().values()))
             if new and source.source.on_new_column == "fail":
                 complaints.append(
                     f"{one.file}: new column {new[0]!r}, and source.on_new_column = 'fail'. "

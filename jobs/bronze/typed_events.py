@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from expectations import feedback_rule
 from expectations.events import FIRST_US, LAST_US
 from jobs.core.lateness import is_late
-from jobs.core.source_file import LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
+from jobs.core.source_file import LINKS, NUMERIC_UNITS, TYPED, FeedbackPart, Source, TimePart
 from jobs.reading.records import CUT, LONGEST_TEXT
 
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
@@ -148,7 +148,7 @@ def typed_events(
     mapped = source.mapped()
     text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
     lines = records.withColumnsRenamed(text)
-    clock = F.col("clock") if source.source.format == "parquet" else F.lit(None)
+    clock = F.col("clock") if source.source.format in TYPED else F.lit(None)
     number = with_point(F.col("_value"), source.source.decimal).try_cast("double")
     finite = ~F.isnan(number) & (F.abs(number) != F.lit(float("inf")))
     whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
@@ -169,7 +169,7 @@ def typed_events(
         .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
         .when(native, "missing_event_id")
     )
-    if source.source.format == "parquet" or source.privacy.hash_user_id:
+    if source.source.format in TYPED or source.privacy.hash_user_id:
         log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
         raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
         raw = cut_text(raw)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
 )  # fmt: skip
+TYPED = ("parquet", "orc", "avro", "delta")
+"""Formats whose columns have types; their rows have no text of their own."""
 LOG_COLUMNS = {
     "combined_log": COMBINED_LOG_COLUMNS,
     "vhost_combined": ("vhost", "port", *COMBINED_LOG_COLUMNS),
@@ -78,9 +80,15 @@ class SourcePart(Part):
     landing: str = Field(min_length=1)
     """The files of the log, as a glob. `{day}` stands for a date, `{day:%Y/%m/%d}` for one in
     another form."""
-    format: Literal["csv", "jsonl", "parquet", "combined_log", "vhost_combined"]
-    """How the files are written. `combined_log` is the access log of web servers; with
-    `vhost_combined` each of its lines begins with the server's name and port."""
+    format: Literal[
+        "csv", "jsonl", "json", "parquet", "orc", "avro", "delta", "combined_log", "vhost_combined",
+        "w3c",
+    ]  # fmt: skip
+    """How the files are written. `jsonl` has an object in each line; `json` has objects over many
+    lines, in arrays or one after another. `combined_log` is the access log of web servers; with
+    `vhost_combined` each of its lines begins with the server's name and port. `w3c` is the extended
+    log of IIS and CloudFront, whose columns stand in lines of `#Fields`. With `delta`, `landing` is
+    the folder of a Delta table: rows that were added since the last run are read."""
     delimiter: str = Field(default=",", min_length=1)
     """Separates the columns of a CSV file."""
     quote: str = Field(default='"', max_length=1)

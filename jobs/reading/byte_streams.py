@@ -87,6 +87,17 @@ def _without_open_line(rest: AnyStr, waits: Waits) -> AnyStr:
     return rest[:cut] if rest[cut:].strip() and waits() else rest
 
 
+def text_of(stream: BinaryIO, encoding: str) -> io.TextIOWrapper:
+    """A stream as text, its byte-order mark dropped; bytes that are no text stay as surrogates."""
+    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+    return io.TextIOWrapper(
+        io.BufferedReader(stream, 1 << 20),  # type: ignore[type-var]
+        encoding=codec,
+        errors="surrogateescape",
+        newline="",
+    )
+
+
 def text_lines(
     stream: BinaryIO, encoding: str, most: int | None = None, waits: Waits | None = None
 ) -> Iterator[list[str]]:
@@ -96,13 +107,7 @@ def text_lines(
         most: as in `shortened`, in characters.
         waits: as in `whole_lines`.
     """
-    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    text = io.TextIOWrapper(
-        io.BufferedReader(stream, 1 << 20),  # type: ignore[type-var]
-        encoding=codec,
-        errors="surrogateescape",
-        newline="",
-    )
+    text = text_of(stream, encoding)
     parts = iter(lambda: text.read(BLOCK_BYTES), "")
     for lines in whole_lines(shortened(parts, most), waits):
         yield io.StringIO(lines, newline="").readlines()

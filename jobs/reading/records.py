@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
 
 SCALARS = (
-    "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
-    "tie_break", *LINKS,
+    "user_id", "item_id", "event_ts", "event_ts_2", "event_type", "source_session_id", "value",
+    "event_id", "tie_break", *LINKS,
 )  # fmt: skip
 IDS = ("user_id", "item_id")
 RECORD_SCHEMA = pa.schema(
@@ -173,11 +173,14 @@ class Batches:
         """Whether it is time to drain: many records, or long ones."""
         return len(self) >= byte_streams.BATCH_LINES or self.chars > self.fmt.longest_record
 
-    def add(self, line: int, raw: str, values: dict[str, Any] | None) -> None:
+    def add(
+        self, line: int, raw: str, values: dict[str, Any] | None, clock: str | None = None
+    ) -> None:
         """One record; `values` is None where the line is none."""
         columns = self.columns
         self.chars += len(raw)
-        if len(raw) > self.fmt.longest_text:  # (no text of a record is longer than the record)
+        # (No text of a record is longer than the record; what has types has no text of its own.)
+        if len(raw) > self.fmt.longest_text or not raw:
             if too_long(self.fmt, raw, values):
                 self.facts.add_too_long(line)
                 values = None
@@ -187,7 +190,7 @@ class Batches:
             value = values.get(name) if values else None
             columns[name].append(None if value in self.nulls[name] else value)
         columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
-        columns["clock"].append(None)
+        columns["clock"].append(clock)
         columns["raw"].append(raw)
         columns["line"].append(line)
 
@@ -292,7 +295,8 @@ def too_long(fmt: Format, raw: str, values: dict[str, Any] | None) -> bool:
     if len(raw) > fmt.longest_record:
         return True
     for value in (values or {}).values():
-        if sum(map(len, value if isinstance(value, list) else [value or ""])) > fmt.longest_text:
+        texts = value if isinstance(value, list) else [value]
+        if sum(len(one or "") for one in texts) > fmt.longest_text:
             return True
     return False
 
