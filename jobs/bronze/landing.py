@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -21,7 +22,7 @@ from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import Engine
-from jobs.core.source_file import NULL_IDS, TYPED, Source, field_of
+from jobs.core.source_file import NULL_IDS, NUMERIC_UNITS, TYPED, Source, field_of
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
@@ -47,6 +48,7 @@ TASKS_FACTS = "facts"  # a folder: of each task, the facts of its files
 FACTS = "files.json"  # all of them
 NULL_IDS_PROPERTY = "sessionmill.null_ids"
 LINE_BYTES = 64  # about: only to guess how many lines a file has
+MIXED_SHARE = 1 / 20  # of a file's times
 SKIPPED_NAMES = 5
 WITH_COLUMNS = ("csv", "jsonl", "json", "w3c", *TYPED)
 """Formats whose files say which columns they have."""
@@ -122,7 +124,7 @@ def file_format(source: Source) -> Format:
         delimiter=source.source.delimiter, header=source.source.header,
         quote=source.source.quote, escape=source.source.escape, comment=source.source.comment,
         null_values=source.source.nulls(), encoding=source.source.encoding,
-        list_separator=source.source.list_separator,
+        list_separator=source.source.list_separator, unit=source.time.numeric_unit,
     )  # fmt: skip
 
 
@@ -250,6 +252,43 @@ def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) ->
                 )
 
 
+def mixed_units(source: Source, facts: list[FileFacts]) -> Iterator[str]:
+    """Files in which a share of the times is a factor of 1,000 or more away from the others', or from
+    those of the other files: times of one log are of one unit, and would be decades away."""
+    unit = source.time.numeric_unit
+    if unit is None or not any(one.units.get(unit) for one in facts):
+        return
+    for one in facts:
+        total = sum(one.units.values())
+        for other, count in one.units.items():
+            if other != unit and count >= MIXED_SHARE * total:
+                both = (
+                    f", or set time.unit = [{unit!r}, {other!r}]: the size of a number tells then"
+                )
+                yield (
+                    f"{one.file}: {count} of its {total} times seem to be in {other}, and time.unit = "
+                    f"{unit!r}: the first is in line {one.first_of[other]}. Have the log delivered in "
+                    f"one unit{both if other in NUMERIC_UNITS else ''}"
+                )
+
+
+def known_columns(files: list[Any]) -> dict[str, str]:
+    """The columns of the newest file that has some; the type of one that was all null is that of an
+    older file.
+
+    Args:
+        files: the columns of each file, the newest first.
+    """
+    known: dict[str, str] = {}
+    for columns in map(dict, filter(None, files)):
+        known = known or columns
+        lacking = [name for name, kind in known.items() if kind == "null"]
+        if not lacking:
+            break
+        known |= {name: columns[name] for name in lacking if name in columns}
+    return known
+
+
 def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
     """Stop before anything is written when a file is not what was promised.
 
@@ -260,12 +299,12 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
         SchemaError: with every file's complaint: column, file, sample value, remedy.
     """
     complaints = [one.error for one in facts if one.error]
+    complaints += mixed_units(context.source, facts)
     complaints += changed_types(context, facts, lines)
     source = context.source
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
-    before = next((one for one in ledger["columns"].to_pylist() if one), None)
-    if before is not None and source.source.format in WITH_COLUMNS:
-        known = dict(before)
+    known = known_columns(ledger["columns"].to_pylist())
+    if known and source.source.format in WITH_COLUMNS:
         for one in facts:
             there = one.columns
             if not one.lines or one.error:

@@ -144,6 +144,8 @@ def value_of(fmt: Format, row: dict[str, Any], columns: dict[str, str], ours: st
     header = row["file_columns"]
     line = record_of(literal, row["raw"] or "", row["file"], row["line"], columns, header)
     text: str | None = line.get(ours)
+    if ours == "event_ts" and text and line.get("event_ts_2"):
+        return f"{text} {line['event_ts_2']}"
     return text
 
 
@@ -167,7 +169,7 @@ def of_column(context: Context, ours: str, value: str | None, there: str) -> str
         return f"{this}, which means nothing (source.null_values). Name another column of: {there}"
     if ours == "event_ts":
         looks = next((unit for form, unit in UNITS if re.fullmatch(form, value.strip())), None)
-        looks = None if looks == source.time.unit else looks
+        looks = None if looks in source.time.units else looks
         hint = f"it looks like time.unit = {looks!r}" if looks else "correct time.unit"
         return (
             f"{this}, which is no time of time.unit = {source.time.unit!r} (zone "

@@ -25,6 +25,10 @@ HASHED = (
 )  # fmt: skip
 
 
+YEARS_OF_LOGS = (1985, 2100)
+"""Ours: of several numeric units, a number is of the one in which it lies in these years."""
+
+
 def local_to_utc(local: Column, zone: str) -> Column:
     """A time without a zone, read in `zone`, as a UTC timestamp.
 
@@ -81,14 +85,29 @@ def event_time(text: Column, clock: Column, time: TimePart) -> Column:
 
 
 def _any_time(text: Column, time: TimePart) -> Column:
-    if time.unit == "iso8601":
-        return iso_time(text, time.zone)
-    if time.unit in NUMERIC_UNITS:
-        return number_time(text, time.unit)
-    parsed = F.try_to_timestamp(text, F.lit(time.unit))
-    if time.pattern_has_zone:
+    """The first of the units that the text fits."""
+    several = sum(unit in NUMERIC_UNITS for unit in time.units) > 1
+    return F.coalesce(*(_time_of_unit(text, unit, time.zone, several) for unit in time.units))
+
+
+def _time_of_unit(text: Column, unit: str, zone: str, several: bool) -> Column:
+    """Args: several: whether other units are numbers, too, so that a number's size tells them
+    apart."""
+    if unit == "iso8601":
+        return iso_time(text, zone)
+    if unit in NUMERIC_UNITS:
+        parsed = number_time(text, unit)
+        return F.when(F.year(parsed).between(*YEARS_OF_LOGS), parsed) if several else parsed
+    parsed = F.try_to_timestamp(text, F.lit(unit))
+    if TimePart.pattern_has_zone(unit):
         return parsed
-    return local_to_utc(parsed.cast("timestamp_ntz"), time.zone)
+    return local_to_utc(parsed.cast("timestamp_ntz"), zone)
+
+
+def with_offset(moment: Column, text: Column, unit: str) -> Column:
+    """A time and a number of `unit` after it; null where that is no time."""
+    us = F.unix_micros(moment) + F.unix_micros(number_time(text, unit))
+    return F.when(us.between(FIRST_US, LAST_US), F.timestamp_micros(us))
 
 
 def with_point(text: Column, decimal: str) -> Column:
@@ -100,10 +119,17 @@ def with_point(text: Column, decimal: str) -> Column:
     return F.when(number, F.translate(F.trim(text), ",.", "."))
 
 
-def _time_text(source: Source) -> Column:
-    """The text of the time; a number with a decimal point."""
-    text = F.col("_event_ts")
-    return with_point(text, source.source.decimal) if source.time.unit in NUMERIC_UNITS else text
+def line_time(source: Source, clock: Column) -> Column:
+    """The time of a line, of one column or of two."""
+    time, decimal = source.time, source.source.decimal
+    text, more = F.col("_event_ts"), F.col("event_ts_2")
+    if decimal != "." and set(time.units) & set(NUMERIC_UNITS):
+        text = F.coalesce(with_point(text, decimal), text)
+    if "event_ts_2" not in source.mapped():
+        return event_time(text, clock, time)
+    if time.offset is None:
+        return event_time(F.concat(text, F.lit(" "), more), clock, time)
+    return with_offset(event_time(text, clock, time), with_point(more, decimal), time.offset)
 
 
 def feedback_of(feedback: FeedbackPart) -> Column:
@@ -154,7 +180,7 @@ def typed_events(
     whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
     lines = lines.withColumns(
         {
-            "event_ts": event_time(_time_text(source), clock, source.time),
+            "event_ts": line_time(source, clock),
             "value": F.when(finite, number + F.lit(0.0)),
             "tie_break": whole.try_cast("bigint"),
         }
@@ -184,7 +210,7 @@ def typed_events(
             "row_hash" if "event_id" in mapped else "event_id": row_hash(mapped),
             "feedback": feedback_of(source.feedback),
         }
-    ).drop("_event_ts", "_value", "_tie_break", "clock", "kind")
+    ).drop("_event_ts", "event_ts_2", "_value", "_tie_break", "clock", "kind")
     if source.exposures is not None:
         lines = lines.withColumn("link", link_of([F.col(n) for n in source.exposures.mapped()]))
     return lines.drop(*LINKS)

@@ -151,8 +151,9 @@ class ColumnsPart(Part):
     """Who acted."""
     item_id: ColumnName
     """On which item."""
-    event_ts: ColumnName
-    """When; how it is written is said under `[time]`."""
+    event_ts: ColumnName | Annotated[list[ColumnName], Field(min_length=2, max_length=2)]
+    """When; how it is written is said under `[time]`. Of two columns, such as `["date", "time"]`,
+    the texts are joined by a blank, or the second is a number to be added (`[time] offset`)."""
     event_type: ColumnName | None = None
     """What kind of event it is, such as `view` or `purchase`; read by `[feedback]`."""
     source_session_id: ColumnName | None = None
@@ -167,8 +168,15 @@ class ColumnsPart(Part):
     """A whole number that orders events of one user and time."""
 
     def mapped(self) -> dict[str, str]:
-        """Our name -> the log's name, for the columns that are mapped."""
-        return {ours: theirs for ours, theirs in self if theirs is not None}
+        """Our name -> the log's name, for the columns that are mapped; `event_ts_2` is the second
+        of two columns of the time."""
+        found: dict[str, str] = {}
+        for ours, theirs in self:
+            if isinstance(theirs, list):
+                found |= {ours: theirs[0], f"{ours}_2": theirs[1]}
+            elif theirs is not None:
+                found[ours] = theirs
+        return found
 
 
 def _zone(value: object) -> object:
@@ -180,6 +188,10 @@ def _zone(value: object) -> object:
 
 
 def _unit(value: object) -> object:
+    if isinstance(value, list):
+        if not value or len(set(map(str, value))) < len(value):
+            raise ValueError("write one or more units, each once")
+        return [_unit(one) for one in value]
     if isinstance(value, str) and value not in NUMERIC_UNITS and value != "iso8601":
         if not re.search("[yu]", value) or not re.search("[dD]", value):
             raise ValueError(
@@ -205,17 +217,31 @@ def _unit(value: object) -> object:
 class TimePart(Part):
     """How the log writes time."""
 
-    unit: Annotated[str, BeforeValidator(_unit)] = "iso8601"
+    unit: Annotated[str | list[str], BeforeValidator(_unit)] = "iso8601"
     """`s`, `ms` or `us`: a number since 1970. `iso8601`: YYYY-MM-DD, then nothing, or T or a blank
     and HH:MM, HH:MM:SS or HH:MM:SS.fff, then nothing, Z, or an offset such as +02:00. Otherwise a
-    pattern such as `yyyy-MM-dd HH:mm:ss`. The default of a `combined_log` is
-    `dd/MMM/yyyy:HH:mm:ss Z`."""
+    pattern such as `yyyy-MM-dd HH:mm:ss`. Of a list of units, a time is read by the first that
+    it fits; a number fits one of several numeric units if it lies in the years 1985 to 2100. The
+    default of web servers' logs is `dd/MMM/yyyy:HH:mm:ss Z`."""
+    offset: Literal["s", "ms", "us"] | None = None
+    """Where `event_ts` names two columns: the unit of the second, a number that is added to the
+    time in the first."""
     zone: Annotated[str, BeforeValidator(_zone)] = "UTC"
     """Time zone of times that are written without one. Numbers since 1970 are UTC by definition."""
 
     @property
-    def pattern_has_zone(self) -> bool:
-        return bool(re.search("[XxZzVO]", re.sub(r"'[^']*'", "", self.unit)))
+    def units(self) -> list[str]:
+        return [self.unit] if isinstance(self.unit, str) else self.unit
+
+    @property
+    def numeric_unit(self) -> str | None:
+        """The unit in which all times are numbers, if there is one."""
+        one = self.units[0]
+        return one if len(self.units) == 1 and one in NUMERIC_UNITS else None
+
+    @staticmethod
+    def pattern_has_zone(unit: str) -> bool:
+        return bool(re.search("[XxZzVO]", re.sub(r"'[^']*'", "", unit)))
 
 
 class FeedbackPart(Part):
@@ -383,6 +409,8 @@ class ExposuresPart(Part):
 
 def field_of(ours: str) -> str:
     """The field of a source file that maps this column of ours."""
+    if ours == "event_ts_2":
+        return "columns.event_ts"
     return "exposures.match" if ours in LINKS else f"columns.{ours}"
 
 
@@ -597,6 +625,7 @@ class Source(Part):
                 "shown: leave one of them out"
             )
         self._category_is_one_of_the_catalogue()
+        self._times_are_of_one_form()
         if known := LOG_COLUMNS.get(self.source.format):
             for ours, theirs in self.mapped().items():
                 if theirs not in known:
@@ -611,6 +640,20 @@ class Source(Part):
                         f"{field_of(ours)} = {theirs!r}: without a header columns are named _0, _1, …"
                     )
         return self
+
+    def _times_are_of_one_form(self) -> None:
+        two, time = isinstance(self.columns.event_ts, list), self.time
+        if time.offset and not two:
+            raise ValueError(
+                f"time.offset = {time.offset!r} is the unit of a second column: name two under "
+                "columns.event_ts, or leave it out"
+            )
+        number = next((one for one in time.units if one in NUMERIC_UNITS), None)
+        if two and number and not time.offset:
+            raise ValueError(
+                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is no "
+                f"number of time.unit = {number!r}: set time.offset, or a pattern for both"
+            )
 
     def _category_is_one_of_the_catalogue(self) -> None:
         category = self.serving.category

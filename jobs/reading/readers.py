@@ -212,6 +212,8 @@ def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBat
                 batches = read_text(fmt, path, stream, facts)
             for batch in batches:
                 facts.look_at(batch)
+                if fmt.unit is not None:
+                    facts.count_units(batch)
                 yield batch
             while hashing.read(1 << 20):
                 pass

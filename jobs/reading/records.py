@@ -54,6 +54,8 @@ LONGEST_TEXT = 1024 * 1024
 """Characters of the text of a mapped column, and of a rejected line as it is stored. parquet-java
 looks at how much it holds after each 100 rows: at this length that is 100 to 400 MiB. No id is so
 long: a record with a longer text in a mapped column is `unparsable`."""
+DIGITS = {"s": (9, 10), "ms": (12, 13), "us": (15, 16), "ns": (18, 19)}
+"""How many digits a time of 1973 to 2286 has, by its unit."""
 CUT = " … [cut: "
 """Stands in a stored line after its first `LONGEST_TEXT` characters, before how long it was."""
 
@@ -79,6 +81,8 @@ class Format:
     longest_text: int = LONGEST_TEXT
     privacy: Privacy | None = None
     """Whose lines are passed over, and whether ids are hashed."""
+    unit: str | None = None
+    """The unit of times that are numbers, where there is one."""
     partial_since: int | None = None
     """Of a file that was modified after this (ms since 1970), a last line without an end waits;
     None: it is read as it stands."""
@@ -114,6 +118,10 @@ class FileFacts:
     """Those of `user_id` and `item_id` in which an id ends in `.0`."""
     forgotten: int = 0
     """Lines of forgotten people, which were skipped."""
+    units: dict[str, int] = field(default_factory=dict)
+    """How many times are numbers that are of this century in a unit."""
+    first_of: dict[str, int] = field(default_factory=dict)
+    """The line of the first of each unit."""
     waiting: int = 0
     """Last lines that have no end yet, and were not read."""
     swallowed: int = 0
@@ -142,6 +150,25 @@ class FileFacts:
         self.swallowed += 1
         if self.first_swallowed is None:
             self.first_swallowed = line
+
+    def count_units(self, batch: pa.RecordBatch) -> None:
+        """Take note of the units that numbers since 1970 seem to be of, by their digits."""
+        if batch["clock"].null_count < batch.num_rows:
+            return
+        texts = pc.utf8_trim_whitespace(batch["event_ts"])
+        whole = pc.utf8_is_decimal(texts)
+        if not pc.all(whole, min_count=0).as_py():
+            number = pc.match_substring_regex(texts, r"^\d+\.\d*$")
+            point = pc.find_substring(texts, ".")
+            digits = pc.if_else(whole, pc.utf8_length(texts), pc.if_else(number, point, 0))
+        else:
+            digits = pc.utf8_length(texts)
+        known = np.asarray(pc.fill_null(digits, 0).to_numpy(zero_copy_only=False))
+        for unit, lengths in DIGITS.items():
+            there = np.flatnonzero(np.isin(known, lengths))
+            if len(there):
+                self.units[unit] = self.units.get(unit, 0) + len(there)
+                self.first_of.setdefault(unit, batch["line"][int(there[0])].as_py())
 
     def look_at(self, batch: pa.RecordBatch) -> None:
         """Take note of ids that may be numbers which went through floating point."""
