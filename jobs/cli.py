@@ -339,7 +339,9 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
     done = (
         f"read {result.read:,} lines, {result.events_new:,} new events, "
-        f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}; "
+        f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}"
+        + (f", {result.waiting:,} waiting" if result.waiting else "")
+        + "; "
         f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
         f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
         f"{result.runaways:,} runaway. {tables or 'nothing published'}."

@@ -76,13 +76,17 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table, upgrade=False)
     candidate = context.candidate(EVENTS)
-    landed = landing.landing_files(context)
+    skipped: list[str] = []
+    landed = landing.landing_files(context, skipped)
     chosen, notes = chosen_files(context, landed, reload, rebuild)
+    if chosen or not landed:
+        notes += landing.skipped_files(skipped)
     if not landed:
         nothing = f"source.landing = {context.source.source.landing!r} matches no file"
         if lake.rows(FILES) == 0:
             where = os.getcwd()
-            raise SourceError(f"{nothing} (from {where}): correct it, or put the log there")
+            left = "".join(f"; {note}" for note in landing.skipped_files(skipped))
+            raise SourceError(f"{nothing} (from {where}): correct it, or put the log there{left}")
         notes.append(f"{nothing} this time: nothing was read")
     facts: list[FileFacts] = []
     if chosen:
@@ -97,7 +101,10 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     manifest = IngestManifest(
         plan=idle("ingest"),
         base={table.full_name: version_of(context, table) for table in (EVENTS, REJECTS, FILES)},
-        empty=not facts, counts=Counts(read=sum(one.lines for one in facts)),
+        empty=not facts,
+        counts=Counts(
+            read=sum(one.lines for one in facts), waiting=sum(one.waiting for one in facts)
+        ),
         files=[one.file for one in facts], notes=notes, reload=reload,
     )  # fmt: skip
     if facts:
@@ -108,6 +115,8 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         context.enter(manifest.plan.engine)
         notes += landing.strange_times(context, candidate)
         notes += landing.too_long(facts)
+        notes += landing.swallowed(context, facts)
+        notes += landing.waiting(context, facts)
         if passed := sum(one.forgotten for one in facts):
             notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
@@ -409,7 +418,7 @@ def publish_ledger(context: Context, candidate: Candidate) -> None:
     lake = context.lake
     rows = [
         (one.file, one.bytes, one.modified_ms, one.sha256, one.lines, list(one.columns.items()),
-         context.started, context.batch)
+         context.started, context.batch, one.waiting or None)
         for one in landing.facts_read(candidate)
     ]  # fmt: skip
     lake.put_small(FILES, rows)

@@ -11,26 +11,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bronze import exposures
+from jobs.bronze import delta_source, exposures
 from jobs.bronze.typed_arrow import Typer, Typing
 from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import Engine
-from jobs.core.source_file import NULL_IDS, Source, field_of
+from jobs.core.source_file import NULL_IDS, NUMERIC_UNITS, TYPED, Source, field_of
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import features, filesystem, time_slices
 from jobs.lake.context import Candidate, Context
-from jobs.lake.landed import landed
+from jobs.lake.landed import landed, refuse_tables
 from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.readers import reader
 from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
+from jobs.reading.typed_columns import same_kind
 
 BIN_BYTES = 64 * 1024 * 1024
 LINES_OF_A_CHANGE = 20  # ours
@@ -49,23 +51,70 @@ TASKS_FACTS = "facts"  # a folder: of each task, the facts of its files
 FACTS = "files.json"  # all of them
 NULL_IDS_PROPERTY = "sessionmill.null_ids"
 LINE_BYTES = 64  # about: only to guess how many lines a file has
+MIXED_SHARE = 1 / 20  # of a file's times
+SKIPPED_NAMES = 5
+WITH_COLUMNS = ("csv", "jsonl", "json", "w3c", *TYPED)
+"""Formats whose files say which columns they have."""
 FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
 
 
 # -- which files ----------------------------------------------------------------------------------
 
 
-def landing_files(context: Context) -> list[tuple[str, int, int]]:
-    """Files of the landing: (path, bytes, modified ms)."""
+def landing_files(context: Context, skipped: list[str] | None = None) -> list[tuple[str, int, int]]:
+    """Files of the landing: (path, bytes, modified ms).
+
+    Args:
+        skipped: is told which files there are left out (`landed`).
+    """
     source = context.source
-    return landed(source.source.landing, context.day, source.sessions.lateness_days)
+    if source.source.format == "delta":
+        return delta_source.files_of(source.source.landing)
+    found = landed(source.source.landing, context.day, source.sessions.lateness_days, skipped)
+    if source.source.format in TYPED:
+        refuse_tables(source.source.landing, [path for path, *_ in found])
+    return found
+
+
+def skipped_files(skipped: list[str]) -> list[str]:
+    """What to say of files that were left out."""
+    if not skipped:
+        return []
+    paths = sorted(set(skipped))
+    names = ", ".join(path.rpartition("/")[2] for path in paths[:SKIPPED_NAMES])
+    more = f" and {len(paths) - SKIPPED_NAMES} more" if len(paths) > SKIPPED_NAMES else ""
+    return [
+        f"skipped {len(paths)} files of the landing that are hidden, still being written, or no logs "
+        f"by their names: {names}{more}. A file is read if source.landing names it, or its ending"
+    ]
 
 
 def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """The files that the ledger does not know as they are now."""
-    ledger = context.lake.small(FILES).select(["file", "size", "modified_ms"]).to_pylist()
-    known = {row["file"]: (row["size"], row["modified_ms"]) for row in ledger}
-    return [file for file in landed if known.get(file[0]) != file[1:]]
+    """The files that the ledger does not know as they are now, and those whose last line has
+    waited long enough for its end."""
+    ledger = context.lake.small(FILES)
+    named = [
+        one for one in ("file", "size", "modified_ms", "waiting") if one in ledger.column_names
+    ]
+    known, open_lines = {}, set()
+    for row in ledger.select(named).to_pylist():
+        known[row["file"]] = (row["size"], row["modified_ms"])
+        if row.get("waiting"):
+            open_lines.add(row["file"])
+    since = partial_since(context)
+    return [
+        file
+        for file in landed
+        if known.get(file[0]) != file[1:]
+        or (file[0] in open_lines and (since is None or file[2] <= since))
+    ]
+
+
+def partial_since(context: Context) -> int | None:
+    """Of a file that was modified after this (ms since 1970), a last line without an end waits;
+    None: none waits."""
+    hours = context.source.landing.partial_line_hours
+    return round((context.started.timestamp() - hours * 3600) * 1000) if hours else None
 
 
 # -- what they are --------------------------------------------------------------------------------
@@ -76,8 +125,9 @@ def file_format(source: Source) -> Format:
     return Format(
         format=source.source.format, mapped=source.mapped(),
         delimiter=source.source.delimiter, header=source.source.header,
+        quote=source.source.quote, escape=source.source.escape, comment=source.source.comment,
         null_values=source.source.nulls(), encoding=source.source.encoding,
-        list_separator=source.source.list_separator,
+        list_separator=source.source.list_separator, unit=source.time.numeric_unit,
     )  # fmt: skip
 
 
@@ -85,8 +135,9 @@ def reading_format(context: Context) -> Format:
     """How ingestion reads: as the files are written, by the tables' rule for ids, without people
     who were forgotten."""
     return replace(
-        file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context)
-    )
+        file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context),
+        partial_since=partial_since(context),
+    )  # fmt: skip
 
 
 def null_ids(context: Context) -> frozenset[str]:
@@ -240,6 +291,43 @@ def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) ->
                 )
 
 
+def mixed_units(source: Source, facts: list[FileFacts]) -> Iterator[str]:
+    """Files in which a share of the times is a factor of 1,000 or more away from the others', or from
+    those of the other files: times of one log are of one unit, and would be decades away."""
+    unit = source.time.numeric_unit
+    if unit is None or not any(one.units.get(unit) for one in facts):
+        return
+    for one in facts:
+        total = sum(one.units.values())
+        for other, count in one.units.items():
+            if other != unit and count >= MIXED_SHARE * total:
+                both = (
+                    f", or set time.unit = [{unit!r}, {other!r}]: the size of a number tells then"
+                )
+                yield (
+                    f"{one.file}: {count} of its {total} times seem to be in {other}, and time.unit = "
+                    f"{unit!r}: the first is in line {one.first_of[other]}. Have the log delivered in "
+                    f"one unit{both if other in NUMERIC_UNITS else ''}"
+                )
+
+
+def known_columns(files: list[Any]) -> dict[str, str]:
+    """The columns of the newest file that has some; the type of one that was all null is that of an
+    older file.
+
+    Args:
+        files: the columns of each file, the newest first.
+    """
+    known: dict[str, str] = {}
+    for columns in map(dict, filter(None, files)):
+        known = known or columns
+        lacking = [name for name, kind in known.items() if kind == "null"]
+        if not lacking:
+            break
+        known |= {name: columns[name] for name in lacking if name in columns}
+    return known
+
+
 def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
     """Stop before anything is written when a file is not what was promised.
 
@@ -250,12 +338,12 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
         SchemaError: with every file's complaint: column, file, sample value, remedy.
     """
     complaints = [one.error for one in facts if one.error]
+    complaints += mixed_units(context.source, facts)
     complaints += changed_types(context, facts, lines)
     source = context.source
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
-    before = next((one for one in ledger["columns"].to_pylist() if one), None)
-    if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
-        known = dict(before)
+    known = known_columns(ledger["columns"].to_pylist())
+    if known and source.source.format in WITH_COLUMNS:
         for one in facts:
             there = one.columns
             if not one.lines or one.error:
@@ -268,13 +356,13 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
                         f"{one.lines} lines, earlier files had it. Have the log delivered again "
                         "with it, or take it out of the source file"
                     )
-                elif there.get(theirs, known.get(theirs)) != known.get(theirs):
+                elif theirs in known and not same_kind(known[theirs], there.get(theirs, "null")):
                     complaints.append(
                         f"{one.file}: column {theirs!r} ({field_of(ours)}) is {there[theirs]}, in "
                         f"earlier files it was {known[theirs]}. Write it as before, or load the "
                         "log as a new source"
                     )
-            new = sorted(set(there) - set(known))
+            new = sorted(set(there) - set(known) - set(source.mapped().values()))
             if new and source.source.on_new_column == "fail":
                 complaints.append(
                     f"{one.file}: new column {new[0]!r}, and source.on_new_column = 'fail'. "
@@ -296,6 +384,34 @@ def too_long(facts: list[FileFacts]) -> list[str]:
         f"unparsable: a record has at most {LONGEST_RECORD:,} characters, and a mapped column "
         f"{LONGEST_TEXT:,}. The first is line {found[0].first_too_long} of {found[0].file}. "
         "If the line should count, deliver the file again without the long text"
+    ]
+
+
+def waiting(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of last lines that have no end yet."""
+    found = [one.file for one in facts if one.waiting]
+    if not found:
+        return []
+    hours = context.source.landing.partial_line_hours
+    return [
+        f"the last line of {len(found)} files has no line end and waits, because the file may still "
+        f"be written: it is read with what follows, or once its file was not modified for {hours:g} "
+        f"hours (landing.partial_line_hours). The first is {found[0]}"
+    ]
+
+
+def swallowed(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of records in whose quotes lines lie that look like records."""
+    found = [one for one in facts if one.swallowed]
+    if not found:
+        return []
+    quote = context.source.source.quote
+    return [
+        f"{sum(one.swallowed for one in found)} records have line ends between quotes, and lines "
+        f"there that look like records of their own: the first is line {found[0].first_swallowed} of "
+        f"{found[0].file}. If {quote} encloses nothing in this log, these lines were lost: set "
+        'source.quote = "" and load the log under another source.name; what was read stays as it was '
+        "read"
     ]
 
 

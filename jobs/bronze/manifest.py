@@ -19,6 +19,8 @@ class Counts:
     events_new: int = 0
     events_replaced: int = 0
     duplicates: int = 0
+    waiting: int = 0
+    """Last lines without an end, which are not among those read."""
 
 
 @dataclass

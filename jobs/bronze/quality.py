@@ -19,10 +19,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze import landing
+from jobs.core.source_file import TYPED
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.readers import record_of
 from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
+from jobs.reading.web_logs import looks_like_vhost
 
 SHOWN_LINES, SHOWN_CHARS = 3, 200
 SHOWN_NAMES = 20
@@ -142,6 +144,8 @@ def value_of(fmt: Format, row: dict[str, Any], columns: dict[str, str], ours: st
     header = row["file_columns"]
     line = record_of(literal, row["raw"] or "", row["file"], row["line"], columns, header)
     text: str | None = line.get(ours)
+    if ours == "event_ts" and text and line.get("event_ts_2"):
+        return f"{text} {line['event_ts_2']}"
     return text
 
 
@@ -165,7 +169,7 @@ def of_column(context: Context, ours: str, value: str | None, there: str) -> str
         return f"{this}, which means nothing (source.null_values). Name another column of: {there}"
     if ours == "event_ts":
         looks = next((unit for form, unit in UNITS if re.fullmatch(form, value.strip())), None)
-        looks = None if looks == source.time.unit else looks
+        looks = None if looks in source.time.units else looks
         hint = f"it looks like time.unit = {looks!r}" if looks else "correct time.unit"
         return (
             f"{this}, which is no time of time.unit = {source.time.unit!r} (zone "
@@ -183,7 +187,7 @@ def of_unparsable(fmt: Format, rows: list[dict[str, Any]]) -> str:
             f"the lines are too long: a mapped column has at most {LONGEST_TEXT:,} characters, a "
             f"record {LONGEST_RECORD:,}. Deliver the file again without the long texts"
         )
-    if fmt.format != "parquet" and any(ESCAPED_BYTE.search(raw) for raw in raws):
+    if fmt.format not in TYPED and any(ESCAPED_BYTE.search(raw) for raw in raws):
         return (
             f"the lines have bytes that are not source.encoding = {fmt.encoding!r}: set the log's "
             "own, such as 'latin-1' or 'cp1252'"
@@ -192,10 +196,10 @@ def of_unparsable(fmt: Format, rows: list[dict[str, Any]]) -> str:
         count = len(rows[0]["file_columns"] or ())
         return (
             f"the lines are not records of {count} fields, as the first line is, with "
-            f"source.delimiter = {fmt.delimiter!r} and double quotes: correct source.delimiter or "
-            "source.format"
+            f"source.delimiter = {fmt.delimiter!r} and source.quote = {fmt.quote!r}: correct "
+            "source.delimiter, source.quote or source.format"
         )
-    if fmt.format == "jsonl":
+    if fmt.format in ("jsonl", "json"):
         nested = [
             f"columns.{ours} = {theirs!r}"
             for ours, theirs in fmt.mapped.items()
@@ -211,13 +215,22 @@ def of_unparsable(fmt: Format, rows: list[dict[str, Any]]) -> str:
                 f"{', '.join(nested)} is a list or an object in these lines, and must be one value. "
                 f"They have: {there}"
             )
+        if fmt.format == "jsonl" and any(raw.strip() in ("[", "{", "[{") for raw in raws):
+            return (
+                "the lines are parts of JSON that goes over many lines: set source.format = 'json'"
+            )
         return "the lines are not JSON objects, one a line: correct source.format"
+    if fmt.format == "combined_log" and any(map(looks_like_vhost, raws)):
+        return (
+            "the lines begin with the server's name, before the client: they look like "
+            "source.format = 'vhost_combined'"
+        )
     return f"the lines are not lines of a {fmt.format}: correct source.format"
 
 
 def named(fmt: Format, row: dict[str, Any], columns: dict[str, str]) -> list[str]:
     """The log's columns that a rejected line has: of JSON its paths."""
-    if fmt.format == "jsonl" and not (fmt.privacy is not None and fmt.privacy.hashes):
+    if fmt.format in ("jsonl", "json") and not (fmt.privacy is not None and fmt.privacy.hashes):
         return paths_of(row["raw"] or "")
     return list(row["file_columns"] or columns)
 

@@ -30,6 +30,7 @@ from jobs.bronze.typed_events import typed_events
 from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
+from jobs.core.source_file import TYPED
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
@@ -118,7 +119,7 @@ class Left:
 def by_order(fmt: Format) -> bool:
     """Whether a stored line is known by the order of its file's columns. (Where ids are hashed, it
     is kept as named columns.)"""
-    return fmt.format == "csv" and not (fmt.privacy is not None and fmt.privacy.hashes)
+    return fmt.format in ("csv", "w3c") and not (fmt.privacy is not None and fmt.privacy.hashes)
 
 
 def with_columns(context: Context, rejects: DataFrame, ledger: Ledger) -> DataFrame:
@@ -157,7 +158,7 @@ def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Left) -> Dat
     Raises:
         SchemaError: the source file names a column that a rejected line's file does not have.
     """
-    if fmt.format not in ("csv", "parquet"):
+    if fmt.format not in ("csv", "w3c", *TYPED):
         return rejects
     for row in rejects.select("file").distinct().collect():
         check_columns(fmt, ledger.columns[row["file"]], row["file"])

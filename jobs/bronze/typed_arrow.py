@@ -97,11 +97,13 @@ class Typing:
     @classmethod
     def of(cls, source: Source, oldest: date | None) -> Typing | None:
         """None: every line of this source is left to `typed_events`."""
-        made = cls(
-            frozenset(source.mapped()), source.time.unit, source.time.zone,
-            source.feedback.model_dump(), oldest,
-        )  # fmt: skip
-        return None if source.exposures is not None or made.time is None else made
+        mapped, units = frozenset(source.mapped()), source.time.units
+        several = len(units) > 1 or "event_ts_2" in mapped or source.source.decimal != "."
+        if source.exposures is not None or several:
+            return None
+        feedback = source.feedback.model_dump()
+        made = cls(mapped, units[0], source.time.zone, feedback, oldest)
+        return None if made.time is None else made
 
     @cached_property
     def schema(self) -> pa.Schema:

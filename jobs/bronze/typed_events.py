@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from expectations import feedback_rule
 from expectations.events import FIRST_US, LAST_US
 from jobs.core.lateness import is_late
-from jobs.core.source_file import LINKS, NUMERIC_UNITS, FeedbackPart, Source, TimePart
+from jobs.core.source_file import LINKS, NUMERIC_UNITS, TYPED, FeedbackPart, Source, TimePart
 from jobs.reading.records import CUT, LONGEST_TEXT
 
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
@@ -23,6 +23,10 @@ HASHED = (
     "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "tie_break",
     "exposed_with",
 )  # fmt: skip
+
+
+YEARS_OF_LOGS = (1985, 2100)
+"""Ours: of several numeric units, a number is of the one in which it lies in these years."""
 
 
 def local_to_utc(local: Column, zone: str) -> Column:
@@ -81,14 +85,51 @@ def event_time(text: Column, clock: Column, time: TimePart) -> Column:
 
 
 def _any_time(text: Column, time: TimePart) -> Column:
-    if time.unit == "iso8601":
-        return iso_time(text, time.zone)
-    if time.unit in NUMERIC_UNITS:
-        return number_time(text, time.unit)
-    parsed = F.try_to_timestamp(text, F.lit(time.unit))
-    if time.pattern_has_zone:
+    """The first of the units that the text fits."""
+    several = sum(unit in NUMERIC_UNITS for unit in time.units) > 1
+    return F.coalesce(*(_time_of_unit(text, unit, time.zone, several) for unit in time.units))
+
+
+def _time_of_unit(text: Column, unit: str, zone: str, several: bool) -> Column:
+    """Args: several: whether other units are numbers, too, so that a number's size tells them
+    apart."""
+    if unit == "iso8601":
+        return iso_time(text, zone)
+    if unit in NUMERIC_UNITS:
+        parsed = number_time(text, unit)
+        return F.when(F.year(parsed).between(*YEARS_OF_LOGS), parsed) if several else parsed
+    parsed = F.try_to_timestamp(text, F.lit(unit))
+    if TimePart.pattern_has_zone(unit):
         return parsed
-    return local_to_utc(parsed.cast("timestamp_ntz"), time.zone)
+    return local_to_utc(parsed.cast("timestamp_ntz"), zone)
+
+
+def with_offset(moment: Column, text: Column, unit: str) -> Column:
+    """A time and a number of `unit` after it; null where that is no time."""
+    us = F.unix_micros(moment) + F.unix_micros(number_time(text, unit))
+    return F.when(us.between(FIRST_US, LAST_US), F.timestamp_micros(us))
+
+
+def with_point(text: Column, decimal: str) -> Column:
+    """A number with a decimal comma as one with a point, its thousands run together; null where it
+    is not written so."""
+    if decimal == ".":
+        return text
+    number = F.trim(text).rlike(r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)?(,\d*)?([eE][+-]?\d+)?$")
+    return F.when(number, F.translate(F.trim(text), ",.", "."))
+
+
+def line_time(source: Source, clock: Column) -> Column:
+    """The time of a line, of one column or of two."""
+    time, decimal = source.time, source.source.decimal
+    text, more = F.col("_event_ts"), F.col("event_ts_2")
+    if decimal != "." and set(time.units) & set(NUMERIC_UNITS):
+        text = F.coalesce(with_point(text, decimal), text)
+    if "event_ts_2" not in source.mapped():
+        return event_time(text, clock, time)
+    if time.offset is None:
+        return event_time(F.concat(text, F.lit(" "), more), clock, time)
+    return with_offset(event_time(text, clock, time), with_point(more, decimal), time.offset)
 
 
 def feedback_of(feedback: FeedbackPart) -> Column:
@@ -133,13 +174,13 @@ def typed_events(
     mapped = source.mapped()
     text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
     lines = records.withColumnsRenamed(text)
-    clock = F.col("clock") if source.source.format == "parquet" else F.lit(None)
-    number = F.col("_value").try_cast("double")
+    clock = F.col("clock") if source.source.format in TYPED else F.lit(None)
+    number = with_point(F.col("_value"), source.source.decimal).try_cast("double")
     finite = ~F.isnan(number) & (F.abs(number) != F.lit(float("inf")))
     whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
     lines = lines.withColumns(
         {
-            "event_ts": event_time(F.col("_event_ts"), clock, source.time),
+            "event_ts": line_time(source, clock),
             "value": F.when(finite, number + F.lit(0.0)),
             "tie_break": whole.try_cast("bigint"),
         }
@@ -154,7 +195,7 @@ def typed_events(
         .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
         .when(native, "missing_event_id")
     )
-    if source.source.format == "parquet" or source.privacy.hash_user_id:
+    if source.source.format in TYPED or source.privacy.hash_user_id:
         log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
         raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
         raw = cut_text(raw)
@@ -169,7 +210,7 @@ def typed_events(
             "row_hash" if "event_id" in mapped else "event_id": row_hash(mapped),
             "feedback": feedback_of(source.feedback),
         }
-    ).drop("_event_ts", "_value", "_tie_break", "clock", "kind")
+    ).drop("_event_ts", "event_ts_2", "_value", "_tie_break", "clock", "kind")
     if source.exposures is not None:
         lines = lines.withColumn("link", link_of([F.col(n) for n in source.exposures.mapped()]))
     return lines.drop(*LINKS)

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
 )  # fmt: skip
+TYPED = ("parquet", "orc", "avro", "delta")
+"""Formats whose columns have types; their rows have no text of their own."""
+LOG_COLUMNS = {
+    "combined_log": COMBINED_LOG_COLUMNS,
+    "vhost_combined": ("vhost", "port", *COMBINED_LOG_COLUMNS),
+}
+"""The columns of web servers' logs, by format."""
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
@@ -73,10 +80,28 @@ class SourcePart(Part):
     landing: str = Field(min_length=1)
     """The files of the log, as a glob. `{day}` stands for a date, `{day:%Y/%m/%d}` for one in
     another form."""
-    format: Literal["csv", "jsonl", "parquet", "combined_log"]
-    """How the files are written. `combined_log` is the access log of web servers."""
+    format: Literal[
+        "csv", "jsonl", "json", "parquet", "orc", "avro", "delta", "combined_log", "vhost_combined",
+        "w3c",
+    ]  # fmt: skip
+    """How the files are written. `jsonl` has an object in each line; `json` has objects over many
+    lines, in arrays or one after another. `combined_log` is the access log of web servers; with
+    `vhost_combined` each of its lines begins with the server's name and port. `w3c` is the extended
+    log of IIS and CloudFront, whose columns stand in lines of `#Fields`. With `delta`, `landing` is
+    the folder of a Delta table: rows that were added since the last run are read."""
     delimiter: str = Field(default=",", min_length=1)
     """Separates the columns of a CSV file."""
+    quote: str = Field(default='"', max_length=1)
+    """Encloses fields of a CSV file that have the delimiter or line breaks in them; doubled inside,
+    it stands for itself. With `""` nothing is quoted: for logs in which a lone double quote is
+    part of a text."""
+    escape: str = Field(default="", max_length=1)
+    """Takes its meaning from the next character of a CSV file, such as `\\` in `a\\,b`. With the
+    backslash, a field that is `\\N` is null unless `null_values` is given."""
+    comment: str = ""
+    """Lines of a CSV file that begin with this text are skipped."""
+    decimal: Literal[".", ","] = "."
+    """The decimal mark of numbers in a CSV file. With `,`, dots may separate thousands."""
     header: StrictBool = True
     """Whether a CSV file begins with the names of its columns. Without them, columns are `_0`,
     `_1`, …"""
@@ -93,7 +118,27 @@ class SourcePart(Part):
 
     def nulls(self) -> frozenset[str]:
         """The texts that mean nothing in every column."""
-        return frozenset(NULL_VALUES if self.null_values is None else self.null_values)
+        if self.null_values is not None:
+            return frozenset(self.null_values)
+        return frozenset((*NULL_VALUES, "\\N") if self.escape == "\\" else NULL_VALUES)
+
+    @model_validator(mode="after")
+    def _marks_of_csv(self) -> SourcePart:
+        given = {name: getattr(self, name) for name in ("quote", "escape", "comment", "decimal")}
+        for name, value in given.items():
+            if self.format != "csv" and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"source.{name} = {value!r} is for format = 'csv', and format = "
+                    f"{self.format!r}: leave it out"
+                )
+        for name in ("quote", "escape"):
+            mark = given[name]
+            if mark and (mark in "\r\n" or mark in self.delimiter):
+                raise ValueError(
+                    f"source.{name} = {mark!r} is a line end or part of source.delimiter = "
+                    f"{self.delimiter!r}: name another character"
+                )
+        return self
 
 
 ColumnName = Annotated[str, Field(min_length=1)]
@@ -106,8 +151,9 @@ class ColumnsPart(Part):
     """Who acted."""
     item_id: ColumnName
     """On which item."""
-    event_ts: ColumnName
-    """When; how it is written is said under `[time]`."""
+    event_ts: ColumnName | Annotated[list[ColumnName], Field(min_length=2, max_length=2)]
+    """When; how it is written is said under `[time]`. Of two columns, such as `["date", "time"]`,
+    the texts are joined by a blank, or the second is a number to be added (`[time] offset`)."""
     event_type: ColumnName | None = None
     """What kind of event it is, such as `view` or `purchase`; read by `[feedback]`."""
     source_session_id: ColumnName | None = None
@@ -122,8 +168,15 @@ class ColumnsPart(Part):
     """A whole number that orders events of one user and time."""
 
     def mapped(self) -> dict[str, str]:
-        """Our name -> the log's name, for the columns that are mapped."""
-        return {ours: theirs for ours, theirs in self if theirs is not None}
+        """Our name -> the log's name, for the columns that are mapped; `event_ts_2` is the second
+        of two columns of the time."""
+        found: dict[str, str] = {}
+        for ours, theirs in self:
+            if isinstance(theirs, list):
+                found |= {ours: theirs[0], f"{ours}_2": theirs[1]}
+            elif theirs is not None:
+                found[ours] = theirs
+        return found
 
 
 def _zone(value: object) -> object:
@@ -135,6 +188,10 @@ def _zone(value: object) -> object:
 
 
 def _unit(value: object) -> object:
+    if isinstance(value, list):
+        if not value or len(set(map(str, value))) < len(value):
+            raise ValueError("write one or more units, each once")
+        return [_unit(one) for one in value]
     if isinstance(value, str) and value not in NUMERIC_UNITS and value != "iso8601":
         if not re.search("[yu]", value) or not re.search("[dD]", value):
             raise ValueError(
@@ -160,17 +217,31 @@ def _unit(value: object) -> object:
 class TimePart(Part):
     """How the log writes time."""
 
-    unit: Annotated[str, BeforeValidator(_unit)] = "iso8601"
+    unit: Annotated[str | list[str], BeforeValidator(_unit)] = "iso8601"
     """`s`, `ms` or `us`: a number since 1970. `iso8601`: YYYY-MM-DD, then nothing, or T or a blank
     and HH:MM, HH:MM:SS or HH:MM:SS.fff, then nothing, Z, or an offset such as +02:00. Otherwise a
-    pattern such as `yyyy-MM-dd HH:mm:ss`. The default of a `combined_log` is
-    `dd/MMM/yyyy:HH:mm:ss Z`."""
+    pattern such as `yyyy-MM-dd HH:mm:ss`. Of a list of units, a time is read by the first that
+    it fits; a number fits one of several numeric units if it lies in the years 1985 to 2100. The
+    default of web servers' logs is `dd/MMM/yyyy:HH:mm:ss Z`."""
+    offset: Literal["s", "ms", "us"] | None = None
+    """Where `event_ts` names two columns: the unit of the second, a number that is added to the
+    time in the first."""
     zone: Annotated[str, BeforeValidator(_zone)] = "UTC"
     """Time zone of times that are written without one. Numbers since 1970 are UTC by definition."""
 
     @property
-    def pattern_has_zone(self) -> bool:
-        return bool(re.search("[XxZzVO]", re.sub(r"'[^']*'", "", self.unit)))
+    def units(self) -> list[str]:
+        return [self.unit] if isinstance(self.unit, str) else self.unit
+
+    @property
+    def numeric_unit(self) -> str | None:
+        """The unit in which all times are numbers, if there is one."""
+        one = self.units[0]
+        return one if len(self.units) == 1 and one in NUMERIC_UNITS else None
+
+    @staticmethod
+    def pattern_has_zone(unit: str) -> bool:
+        return bool(re.search("[XxZzVO]", re.sub(r"'[^']*'", "", unit)))
 
 
 class FeedbackPart(Part):
@@ -338,6 +409,8 @@ class ExposuresPart(Part):
 
 def field_of(ours: str) -> str:
     """The field of a source file that maps this column of ours."""
+    if ours == "event_ts_2":
+        return "columns.event_ts"
     return "exposures.match" if ours in LINKS else f"columns.{ours}"
 
 
@@ -441,6 +514,15 @@ class ServingPart(Part):
         return any(one is not None for one in rules)
 
 
+class LandingPart(Part):
+    """Files of the landing that are still being written."""
+
+    partial_line_hours: float = Field(default=1.0, ge=0, le=1000)
+    """A last line without a line end waits until its file was not modified for so many hours, and
+    is then read as it stands. It is counted as `waiting`, and is no line that was read. 0: it is
+    read at once. Compressed files and Parquet end whole, and nothing of them waits."""
+
+
 class PrivacyPart(Part):
     """What of a person reaches the tables."""
 
@@ -485,6 +567,7 @@ class Source(Part):
     """One source file, checked."""
 
     source: SourcePart
+    landing: LandingPart = LandingPart()
     columns: ColumnsPart
     time: TimePart = TimePart()
     feedback: FeedbackPart = FeedbackPart()
@@ -512,7 +595,7 @@ class Source(Part):
     @classmethod
     def _web_servers_agree_on_time(cls, file: Any) -> Any:
         match file:
-            case {"source": {"format": "combined_log"}, **rest}:
+            case {"source": {"format": "combined_log" | "vhost_combined"}, **rest}:
                 time = rest.get("time", {})
                 if isinstance(time, dict):
                     return file | {"time": {"unit": COMBINED_LOG_TIME} | time}
@@ -542,12 +625,13 @@ class Source(Part):
                 "shown: leave one of them out"
             )
         self._category_is_one_of_the_catalogue()
-        if self.source.format == "combined_log":
+        self._times_are_of_one_form()
+        if known := LOG_COLUMNS.get(self.source.format):
             for ours, theirs in self.mapped().items():
-                if theirs not in COMBINED_LOG_COLUMNS:
+                if theirs not in known:
                     raise ValueError(
-                        f"{field_of(ours)} = {theirs!r}: a combined_log has the columns "
-                        f"{', '.join(COMBINED_LOG_COLUMNS)}"
+                        f"{field_of(ours)} = {theirs!r}: a {self.source.format} has the columns "
+                        f"{', '.join(known)}"
                     )
         if self.source.format == "csv" and not self.source.header:
             for ours, theirs in self.mapped().items():
@@ -556,6 +640,20 @@ class Source(Part):
                         f"{field_of(ours)} = {theirs!r}: without a header columns are named _0, _1, …"
                     )
         return self
+
+    def _times_are_of_one_form(self) -> None:
+        two, time = isinstance(self.columns.event_ts, list), self.time
+        if time.offset and not two:
+            raise ValueError(
+                f"time.offset = {time.offset!r} is the unit of a second column: name two under "
+                "columns.event_ts, or leave it out"
+            )
+        number = next((one for one in time.units if one in NUMERIC_UNITS), None)
+        if two and number and not time.offset:
+            raise ValueError(
+                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is no "
+                f"number of time.unit = {number!r}: set time.offset, or a pattern for both"
+            )
 
     def _category_is_one_of_the_catalogue(self) -> None:
         category = self.serving.category

@@ -148,11 +148,12 @@ RUNS = Table(
 FILES = Table(
     layer="ops", name="files", key=("file",),
     doc="The ledger: each landing file as it was when last read. A shortcut only: reading a file "
-        "again yields duplicates, nothing else.",
+        "again yields duplicates, nothing else. `waiting`: last lines that had no line end yet, and "
+        "were not read (null: none).",
     columns={
         "file": "string", "size": "bigint", "modified_ms": "bigint", "sha256": "string",
         "lines": "bigint", "columns": "map<string,string>", "read_ts": "timestamp",
-        "batch": "string",
+        "batch": "string", "waiting": "bigint",
     },
 )  # fmt: skip
 

@@ -103,6 +103,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     return {
         "source": source.name, "user_hash": hashed, "events": events, "rejects": rejects,
         "lists": lists, "landing_lines": lines, "files_removed": removed,
+        "log_table": context.source.source.landing if context.source.source.format == "delta" else None,
         "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
         "artifacts": artifacts,
     }  # fmt: skip
@@ -120,13 +121,18 @@ def in_words(done: dict[str, Any]) -> str:
         if done["models_not_rebuildable"]
         else ""
     )
+    log = (
+        f" The log is the Delta table {done['log_table']}, which is not changed: delete the rows there."
+        if done.get("log_table")
+        else ""
+    )
     return (
         f"forget {done['source']}: {done['events']:,} events, {done['rejects']:,} rejects, "
         f"{done['lists']:,} lists and {done['landing_lines']:,} lines of landing files removed, and "
         f"{done['files_removed']:,} files of older versions, candidates and caches. {marked}{lost}"
         f"Ingestion passes over {done['user_hash']} from now on ({done['registry']}); "
         f"{done['artifacts']:,} of MLflow's files, scores and pages, name them no more. Not reached: "
-        "copies outside the lake and MLflow."
+        f"copies outside the lake and MLflow.{log}"
     )
 
 

@@ -230,6 +230,8 @@ class Result:
     events_new: int = 0
     events_replaced: int = 0
     duplicates: int = 0
+    waiting: int = 0
+    """Last lines without a line end, left for the next reading of their file."""
     rejects: dict[str, int] = field(default_factory=dict)
     sessions_new: int = 0
     sessions_changed: int = 0
@@ -245,8 +247,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
     COUNTS = (
-        "read", "events_new", "events_replaced", "duplicates", "sessions_new", "sessions_changed",
-        "sessions_retired", "sessions_merged", "runaways",
+        "read", "events_new", "events_replaced", "duplicates", "waiting", "sessions_new",
+        "sessions_changed", "sessions_retired", "sessions_merged", "runaways",
     )  # fmt: skip
 
     def add(self, other: Result) -> None:

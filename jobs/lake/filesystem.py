@@ -261,41 +261,50 @@ def remove_file(path: str) -> None:
     system.delete_file(inner)
 
 
-def listed(folder: str) -> list[fs.FileInfo]:
-    """Files below a folder, hidden ones and hidden folders left out."""
+def listed(folder: str, hidden: list[str] | None = None) -> list[fs.FileInfo]:
+    """Files below a folder, hidden ones and hidden folders left out.
+
+    Args:
+        hidden: is told what is left out.
+    """
     system, inner = located(folder)
     found = []
     for info in system.get_file_info(fs.FileSelector(inner, allow_not_found=True)):
         if info.base_name.startswith(HIDDEN):
+            if hidden is not None:
+                hidden.append(_like(folder, info.path))
             continue
         folder_too = info.type == fs.FileType.Directory
-        found += listed(_like(folder, info.path)) if folder_too else [info]
+        found += listed(_like(folder, info.path), hidden) if folder_too else [info]
     return found
 
 
-def glob(pattern: str) -> list[tuple[str, int, int]]:
+def glob(pattern: str, hidden: list[str] | None = None) -> list[tuple[str, int, int]]:
     """Files under a folder, a file, a glob or a URI: (path, bytes, modified ms), sorted.
 
     `*`, `?` and `[…]` match inside one name, `{a,b}` either; what matches and is a folder stands
     for all files below it. Names that begin with `_` or `.` are left out.
+
+    Args:
+        hidden: is told what is left out.
     """
     found: dict[str, tuple[str, int, int]] = {}
     for one in _alternatives(pattern):
         head = re.match(r"^[a-z0-9]+://[^/]*|", one)
         root = head.group(0) if head else ""
-        for place in _matches(root, one[len(root) :].split("/")):
+        for place in _matches(root, one[len(root) :].split("/"), hidden):
             system, inner = located(place)
             info = system.get_file_info(inner)
             if info.type == fs.FileType.NotFound:
                 continue
-            for file in [info] if info.type == fs.FileType.File else listed(place):
+            for file in [info] if info.type == fs.FileType.File else listed(place, hidden):
                 path = _like(place, file.path)
                 modified = (file.mtime_ns or 0) // 1_000_000
                 found[path] = (path, int(file.size or 0), int(modified))
     return sorted(found.values())
 
 
-def _matches(place: str, names: list[str]) -> list[str]:
+def _matches(place: str, names: list[str], hidden: list[str] | None = None) -> list[str]:
     """Places that a pattern's remaining names lead to, from a place without magic."""
     for at, name in enumerate(names):
         if MAGIC.search(name):
@@ -303,10 +312,12 @@ def _matches(place: str, names: list[str]) -> list[str]:
                 info.base_name
                 for info in _children(place or "/")
                 if fnmatch.fnmatchcase(info.base_name, name)
-                and not info.base_name.startswith(HIDDEN)
             ]
+            if hidden is not None:
+                hidden += [f"{place}/{one}" for one in there if one.startswith(HIDDEN)]
+            there = sorted(one for one in there if not one.startswith(HIDDEN))
             rest = names[at + 1 :]
-            return [hit for one in sorted(there) for hit in _matches(f"{place}/{one}", rest)]
+            return [hit for one in there for hit in _matches(f"{place}/{one}", rest, hidden)]
         if name or not place:
             place = f"{place}/{name}" if place or at else name
     return [place]

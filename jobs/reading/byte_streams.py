@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, AnyStr, BinaryIO
 
 import numpy as np
@@ -35,18 +33,6 @@ class Hashing(io.RawIOBase):
         return len(data)
 
 
-def decompressed(path: str, raw: BinaryIO) -> BinaryIO:
-    """`.gz`, `.bz2` and `.zst` read as what they hold."""
-    if path.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if path.endswith(".bz2"):
-        return bz2.BZ2File(raw)  # type: ignore[return-value]
-    if path.endswith((".zst", ".zstd")):
-        unpacked: BinaryIO = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-        return unpacked
-    return raw
-
-
 def shortened(parts: Iterable[AnyStr], most: int | None) -> Iterator[AnyStr]:
     """The parts of a text, without most of what a line has beyond `most` bytes or characters.
 
@@ -66,8 +52,16 @@ def shortened(parts: Iterable[AnyStr], most: int | None) -> Iterator[AnyStr]:
         yield part
 
 
-def whole_lines(parts: Iterable[AnyStr]) -> Iterator[AnyStr]:
-    """The parts of a text, cut at line ends instead: each is whole physical lines."""
+Waits = Callable[[], bool]
+"""Whether a last line without an end is left for a later reading of its file; counts it."""
+
+
+def whole_lines(parts: Iterable[AnyStr], waits: Waits | None = None) -> Iterator[AnyStr]:
+    """The parts of a text, cut at line ends instead: each is whole physical lines.
+
+    Args:
+        waits: asked if the last line has no end; None: it is a line like the others.
+    """
     left: list[AnyStr] = []
     for part in parts:
         newline, returned = ("\n", "\r") if isinstance(part, str) else (b"\n", b"\r")
@@ -80,24 +74,42 @@ def whole_lines(parts: Iterable[AnyStr]) -> Iterator[AnyStr]:
         else:
             left.append(part)
     if any(left):
-        yield left[0][:0].join(left)
+        rest = left[0][:0].join(left)
+        if waits is not None:
+            rest = _without_open_line(rest, waits)
+        if rest:
+            yield rest
 
 
-def text_lines(stream: BinaryIO, encoding: str, most: int | None = None) -> Iterator[list[str]]:
-    """Batches of physical lines with their ends; bytes that are no text stay as surrogates.
+def _without_open_line(rest: AnyStr, waits: Waits) -> AnyStr:
+    newline, returned = ("\n", "\r") if isinstance(rest, str) else (b"\n", b"\r")
+    cut = max(rest.rfind(newline), rest.rfind(returned)) + 1
+    return rest[:cut] if rest[cut:].strip() and waits() else rest
 
-    Args:
-        most: as in `shortened`, in characters.
-    """
+
+def text_of(stream: BinaryIO, encoding: str) -> io.TextIOWrapper:
+    """A stream as text, its byte-order mark dropped; bytes that are no text stay as surrogates."""
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    text = io.TextIOWrapper(
+    return io.TextIOWrapper(
         io.BufferedReader(stream, 1 << 20),  # type: ignore[type-var]
         encoding=codec,
         errors="surrogateescape",
         newline="",
     )
+
+
+def text_lines(
+    stream: BinaryIO, encoding: str, most: int | None = None, waits: Waits | None = None
+) -> Iterator[list[str]]:
+    """Batches of physical lines with their ends; bytes that are no text stay as surrogates.
+
+    Args:
+        most: as in `shortened`, in characters.
+        waits: as in `whole_lines`.
+    """
+    text = text_of(stream, encoding)
     parts = iter(lambda: text.read(BLOCK_BYTES), "")
-    for lines in whole_lines(shortened(parts, most)):
+    for lines in whole_lines(shortened(parts, most), waits):
         yield io.StringIO(lines, newline="").readlines()
 
 
@@ -115,6 +127,11 @@ class Block:
         """As `text_lines` would give them."""
         text = self.data.decode("utf-8", "surrogateescape")
         return io.StringIO(text, newline="").readlines()
+
+    def has_line(self, beginning: str) -> bool:
+        """Whether a line may begin so."""
+        start = beginning.encode()
+        return self.data.startswith(start) or b"\n" + start in self.data
 
     @property
     def plain(self) -> bool:
@@ -183,11 +200,14 @@ def fields(
     return {int(name): table[name].combine_chunks() for name in wanted}, good
 
 
-def byte_blocks(stream: BinaryIO, most: int | None = None) -> Iterator[Block]:
+def byte_blocks(
+    stream: BinaryIO, most: int | None = None, waits: Waits | None = None
+) -> Iterator[Block]:
     """A UTF-8 stream cut at line ends, its byte-order mark dropped.
 
     Args:
         most: as in `shortened`, in characters.
+        waits: as in `whole_lines`.
     """
 
     def parts() -> Iterator[bytes]:
@@ -197,16 +217,18 @@ def byte_blocks(stream: BinaryIO, most: int | None = None) -> Iterator[Block]:
             first = False
 
     longest = None if most is None else most * 4  # bytes: a character has at most four
-    for data in whole_lines(shortened(parts(), longest)):
+    for data in whole_lines(shortened(parts(), longest), waits):
         yield Block(data)
 
 
-def pieces(stream: BinaryIO, encoding: str, most: int | None = None) -> Iterator[Block | list[str]]:
+def pieces(
+    stream: BinaryIO, encoding: str, most: int | None = None, waits: Waits | None = None
+) -> Iterator[Block | list[str]]:
     """A text file in pieces of whole lines: bytes where they can be cut as bytes."""
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        yield from byte_blocks(stream, most)
+        yield from byte_blocks(stream, most, waits)
     else:
-        yield from text_lines(stream, encoding, most)
+        yield from text_lines(stream, encoding, most, waits)
 
 
 def has_broken_bytes(line: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import Block, has_broken_bytes, printable
+from jobs.reading.csv_dialect import Dialect
 from jobs.reading.records import LONGEST_RECORD, Batches, FileFacts, Format, Unusable, positions
 
 MAX_RECORD_LINES = 1_000
@@ -23,19 +24,16 @@ class CsvRecords:
     """Splits physical lines into records, quotes and quoted line breaks understood.
 
     A record that cannot be read, or has another number of fields than the header, costs its first
-    line only: an unclosed quote does not swallow the lines after it.
+    line only: an unclosed quote does not swallow the lines after it. Comments are no records.
     """
 
     def __init__(
-        self, delimiter: str, num_fields: int | None, longest: int = LONGEST_RECORD
+        self, dialect: Dialect, num_fields: int | None, longest: int = LONGEST_RECORD
     ) -> None:
         self.longest = longest
         """Characters: a longer record is none."""
         csv.field_size_limit(longest)
-        # The csv module takes one character; a longer delimiter is exchanged for one that no
-        # log writes, and back inside quoted fields.
-        self.long = delimiter if len(delimiter) > 1 else None
-        self.char = "\x1f" if self.long else delimiter
+        self.dialect = dialect
         self.num_fields = num_fields
         self.carry: list[str] = []
         self.next_line = 1
@@ -43,12 +41,15 @@ class CsvRecords:
     def columns(self, lines: list[str]) -> list[tuple[str, ...]] | None:
         """The fields of all lines, column by column, where each line is one whole record; else
         None: `feed` finds out which is not. (No Python loop over lines.)"""
+        dialect = self.dialect
         if self.carry or self.num_fields is None:
             return None
-        if self.long and any('"' in line for line in lines):
+        if dialect.comment and any(map(dialect.is_comment, lines)):
+            return None
+        if dialect.long and not all(map(dialect.is_plain, lines)):
             return None
         try:
-            rows = list(self._fields(lines))
+            rows = list(dialect.rows(lines))
         except csv.Error:
             return None
         # A record of two lines would make fewer rows than lines, a blank line one without fields.
@@ -57,32 +58,26 @@ class CsvRecords:
         self.next_line += len(lines)
         return list(zip(*rows, strict=True))
 
-    def _fields(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        if self.long:
-            lines = (line.replace(self.long, self.char) for line in lines)
-        return csv.reader(lines, delimiter=self.char, strict=True)
-
-    def _restore(self, row: list[str]) -> list[str]:
-        if self.long and any(self.char in text for text in row):
-            return [text.replace(self.char, self.long) for text in row]
-        return row
-
     def feed(self, lines: list[str], last: bool) -> Iterator[tuple[int, str, Row]]:
         """Yield (first physical line, raw text, fields) of every complete record.
 
         Lines of a record that may go on in the next batch are kept back, unless `last`.
         """
+        dialect = self.dialect
         lines = self.carry + lines
         self.carry = []
         short = max(map(len, lines), default=0) <= self.longest
-        if short and not any('"' in line for line in lines):
-            for row, line in zip(self._fields(lines), lines, strict=True):
+        if short and not dialect.comment and all(map(dialect.is_plain, lines)):
+            for row, line in zip(dialect.rows(lines), lines, strict=True):
                 yield self.next_line, line, self._checked(row)
                 self.next_line += 1
             return
         at = 0
         while at < len(lines):
-            if '"' not in lines[at]:
+            if dialect.is_comment(lines[at]):
+                at, self.next_line = at + 1, self.next_line + 1
+                continue
+            if dialect.is_plain(lines[at]):
                 yield self.next_line, lines[at], self._record(lines[at : at + 1])[1]
                 at, self.next_line = at + 1, self.next_line + 1
                 continue
@@ -102,11 +97,7 @@ class CsvRecords:
         """The record at the head of `lines`: how many lines it takes, and its fields."""
         if len(lines[0]) > self.longest:
             return 1, None
-        reader = csv.reader(
-            (line.replace(self.long, self.char) for line in lines) if self.long else lines,
-            delimiter=self.char,
-            strict=True,
-        )
+        reader = self.dialect.reader(lines)
         try:
             row = next(reader)
         except (csv.Error, StopIteration):
@@ -118,16 +109,28 @@ class CsvRecords:
     def _checked(self, row: list[str]) -> Row:
         if self.num_fields is not None and row and len(row) != self.num_fields:
             return None
-        return self._restore(row)
+        return self.dialect.restored(row)
+
+    def swallows(self, raw: str) -> bool:
+        """Whether a record of several lines has some that would be records by themselves: its
+        quotes may enclose nothing."""
+        lines = raw.splitlines()[1:]
+        return any(line.count(self.dialect.delimiter) + 1 == self.num_fields for line in lines)
 
 
-def read_csv(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
+def read_csv(
+    fmt: Format, stream: BinaryIO, facts: FileFacts, waits: Callable[[], bool] | None = None
+) -> Iterator[pa.RecordBatch]:
     """The records of one CSV.
+
+    Args:
+        waits: as in `byte_streams.whole_lines`.
 
     Raises:
         Unusable: the header cannot be read, or has not the columns that the source file names.
     """
-    return _CsvFile(fmt, facts).read(byte_streams.pieces(stream, fmt.encoding, fmt.longest_record))
+    pieces = byte_streams.pieces(stream, fmt.encoding, fmt.longest_record, waits)
+    return _CsvFile(fmt, facts).read(pieces)
 
 
 class _CsvFile:
@@ -141,7 +144,8 @@ class _CsvFile:
     def __init__(self, fmt: Format, facts: FileFacts) -> None:
         self.fmt, self.facts = fmt, facts
         self.batches = Batches(fmt, facts.file, facts)
-        self.records = CsvRecords(fmt.delimiter, None, fmt.longest_record)
+        self.dialect = fmt.dialect
+        self.records = CsvRecords(self.dialect, None, fmt.longest_record)
         self.places: dict[str, int] | None = None
         """Our columns' places; None: the header was not read yet."""
 
@@ -159,8 +163,10 @@ class _CsvFile:
                 yield batch
             else:
                 held = piece.lines() if isinstance(piece, Block) else piece
-        if held is not None or self.records.carry:
-            yield from self.lines(held or [], last=True)
+        # (A line that waits may be the end of a record of several lines: then all of them wait.)
+        waits = bool(self.facts.waiting)
+        if held is not None or (self.records.carry and not waits):
+            yield from self.lines(held or [], last=not waits)
         yield from self.drained()
 
     def after_header(
@@ -173,13 +179,16 @@ class _CsvFile:
         """
         lines = piece.lines() if isinstance(piece, Block) else piece
         head = 1
-        while head < len(lines) and not lines[head - 1].strip():
+        while head < len(lines) and self.is_nothing(lines[head - 1]):
             head += 1
         yield from self.lines(lines[:head], last=len(lines) == head)
         while self.records.carry and head < len(lines):
             yield from self.lines(lines[head : head + 1], last=False)
             head += 1
         return Block.of(lines[head:]) if isinstance(piece, Block) else lines[head:]
+
+    def is_nothing(self, line: str) -> bool:
+        return not line.strip() or self.dialect.is_comment(line)
 
     def drained(self) -> Iterator[pa.RecordBatch]:
         """The records that were added one by one, if there are any."""
@@ -188,12 +197,12 @@ class _CsvFile:
 
     def block(self, block: Block) -> pa.RecordBatch | None:
         """A block's records without a look at its lines; None: it has others than one a line."""
-        records = self.records
-        if self.places is None or records.carry or records.long or records.num_fields is None:
+        records, dialect = self.records, self.dialect
+        if self.places is None or records.carry or dialect.long or records.num_fields is None:
             return None
-        batch = self.batches.block(
-            records.next_line, block, records.char, records.num_fields, self.places
-        )
+        if dialect.comment and block.has_line(dialect.comment):
+            return None
+        batch = self.batches.block(records.next_line, block, records.num_fields, self.places)
         if batch is not None:
             records.next_line += batch.num_rows
             self.facts.lines += batch.num_rows
@@ -240,6 +249,8 @@ class _CsvFile:
                 return
         self.facts.lines += 1
         values = None
+        if row is not None and "\n" in raw[:-1] and self.records.swallows(raw):
+            self.facts.add_swallowed(line)
         if row is not None and not has_broken_bytes(raw):
             values = {ours: row[place] for ours, place in self.places.items()}
         self.batches.add(line, printable(raw), values)

@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 from jobs.core.source_file import LINKS, NULL_VALUES, field_of
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import Block
+from jobs.reading.csv_dialect import Dialect
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
 
 SCALARS = (
-    "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "event_id",
-    "tie_break", *LINKS,
+    "user_id", "item_id", "event_ts", "event_ts_2", "event_type", "source_session_id", "value",
+    "event_id", "tie_break", *LINKS,
 )  # fmt: skip
 IDS = ("user_id", "item_id")
 RECORD_SCHEMA = pa.schema(
@@ -53,6 +54,8 @@ LONGEST_TEXT = 1024 * 1024
 """Characters of the text of a mapped column, and of a rejected line as it is stored. parquet-java
 looks at how much it holds after each 100 rows: at this length that is 100 to 400 MiB. No id is so
 long: a record with a longer text in a mapped column is `unparsable`."""
+DIGITS = {"s": (9, 10), "ms": (12, 13), "us": (15, 16), "ns": (18, 19)}
+"""How many digits a time of 1973 to 2286 has, by its unit."""
 CUT = " … [cut: "
 """Stands in a stored line after its first `LONGEST_TEXT` characters, before how long it was."""
 
@@ -66,6 +69,9 @@ class Format:
     """Our column -> the log's column."""
     delimiter: str = ","
     header: bool = True
+    quote: str = '"'
+    escape: str = ""
+    comment: str = ""
     null_values: frozenset[str] = frozenset(NULL_VALUES)
     null_ids: frozenset[str] = frozenset()
     """More texts that mean nothing in `user_id` and `item_id`."""
@@ -75,6 +81,16 @@ class Format:
     longest_text: int = LONGEST_TEXT
     privacy: Privacy | None = None
     """Whose lines are passed over, and whether ids are hashed."""
+    unit: str | None = None
+    """The unit of times that are numbers, where there is one."""
+    partial_since: int | None = None
+    """Of a file that was modified after this (ms since 1970), a last line without an end waits;
+    None: it is read as it stands."""
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """Of CSV files."""
+        return Dialect(self.delimiter, self.quote, self.escape, self.comment)
 
     def nulls_of(self, ours: str) -> frozenset[str]:
         """The texts that mean nothing in a column of ours."""
@@ -102,6 +118,16 @@ class FileFacts:
     """Those of `user_id` and `item_id` in which an id ends in `.0`."""
     forgotten: int = 0
     """Lines of forgotten people, which were skipped."""
+    units: dict[str, int] = field(default_factory=dict)
+    """How many times are numbers that are of this century in a unit."""
+    first_of: dict[str, int] = field(default_factory=dict)
+    """The line of the first of each unit."""
+    waiting: int = 0
+    """Last lines that have no end yet, and were not read."""
+    swallowed: int = 0
+    """Records in whose quotes lines lie that look like records."""
+    first_swallowed: int | None = None
+    """The line of the first of them."""
     bytes: int = 0
     """As the landing was listed, before the file was read; so is `modified_ms`."""
     modified_ms: int = 0
@@ -119,6 +145,30 @@ class FileFacts:
         self.too_long += count
         if self.first_too_long is None:
             self.first_too_long = line
+
+    def add_swallowed(self, line: int) -> None:
+        self.swallowed += 1
+        if self.first_swallowed is None:
+            self.first_swallowed = line
+
+    def count_units(self, batch: pa.RecordBatch) -> None:
+        """Take note of the units that numbers since 1970 seem to be of, by their digits."""
+        if batch["clock"].null_count < batch.num_rows:
+            return
+        texts = pc.utf8_trim_whitespace(batch["event_ts"])
+        whole = pc.utf8_is_decimal(texts)
+        if not pc.all(whole, min_count=0).as_py():
+            number = pc.match_substring_regex(texts, r"^\d+\.\d*$")
+            point = pc.find_substring(texts, ".")
+            digits = pc.if_else(whole, pc.utf8_length(texts), pc.if_else(number, point, 0))
+        else:
+            digits = pc.utf8_length(texts)
+        known = np.asarray(pc.fill_null(digits, 0).to_numpy(zero_copy_only=False))
+        for unit, lengths in DIGITS.items():
+            there = np.flatnonzero(np.isin(known, lengths))
+            if len(there):
+                self.units[unit] = self.units.get(unit, 0) + len(there)
+                self.first_of.setdefault(unit, batch["line"][int(there[0])].as_py())
 
     def look_at(self, batch: pa.RecordBatch) -> None:
         """Take note of ids that may be numbers which went through floating point."""
@@ -150,11 +200,14 @@ class Batches:
         """Whether it is time to drain: many records, or long ones."""
         return len(self) >= byte_streams.BATCH_LINES or self.chars > self.fmt.longest_record
 
-    def add(self, line: int, raw: str, values: dict[str, Any] | None) -> None:
+    def add(
+        self, line: int, raw: str, values: dict[str, Any] | None, clock: str | None = None
+    ) -> None:
         """One record; `values` is None where the line is none."""
         columns = self.columns
         self.chars += len(raw)
-        if len(raw) > self.fmt.longest_text:  # (no text of a record is longer than the record)
+        # (No text of a record is longer than the record; what has types has no text of its own.)
+        if len(raw) > self.fmt.longest_text or not raw:
             if too_long(self.fmt, raw, values):
                 self.facts.add_too_long(line)
                 values = None
@@ -164,7 +217,7 @@ class Batches:
             value = values.get(name) if values else None
             columns[name].append(None if value in self.nulls[name] else value)
         columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
-        columns["clock"].append(None)
+        columns["clock"].append(clock)
         columns["raw"].append(raw)
         columns["line"].append(line)
 
@@ -218,7 +271,7 @@ class Batches:
         )
 
     def block(
-        self, first: int, block: Block, delimiter: str, count: int, places: dict[str, int]
+        self, first: int, block: Block, count: int, places: dict[str, int]
     ) -> pa.RecordBatch | None:
         """A block's records, one a line, as `add` would make them; None: a line is not one record.
 
@@ -232,7 +285,7 @@ class Batches:
         if pc.max(pc.binary_length(lines)).as_py() > self.fmt.longest_text:
             return None
         try:
-            fields, good = fields_of_lines(lines, delimiter, count, places.values())
+            fields, good = fields_of_lines(lines, self.fmt.dialect, count, places.values())
         except (pa.ArrowException, csv.Error):
             return None
         made: dict[str, pa.Array] = {
@@ -269,7 +322,8 @@ def too_long(fmt: Format, raw: str, values: dict[str, Any] | None) -> bool:
     if len(raw) > fmt.longest_record:
         return True
     for value in (values or {}).values():
-        if sum(map(len, value if isinstance(value, list) else [value or ""])) > fmt.longest_text:
+        texts = value if isinstance(value, list) else [value]
+        if sum(len(one or "") for one in texts) > fmt.longest_text:
             return True
     return False
 
@@ -284,7 +338,7 @@ def cut_text(text: str, fmt: Format) -> str:
 
 
 def fields_of_lines(
-    lines: pa.Array, delimiter: str, count: int, places: Iterable[int]
+    lines: pa.Array, dialect: Dialect, count: int, places: Iterable[int]
 ) -> tuple[dict[int, pa.Array], np.ndarray]:
     """Some of the `count` fields of every line; null where a line has another number of them.
 
@@ -300,14 +354,16 @@ def fields_of_lines(
         csv.Error: a line is not one record.
         ArrowInvalid: a field is no text.
     """
-    has_quote = pc.match_substring(lines, '"').to_numpy(zero_copy_only=False)
+    has_quote = np.zeros(len(lines), bool)
+    for mark in dialect.marks:
+        has_quote |= pc.match_substring(lines, mark).to_numpy(zero_copy_only=False)
     at_plain, at_quoted = np.flatnonzero(~has_quote), np.flatnonzero(has_quote)
     plain = lines.filter(pa.array(~has_quote)) if len(at_quoted) else lines
-    found, whole = byte_streams.fields(plain, delimiter, count, places)
+    found, whole = byte_streams.fields(plain, dialect.char, count, places)
     if whole.all() and not len(at_quoted):
         return found, whole
     quoted = lines.take(pa.array(at_quoted)).to_pylist()
-    rows = list(csv.reader(quoted, delimiter=delimiter, strict=True))
+    rows = list(dialect.rows(quoted))
     if len(rows) != len(quoted):
         raise csv.Error("a quoted record has more lines than one")
     fit = np.array([len(row) == count for row in rows], bool)
@@ -331,11 +387,29 @@ def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
     places = {}
     for ours, theirs in fmt.mapped.items():
         if theirs not in header:
+            if fmt.header and looks_like_data(fmt, header):
+                raise Unusable(no_header(file, header))
             raise Unusable(missing_column(file, ours, theirs, header))
         if header.count(theirs) > 1:
             raise Unusable(f"{file}: the header has the column {theirs!r} twice: rename one")
         places[ours] = header.index(theirs)
     return places
+
+
+def looks_like_data(fmt: Format, header: list[str]) -> bool:
+    """Whether a first line has none of the columns' names, and numbers or times in their place."""
+    if set(fmt.mapped.values()) & set(header):
+        return False
+    return any(re.fullmatch(r"\s*([+-]?\d+([.,]\d+)?|\d{4}-\d\d-\d\d.*)", one) for one in header)
+
+
+def no_header(file: str, first: list[str]) -> str:
+    shown = ", ".join(repr(one[:40]) for one in first[:8])
+    return (
+        f"{file} has no header: its first line looks like data ({shown}). Have the file delivered "
+        "again with the names of its columns; if no file of the log has them, set source.header = "
+        "false, and name columns by their places: _0, _1, …"
+    )
 
 
 def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> str:

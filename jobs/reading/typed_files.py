@@ -1,0 +1,260 @@
+"""Files of rows whose columns have types: Parquet, ORC, Avro."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
+
+import fastavro
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.orc as orc
+import pyarrow.parquet as pq
+
+from jobs.lake.filesystem import open_seekable
+from jobs.reading import avro_values, byte_streams, typed_columns
+from jobs.reading.records import (
+    RECORD_SCHEMA,
+    Batches,
+    FileFacts,
+    Format,
+    Unusable,
+    cut_text,
+    missing_column,
+)
+
+BATCH_BYTES = 32 * 1024 * 1024
+"""Of rows, decoded: of long rows a batch has fewer."""
+
+Rows = Callable[[list[str]], Iterable[pa.RecordBatch]]
+"""The rows of a file, in some of its columns."""
+
+
+def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
+    with open_seekable(path) as stream:
+        parquet = pq.ParquetFile(stream)
+
+        def rows(columns: list[str]) -> Iterator[pa.RecordBatch]:
+            return _row_batches(parquet, columns)
+
+        yield from _Typed(fmt, path, facts, parquet.schema_arrow).read(rows)
+
+
+def _row_batches(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, many of them at a time where they are short."""
+    meta = parquet.metadata
+    for group in range(meta.num_row_groups):
+        part = meta.row_group(group)
+        each = max(1, part.total_byte_size // max(1, part.num_rows))
+        rows = max(1, min(byte_streams.BATCH_LINES * 3, BATCH_BYTES // each))
+        yield from parquet.iter_batches(rows, row_groups=[group], columns=columns)
+
+
+def read_orc(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
+    with open_seekable(path) as stream:
+        file = orc.ORCFile(stream)
+
+        def rows(columns: list[str]) -> Iterator[pa.RecordBatch]:
+            for stripe in range(file.nstripes):
+                batch = file.read_stripe(stripe, columns)
+                each = max(1, batch.nbytes // max(1, batch.num_rows))
+                step = max(1, min(byte_streams.BATCH_LINES * 3, BATCH_BYTES // each))
+                for at in range(0, batch.num_rows, step):
+                    yield batch.slice(at, step)
+
+        yield from _Typed(fmt, path, facts, file.schema).read(rows)
+
+
+class _Typed:
+    """One file of typed columns while it is read."""
+
+    def __init__(self, fmt: Format, path: str, facts: FileFacts, schema: pa.Schema) -> None:
+        self.fmt, self.facts, self.schema = fmt, facts, schema
+        self.batches = Batches(fmt, path)
+        self.constants = typed_columns.partitions(path)
+        facts.columns = {one.name: str(one.type) for one in schema}
+        self.paths: dict[str, list[str] | None] = {}
+        """Our column -> where it is; None: in the file's own path."""
+        for ours, theirs in fmt.mapped.items():
+            try:
+                path_of = typed_columns.path_of(schema, theirs)
+            except Unusable as error:
+                raise Unusable(f"{facts.file}: {error}") from None
+            if path_of is None and theirs not in self.constants:
+                there = [*schema.names, *self.constants]
+                raise Unusable(missing_column(facts.file, ours, theirs, there))
+            self.paths[ours] = path_of
+            if path_of is None:
+                facts.columns[theirs] = "string"
+            elif len(path_of) > 1:
+                facts.columns[theirs] = str(typed_columns.type_of(schema, path_of))
+
+    def read(self, rows: Rows) -> Iterator[pa.RecordBatch]:
+        """Args: rows: the file's rows, in the columns that are asked for."""
+        self._check_ids(rows)
+        inner = [path for path in self.paths.values() if path is not None]
+        wanted = list(dict.fromkeys(typed_columns.reading_of(self.schema, one) for one in inner))
+        # (Where all columns stand in the path, one of the file's says how many rows there are.)
+        line = 1
+        for batch in rows(wanted or self.schema.names[:1]):
+            count = batch.num_rows
+            made = self._columns(batch)
+            made["kind"] = pa.repeat("record", count)
+            made["file"] = pa.repeat(self.facts.file, count)
+            made["line"] = pa.array(np.arange(line, line + count))
+            made = without_long_texts(self.fmt, made, line, self.facts)
+            line += count
+            self.facts.lines += count
+            yield pa.RecordBatch.from_arrays(
+                [made.get(one.name, pa.nulls(count, one.type)) for one in RECORD_SCHEMA],
+                schema=RECORD_SCHEMA,
+            )
+
+    def _check_ids(self, rows: Rows) -> None:
+        for ours, path in self.paths.items():
+            if path is None:
+                continue
+            theirs, asked = self.fmt.mapped[ours], typed_columns.reading_of(self.schema, path)
+
+            def values(path: list[str] = path, asked: str = asked) -> Iterator[pa.Array]:
+                for batch in rows([asked]):
+                    yield typed_columns.array_at(batch, path)
+
+            kind = typed_columns.type_of(self.schema, path)
+            if typed_columns.refuse_floating_ids(kind, ours, theirs, self.facts.file, values):
+                self.facts.columns[theirs] = "int64"
+
+    def _columns(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
+        """Our columns of some rows."""
+        fmt, batches, count = self.fmt, self.batches, batch.num_rows
+        made: dict[str, pa.Array] = {}
+        for ours, theirs in fmt.mapped.items():
+            path = self.paths[ours]
+            if path is None:
+                array = pa.array([self.constants[theirs]], pa.string()).take(
+                    pa.array(np.zeros(count, np.int8))
+                )
+            else:
+                array = typed_columns.array_at(batch, path)
+            if ours == "exposed_with" and _is_list(array.type):
+                texts = typed_columns.texts_of_lists(array, ours, theirs, self.facts.file)
+                made[ours] = _shown(batches, texts)
+                continue
+            if ours == "event_ts" and "event_ts_2" in fmt.mapped:
+                array = typed_columns.dates(array)
+            text = typed_columns.text_of(array, ours, theirs, self.facts.file)
+            text = batches.without_nulls(ours, text)
+            if ours == "event_ts" and (clock := clock_of(array.type)):
+                made["clock"] = pa.repeat(clock, count)
+            if ours == "exposed_with":
+                text = _shown(batches, pc.split_pattern(text, fmt.list_separator))
+            made[ours] = text
+        return made
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind))
+
+
+def _shown(batches: Batches, lists: pa.Array) -> pa.Array:
+    """Lists without what is null or means null, as in every other format."""
+    nulls = pa.array([None, *sorted(batches.nulls["exposed_with"])], pa.string())
+    if not pc.any(pc.is_in(lists.flatten(), nulls)).as_py():
+        return lists
+    return pa.array(map(batches.list_of, lists.to_pylist()), lists.type)
+
+
+def clock_of(kind: pa.DataType) -> str | None:
+    """The clock of a column of times; null where it is none."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not pa.types.is_timestamp(kind):
+        return None
+    return "utc" if kind.tz else "local"
+
+
+def _lengths(texts: pa.Array) -> np.ndarray:
+    """int64[N]: the characters of texts, or of lists of them."""
+    if pa.types.is_string(texts.type):
+        length = pc.fill_null(pc.utf8_length(texts), 0)
+        return np.asarray(length.to_numpy(zero_copy_only=False), np.int64)
+    ends = np.cumsum(np.append(0, _lengths(texts.flatten())))
+    number = pc.fill_null(pc.list_value_length(texts), 0).to_numpy(zero_copy_only=False)
+    last = np.cumsum(number)
+    return np.asarray(ends[last] - ends[last - number], np.int64)
+
+
+def without_long_texts(
+    fmt: Format, made: dict[str, pa.Array], line: int, facts: FileFacts
+) -> dict[str, pa.Array]:
+    """Rows in which a column is longer than a table takes are `unparsable`, and keep its beginning.
+
+    Args:
+        made: our columns, `kind` among them; line: the first row's.
+    """
+    bad = np.zeros(len(made["kind"]), bool)
+    for ours in set(made) & set(fmt.mapped):
+        array = made[ours]
+        # (No text has more characters than bytes, and most batches have fewer of those.)
+        if array.nbytes <= fmt.longest_text:
+            continue
+        long = _lengths(array) > fmt.longest_text
+        if not long.any():
+            continue
+        bad |= long
+        places = np.flatnonzero(long)
+        some = array.take(pa.array(places)).to_pylist()
+        put = [None if isinstance(one, list) else cut_text(one, fmt) for one in some]
+        made[ours] = (
+            pc.replace_with_mask(array, pa.array(long), pa.array(put, array.type))
+            if pa.types.is_string(array.type)
+            else pc.if_else(pa.array(long), None, array)
+        )
+    if bad.any():
+        made["kind"] = pc.if_else(pa.array(bad), "unparsable", made["kind"])
+        facts.add_too_long(line + int(np.flatnonzero(bad)[0]), int(bad.sum()))
+    return made
+
+
+def read_avro(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
+    """The records of an Avro container file; `line` counts them from 1."""
+    try:
+        records = fastavro.reader(stream)
+    except ValueError as error:
+        raise Unusable(
+            f"{facts.file} cannot be read as avro ({error}): correct source.format"
+        ) from None
+    schema = records.writer_schema
+    constants = typed_columns.partitions(facts.file)
+    facts.columns = avro_values.columns_of(schema)
+    for ours, theirs in fmt.mapped.items():
+        kind = avro_values.kind_at(schema, theirs)
+        if kind is None and theirs not in constants:
+            there = [*facts.columns, *constants]
+            raise Unusable(missing_column(facts.file, ours, theirs, there))
+        facts.columns.setdefault(theirs, kind or "string")
+    batches = Batches(fmt, facts.file, facts)
+    for line, record in enumerate(_decoded(records, facts), 1):
+        facts.lines += 1
+        values: dict[str, Any] = {}
+        clock = None
+        for ours, theirs in fmt.mapped.items():
+            value = avro_values.value_at(record, theirs, constants)
+            if ours == "event_ts":
+                clock = avro_values.clock_of(value)
+            values[ours] = avro_values.text_of(value, ours, theirs, facts.file)
+        batches.add(line, "", values, clock)
+        if batches.full:
+            yield batches.drain()
+    if len(batches):
+        yield batches.drain()
+
+
+def _decoded(records: Iterable[Any], facts: FileFacts) -> Iterator[dict[str, Any]]:
+    """Raises: EOFError: a block is damaged."""
+    try:
+        yield from records
+    except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
+        raise EOFError(f"after {facts.lines} records: {type(error).__name__} {error}") from error
