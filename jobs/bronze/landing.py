@@ -27,6 +27,7 @@ from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed
 from jobs.privacy.pseudonyms import privacy_of
+from jobs.reading.expressions import Names, computing_of, names_of
 from jobs.reading.readers import reader
 from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 
@@ -70,8 +71,15 @@ def unread(context: Context, landed: list[tuple[str, int, int]]) -> list[tuple[s
 
 def file_format(source: Source) -> Format:
     """How the files are written; what a source's tables say of it is in `reading_format`."""
+    computing = computing_of(source)
+    wanted, names = source.named(), Names({})
+    if computing is not None:
+        wanted = wanted | computing.inputs()
+        if computing.explode is not None:
+            names = names_of(computing.explode, wanted)
     return Format(
-        format=source.source.format, mapped=source.mapped(),
+        format=source.source.format, mapped=names.line or wanted, computing=computing,
+        wanted={} if computing is None else wanted, names=names,
         delimiter=source.source.delimiter, header=source.source.header,
         null_values=source.source.nulls(), encoding=source.source.encoding,
         list_separator=source.source.list_separator,

@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from jobs.bronze import landing
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
-from jobs.reading.readers import record_of
+from jobs.reading.stored import record_of
 from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 
 SHOWN_LINES, SHOWN_CHARS = 3, 200

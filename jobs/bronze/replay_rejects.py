@@ -33,7 +33,7 @@ from jobs.core.plan import idle, ingest_plan
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
-from jobs.reading.readers import record_of
+from jobs.reading.stored import record_of
 from jobs.reading.records import (
     CUT,
     LONGEST_TEXT,

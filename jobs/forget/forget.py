@@ -48,7 +48,7 @@ from jobs.ops.model_registry import _from_tracking, _mark, registry_pins
 from jobs.pipeline.steps import one_job
 from jobs.privacy import pseudonyms
 from jobs.privacy.person import Person
-from jobs.reading.readers import record_of
+from jobs.reading.stored import record_of
 
 NAMING = ("user_id", "raw", "message")  # columns in which a person may stand
 NUMBERS = (".bin", ".npy", ".safetensors")  # files of caches that hold no text, and may be large

@@ -16,7 +16,6 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,16 +25,21 @@ import pyarrow.parquet as pq
 
 from jobs.core.source_file import field_of
 from jobs.lake.filesystem import open_binary, open_seekable, write_text
-from jobs.reading import byte_streams
+from jobs.reading import byte_streams, paths
 from jobs.reading.byte_streams import has_broken_bytes, printable
 from jobs.reading.csv_reader import CsvRecords, read_csv
+from jobs.reading.evaluate import evaluated, json_rows, without_user
+from jobs.reading.explode import ParquetNames, ambiguous, cut_raws, exploded_rows, pieces
+from jobs.reading.expressions import FIELD
 from jobs.reading.records import (
     RECORD_SCHEMA,
+    SCALARS,
     Batches,
     FileFacts,
     Format,
     Unusable,
     cut_text,
+    cut_texts,
     missing_column,
 )
 
@@ -47,26 +51,6 @@ COMBINED_LOG = re.compile(
 )
 
 
-def _scalar_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    raise ValueError(f"{type(value).__name__} where one value is expected")
-
-
-def _reach(record: dict[str, Any], name: str) -> Any:
-    """A column of a JSON record; `a.b` reaches into nested objects."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for step in name.split("."):
-        if not isinstance(value, dict) or step not in value:
-            return None
-        value = value[step]
-    return value
-
-
 def json_values(fmt: Format, line: str, facts: FileFacts) -> dict[str, Any] | None:
     """The mapped columns of one JSON line; numbers stay the text they were written as."""
     try:
@@ -75,11 +59,12 @@ def json_values(fmt: Format, line: str, facts: FileFacts) -> dict[str, Any] | No
             return None
         values: dict[str, Any] = {}
         for ours, theirs in fmt.mapped.items():
-            value = _reach(record, theirs)
+            value = paths.reach(record, theirs)
             if ours == "exposed_with" and isinstance(value, list):
-                values[ours] = [_scalar_text(one) for one in value]
+                values[ours] = [paths.scalar_text(one) for one in value]
             else:
-                values[ours] = _scalar_text(value)
+                text = paths.any_text if ":" in ours else paths.scalar_text
+                values[ours] = text(value)
             if value is not None or theirs in record:
                 facts.columns.setdefault(theirs, "json")
         for name in record:
@@ -97,9 +82,8 @@ def log_values(fmt: Format, line: str, _: FileFacts) -> dict[str, Any] | None:
     if found is None:
         return None
     parts = dict(zip(COMBINED_LOG_COLUMNS, found.groups(), strict=True))
-    return {
-        ours: None if parts[theirs] == "-" else parts[theirs] for ours, theirs in fmt.mapped.items()
-    }
+    there = {name: None if text == "-" else text for name, text in parts.items()}
+    return {ours: there.get(theirs) for ours, theirs in fmt.mapped.items()}
 
 
 def read_lines(
@@ -184,15 +168,15 @@ def _lengths(texts: pa.Array) -> np.ndarray:
 
 
 def _without_long_texts(
-    fmt: Format, made: dict[str, pa.Array], line: int, facts: FileFacts
+    fmt: Format, made: dict[str, pa.Array], facts: FileFacts
 ) -> dict[str, pa.Array]:
     """Rows in which a column is longer than a table takes are `unparsable`, and keep its beginning.
 
     Args:
-        made: our columns, `kind` among them; line: the first row's.
+        made: our columns, `kind` and `line` among them.
     """
     bad = np.zeros(len(made["kind"]), bool)
-    for ours in set(made) & set(fmt.mapped):
+    for ours in set(made) & {*SCALARS, "exposed_with"}:
         array = made[ours]
         # (No text has more characters than bytes, and most batches have fewer of those.)
         if array.nbytes <= fmt.longest_text:
@@ -211,7 +195,8 @@ def _without_long_texts(
         )
     if bad.any():
         made["kind"] = pc.if_else(pa.array(bad), "unparsable", made["kind"])
-        facts.add_too_long(line + int(np.flatnonzero(bad)[0]), int(bad.sum()))
+        first = made["line"][int(np.flatnonzero(bad)[0])].as_py()
+        facts.add_too_long(first, int(bad.sum()))
     return made
 
 
@@ -225,89 +210,117 @@ def _row_batches(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Rec
         yield from parquet.iter_batches(rows, row_groups=[group], columns=columns)
 
 
+def parquet_names(fmt: Format, schema: pa.Schema, file: str) -> ParquetNames:
+    """Which column of the file each of the wanted ones is.
+
+    Raises:
+        Unusable: one is not there, or is both the line's and the elements'.
+    """
+    explode = fmt.computing.explode if fmt.computing else None
+    if explode is None:
+        for ours, theirs in fmt.mapped.items():
+            if not paths.has_path(schema, theirs):
+                raise Unusable(missing_column(file, ours, theirs, schema.names))
+        return ParquetNames(dict(fmt.mapped), {}, (), None)
+    if not paths.has_path(schema, explode.column):
+        raise Unusable(missing_column(file, FIELD, explode.column, schema.names))
+    lists = paths.column_at(pa.RecordBatch.from_pylist([], schema=schema), explode.column).type
+    inner = lists.value_type if pa.types.is_nested(lists) and not pa.types.is_struct(lists) else None
+    line, elements = {}, {}
+    for name, theirs in fmt.wanted.items():
+        path = fmt.names.elements.get(name)
+        of_element = path == "" or (
+            path is not None and inner is not None and pa.types.is_struct(inner)
+            and paths.has_path(inner, path)
+        )  # fmt: skip
+        of_line = name in fmt.names.line and paths.has_path(schema, fmt.names.line[name])
+        if of_element and of_line:
+            raise ambiguous(file, theirs, explode.column)
+        if of_element and path is not None:
+            elements[name] = path
+        elif of_line:
+            line[name] = fmt.names.line[name]
+        elif name not in fmt.names.positions:
+            raise Unusable(missing_column(file, name, theirs, schema.names))
+    return ParquetNames(line, elements, fmt.names.positions, explode.column)
+
+
 def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     with open_seekable(path) as stream:
         parquet = pq.ParquetFile(stream)
         schema = parquet.schema_arrow
         facts.columns = {one.name: str(one.type) for one in schema}
-        for ours, theirs in fmt.mapped.items():
-            if theirs not in schema.names:
-                raise Unusable(missing_column(facts.file, ours, theirs, schema.names))
-        batches = Batches(fmt, path)
+        names = parquet_names(fmt, schema, facts.file)
         line = 1
-        columns = list(dict.fromkeys(fmt.mapped.values()))
+        columns = list(dict.fromkeys(paths.root_of(schema, one) for one in names.roots))
         for batch in _row_batches(parquet, columns):
-            count = batch.num_rows
-            made: dict[str, pa.Array] = {}
-            for ours, theirs in fmt.mapped.items():
-                array = batch.column(theirs)
-                if ours == "exposed_with" and pa.types.is_list(array.type):
-                    made[ours] = _shown(batches, array.cast(pa.list_(pa.string())))
-                    continue
-                text = _parquet_text(array, ours, theirs, facts.file)
-                text = batches.without_nulls(ours, text)
-                if ours == "event_ts" and (clock := clock_of(array.type)):
-                    made["clock"] = pa.repeat(clock, count)
-                if ours == "exposed_with":
-                    text = _shown(batches, pc.split_pattern(text, fmt.list_separator))
-                made[ours] = text
-            made["kind"] = pa.array(["record"] * count, pa.string())
-            made["file"] = pa.array([facts.file] * count, pa.string())
-            made["line"] = pa.array(range(line, line + count), pa.int64())
-            made = _without_long_texts(fmt, made, line, facts)
-            line += count
-            facts.lines += count
-            yield pa.RecordBatch.from_arrays(
-                [made.get(one.name, pa.nulls(count, one.type)) for one in RECORD_SCHEMA],
-                schema=RECORD_SCHEMA,
-            )
+            for made, count in parquet_records(fmt, names, batch, line, facts):
+                facts.lines += count
+                yield made
+            line += batch.num_rows
 
 
-def record_of(
-    fmt: Format, raw: str, file: str, line: int, columns: dict[str, str],
-    header: list[str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """One stored line as the record that its file would give today.
+def parquet_records(
+    fmt: Format, names: ParquetNames, batch: pa.RecordBatch, line: int, facts: FileFacts
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Records of the rows of a batch, and how many they are.
 
     Args:
-        columns: the file's columns with their kinds, as the ledger has them.
-        header: of a CSV, its columns in order when the line was read; None: those of `columns`.
+        line: the first row's.
     """
-    values: dict[str, Any] | None = None
-    if fmt.privacy is not None and fmt.privacy.hashes:
-        stored = json.loads(raw or "{}")  # (what was no record is not kept)
-        values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()} or None
-        values = values if stored else None
-    elif fmt.format == "csv":
-        names = list(columns) if header is None else header
-        records = CsvRecords(fmt.delimiter, len(names))
-        found = list(records.feed(raw.splitlines(keepends=True), last=True))
-        if len(found) == 1 and found[0][2]:
-            row = found[0][2]
-            values = {ours: row[names.index(theirs)] for ours, theirs in fmt.mapped.items()}
-    elif fmt.format == "parquet":
-        stored = json.loads(raw)
-        values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()}
-    else:
-        values_of = json_values if fmt.format == "jsonl" else log_values
-        values = values_of(fmt, raw.strip(), FileFacts(file))
-    batch = Batches(fmt, file)
-    batch.add(line, raw, values)
-    made = {name: column[0] for name, column in batch.columns.items() if column}
-    kind = columns.get(fmt.mapped["event_ts"], "")
-    if fmt.format == "parquet" and kind.startswith("timestamp"):
-        made["clock"] = "utc" if "tz=" in kind else "local"
-        made["event_ts"] = _microseconds(made["event_ts"])
-    return {**made, "file": file}
+    raws = None
+    if fmt.computing is not None:
+        raws = cut_texts(json_rows(pa.Table.from_batches([batch])), fmt)
+    found, parents, places = exploded_rows(names, batch, facts)
+    if raws is None:
+        yield parquet_batch(fmt, found, parents + line, places, None, facts), len(parents)
+        return
+    raws, sizes = cut_raws(fmt, raws, np.bincount(parents, minlength=batch.num_rows))
+    for first, end in pieces(sizes[parents]):
+        part = {name: one.slice(first, end - first) for name, one in found.items()}
+        rows = parents[first:end]
+        place = None if places is None else places.slice(first, end - first)
+        raw = raws.take(pa.array(rows))
+        yield parquet_batch(fmt, part, rows + line, place, raw, facts), end - first
 
 
-def _microseconds(text: str | None) -> str | None:
-    """A stored typed time as its file has it; a text that is no such time stays what it is."""
-    try:
-        moment = datetime.fromisoformat(text or "").replace(tzinfo=UTC)
-    except ValueError:
-        return text
-    return str((moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
+def parquet_batch(
+    fmt: Format, found: dict[str, pa.Array], lines: np.ndarray, places: pa.Array | None,
+    raw: pa.Array | None, facts: FileFacts,
+) -> pa.RecordBatch:  # fmt: skip
+    """Columns of a Parquet file by name -> records, and beside them the inputs as they are typed."""
+    batches, count = Batches(fmt, facts.file), len(lines)
+    wanted = fmt.wanted or fmt.mapped
+    made: dict[str, pa.Array] = {}
+    for ours, array in found.items():
+        if ours not in RECORD_SCHEMA.names:
+            made[ours] = array
+            continue
+        if ours == "exposed_with" and pa.types.is_list(array.type):
+            made[ours] = _shown(batches, array.cast(pa.list_(pa.string())))
+            continue
+        text = _parquet_text(array, ours, wanted[ours], facts.file)
+        text = batches.without_nulls(ours, text)
+        if ours == "event_ts" and (clock := clock_of(array.type)):
+            made["clock"] = pa.repeat(clock, count)
+        if ours == "exposed_with":
+            text = _shown(batches, pc.split_pattern(text, fmt.list_separator))
+        made[ours] = text
+    made["kind"] = pa.array(["record"] * count, pa.string())
+    made["file"] = pa.array([facts.file] * count, pa.string())
+    made["line"] = pa.array(lines, pa.int64())
+    if fmt.hashes and fmt.computing is not None:
+        raw = without_user(fmt, found, count)
+    made |= {name: one for name, one in (("element", places), ("raw", raw)) if one is not None}
+    made = _without_long_texts(fmt, made, facts)
+    for name in fmt.inputs:
+        if name in made and pa.types.is_string(made[name].type):
+            made[name] = batches.without_nulls(name, made[name])
+    schema = pa.schema(
+        [*RECORD_SCHEMA, *((name, made[name].type) for name in fmt.inputs if name in made)]
+    )
+    arrays = [made.get(one.name, pa.nulls(count, one.type)) for one in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
@@ -329,7 +342,7 @@ def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBat
                 else:
                     values_of = json_values if fmt.format == "jsonl" else log_values
                     batches = read_lines(fmt, stream, facts, values_of)
-            for batch in batches:
+            for batch in evaluated(fmt, batches, facts):
                 facts.look_at(batch)
                 yield batch
             while hashing.read(1 << 20):

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from jobs.core.source_file import LINKS, NULL_VALUES, field_of
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import Block
+from jobs.reading.expressions import FIELD, Computing, Names
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
@@ -34,14 +35,19 @@ RECORD_SCHEMA = pa.schema(
         ("raw", pa.string()),
         ("file", pa.string()),
         ("line", pa.int64()),
+        ("element", pa.int64()),
+        ("filtered", pa.string()),
     ]
 )
+# kind: record, unparsable, or the reason for which an expression makes the line a reject.
+# element: the place of an exploded element in its line, from 1. filtered: why it is left out.
 # clock: null where `event_ts` is the log's own text; where the log has typed times it is their
 # microseconds since 1970, on the clock of `utc`, or of the source file's zone (`local`).
 RECORD_DDL = (
     "kind string, "
     + ", ".join(f"{name} string" for name in SCALARS)
     + ", exposed_with array<string>, clock string, raw string, file string, line bigint"
+    + ", element bigint, filtered string"
 )
 
 
@@ -75,6 +81,31 @@ class Format:
     longest_text: int = LONGEST_TEXT
     privacy: Privacy | None = None
     """Whose lines are passed over, and whether ids are hashed."""
+    computing: Computing | None = None
+    """What happens to the log's columns before they are ours; `mapped` then also has the columns that
+    are read for it, as `field:column`."""
+    wanted: dict[str, str] = field(default_factory=dict)
+    """Where something is computed: our column, or `field:column` -> the log's column, as the source
+    file says it; `mapped` has those that a line has."""
+    names: Names = Names({})
+    """Where lines are exploded: which of them are where."""
+
+    @property
+    def hashes(self) -> bool:
+        """Whether user ids become pseudonyms."""
+        return self.privacy is not None and self.privacy.hashes
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """Columns that are read and are not ours."""
+        names = [*self.mapped, *self.names.elements, *self.names.positions]
+        return [name for name in dict.fromkeys(names) if name not in RECORD_SCHEMA.names]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """What a reader of text yields: records, and beside them the inputs."""
+        more = [(name, pa.string()) for name in self.inputs]
+        return pa.schema([*RECORD_SCHEMA, *more]) if more else RECORD_SCHEMA
 
     def nulls_of(self, ours: str) -> frozenset[str]:
         """The texts that mean nothing in a column of ours."""
@@ -102,6 +133,11 @@ class FileFacts:
     """Those of `user_id` and `item_id` in which an id ends in `.0`."""
     forgotten: int = 0
     """Lines of forgotten people, which were skipped."""
+    empty_lines: int = 0
+    """Lines without an element, where lines are exploded; they are not read lines."""
+    unjudged: int = 0
+    """Lines of which `source.keep` could not be computed."""
+    first_unjudged: int | None = None
     bytes: int = 0
     """As the landing was listed, before the file was read; so is `modified_ms`."""
     modified_ms: int = 0
@@ -137,10 +173,11 @@ class Batches:
     def __init__(self, fmt: Format, file: str, facts: FileFacts | None = None) -> None:
         self.fmt, self.file = fmt, file
         self.facts = FileFacts(file) if facts is None else facts
-        self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in fmt.schema.names}
         self.chars = 0
+        self.texts = (*SCALARS, *fmt.inputs)
         self.listed = fmt.mapped.get("exposed_with")
-        self.nulls = {name: fmt.nulls_of(name) for name in (*SCALARS, "exposed_with")}
+        self.nulls = {name: fmt.nulls_of(name) for name in (*self.texts, "exposed_with")}
 
     def __len__(self) -> int:
         return len(self.columns["line"])
@@ -160,11 +197,12 @@ class Batches:
                 values = None
             raw = cut_text(raw, self.fmt)
         columns["kind"].append("unparsable" if values is None else "record")
-        for name in SCALARS:
+        for name in self.texts:
             value = values.get(name) if values else None
             columns[name].append(None if value in self.nulls[name] else value)
         columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
-        columns["clock"].append(None)
+        for name in ("clock", "element", "filtered"):
+            columns[name].append(None)
         columns["raw"].append(raw)
         columns["line"].append(line)
 
@@ -213,8 +251,8 @@ class Batches:
         except UnicodeError:
             return None
         return pa.RecordBatch.from_arrays(
-            [made.get(one.name, pa.nulls(count, one.type)) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
+            [made.get(one.name, pa.nulls(count, one.type)) for one in self.fmt.schema],
+            schema=self.fmt.schema,
         )
 
     def block(
@@ -248,18 +286,18 @@ class Batches:
             else:
                 made[ours] = self.without_nulls(ours, fields[place])
         return pa.RecordBatch.from_arrays(
-            [made.get(one.name, pa.nulls(len(lines), one.type)) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
+            [made.get(one.name, pa.nulls(len(lines), one.type)) for one in self.fmt.schema],
+            schema=self.fmt.schema,
         )
 
     def drain(self) -> pa.RecordBatch:
         count = len(self)
         self.columns["file"] = [self.file] * count
         batch = pa.RecordBatch.from_arrays(
-            [pa.array(self.columns[one.name], one.type) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
+            [pa.array(self.columns[one.name], one.type) for one in self.fmt.schema],
+            schema=self.fmt.schema,
         )
-        self.columns = {name: [] for name in RECORD_SCHEMA.names}
+        self.columns = {name: [] for name in self.fmt.schema.names}
         self.chars = 0
         return batch
 
@@ -268,19 +306,35 @@ def too_long(fmt: Format, raw: str, values: dict[str, Any] | None) -> bool:
     """Whether a record, or one of its mapped columns, is longer than a table takes."""
     if len(raw) > fmt.longest_record:
         return True
-    for value in (values or {}).values():
+    for name, value in (values or {}).items():
+        if name.startswith(FIELD):
+            continue  # (a list is as long as its line)
         if sum(map(len, value if isinstance(value, list) else [value or ""])) > fmt.longest_text:
             return True
     return False
 
 
-def cut_text(text: str, fmt: Format) -> str:
-    """A text as it may be stored: whole, or its beginning, and how long it was."""
-    if len(text) <= fmt.longest_text:
+def cut_text(text: str, fmt: Format, longest: int | None = None) -> str:
+    """A text as it may be stored: whole, or its beginning, and how long it was.
+
+    Args:
+        longest: how much of it, where that is not the format's.
+    """
+    longest = fmt.longest_text if longest is None else longest
+    if len(text) <= longest:
         return text
     more = "more than " * (len(text) > fmt.longest_record)
     length = min(len(text), fmt.longest_record)
-    return f"{text[: fmt.longest_text]}{CUT}{more}{length} characters]"
+    return f"{text[:longest]}{CUT}{more}{length} characters]"
+
+
+def cut_texts(texts: pa.Array, fmt: Format) -> pa.Array:
+    """`cut_text`, of many."""
+    long = pc.fill_null(pc.greater(pc.utf8_length(texts), fmt.longest_text), False)
+    if not pc.any(long).as_py():
+        return texts
+    put = [cut_text(one, fmt) for one in texts.filter(long).to_pylist()]
+    return pc.replace_with_mask(texts, long, pa.array(put, texts.type))
 
 
 def fields_of_lines(
@@ -331,6 +385,8 @@ def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
     places = {}
     for ours, theirs in fmt.mapped.items():
         if theirs not in header:
+            if ours in fmt.names.either:
+                continue  # (it is the elements')
             raise Unusable(missing_column(file, ours, theirs, header))
         if header.count(theirs) > 1:
             raise Unusable(f"{file}: the header has the column {theirs!r} twice: rename one")
