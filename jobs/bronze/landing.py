@@ -22,13 +22,14 @@ from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import Engine
 from jobs.core.source_file import NULL_IDS, Source, field_of
-from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.core.tables import EVENTS, FILES, FILTERED, REJECTS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed
 from jobs.privacy.pseudonyms import privacy_of
+from jobs.reading import expressions, paths
 from jobs.reading.expressions import Names, computing_of, names_of
-from jobs.reading.readers import reader
+from jobs.reading.readers import read_file, reader
 from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 
 BIN_BYTES = 64 * 1024 * 1024
@@ -141,7 +142,7 @@ def parse(
     filesystem.remove(candidate.path(TASKS_FACTS))  # (of an attempt that was killed)
     records = paths.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS)), RECORD_DDL)
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
-    hashed = reload or context.lake.rows(REJECTS) > 0
+    hashed = reload or context.lake.rows(REJECTS) > 0 or context.lake.rows(FILTERED) > 0
     lines = typed_events(records, context.source, oldest_date(context), hashed)
     lines = exposures.joined(context, candidate, lines, engine)
     written = candidate.write("lines", lines, LINES_AS)
@@ -221,6 +222,9 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
     complaints = [one.error for one in facts if one.error]
     complaints += changed_types(context, facts, lines)
     source = context.source
+    mapped = file_format(source).mapped
+    if source.source.format == "jsonl":  # (an expression may name what few lines have)
+        mapped = {ours: theirs for ours, theirs in mapped.items() if ":" not in ours}
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
     before = next((one for one in ledger["columns"].to_pylist() if one), None)
     if before is not None and source.source.format in ("jsonl", "parquet", "csv"):
@@ -229,8 +233,8 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
             there = one.columns
             if not one.lines or one.error:
                 continue
-            for ours, theirs in source.mapped().items():
-                root = theirs.split(".")[0] if theirs not in known else theirs
+            for ours, theirs in mapped.items():
+                root = paths.root(theirs) if theirs not in known else theirs
                 if root in known and theirs not in there and root not in there:
                     complaints.append(
                         f"{one.file}: column {theirs!r} ({field_of(ours)}) is in none of its "
@@ -253,6 +257,39 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
         shown = "\n".join(complaints[:10])
         more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
         raise SchemaError(f"nothing was written:\n{shown}{more}")
+
+
+def check_expressions(context: Context, chosen: list[tuple[str, int, int]]) -> None:
+    """Read the beginning of the first file, before Spark starts, and bind the expressions of the
+    source file to its columns.
+
+    Raises:
+        SourceError, SchemaError: they do not fit.
+    """
+    fmt = file_format(context.source)
+    if fmt.computing is None:
+        return
+    path = chosen[0][0]
+    facts = FileFacts(path)
+    next(iter(read_file(fmt, path, facts)), None)
+    if fmt.computing.explode is None and facts.columns:
+        known = context.lake.small(FILES)["columns"].to_pylist() if fmt.format == "jsonl" else []
+        there = {*facts.columns, *(name for one in known for name, _ in one or ())}
+        expressions.check_names(fmt.computing, there, path, certain=fmt.format != "jsonl")
+    if facts.error:
+        raise SchemaError(f"nothing was written:\n{facts.error}")
+
+
+def of_elements(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of lines without an element."""
+    found = [one for one in facts if one.empty_lines]
+    if not found:
+        return []
+    return [
+        f"{sum(one.empty_lines for one in found):,} lines have no element in source.explode = "
+        f"{context.source.source.explode!r}: they make no events, and are not among the lines read. "
+        f"The first file with such a line is {found[0].file}"
+    ]
 
 
 def too_long(facts: list[FileFacts]) -> list[str]:

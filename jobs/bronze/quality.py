@@ -21,8 +21,8 @@ from pyspark.sql import functions as F
 from jobs.bronze import landing
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
-from jobs.reading.stored import record_of
 from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
+from jobs.reading.stored import record_of
 
 SHOWN_LINES, SHOWN_CHARS = 3, 200
 SHOWN_NAMES = 20
@@ -98,8 +98,10 @@ def after(context: Context) -> str:
 def sampled(candidate: Candidate, reason: str) -> list[dict[str, Any]]:
     """The first rejects of a reason, by file and line."""
     of_reason = candidate.part("rejects").where(F.col("reason") == reason)
-    rows = of_reason.select("file", "line", "reason", "raw", "file_columns")
-    return [row.asDict() for row in rows.orderBy("file", "line").limit(SAMPLED).collect()]
+    rows = of_reason.select("file", "line", "element", "reason", "raw", "file_columns")
+    return [
+        row.asDict() for row in rows.orderBy("file", "line", "element").limit(SAMPLED).collect()
+    ]
 
 
 def three_of(samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -140,7 +142,9 @@ def value_of(fmt: Format, row: dict[str, Any], columns: dict[str, str], ours: st
     """The text that a rejected line has in a column of ours, whatever it means."""
     literal = replace(fmt, null_values=frozenset(), null_ids=frozenset())
     header = row["file_columns"]
-    line = record_of(literal, row["raw"] or "", row["file"], row["line"], columns, header)
+    line = record_of(
+        literal, row["raw"] or "", row["file"], row["line"], columns, header, row["element"]
+    )
     text: str | None = line.get(ours)
     return text
 

@@ -71,7 +71,9 @@ def _default(value: Any) -> str:
 
 def _kind(about: dict[str, Any]) -> tuple[str, str]:
     """The type of a key, and which of its values are allowed, from its JSON schema."""
-    about = next((one for one in about.get("anyOf", ()) if one["type"] != "null"), about)
+    about = next((one for one in about.get("anyOf", ()) if one.get("type") != "null"), about)
+    if "oneOf" in about:
+        return "text, or a table", ""
     if "enum" in about:
         return "text", ", ".join(f"`{one}`" for one in about["enum"])
     if about["type"] == "array":

@@ -618,14 +618,16 @@ class Source(Part):
         return self.columns.named() | (self.exposures.mapped() if self.exposures else {})
 
     @property
-    def filters(self) -> bool:
+    def leaves_out(self) -> bool:
         """Whether lines are left out by `keep` or `[bots]`."""
         return self.source.keep is not None or self.bots is not None
 
     @property
     def computes(self) -> bool:
         """Whether something happens to the log's columns before they are ours."""
-        return bool(self.columns.expressions()) or self.filters or self.source.explode is not None
+        return (
+            bool(self.columns.expressions()) or self.leaves_out or self.source.explode is not None
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -696,7 +698,7 @@ class Source(Part):
             raise ValueError(
                 "source.explode_pattern needs source.explode_separator: what separates the elements"
             )
-        if one.keep_filtered and not self.filters:
+        if one.keep_filtered and not self.leaves_out:
             raise ValueError(
                 "source.keep_filtered = true, but nothing is left out: write source.keep or [bots]"
             )

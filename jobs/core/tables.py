@@ -80,9 +80,11 @@ REJECTS = Table(
 )  # fmt: skip
 
 FILTERED = Table(
-    layer="bronze", name="filtered", key=REJECTS.key,
+    layer="bronze",
+    name="filtered",
+    key=REJECTS.key,
     doc="One line that `source.keep` or [bots] left out, with the reason, where source.keep_filtered "
-        "is true. The columns are those of bronze.rejects.",
+    "is true. The columns are those of bronze.rejects.",
     columns=REJECTS.columns,
 )
 

@@ -93,8 +93,8 @@ class Evaluating:
         made["filtered"] = pc.if_else(lost, None, filtered)
         made["kind"] = pc.if_else(lost, "unparsable", made["kind"])
         if self.fmt.hashes and self.fmt.format != "parquet":
-            columns = {name: batch.column(name) for name in self.fmt.wanted}
-            made["raw"] = without_user(self.fmt, columns, batch.num_rows)
+            said = {name: batch.column(name) for name in self.fmt.wanted}
+            made["raw"] = without_user(self.fmt, said, batch.num_rows)
         return pa.RecordBatch.from_arrays(
             [made[one.name].cast(one.type) for one in RECORD_SCHEMA], schema=RECORD_SCHEMA
         )
@@ -136,9 +136,7 @@ class Evaluating:
                 values, failed = (_array(found[f"{kind}{at}"]) for kind in "vf")
                 yield name, values, failed
 
-    def put(
-        self, made: dict[str, pa.Array], name: str, values: pa.Array, failed: pa.Array
-    ) -> None:
+    def put(self, made: dict[str, pa.Array], name: str, values: pa.Array, failed: pa.Array) -> None:
         """A column of ours, as an expression gives it."""
         if name == "exposed_with":
             made[name] = pa.array(
@@ -282,7 +280,11 @@ def converted(ours: str, value: str, kind: str) -> str:
     if kind == "JSON":
         return f"({value} ->> '$')"
     if ours == "event_ts" and clock_of(kind) is not None:
-        moment = f"CAST({value} AS TIMESTAMPTZ)" if clock_of(kind) == "utc" else f"CAST({value} AS TIMESTAMP)"
+        moment = (
+            f"CAST({value} AS TIMESTAMPTZ)"
+            if clock_of(kind) == "utc"
+            else f"CAST({value} AS TIMESTAMP)"
+        )
         return f"CAST(epoch_us({moment}) AS VARCHAR)"
     if ours == "exposed_with" and kind != "VARCHAR":
         return f"CAST({value} AS VARCHAR[])"

@@ -97,12 +97,16 @@ class Exploding:
                 if name == "exposed_with" and isinstance(value, list):
                     values[name] = [paths.scalar_text(one) for one in value]
                 else:
-                    values[name] = paths.any_text(value) if ":" in name else paths.scalar_text(value)
+                    values[name] = (
+                        paths.any_text(value) if ":" in name else paths.scalar_text(value)
+                    )
                 if self.fmt.format == "jsonl":
                     self.facts.columns.setdefault(self.said(name, path), "json")
         except ValueError:
             return None
-        texts = (one if isinstance(one, str) else "".join(map(str, one or ())) for one in values.values())
+        texts = (
+            one if isinstance(one, str) else "".join(map(str, one or ())) for one in values.values()
+        )
         return values if all(len(one) <= self.fmt.longest_text for one in texts) else None
 
     def said(self, name: str, path: str) -> str:
@@ -113,7 +117,9 @@ class Exploding:
 
     def made(self, batch: pa.RecordBatch, rows: Rows) -> Iterator[pa.RecordBatch]:
         parents = np.array(rows.parents, np.int64)
-        raws, sizes = cut_raws(self.fmt, batch["raw"], np.bincount(parents, minlength=batch.num_rows))
+        raws, sizes = cut_raws(
+            self.fmt, batch["raw"], np.bincount(parents, minlength=batch.num_rows)
+        )
         batch = batch.set_column(batch.schema.get_field_index("raw"), "raw", raws)
         for first, end in pieces(sizes[parents]):
             part = batch.take(pa.array(parents[first:end]))

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from jobs.core.errors import SourceError
 from jobs.core.source_file import COMBINED_LOG_COLUMNS, COMBINED_LOG_NUMBERS, Source
+from jobs.reading.paths import root
 
 CLOCKS = {
     "current_catalog", "current_date", "current_role", "current_schema", "current_time",
@@ -45,7 +46,7 @@ ARROW = {
 """Declared types of columns."""
 IDS = ("user_id", "item_id", "event_id", "event_type", "source_session_id")
 """Our columns that are texts."""
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "threads": 1,  # (a Spark task has one core)
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -171,7 +172,8 @@ def computing_of(source: Source) -> Computing | None:
     """
     if not source.computes:
         return None
-    one, types = source.source, dict(source.source.types)
+    one = source.source
+    types: dict[str, str] = dict(one.types)
     if one.format == "combined_log":
         types = dict.fromkeys(COMBINED_LOG_NUMBERS, "bigint") | types
     made = Computing(
@@ -330,7 +332,9 @@ def _functions() -> tuple[set[str], set[str]]:
     if not hasattr(_local, "functions"):
         rows = (
             shared()
-            .execute("SELECT lower(function_name), function_type, stability FROM duckdb_functions()")
+            .execute(
+                "SELECT lower(function_name), function_type, stability FROM duckdb_functions()"
+            )
             .fetchall()
         )
         changing = {name for name, _, stability in rows if stability not in (None, "CONSISTENT")}
@@ -372,25 +376,33 @@ def mistake(field: str, sql: str, what: str, place: int | None = None) -> Source
 # -- binding --------------------------------------------------------------------------------------
 
 
-def check_names(computing: Computing, there: Iterable[str], file: str) -> None:
-    """Raises: SourceError: an expression names a column that the log does not have."""
+def check_names(
+    computing: Computing, there: Iterable[str], file: str, certain: bool = True
+) -> None:
+    """Raises: SourceError: an expression names a column that the log does not have.
+
+    Args:
+        certain: whether a column that is not there cannot be in another line. Where it can, only a
+            name that is nearly one of those that are there is refused.
+    """
     names = list(there)
     for one in computing.expressions():
         for column in one.columns:
-            if column not in names:
-                place = re.search(rf"(?<!\w){re.escape(column)}(?!\w)", one.sql)
-                at = len(one.sql[: place.start()].encode()) if place else None
-                raise mistake(
-                    one.field, one.sql, f"{file} has no column {column!r}{nearest(column, names)}", at
-                )  # fmt: skip
+            near = nearest(column, names)
+            if column in names or root(column) in names or not (certain or near):
+                continue
+            place = re.search(rf"(?<!\w){re.escape(column)}(?!\w)", one.sql)
+            at = len(one.sql[: place.start()].encode()) if place else None
+            listed = ", ".join(map(repr, names[:20])) or "none"
+            hint = f"did you mean {near!r}?" if near else f"it has {listed}"
+            raise mistake(one.field, one.sql, f"{file} has no column {column!r}: {hint}", at)
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """Which of the names is meant, for a sentence."""
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Which of the names is meant; None: none is near."""
+    names = list(names)
     same = [one for one in names if one.lower() == name.lower()]
-    near = same or difflib.get_close_matches(name, names, n=1)
-    listed = ", ".join(map(repr, names[:20])) or "none"
-    return f": did you mean {near[0]!r}?" if near else f"; it has {listed}"
+    return next(iter(same or difflib.get_close_matches(name, names, n=1)), None)
 
 
 def check(computing: Computing, columns: pa.Schema) -> dict[str, str]:
@@ -488,7 +500,9 @@ def _mixed(con: duckdb.DuckDBPyConnection, one: Expression) -> str | None:
     without a word: `'10.4'` would be 10."""
     text = f"{HEAD}{one.bound}\n)"
     asked = con.execute("SELECT json_serialize_sql(?)", [text]).fetchall()
-    for node in _nodes(json.loads(asked[0][0])["statements"][0]["node"]["select_list"], frozenset()):
+    for node in _nodes(
+        json.loads(asked[0][0])["statements"][0]["node"]["select_list"], frozenset()
+    ):
         if node["class"] == "COMPARISON":
             sides = [node["left"], node["right"]]
         elif node.get("type") in ("COMPARE_IN", "COMPARE_NOT_IN"):
@@ -521,7 +535,9 @@ def unfit(ours: str, kind: str) -> str:
     """Why a type is none for a column of ours; empty: it is one."""
     whole = kind in WHOLE_NUMBERS
     if ours == "event_ts":
-        fits = whole or kind.startswith(("TIMESTAMP", *FLOATS)) or kind in ("VARCHAR", "DATE", "JSON")
+        fits = (
+            whole or kind.startswith(("TIMESTAMP", *FLOATS)) or kind in ("VARCHAR", "DATE", "JSON")
+        )
         return "" if fits else "a time is TIMESTAMP, DATE, or a text or number of time.unit"
     if ours == "value":
         fits = whole or kind.startswith(FLOATS) or kind in ("VARCHAR", "BOOLEAN", "JSON")
@@ -535,5 +551,7 @@ def unfit(ours: str, kind: str) -> str:
         return "" if fits else "exposed_with is a list of texts, or a text with separators"
     if kind.startswith(FLOATS):
         return "ids never pass through floating point: CAST it to BIGINT or VARCHAR"
-    fits = whole or kind in ("VARCHAR", "UUID", "BOOLEAN", "DATE", "JSON") or kind.startswith("ENUM")
+    fits = (
+        whole or kind in ("VARCHAR", "UUID", "BOOLEAN", "DATE", "JSON") or kind.startswith("ENUM")
+    )
     return "" if fits else f"{ours} is a text: CAST it to VARCHAR"

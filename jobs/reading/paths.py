@@ -99,7 +99,7 @@ def has_path(kind: pa.Schema | pa.StructType, path: str) -> bool:
             return False
         kind = kind.field(place).type
         if key is not None:
-            return pa.types.is_nested(kind)
+            return bool(pa.types.is_nested(kind))
     return True
 
 

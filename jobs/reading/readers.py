@@ -27,7 +27,7 @@ from jobs.core.source_file import field_of
 from jobs.lake.filesystem import open_binary, open_seekable, write_text
 from jobs.reading import byte_streams, paths
 from jobs.reading.byte_streams import has_broken_bytes, printable
-from jobs.reading.csv_reader import CsvRecords, read_csv
+from jobs.reading.csv_reader import read_csv
 from jobs.reading.evaluate import evaluated, json_rows, without_user
 from jobs.reading.explode import ParquetNames, ambiguous, cut_raws, exploded_rows, pieces
 from jobs.reading.expressions import FIELD
@@ -225,7 +225,9 @@ def parquet_names(fmt: Format, schema: pa.Schema, file: str) -> ParquetNames:
     if not paths.has_path(schema, explode.column):
         raise Unusable(missing_column(file, FIELD, explode.column, schema.names))
     lists = paths.column_at(pa.RecordBatch.from_pylist([], schema=schema), explode.column).type
-    inner = lists.value_type if pa.types.is_nested(lists) and not pa.types.is_struct(lists) else None
+    inner = (
+        lists.value_type if pa.types.is_nested(lists) and not pa.types.is_struct(lists) else None
+    )
     line, elements = {}, {}
     for name, theirs in fmt.wanted.items():
         path = fmt.names.elements.get(name)

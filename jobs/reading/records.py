@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jobs.core.source_file import LINKS, NULL_VALUES, field_of
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import Block
-from jobs.reading.expressions import FIELD, Computing, Names
+from jobs.reading.expressions import FIELD, Computing, Names, nearest
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
@@ -87,7 +87,7 @@ class Format:
     wanted: dict[str, str] = field(default_factory=dict)
     """Where something is computed: our column, or `field:column` -> the log's column, as the source
     file says it; `mapped` has those that a line has."""
-    names: Names = Names({})
+    names: Names = field(default_factory=lambda: Names({}))
     """Where lines are exploded: which of them are where."""
 
     @property
@@ -402,8 +402,10 @@ def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> s
             f"{file}: its header is one column, {names[0]!r}. Set source.delimiter = "
             f"{max(others, key=others.count)!r} if that is what separates its columns"
         )
+    near = nearest(theirs, names)
     return (
         f"{file} has no column {theirs!r}, which {field_of(ours)} names; it has "
-        f"{', '.join(map(repr, names)) or 'none'}. Correct {field_of(ours)} in the source file, or "
+        f"{', '.join(map(repr, names)) or 'none'}"
+        f"{f'. Did you mean {near!r}?' if near else '.'} Correct {field_of(ours)} in the source file, or "
         "have the log delivered again with the column"
     )

@@ -101,12 +101,13 @@ def _wanted(one: Stored, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _plain(fmt: Format, one: Stored) -> dict[str, Any]:
+    values: dict[str, Any] | None
     if fmt.privacy is not None and fmt.privacy.hashes:
         stored = json.loads(one.raw or "{}")  # (what was no record is not kept)
         # (A source that computed before has its columns one level deeper.)
         stored = _columns_of(stored, fmt) if LINE in stored else stored
-        values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()}
-        values = values if stored else None
+        found = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()}
+        values = found if stored else None
     elif fmt.format == "parquet":
         stored = json.loads(one.raw)
         values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()}
@@ -123,7 +124,8 @@ def _plain(fmt: Format, one: Stored) -> dict[str, Any]:
 
 
 def _columns_of(stored: dict[str, Any], fmt: Format) -> dict[str, Any]:
-    return json.loads(stored[LINE]) | {fmt.mapped["user_id"]: stored.get("user_id")}
+    columns: dict[str, Any] = json.loads(stored[LINE])
+    return columns | {fmt.mapped["user_id"]: stored.get("user_id")}
 
 
 def _values(fmt: Format, one: Stored) -> dict[str, Any] | None:
