@@ -66,6 +66,8 @@ class Exploding:
                 rows.add(at, place, self.values(element))
         if len(rows.parents) == before:
             self.facts.empty_lines += 1
+            if self.fmt.empty_lines:
+                rows.add(at, None, {})
 
     def elements(self, text: str | None) -> list[Any] | None:
         """The elements of a text, in order; None: it is no list."""
@@ -223,7 +225,7 @@ class ParquetNames:
 
 
 def exploded_rows(
-    names: ParquetNames, batch: pa.RecordBatch, facts: FileFacts
+    names: ParquetNames, batch: pa.RecordBatch, facts: FileFacts, empty_lines: bool = False
 ) -> tuple[dict[str, pa.Array], np.ndarray, pa.Array | None]:
     """Columns by name, the row of each record, and the place of its element.
 
@@ -243,11 +245,16 @@ def exploded_rows(
     places = np.arange(len(parents)) - starts[parents] + 1
     valid = np.flatnonzero(elements.is_valid().to_numpy(zero_copy_only=False))
     elements, parents, places = elements.take(pa.array(valid)), parents[valid], places[valid]
-    facts.empty_lines += batch.num_rows - len(np.unique(parents))
+    empty = np.setdiff1d(np.arange(batch.num_rows), parents)
+    facts.empty_lines += len(empty)
+    place = pa.array(places, pa.int64())
+    if empty_lines:
+        elements = pa.concat_arrays([elements, pa.nulls(len(empty), elements.type)])
+        place = pa.concat_arrays([place, pa.nulls(len(empty), place.type)])
+        parents = np.concatenate([parents, empty])
     rows = pa.array(parents)
     found = {name: paths.column_at(batch, path).take(rows) for name, path in names.line.items()}
     for name, path in names.elements.items():
         found[name] = paths.column_at(elements, path) if path else elements
-    place = pa.array(places, pa.int64())
     found |= dict.fromkeys(names.positions, place)
     return found, parents, place

@@ -251,8 +251,10 @@ def parsed(field: str, sql: str) -> Expression:
     asked = shared().execute("SELECT json_serialize_sql(?)", [text]).fetchall()
     tree = json.loads(asked[0][0])
     if tree["error"]:
-        place = int(tree.get("position") or len(HEAD))
-        raise mistake(field, sql, tree["error_message"], place - len(HEAD))
+        place = int(tree.get("position") or len(HEAD)) - len(HEAD)
+        if place >= len(sql.encode()):
+            raise mistake(field, sql, "syntax error: it ends before it is complete")
+        raise mistake(field, sql, tree["error_message"], place)
     node = tree["statements"][0]["node"]
     whole = len(tree["statements"]) == 1 and node.get("type") == "SELECT_NODE"
     empty = whole and node["from_table"]["type"] == "EMPTY" and len(node["select_list"]) == 1

@@ -254,7 +254,8 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
         facts.columns = {one.name: str(one.type) for one in schema}
         names = parquet_names(fmt, schema, facts.file)
         line = 1
-        columns = list(dict.fromkeys(paths.root_of(schema, one) for one in names.roots))
+        read = {paths.root_of(schema, one) for one in names.roots}
+        columns = [name for name in schema.names if name in read]
         for batch in _row_batches(parquet, columns):
             for made, count in parquet_records(fmt, names, batch, line, facts):
                 facts.lines += count
@@ -273,7 +274,7 @@ def parquet_records(
     raws = None
     if fmt.computing is not None:
         raws = cut_texts(json_rows(pa.Table.from_batches([batch])), fmt)
-    found, parents, places = exploded_rows(names, batch, facts)
+    found, parents, places = exploded_rows(names, batch, facts, fmt.empty_lines)
     if raws is None:
         yield parquet_batch(fmt, found, parents + line, places, None, facts), len(parents)
         return

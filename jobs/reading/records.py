@@ -90,6 +90,9 @@ class Format:
     names: Names = field(default_factory=lambda: Names({}))
     """Where lines are exploded: which of them are where."""
 
+    empty_lines: bool = False
+    """Where lines are exploded: whether one without an element is a record (for `forget`)."""
+
     @property
     def hashes(self) -> bool:
         """Whether user ids become pseudonyms."""

@@ -223,7 +223,7 @@ def _hashed(fmt: Format, lines: list[Stored], facts: FileFacts) -> Iterator[dict
         batch = Batches(fmt, facts.file, facts)
         for at, text in enumerate(texts):
             row = json.loads(text, parse_int=str, parse_float=str)
-            values = {name: paths.any_text(row.get(theirs)) for name, theirs in fmt.wanted.items()}
+            values = {name: _value(name, row.get(theirs)) for name, theirs in fmt.wanted.items()}
             batch.add(at, lines[at].raw, values if row else None)
         batches = [batch.drain()]
     flat = replace(fmt, computing=replace(fmt.computing, explode=None))
@@ -232,6 +232,12 @@ def _hashed(fmt: Format, lines: list[Stored], facts: FileFacts) -> Iterator[dict
         kind = "unparsable" if texts[at] == "{}" else row["kind"]
         mine = {"user_id": stored[at].get("user_id"), "kind": kind, "element": lines[at].element}
         yield row | mine
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "exposed_with" and isinstance(value, list):
+        return [paths.scalar_text(one) for one in value]
+    return paths.any_text(value)
 
 
 def _typed(
