@@ -222,9 +222,11 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
     complaints = [one.error for one in facts if one.error]
     complaints += changed_types(context, facts, lines)
     source = context.source
-    mapped = file_format(source).mapped
-    if source.source.format == "jsonl":  # (an expression may name what few lines have)
-        mapped = {ours: theirs for ours, theirs in mapped.items() if ":" not in ours}
+    fmt = file_format(source)
+    # (Few lines may have what an expression names, and no line may have an element.)
+    few = {ours for ours in fmt.mapped if ":" in ours} if fmt.format == "jsonl" else set()
+    few |= set(fmt.names.elements)
+    mapped = {ours: theirs for ours, theirs in fmt.mapped.items() if ours not in few}
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
     before = next((one for one in ledger["columns"].to_pylist() if one), None)
     if before is not None and source.source.format in ("jsonl", "parquet", "csv"):

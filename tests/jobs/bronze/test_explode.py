@@ -78,7 +78,7 @@ def test_sessions_with_their_events_in_a_list(spark: Any, tmp_path: Path) -> Non
     assert (again.read, again.events_new, again.duplicates) == (10, 1, 6)
     assert len(rejects(shop)) == 3
     # Mended, single elements of a line come back.
-    mended = OTTO.replace('"aid"', """{ sql = "coalesce(aid, 'none')" }""")
+    mended = OTTO.replace('"aid"', """{ sql = "coalesce(aid, 'no item')" }""")
     shop.describe(mended)
     replayed = shop.run("replay-rejects")
     assert (replayed.read, replayed.events_new) == (3, 1)
