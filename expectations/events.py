@@ -51,7 +51,10 @@ def checks() -> tuple[Check, ...]:
             # (No lambda, which Spark would interpret: an overlap is null where one is null.)
             holds="coalesce(NOT arrays_overlap(exposed_with, array('')), exposed_with IS NULL)",
         ),
-        Check(name="lines_balance", says="lines read = new events + duplicates + rejects"),
+        Check(
+            name="lines_balance",
+            says="lines read = new events + duplicates + rejects + lines that were left out",
+        ),
         Check(
             name="reject_share_within_bound",
             says="some line was usable, and not more were unusable than quality.max_reject_share "

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from jobs.lake.context import Context, Result
 
 STEPS = ("compute", "audit", "publish", "all")
-PLANNED = ("run", "ingest", "sessionize", "items", "sequences", "score", "replay-rejects")
+REPLAYS = ("replay-rejects", "replay-filtered")
+PLANNED = ("run", "ingest", "sessionize", "items", "sequences", "score", *REPLAYS)
 """Jobs that choose how they work: an algorithm, an engine, a way to publish."""
 JOBS = {
     "run": "ingest, sessionize, items and sequences, audits included, in one application",
@@ -36,6 +37,7 @@ JOBS = {
     "lists": "what published lists were worth: gold.recommendations and a night -> ops.lists",
     "rules": "[serving] as a text for registered models, where there are no tables",
     "replay-rejects": "bronze.rejects -> bronze.events, after a fix of the source file",
+    "replay-filtered": "bronze.filtered -> bronze.events, after a change of source.keep or [bots]",
     "validate": "run the suites on the published tables",
     "compare-rules": "how far native sessions and the gap rule agree, boundary by boundary",
     "maintain": "pack small files, remove what no version needs, say what it freed",
@@ -114,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
                 "--explain-plan", action="store_true",
                 help="print how each job works, as it is decided; with --json under plans, too",
             )  # fmt: skip
-        if job == "replay-rejects":
+        if job in REPLAYS:
             continue
         if job == "score":
             which = command.add_mutually_exclusive_group()
@@ -319,6 +321,14 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return told(context, args.job, step, result, seconds)
 
 
+def left_out(result: Result) -> str:
+    """The lines and events that filters left out, for a sentence; empty: none."""
+    filtered = ", ".join(f"{count:,} {reason}" for reason, count in result.filtered.items())
+    said = f"; filtered: {filtered}" if filtered else ""
+    removed = result.events_removed
+    return said + (f"; {removed:,} stored events filtered and removed" if removed else "")
+
+
 def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:
     """Print what was done, and keep it as JSON beside the lake."""
     from jobs.lake import filesystem
@@ -326,7 +336,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     outcome = {
         "run_id": context.run_id, "batch": context.batch, "job": job, "step": step,
         "source": context.source.name, "day": context.day, **result.counts(),
-        "rejects": result.rejects, "tables": result.tables, "checks": result.checks,
+        "rejects": result.rejects, "filtered": result.filtered, "tables": result.tables, "checks": result.checks,
         "notes": result.notes, "seconds": round(seconds, 1),
     }  # fmt: skip
     if context.explain_plan:
@@ -341,7 +351,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
         f"read {result.read:,} lines, {result.events_new:,} new events, "
         f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}"
         + (f", {result.waiting:,} waiting" if result.waiting else "")
-        + "; "
+        + f"{left_out(result)}; "
         f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
         f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
         f"{result.runaways:,} runaway. {tables or 'nothing published'}."

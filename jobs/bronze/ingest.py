@@ -17,15 +17,18 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, suite
-from jobs.bronze import checks, exposures, landing, quality
+from jobs.bronze import checks, exposures, filters, landing, quality
 from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.manifest import Counts, IngestManifest, version_of
 from jobs.bronze.rejects import (
-    clear_rejects,
+    LEFT_OUT,
+    REJECTED,
+    clear_aside,
     columns_of_files,
-    count_rejects,
-    fill_rejects,
-    publish_rejects,
+    count_lines,
+    fill_aside,
+    filtered,
+    publish_aside,
     unusable,
 )
 from jobs.bronze.stored_events import (
@@ -46,7 +49,7 @@ from jobs.core.errors import (
     SourceError,
 )
 from jobs.core.plan import Algorithm, IngestFacts, Publish, idle, ingest_plan
-from jobs.core.tables import CHANGED_EVENTS, EVENTS, FILES, ITEMS, REJECTS, SESSIONS
+from jobs.core.tables import CHANGED_EVENTS, EVENTS, FILES, FILTERED, ITEMS, REJECTS, SESSIONS
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
@@ -71,7 +74,8 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         TableLost: they did, and the run is not a reload.
     """
     lake = context.lake
-    foreign.make_ready(context, EVENTS, REJECTS)
+    landing.file_format(context.source)  # (mistakes in expressions are said before all else)
+    foreign.make_ready(context, EVENTS, REJECTS, FILTERED)
     landing.null_ids(context)
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table, upgrade=False)
@@ -88,19 +92,14 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
             left = "".join(f"; {note}" for note in landing.skipped_files(skipped))
             raise SourceError(f"{nothing} (from {where}): correct it, or put the log there{left}")
         notes.append(f"{nothing} this time: nothing was read")
-    facts: list[FileFacts] = []
-    if chosen:
-        for table in (EVENTS, REJECTS, FILES):
-            lake.create(table)
-        if not landing.is_parsed(context, candidate, chosen):
-            candidate.remove()
-            lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
-            engine = context.thresholds.spark(lines, lake.rows(EVENTS))
-            landing.parse(context, candidate, chosen, engine, reload)
-        facts = landing.facts_read(candidate)
+    facts = lines_of(context, candidate, chosen, reload)
     manifest = IngestManifest(
         plan=idle("ingest"),
-        base={table.full_name: version_of(context, table) for table in (EVENTS, REJECTS, FILES)},
+        base={
+            table.full_name: version_of(context, table)
+            for table in (EVENTS, REJECTS, FILES, FILTERED)
+            if lake.version(table) is not None
+        },
         empty=not facts,
         counts=Counts(
             read=sum(one.lines for one in facts), waiting=sum(one.waiting for one in facts)
@@ -113,20 +112,45 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         manifest.plan = ingest_plan(choice, context.thresholds)
         context.decide(manifest.plan)
         context.enter(manifest.plan.engine)
-        notes += landing.strange_times(context, candidate)
-        notes += landing.too_long(facts)
-        notes += landing.swallowed(context, facts)
-        notes += landing.waiting(context, facts)
-        if passed := sum(one.forgotten for one in facts):
-            notes.append(f"{passed} lines of people who were forgotten were passed over")
-        notes += exposures.told(context, candidate)
+        notes += told_of_lines(context, candidate, facts) + filters.added(context, reload)
         fill(context, candidate, manifest, choice, late)
-        notes += quality.bad_files(candidate, manifest.counts.read, manifest.rejects)
+        kept = manifest.counts.read - sum(manifest.filtered.values())
+        notes += filters.told(context, candidate, manifest)
+        notes += quality.bad_files(candidate, kept, manifest.rejects)
         notes += quality.same_ids(context, candidate)
     context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("ingest.computed")
     return candidate
+
+
+def lines_of(
+    context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]], reload: bool
+) -> list[FileFacts]:
+    """Read the chosen files into the candidate, if it has not their lines yet: what they were."""
+    if not chosen:
+        return []
+    lake = context.lake
+    landing.check_expressions(context, chosen)
+    for table in (EVENTS, REJECTS, FILES):
+        lake.create(table)
+    filters.make_ready(context)
+    if not landing.is_parsed(context, candidate, chosen):
+        candidate.remove()
+        lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
+        engine = context.thresholds.spark(lines, lake.rows(EVENTS))
+        landing.parse(context, candidate, chosen, engine, reload)
+    return landing.facts_read(candidate)
+
+
+def told_of_lines(context: Context, candidate: Candidate, facts: list[FileFacts]) -> list[str]:
+    """What to say of the lines that were read."""
+    notes = landing.strange_times(context, candidate)
+    notes += landing.too_long(facts) + landing.of_elements(context, facts)
+    notes += landing.swallowed(context, facts) + landing.waiting(context, facts)
+    if passed := sum(one.forgotten for one in facts):
+        notes.append(f"{passed} lines of people who were forgotten were passed over")
+    return notes + exposures.told(context, candidate)
 
 
 def chosen_files(
@@ -191,16 +215,22 @@ def fill(
 ) -> None:  # fmt: skip
     """Write the candidate's events and rejects, and count."""
     fill_events(context, candidate, manifest, choice, oldest)
-    rejects = unusable(candidate).withColumns(
-        {
-            "run_day": F.lit(context.day).cast("date"),
-            "first_seen_ts": F.lit(context.started),
-            "file_columns": columns_of_files(landing.facts_read(candidate)),
-        }
-    )
-    candidate.write("rejects", rejects.select(*REJECTS.columns).coalesce(1))
-    count_rejects(candidate, manifest)
-    fill_rejects(context, candidate, manifest)
+    rows = {REJECTED: unusable(candidate)}
+    if filters.any_of(context):
+        rows[LEFT_OUT] = filtered(candidate)
+    stamps = {
+        "run_day": F.lit(context.day).cast("date"),
+        "first_seen_ts": F.lit(context.started),
+        "file_columns": columns_of_files(landing.facts_read(candidate)),
+    }
+    for aside, found in rows.items():
+        found = found.withColumns(stamps).select(*REJECTS.columns)
+        candidate.write(aside.part, found.coalesce(1))
+        count_lines(candidate, manifest, aside)
+        if aside.table.full_name in manifest.base:
+            fill_aside(context, candidate, manifest, aside)
+    if manifest.reload:
+        manifest.notes += filters.without_file(context, manifest)
 
 
 def fill_events(
@@ -234,7 +264,14 @@ def fill_events(
         F.count_if(first & F.col("replaces")).alias("replaced"), F.count_if(again).alias("again")
     ).first()
     assert counted is not None
-    choice = replace(choice, replaces=counted["replaced"] > 0)
+    removed = None
+    if manifest.reload and context.source.leaves_out and choice.stored:
+        removed = candidate.write(
+            "unwanted", filters.unwanted(context, candidate, manifest, usable)
+        )
+        manifest.counts.events_removed = candidate.row_count("unwanted")
+    gone = manifest.counts.events_removed
+    choice = replace(choice, replaces=counted["replaced"] > 0 or gone > 0)
     manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
@@ -244,6 +281,10 @@ def fill_events(
         manifest.staged = context.lake.stage(EVENTS, events, context.run_id)
         new = sum(one["rows"] for one in manifest.staged)
     else:
+        events = events.withColumn("gone", F.lit(False))
+        if gone and removed is not None:
+            marks = {"replaces": F.lit(True), "stored_ts": F.col("event_ts"), "gone": F.lit(True)}
+            events = events.unionByName(removed.withColumns(marks).select(*events.columns))
         new = candidate.write("events", events).where("NOT replaces").count()
     manifest.counts.events_new, manifest.counts.events_replaced = new, counted["replaced"]
     manifest.counts.duplicates = counted["again"]
@@ -318,11 +359,12 @@ def audit(context: Context, candidate: Candidate) -> None:
     context.decide(manifest.plan)
     if manifest.empty:
         return
-    complaint = quality.complaint(context, candidate, manifest.counts.read, manifest.rejects)
+    kept = manifest.counts.read - sum(manifest.filtered.values())
+    complaint = quality.complaint(context, candidate, kept, manifest.rejects)
     try:
         audit_events(context, candidate, manifest, complaint)
     except AuditFailed as error:
-        publish_rejects(context, candidate, manifest)
+        publish_aside(context, candidate, manifest)
         if complaint and context.source.quality.on_exceed == "fail":
             raise RejectShareError(complaint) from error
         raise
@@ -337,9 +379,9 @@ def audit_events(
     Raises: AuditFailed, AuditErrored.
     """
     lake, counts, limits = context.lake, manifest.counts, context.thresholds
-    rejected = sum(manifest.rejects.values())
+    aside = sum(manifest.rejects.values()) + sum(manifest.filtered.values())
     facts = {
-        "lines_balance": counts.read == counts.events_new + counts.duplicates + rejected,
+        "lines_balance": counts.read == counts.events_new + counts.duplicates + aside,
         "reject_share_within_bound": not too_many,
     }
     staged = manifest.staged
@@ -354,7 +396,11 @@ def audit_events(
             suite.audit_certified(context, EVENTS, number, facts, severity, words)
             return
     engine = limits.spark(counts.read, lake.rows(EVENTS))
-    events = candidate.part("events") if staged is None else lake.staged(EVENTS, staged)
+    if staged is not None:
+        events = lake.staged(EVENTS, staged)
+    else:
+        events = candidate.part("events")
+        events = events.where("NOT gone") if "gone" in events.columns else events
     suite.audit_candidate(context, EVENTS, events, facts, engine, severity, words)
 
 
@@ -370,8 +416,8 @@ def publish(context: Context, candidate: Candidate) -> Result:
     lake, manifest = context.lake, candidate.manifest(IngestManifest)
     context.decide(manifest.plan)
     result = Result(
-        **asdict(manifest.counts), rejects=manifest.rejects, files=manifest.files,
-        notes=manifest.notes,
+        **asdict(manifest.counts), rejects=manifest.rejects, filtered=manifest.filtered,
+        files=manifest.files, notes=manifest.notes,
     )  # fmt: skip
     if manifest.empty and context.day is None and (waiting := lake.rows(REJECTS)):
         result.notes.append(
@@ -383,11 +429,14 @@ def publish(context: Context, candidate: Candidate) -> Result:
         base = manifest.base[EVENTS.full_name]
         if lake.changed_rows(EVENTS, base):
             raise Conflict(f"bronze.events was changed by another run since version {base}")
-        publish_rejects(context, candidate, manifest)
+        for aside in (REJECTED, LEFT_OUT):
+            publish_aside(context, candidate, manifest, aside)
         crash_points.point("ingest.rejects-published")
         publish_events(context, candidate, manifest)
         crash_points.point("ingest.events-published")
-        clear_rejects(context, candidate, manifest)
+        for aside in (REJECTED, LEFT_OUT):
+            clear_aside(context, candidate, manifest, aside)
+        filters.remember(context)
         crash_points.point("ingest.rejects-cleaned")
         publish_ledger(context, candidate)
         crash_points.point("ingest.ledger-published")
@@ -404,7 +453,8 @@ def publish(context: Context, candidate: Candidate) -> Result:
 
 def publish_events(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Raises: Conflict: another run changed `bronze.events` since the candidate was computed."""
-    if not manifest.counts.events_new + manifest.counts.events_replaced:
+    counts = manifest.counts
+    if not counts.events_new + counts.events_replaced + counts.events_removed:
         return
     lake, base = context.lake, manifest.base[EVENTS.full_name]
     guard, version = lake.guard(EVENTS), base + 1

@@ -25,12 +25,14 @@ from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import Engine
 from jobs.core.source_file import NULL_IDS, NUMERIC_UNITS, TYPED, Source, field_of
-from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.core.tables import EVENTS, FILES, FILTERED, REJECTS
 from jobs.lake import features, filesystem, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed, refuse_tables
 from jobs.privacy.pseudonyms import privacy_of
-from jobs.reading.readers import reader
+from jobs.reading import expressions, paths
+from jobs.reading.expressions import Names, computing_of, names_of
+from jobs.reading.readers import read_file, reader
 from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 from jobs.reading.typed_columns import same_kind
 
@@ -122,8 +124,15 @@ def partial_since(context: Context) -> int | None:
 
 def file_format(source: Source) -> Format:
     """How the files are written; what a source's tables say of it is in `reading_format`."""
+    computing = computing_of(source)
+    wanted, names = source.named(), Names({})
+    if computing is not None:
+        wanted = wanted | computing.inputs()
+        if computing.explode is not None:
+            names = names_of(computing.explode, wanted)
     return Format(
-        format=source.source.format, mapped=source.mapped(),
+        format=source.source.format, mapped=names.line or wanted, computing=computing,
+        wanted={} if computing is None else wanted, names=names,
         delimiter=source.source.delimiter, header=source.source.header,
         quote=source.source.quote, escape=source.source.escape, comment=source.source.comment,
         null_values=source.source.nulls(), encoding=source.source.encoding,
@@ -200,16 +209,18 @@ def parse(
 
 
 def rejected_before(context: Context, paths: list[str]) -> bool:
-    """Whether the table has rejects of one of these files."""
-    lake = context.lake
-    found = lake.open(REJECTS)
-    if found is None or not lake.rows(REJECTS):
-        return False
-    if features.VECTORS in features.named(found):
-        return True  # (only Spark can say)
-    batches = filesystem.rows_of(found).scanner(["file"]).to_batches()
+    """Whether lines of one of these files were rejected, or left out, in an earlier reading."""
     wanted = pa.array(paths, pa.string())
-    return any(pc.any(pc.is_in(one["file"].cast(pa.string()), wanted)).as_py() for one in batches)
+    for table in (REJECTS, FILTERED):
+        found = context.lake.open(table)
+        if found is None or not context.lake.rows(table):
+            continue
+        if features.VECTORS in features.named(found):
+            return True  # (only Spark can say)
+        for batch in filesystem.rows_of(found).scanner(["file"]).to_batches():
+            if pc.any(pc.is_in(batch["file"].cast(pa.string()), wanted)).as_py():
+                return True
+    return False
 
 
 def everyday(context: Context, candidate: Candidate) -> Callable[[int], Typer] | None:
@@ -341,6 +352,11 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
     complaints += mixed_units(context.source, facts)
     complaints += changed_types(context, facts, lines)
     source = context.source
+    fmt = file_format(source)
+    # (Few lines may have what an expression names, and no line may have an element.)
+    few = {ours for ours in fmt.mapped if ":" in ours} if fmt.format == "jsonl" else set()
+    few |= set(fmt.names.elements)
+    mapped = {ours: theirs for ours, theirs in fmt.mapped.items() if ours not in few}
     ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
     known = known_columns(ledger["columns"].to_pylist())
     if known and source.source.format in WITH_COLUMNS:
@@ -348,8 +364,8 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
             there = one.columns
             if not one.lines or one.error:
                 continue
-            for ours, theirs in source.mapped().items():
-                root = theirs.split(".")[0] if theirs not in known else theirs
+            for ours, theirs in mapped.items():
+                root = paths.root(theirs) if theirs not in known else theirs
                 if root in known and theirs not in there and root not in there:
                     complaints.append(
                         f"{one.file}: column {theirs!r} ({field_of(ours)}) is in none of its "
@@ -372,6 +388,39 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
         shown = "\n".join(complaints[:10])
         more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
         raise SchemaError(f"nothing was written:\n{shown}{more}")
+
+
+def check_expressions(context: Context, chosen: list[tuple[str, int, int]]) -> None:
+    """Read the beginning of the first file, before Spark starts, and bind the expressions of the
+    source file to its columns.
+
+    Raises:
+        SourceError, SchemaError: they do not fit.
+    """
+    fmt = file_format(context.source)
+    if fmt.computing is None:
+        return
+    path = chosen[0][0]
+    facts = FileFacts(path)
+    next(iter(read_file(fmt, path, facts)), None)
+    if fmt.computing.explode is None and facts.columns:
+        known = context.lake.small(FILES)["columns"].to_pylist() if fmt.format == "jsonl" else []
+        there = {*facts.columns, *(name for one in known for name, _ in one or ())}
+        expressions.check_names(fmt.computing, there, path, certain=fmt.format != "jsonl")
+    if facts.error:
+        raise SchemaError(f"nothing was written:\n{facts.error}")
+
+
+def of_elements(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of lines without an element."""
+    found = [one for one in facts if one.empty_lines]
+    if not found:
+        return []
+    return [
+        f"{sum(one.empty_lines for one in found):,} lines have no element in source.explode = "
+        f"{context.source.source.explode!r}: they make no events, and are not among the lines read. "
+        f"The first file with such a line is {found[0].file}"
+    ]
 
 
 def too_long(facts: list[FileFacts]) -> list[str]:

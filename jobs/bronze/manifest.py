@@ -21,6 +21,8 @@ class Counts:
     duplicates: int = 0
     waiting: int = 0
     """Last lines without an end, which are not among those read."""
+    events_removed: int = 0
+    """Stored events that `source.keep` or `[bots]` leave out, of a reload."""
 
 
 @dataclass
@@ -34,6 +36,12 @@ class IngestManifest(Manifest):
     counts: Counts = field(default_factory=Counts)
     rejects: dict[str, int] = field(default_factory=dict)
     """By reason, how many lines."""
+    filtered: dict[str, int] = field(default_factory=dict)
+    """By reason, how many lines were left out."""
+    filtered_staged: Staged | None = None
+    """Lines that were left out and that `bronze.filtered` does not have yet."""
+    filtered_changed: int = 0
+    """How many stored ones go, or have another reason now."""
     files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     staged: Staged | None = None

@@ -22,8 +22,8 @@ from jobs.bronze import landing
 from jobs.core.source_file import TYPED
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
-from jobs.reading.readers import record_of
 from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
+from jobs.reading.stored import record_of
 from jobs.reading.web_logs import looks_like_vhost
 
 SHOWN_LINES, SHOWN_CHARS = 3, 200
@@ -100,8 +100,10 @@ def after(context: Context) -> str:
 def sampled(candidate: Candidate, reason: str) -> list[dict[str, Any]]:
     """The first rejects of a reason, by file and line."""
     of_reason = candidate.part("rejects").where(F.col("reason") == reason)
-    rows = of_reason.select("file", "line", "reason", "raw", "file_columns")
-    return [row.asDict() for row in rows.orderBy("file", "line").limit(SAMPLED).collect()]
+    rows = of_reason.select("file", "line", "element", "reason", "raw", "file_columns")
+    return [
+        row.asDict() for row in rows.orderBy("file", "line", "element").limit(SAMPLED).collect()
+    ]
 
 
 def three_of(samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -132,6 +134,9 @@ def remedies(
         if reason == "unparsable":
             yield f"{reason}: {of_unparsable(fmt, rows)}"
             continue
+        if reason == "bad_expression":
+            yield f"{reason}: {of_expressions(context, there)}"
+            continue
         ours = COLUMN_OF[reason]
         values = [value_of(fmt, row, columns, ours) for row in rows]
         value = next((one for one in values if one not in (None, "")), values[0])
@@ -142,7 +147,9 @@ def value_of(fmt: Format, row: dict[str, Any], columns: dict[str, str], ours: st
     """The text that a rejected line has in a column of ours, whatever it means."""
     literal = replace(fmt, null_values=frozenset(), null_ids=frozenset())
     header = row["file_columns"]
-    line = record_of(literal, row["raw"] or "", row["file"], row["line"], columns, header)
+    line = record_of(
+        literal, row["raw"] or "", row["file"], row["line"], columns, header, row["element"]
+    )
     text: str | None = line.get(ours)
     if ours == "event_ts" and text and line.get("event_ts_2"):
         return f"{text} {line['event_ts_2']}"
@@ -158,13 +165,25 @@ def of_column(context: Context, ours: str, value: str | None, there: str) -> str
     """
     source = context.source
     theirs, key = source.mapped()[ours], f"columns.{ours}"
+    if ours in source.columns.expressions():
+        key += ".sql"
+        if value is None:
+            return (
+                f"{key} = {theirs!r} fails, or gives null, in these lines. They have: {there}. Correct "
+                "the expression (TRY_CAST gives null where CAST fails)"
+            )
     has = {None: "is null or not there", "": "is empty"}.get(value, f"is {(value or '')[:60]!r}")
     this = f"{key} = {theirs!r} {has}"
     if value is None:
+        listed = re.search(r"(?:^|, )([^,\[]+)\[\]", there)
+        explode = source.source.explode is None and listed is not None
         hint = (
-            ". A path with [] is a list: have each of its elements delivered as a line of its own"
+            f". A path with [] is a list: with source.explode = {listed[1]!r} each of its elements is a "
+            "line of its own"
+            if explode and listed
+            else ""
         )
-        return f"{this} in these lines. They have: {there}. Correct {key}" + hint * ("[]" in there)
+        return f"{this} in these lines. They have: {there}. Correct {key}{hint}"
     if ours in ("user_id", "item_id", "event_id"):
         return f"{this}, which means nothing (source.null_values). Name another column of: {there}"
     if ours == "event_ts":
@@ -177,6 +196,17 @@ def of_column(context: Context, ours: str, value: str | None, there: str) -> str
         )
     kind = "number" if ours == "value" else "whole number of 64 bits"
     return f"{this}, which is no {kind}: name another column of: {there}; or leave {key} out"
+
+
+def of_expressions(context: Context, there: str) -> str:
+    """What to do where an expression fails whose column may be null."""
+    names = ("event_type", "source_session_id", "exposed_with")
+    said = context.source.columns.expressions()
+    listed = ", ".join(f"columns.{one}.sql = {said[one]!r}" for one in names if one in said)
+    return (
+        f"{listed}: an expression fails in these lines. They have: {there}. Correct it (TRY_CAST gives "
+        "null where CAST fails)"
+    )
 
 
 def of_unparsable(fmt: Format, rows: list[dict[str, Any]]) -> str:

@@ -1,26 +1,69 @@
-"""Lines that make no event: found, held against those that the table has, published."""
+"""Lines that make no event, rejected or left out: found, held against those that the tables have,
+published."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.core.errors import Conflict
-from jobs.core.tables import FILES, REJECTS
+from jobs.core.tables import FILES, FILTER_REASONS, FILTERED, REJECTS, Table
 from jobs.lake import foreign, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import retried
+from jobs.lake.manifest import Staged
 from jobs.reading.records import FileFacts
 
 
+@dataclass(frozen=True)
+class Aside:
+    """Lines that make no event, in a table of their own.
+
+    Args:
+        part: the candidate's part that has them; `<part>_staged` and `<part>_changed` are the
+            manifest's.
+    """
+
+    table: Table
+    part: str
+
+    def staged(self, manifest: IngestManifest) -> Staged | None:
+        found: Staged | None = getattr(manifest, f"{self.part}_staged")
+        return found
+
+    def changed(self, manifest: IngestManifest) -> int:
+        return int(getattr(manifest, f"{self.part}_changed"))
+
+    def counts(self, manifest: IngestManifest) -> dict[str, int]:
+        found: dict[str, int] = getattr(manifest, self.part)
+        return found
+
+
+REJECTED = Aside(REJECTS, "rejects")
+LEFT_OUT = Aside(FILTERED, "filtered")
+
+
+def left_out(column: str = "reason") -> Column:
+    """Whether a line is left out by `source.keep` or `[bots]`."""
+    return F.coalesce(F.col(column).isin(*FILTER_REASONS), F.lit(False))
+
+
 def unusable(candidate: Candidate) -> DataFrame:
-    """The candidate's lines that make no event, late ones among them, with their reasons."""
-    lines = candidate.part("lines").where("reason IS NOT NULL")
+    """The candidate's lines that make no event, late ones among them, with their reasons; without
+    those that are left out."""
+    lines = candidate.part("lines").where(F.col("reason").isNotNull() & ~left_out())
     if not candidate.has("judged"):
         return lines
     late = candidate.part("judged").where("late").withColumn("reason", F.lit("late"))
     return lines.unionByName(late, allowMissingColumns=True)
+
+
+def filtered(candidate: Candidate) -> DataFrame:
+    """The candidate's lines that are left out."""
+    return candidate.part("lines").where(left_out())
 
 
 def columns_of_files(facts: list[FileFacts]) -> Column:
@@ -37,31 +80,37 @@ def columns_of_files(facts: list[FileFacts]) -> Column:
     return found
 
 
-def count_rejects(candidate: Candidate, manifest: IngestManifest) -> None:
-    counted = candidate.part("rejects").groupBy("reason").count().collect()
-    manifest.rejects = {row["reason"]: row["count"] for row in counted}
+def count_lines(candidate: Candidate, manifest: IngestManifest, aside: Aside = REJECTED) -> None:
+    counted = candidate.part(aside.part).groupBy("reason").count().collect()
+    setattr(manifest, aside.part, {row["reason"]: row["count"] for row in counted})
 
 
-def fill_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    """Find the rejects that the table does not have yet, and what changes among those it has."""
+def fill_aside(
+    context: Context, candidate: Candidate, manifest: IngestManifest, aside: Aside = REJECTED
+) -> None:
+    """Find the lines that the table does not have yet, and what changes among those it has."""
     lake, key = context.lake, list(REJECTS.key)
-    base = manifest.base[REJECTS.full_name]
-    rejects = candidate.part("rejects").dropDuplicates(key)
-    if lake.rows(REJECTS):
+    base = manifest.base[aside.table.full_name]
+    rows = candidate.part(aside.part).dropDuplicates(key)
+    if lake.rows(aside.table):
         paths = manifest.files
-        known = lake.read(REJECTS, base).where(F.col("file").isin(paths))
-        changed = changed_rejects(context, candidate, rejects, base, paths)
-        candidate.write("rejects-changed", changed)
-        manifest.rejects_changed = candidate.row_count("rejects-changed")
-        rejects = rejects.join(known.select(*key), key, "left_anti")
-    if manifest.rejects:
-        manifest.rejects_staged = lake.stage(REJECTS, rejects.coalesce(1), context.run_id)
+        known = lake.read(aside.table, base).where(F.col("file").isin(paths))
+        changed = changed_lines(context, candidate, rows, base, paths, aside.table)
+        candidate.write(f"{aside.part}-changed", changed)
+        setattr(manifest, f"{aside.part}_changed", candidate.row_count(f"{aside.part}-changed"))
+        rows = rows.join(known.select(*key), key, "left_anti")
+    stored = aside is REJECTED or context.source.source.keep_filtered
+    if aside.counts(manifest) and stored:
+        staged = lake.stage(aside.table, rows.coalesce(1), context.run_id)
+        setattr(manifest, f"{aside.part}_staged", staged)
 
 
-def changed_rejects(
-    context: Context, candidate: Candidate, rejects: DataFrame, base: int, paths: list[str]
-) -> DataFrame:
-    """Stored rejects of this run's files that go (`gone`) or are told of otherwise.
+def changed_lines(
+    context: Context, candidate: Candidate, rejects: DataFrame, base: int, paths: list[str],
+    table: Table,
+) -> DataFrame:  # fmt: skip
+    """Stored lines of this run's files that go (`gone`) or are told of otherwise: rejects, or (so are
+    all words here to be read) lines that were left out.
 
     Those go that came good: their lines are events or duplicates now. So do those of a reading
     that no run finished (it failed, or was killed), if this reading does not repeat them: under
@@ -69,8 +118,10 @@ def changed_rejects(
     are repeated take the reason and the columns that hold now.
     """
     lake, key = context.lake, list(REJECTS.key)
-    known = lake.read(REJECTS, base).where(F.col("file").isin(paths)).select(*REJECTS.columns)
-    good = candidate.part("lines").where("reason IS NULL").select(*key)
+    known = lake.read(table, base).where(F.col("file").isin(paths)).select(*table.columns)
+    # (A line that is left out is no reject any more, and the other way round.)
+    stays = left_out() if table is FILTERED else F.col("reason").isNotNull() & ~left_out()
+    good = candidate.part("lines").where(~stays).select(*key)
     good = good.join(rejects.select(*key), key, "left_anti")
     read = {
         row["file"]: time_slices.micros_of(row["read_ts"])
@@ -91,50 +142,54 @@ def changed_rejects(
     )
     other = other.withColumns({"reason": F.col("now_reason"), "file_columns": F.col("now_columns")})
     return (
-        gone.select(*REJECTS.columns)
+        gone.select(*table.columns)
         .withColumn("gone", F.lit(True))
-        .unionByName(other.select(*REJECTS.columns).withColumn("gone", F.lit(False)))
+        .unionByName(other.select(*table.columns).withColumn("gone", F.lit(False)))
     )
 
 
-def publish_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    """Append the rejects that the table does not have yet."""
-    lake = context.lake
-    if not manifest.rejects_staged:
+def publish_aside(
+    context: Context, candidate: Candidate, manifest: IngestManifest, aside: Aside = REJECTED
+) -> None:
+    """Append the lines that the table does not have yet."""
+    lake, table = context.lake, aside.table
+    if not aside.staged(manifest):
         return
 
     def attempt(_: int) -> None:
-        staged = manifest.rejects_staged or []
+        staged = aside.staged(manifest) or []
         if not sum(one["rows"] for one in staged):
             return
-        base = manifest.base[REJECTS.full_name]
-        guard = lake.guard(REJECTS)
+        base = manifest.base[table.full_name]
+        guard = lake.guard(table)
         try:
-            lake.commit(REJECTS, staged, base, guard, base + 1, context.run_id)
+            lake.commit(table, staged, base, guard, base + 1, context.run_id)
         except Conflict:
-            # Another run's rejects came in between: ours are compared with them once more.
+            # Another run's lines came in between: ours are compared with them once more.
             if not manifest.reload:
-                foreign.refuse_loss(context, REJECTS)
-            manifest.base[REJECTS.full_name] = version_of(context, REJECTS)
+                foreign.refuse_loss(context, table)
+            manifest.base[table.full_name] = version_of(context, table)
             context.enter(manifest.plan.engine)
-            fill_rejects(context, candidate, manifest)
+            fill_aside(context, candidate, manifest, aside)
             raise
 
     retried(3, attempt)
 
 
-def clear_rejects(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    """Lines of this batch that are events or duplicates now leave `bronze.rejects`."""
-    if not manifest.rejects_changed:
+def clear_aside(
+    context: Context, candidate: Candidate, manifest: IngestManifest, aside: Aside = REJECTED
+) -> None:
+    """Lines of this batch that are events or duplicates now leave the table."""
+    if not aside.changed(manifest):
         return
-    change_rejects(context, candidate, "rejects-changed")
+    change_lines(context, candidate, f"{aside.part}-changed", aside.table)
 
 
-def change_rejects(context: Context, candidate: Candidate, part: str) -> None:
-    """Put a part of the candidate into `bronze.rejects`; other runs' rejects are left as they are."""
+def change_lines(context: Context, candidate: Candidate, part: str, table: Table) -> None:
+    """Put a part of the candidate into a table of lines; other runs' lines are left as they are."""
 
     def attempt(_: int) -> None:
-        lake, base = context.lake, version_of(context, REJECTS)
-        context.upsert(REJECTS, candidate, part, base, lake.guard(REJECTS), base + 1)
+        lake, base = context.lake, version_of(context, table)
+        context.upsert(table, candidate, part, base, lake.guard(table), base + 1)
 
     retried(3, attempt)

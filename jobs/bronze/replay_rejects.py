@@ -3,7 +3,9 @@
 Each rejected line is read again, from its stored text, by the source file as it is now. What is
 usable lands as if it had been good the first time (`late` is judged by the night on which it was
 read, `ingest_file` is its own) and leaves `bronze.rejects`, after the events' commit; what is not
-stays, under the reason that holds now.
+stays, under the reason that holds now. `replay-filtered` does the same with `bronze.filtered`, after
+a change of `source.keep` or `[bots]`: a line that cannot be used then goes to `bronze.rejects`, as a
+reject that is left out now goes to `bronze.filtered`, where such lines are kept.
 
 Not replayed: lines whose bytes were no text (their stored text is escaped; correct
 `source.encoding` and deliver the file again), lines of which the table has only the beginning (a
@@ -14,6 +16,7 @@ anyway), and lines of CSVs of which nobody knows in which order their file's col
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,19 +25,20 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bronze import exposures, ingest, landing, rejects
+from jobs.bronze import exposures, filters, ingest, landing, rejects
 from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.reject_columns import Ledger
+from jobs.bronze.rejects import LEFT_OUT, REJECTED, Aside
 from jobs.bronze.stored_events import learn_changed
 from jobs.bronze.typed_events import typed_events
 from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
 from jobs.core.source_file import TYPED
-from jobs.core.tables import EVENTS, FILES, REJECTS
+from jobs.core.tables import EVENTS, FILES, FILTERED, REJECTS, Table
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
-from jobs.reading.readers import record_of
+from jobs.reading import paths
 from jobs.reading.records import (
     CUT,
     LONGEST_TEXT,
@@ -43,6 +47,7 @@ from jobs.reading.records import (
     Format,
     missing_column,
 )
+from jobs.reading.stored import Stored, records_of
 
 KEPT = {"raw": "kept_raw", "raw_hash": "kept_hash", "reason": "kept_reason"}
 """What of a reject's own row travels along: typing makes `raw`, `raw_hash` and `reason` anew."""
@@ -53,7 +58,8 @@ ALONG = {
 """And what typing leaves alone. `from_ledger`: `file_columns` is the ledger's, whose columns have a
 name once."""
 SHOWN_FILES = 3
-JOB = "replay-rejects"
+JOBS = {REJECTED: "replay-rejects", LEFT_OUT: "replay-filtered"}
+WORDS = {REJECTS: "rejected", FILTERED: "filtered"}
 
 
 def parser(
@@ -67,15 +73,23 @@ def parser(
 
     def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            texts = (batch[name].to_pylist() for name in ("raw", "file", "line", "file_columns"))
-            rows = [
-                record_of(fmt, raw, file, line, columns[file], header)
-                for raw, file, line, header in zip(*texts, strict=True)
-            ]
-            made = pa.RecordBatch.from_pylist(rows, schema=RECORD_SCHEMA)
+            names = ("raw", "file", "line", "file_columns", "element")
+            rows = zip(*(batch[name].to_pylist() for name in names), strict=True)
+            found = records_of(
+                fmt,
+                [
+                    Stored(raw, file, line, columns[file], header, element)
+                    for raw, file, line, header, element in rows
+                ],
+            )
+            made = pa.RecordBatch.from_pylist(
+                [record for records in found for record in records], schema=RECORD_SCHEMA
+            )
             kept = [*KEPT, *ALONG]
+            # (A line that was stored before lines were exploded has many records now.)
+            again = pa.array([at for at, records in enumerate(found) for _ in records], pa.int64())
             yield pa.RecordBatch.from_arrays(
-                [*made.columns, *(batch[name] for name in kept)],
+                [*made.columns, *(batch[name].take(again) for name in kept)],
                 names=[*made.schema.names, *(KEPT.get(name, name) for name in kept)],
             )
 
@@ -85,12 +99,15 @@ def parser(
 def is_cut() -> Column:
     """Whether the table has only the beginning of a rejected line."""
     mark = F.substring("raw", LONGEST_TEXT + 1, len(CUT))
-    return F.coalesce((F.length("raw") > LONGEST_TEXT) & (mark == CUT), F.lit(False))
+    long = (F.length("raw") > LONGEST_TEXT) & (mark == CUT)
+    # (Of a line with very many elements less is kept.)
+    of_many = F.col("element").isNotNull() & F.col("raw").rlike(f"{re.escape(CUT)}.*characters]$")
+    return F.coalesce(long | of_many, F.lit(False))
 
 
-def cut_lines(context: Context, base: int) -> list[str]:
-    """What to say of rejects that cannot be read again."""
-    cut = context.lake.read(REJECTS, base).where(is_cut())
+def cut_lines(context: Context, base: int, table: Table) -> list[str]:
+    """What to say of lines that cannot be read again."""
+    cut = context.lake.read(table, base).where(is_cut())
     found = cut.agg(
         F.count("*").alias("lines"), F.min(F.struct("file", "line")).alias("first")
     ).first()  # fmt: skip
@@ -98,8 +115,8 @@ def cut_lines(context: Context, base: int) -> list[str]:
         return []
     first = found["first"]
     return [
-        f"{found['lines']} rejected lines were not read again: they are longer than "
-        f"{LONGEST_TEXT:,} characters, and bronze.rejects has only their beginning. The first is "
+        f"{found['lines']} {WORDS[table]} lines were not read again: they are longer than "
+        f"{LONGEST_TEXT:,} characters, and {table.full_name} has only their beginning. The first is "
         f"line {first['line']} of {first['file']}. To read them again, touch the file (its "
         f"modification time tells that it changed): python -m jobs run --source "
         f"{context.source.name} then reads it whole; lines that are known are duplicates"
@@ -143,7 +160,9 @@ def check_columns(fmt: Format, names: Iterable[str], file: str) -> None:
     """Raises: SchemaError: the source file names a column that is not there, or there twice."""
     names = list(names)
     for ours, theirs in fmt.mapped.items():
-        if theirs not in names:
+        if ours in fmt.names.either:
+            continue
+        if theirs not in names and (fmt.format == "csv" or paths.root(theirs) not in names):
             raise SchemaError(missing_column(file, ours, theirs, names))
         if names.count(theirs) > 1:
             raise SchemaError(f"{file}: the header has the column {theirs!r} twice: rename one")
@@ -165,10 +184,11 @@ def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Left) -> Dat
     if not by_order(fmt):
         return rejects
     keep = F.col("file_columns").isNotNull()
+    needed = {theirs for ours, theirs in fmt.mapped.items() if ours not in fmt.names.either}
     for file, names, count in rejects.groupBy("file", "file_columns").count().collect():
         if names is None:
             left.unknown[file] += count
-        elif not set(fmt.mapped.values()) <= set(names):
+        elif not needed <= set(names):
             left.unknown[file] += (
                 count  # the file as it is now has the column, as it was then it had not
             )
@@ -179,8 +199,8 @@ def readable(fmt: Format, rejects: DataFrame, ledger: Ledger, left: Left) -> Dat
     return rejects.where(keep)
 
 
-def rejected_lines(context: Context, base: int, left: Left) -> DataFrame:
-    """The rejects as typed lines, with `run_day`, `first_seen_ts`, `file_columns` and the `kept_…`
+def stored_lines(context: Context, base: int, left: Left, table: Table) -> DataFrame:
+    """The lines of a table as typed lines, with `run_day`, `first_seen_ts`, `file_columns` and the `kept_…`
     columns.
 
     Args:
@@ -190,7 +210,7 @@ def rejected_lines(context: Context, base: int, left: Left) -> DataFrame:
         SchemaError: the source file names a column that a rejected line's file does not have.
     """
     lake, source, ledger = context.lake, context.source, Ledger(context.lake)
-    stored, is_read = lake.read(REJECTS, base), F.col("file").isin(list(ledger.columns))
+    stored, is_read = lake.read(table, base), F.col("file").isin(list(ledger.columns))
     left.unread = stored.where(~is_read).count()
     rejects = stored.where(is_read & ~is_cut())
     fmt = landing.reading_format(context)
@@ -216,21 +236,22 @@ def rejected_lines(context: Context, base: int, left: Left) -> DataFrame:
     return lines
 
 
-def left_notes(context: Context, left: Left) -> list[str]:
-    """What to say of the rejects that were not replayed."""
+def left_notes(context: Context, left: Left, table: Table) -> list[str]:
+    """What to say of the lines that were not replayed."""
+    word = WORDS[table]
     run = f"python -m jobs run --source {context.source.name}"
     notes, unknown = [], left.unknown
     if unknown:
         files = ", ".join(f"{count} of {file}" for file, count in unknown.most_common(SHOWN_FILES))
         more = f" and {len(unknown) - SHOWN_FILES} more files" if len(unknown) > SHOWN_FILES else ""
         notes.append(
-            f"{unknown.total()} rejected lines were not replayed ({files}{more}), because it is not "
+            f"{unknown.total()} {word} lines were not replayed ({files}{more}), because it is not "
             "known which columns these files had, in which order, when the lines were read. They "
-            f"stay in bronze.rejects. Deliver these files again, or touch them, and {run}"
+            f"stay in {table.full_name}. Deliver these files again, or touch them, and {run}"
         )
     if left.unread:
         notes.append(
-            f"{left.unread} rejected lines are of files that no run has read to its end: {run} reads "
+            f"{left.unread} {word} lines are of files that no run has read to its end: {run} reads "
             "them again"
         )
     return notes
@@ -242,47 +263,68 @@ def oldest_date(context: Context) -> Column:
 
 
 def compute(context: Context) -> Candidate:
-    lake, candidate = context.lake, context.candidate(EVENTS)
-    foreign.make_ready(context, EVENTS, REJECTS)
+    return computed(context, REJECTED)
+
+
+def computed(context: Context, aside: Aside) -> Candidate:
+    """The candidate of a replay of rejected lines, or of those that were left out."""
+    lake, candidate, table = context.lake, context.candidate(EVENTS), aside.table
+    landing.file_format(context.source)  # (mistakes in expressions are said before all else)
+    foreign.make_ready(context, EVENTS, REJECTS, FILTERED)
     landing.null_ids(context)
-    for table in (EVENTS, REJECTS, FILES):
-        lake.create(table)
+    for one in dict.fromkeys((EVENTS, REJECTS, FILES, table)):
+        lake.create(one)
+    filters.make_ready(context)
     foreign.refuse_loss(context, EVENTS, REJECTS)
     notes = learn_changed(context)
-    version = lake.version(REJECTS)
-    assert version is not None
-    base = {EVENTS.full_name: version_of(context, EVENTS), REJECTS.full_name: version}
-    manifest = IngestManifest(plan=idle(JOB), base=base, empty=lake.rows(REJECTS) == 0, notes=notes)
+    base = {one.full_name: version_of(context, one) for one in dict.fromkeys((EVENTS, table))}
+    job = JOBS[aside]
+    manifest = IngestManifest(plan=idle(job), base=base, empty=lake.rows(table) == 0, notes=notes)
     if not manifest.empty:
-        engine = context.thresholds.spark(lake.rows(REJECTS), lake.rows(EVENTS))
+        engine = context.thresholds.spark(lake.rows(table), lake.rows(EVENTS))
         context.enter(engine)
-        left = Left()
-        lines = rejected_lines(context, version, left)
+        left, version = Left(), base[table.full_name]
+        lines = stored_lines(context, version, left, table)
         lines = exposures.joined(context, candidate, lines, engine)
         lines = candidate.write("lines", lines)
         manifest.counts.read = candidate.row_count("lines")
-        manifest.notes += left_notes(context, left)
-        manifest.notes += exposures.told(context, candidate) + cut_lines(context, version)
+        manifest.notes += left_notes(context, left, table)
+        manifest.notes += exposures.told(context, candidate) + cut_lines(context, version, table)
         oldest = oldest_date(context)
         choice = ingest.facts_of(context, manifest, oldest)
-        manifest.plan = ingest_plan(choice, context.thresholds, JOB)
+        manifest.plan = ingest_plan(choice, context.thresholds, job)
         context.decide(manifest.plan)
         context.enter(manifest.plan.engine)
         ingest.fill_events(context, candidate, manifest, choice, oldest)
-        unusable = rejects.unusable(candidate).select(*REJECTS.columns, "kept_reason")
-        still = candidate.write("rejects", unusable)
-        rejects.count_rejects(candidate, manifest)
-        key = list(REJECTS.key)
-        good = lines.join(still.select(*key), key, "left_anti").select(*REJECTS.columns)
-        other = still.where("reason <> kept_reason").select(*REJECTS.columns)
-        change = good.withColumn("gone", F.lit(True)).unionByName(
-            other.withColumn("gone", F.lit(False))
-        )
-        candidate.write("change", change)
-        manifest.rejects_changed = candidate.row_count("change")
+        fill_changes(context, candidate, manifest, aside, lines)
     context.decide(manifest.plan)
     candidate.save(manifest)
     return candidate
+
+
+def fill_changes(
+    context: Context, candidate: Candidate, manifest: IngestManifest, aside: Aside, lines: DataFrame
+) -> None:
+    """What changes in the tables of lines that make no event, and how many there are."""
+    key = list(REJECTS.key)
+    rows = {REJECTED: rejects.unusable(candidate), LEFT_OUT: rejects.filtered(candidate)}
+    for one, found in rows.items():
+        still = candidate.write(one.part, found.select(*REJECTS.columns, "kept_reason"))
+        rejects.count_lines(candidate, manifest, one)
+        still = still.dropDuplicates(key)
+        if one is aside:
+            good = lines.select(*REJECTS.columns).dropDuplicates(key)
+            good = good.join(still.select(*key), key, "left_anti").select(*REJECTS.columns)
+            put = still.where("reason <> kept_reason").select(*REJECTS.columns)
+            change = good.withColumn("gone", F.lit(True)).unionByName(
+                put.withColumn("gone", F.lit(False))
+            )
+        elif one is LEFT_OUT and not context.source.source.keep_filtered:
+            continue
+        else:
+            change = still.select(*REJECTS.columns).withColumn("gone", F.lit(False))
+        candidate.write(f"{one.part}-changed", change)
+        setattr(manifest, f"{one.part}_changed", candidate.row_count(f"{one.part}-changed"))
 
 
 def audit(context: Context, candidate: Candidate) -> None:
@@ -300,11 +342,14 @@ def publish(context: Context, candidate: Candidate) -> Result:
     """
     lake, manifest = context.lake, candidate.manifest(IngestManifest)
     context.decide(manifest.plan)
-    result = Result(**asdict(manifest.counts), rejects=manifest.rejects, notes=manifest.notes)
+    result = Result(
+        **asdict(manifest.counts), rejects=manifest.rejects, filtered=manifest.filtered,
+        notes=manifest.notes,
+    )  # fmt: skip
     if not manifest.empty:
         ingest.publish_events(context, candidate, manifest)
-        if manifest.rejects_changed:
-            rejects.change_rejects(context, candidate, "change")
+        for aside in (REJECTED, LEFT_OUT):
+            rejects.clear_aside(context, candidate, manifest, aside)
         if result.events_new or result.events_replaced:
             result.notes.append(
                 f"{EVENTS.full_name} has grown: python -m jobs run --source "

@@ -174,7 +174,8 @@ def typed_events(
     mapped = source.mapped()
     text = {name: f"_{name}" for name in ("event_ts", "value", "tie_break")}
     lines = records.withColumnsRenamed(text)
-    clock = F.col("clock") if source.source.format in TYPED else F.lit(None)
+    has_clock = source.source.format in TYPED or source.computes
+    clock = F.col("clock") if has_clock else F.lit(None)
     number = with_point(F.col("_value"), source.source.decimal).try_cast("double")
     finite = ~F.isnan(number) & (F.abs(number) != F.lit(float("inf")))
     whole = F.when(F.col("_tie_break").rlike(r"^[+-]?\d{1,19}$"), F.col("_tie_break"))
@@ -185,17 +186,27 @@ def typed_events(
             "tie_break": whole.try_cast("bigint"),
         }
     )
+    kind = F.col("kind")
     native = F.col("event_id").isNull() if "event_id" in mapped else F.lit(False)
     reason = (
-        F.when(F.col("kind") == "unparsable", "unparsable")
+        F.when(kind == "unparsable", "unparsable")
+        .when(F.col("filtered").isNotNull(), F.col("filtered"))
         .when(F.col("user_id").isNull(), "missing_user_id")
         .when(F.col("item_id").isNull(), "missing_item_id")
         .when(F.col("event_ts").isNull(), "bad_event_ts")
         .when(F.col("_value").isNotNull() & F.col("value").isNull(), "bad_value")
+        .when(kind == "bad_value", "bad_value")
         .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
+        .when(kind == "bad_tie_break", "bad_tie_break")
         .when(native, "missing_event_id")
+        .when(kind == "bad_expression", "bad_expression")
     )
-    if source.source.format in TYPED or source.privacy.hash_user_id:
+    if source.computes:
+        raw = F.col("raw")  # (readers make it of the log's columns, which are not all ours)
+        if source.privacy.hash_user_id:
+            raw = F.to_json(F.struct("user_id", F.when(kind != "unparsable", raw).alias("line")))
+            raw = cut_text(raw)
+    elif source.source.format in TYPED or source.privacy.hash_user_id:
         log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
         raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
         raw = cut_text(raw)
@@ -203,14 +214,16 @@ def typed_events(
         raw = F.col("raw")
     lines = lines.withColumns({"reason": reason, "event_date": F.to_date("event_ts")})
     may_be_reject = F.col("reason").isNotNull() | is_late(F.col("event_date"), oldest)
+    if not source.source.keep_filtered:
+        may_be_reject = may_be_reject & F.col("filtered").isNull()
     lines = lines.withColumns(
         {
             "raw": F.when(may_be_reject, raw),
-            "raw_hash": F.when(may_be_reject | F.lit(hashed), F.hex(F.xxhash64(raw))),
+            "raw_hash": F.when(may_be_reject | F.lit(hashed), F.hex(F.xxhash64(raw, "element"))),
             "row_hash" if "event_id" in mapped else "event_id": row_hash(mapped),
             "feedback": feedback_of(source.feedback),
         }
-    ).drop("_event_ts", "event_ts_2", "_value", "_tie_break", "clock", "kind")
+    ).drop("_event_ts", "event_ts_2", "_value", "_tie_break", "clock", "kind", "filtered")
     if source.exposures is not None:
         lines = lines.withColumn("link", link_of([F.col(n) for n in source.exposures.mapped()]))
     return lines.drop(*LINKS)

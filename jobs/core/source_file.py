@@ -20,8 +20,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StrictBool,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -43,6 +45,8 @@ LOG_COLUMNS = {
     "vhost_combined": ("vhost", "port", *COMBINED_LOG_COLUMNS),
 }
 """The columns of web servers' logs, by format."""
+COMBINED_LOG_NUMBERS = ("status", "bytes")
+"""Columns of a combined log that are numbers in expressions."""
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
@@ -69,6 +73,22 @@ def _name(value: object) -> object:
             "a registered model"
         )
     return value
+
+
+ColumnName = Annotated[str, Field(min_length=1)]
+ColumnType = Literal["bigint", "double", "boolean", "date", "timestamp"]
+
+
+def _pattern(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+    return value
+
+
+Pattern = Annotated[str, Field(min_length=1), BeforeValidator(_pattern)]
 
 
 class SourcePart(Part):
@@ -115,6 +135,27 @@ class SourcePart(Part):
     """Separates the items of `exposed_with` where the log has them as one text."""
     on_new_column: Literal["ignore", "fail"] = "ignore"
     """What happens when a file has a column that the log did not have before."""
+    keep: str | None = Field(default=None, min_length=1)
+    """An SQL condition on the log's columns (DuckDB's dialect), such as `method = 'GET' AND status
+    BETWEEN 200 AND 299`. Lines for which it is false are left out and counted as `filtered`; lines
+    for which it is null, or cannot be computed, are kept."""
+    keep_filtered: StrictBool = False
+    """Whether lines that `keep` or `[bots]` leave out are stored in `bronze.filtered`, from where
+    `python -m jobs replay-filtered` reads them again."""
+    types: dict[ColumnName, ColumnType] = {}
+    """Types of columns of text formats in SQL expressions: `bigint`, `double`, `boolean`, `date` or
+    `timestamp` by column. Other columns are text; `status` and `bytes` of a `combined_log` are
+    numbers, and Parquet columns have their own types."""
+    explode: str | None = Field(default=None, min_length=1)
+    """A column that is a list: each of its elements is a line of its own, with the columns of the
+    line. Fields of elements are columns by their names, or as `<list>.<field>`, elements that are
+    single values are the column itself, and their place (from 1) is `_position`."""
+    explode_separator: str | None = Field(default=None, min_length=1)
+    """Separates the elements where the list is one text, such as a blank in `N1-1 N2-0`. Without it,
+    a text is read as a JSON array."""
+    explode_pattern: Pattern | None = None
+    """A regular expression that each element of a text matches as a whole; its named groups are
+    columns, such as `(?P<item>.+)-(?P<clicked>[01])`."""
 
     def nulls(self) -> frozenset[str]:
         """The texts that mean nothing in every column."""
@@ -141,42 +182,100 @@ class SourcePart(Part):
         return self
 
 
-ColumnName = Annotated[str, Field(min_length=1)]
+class Computed(Part):
+    """A column that is computed, `{ sql = "…" }`, or looked up in a list of keys and values,
+    `{ key = "…", of = "…" }`."""
+
+    sql: str | None = Field(default=None, min_length=1)
+    key: str | None = Field(default=None, min_length=1)
+    of: ColumnName = "event_params"
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Computed:
+        if (self.sql is None) == (self.key is None):
+            raise ValueError(
+                'write a column\'s name, { sql = "…" } with an expression, or { key = "…", of = "…" } '
+                "with a key and the list of keys and values that has it"
+            )
+        if self.sql is not None and "of" in self.model_fields_set:
+            raise ValueError("of belongs to key: name columns inside the expression")
+        return self
+
+
+def _form(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "pair"
+    return _form_of_one(value)
+
+
+def _form_of_one(value: object) -> str:
+    return "table" if isinstance(value, dict | Computed) else "name"
+
+
+Column = Annotated[
+    Annotated[ColumnName, Tag("name")] | Annotated[Computed, Tag("table")],
+    Discriminator(_form_of_one),
+]
+Pair = Annotated[list[ColumnName], Field(min_length=2, max_length=2)]
+TimeColumn = Annotated[
+    Annotated[ColumnName, Tag("name")]
+    | Annotated[Computed, Tag("table")]
+    | Annotated[Pair, Tag("pair")],
+    Discriminator(_form),
+]
+FORMS = ("name", "table", "pair")
+"""What pydantic puts into the place of a mistake in a `Column`."""
 
 
 class ColumnsPart(Part):
-    """Which column of the log is which of ours. `a.b` is a field of nested JSON."""
+    """Which column of the log is which of ours. `a.b` is a field of nested JSON. A table
+    `{ sql = "…" }` computes a column by an SQL expression on the log's columns (DuckDB's dialect), and
+    `{ key = "…", of = "…" }` takes the value of a key from a list of keys and values."""
 
-    user_id: ColumnName
+    user_id: Column
     """Who acted."""
-    item_id: ColumnName
+    item_id: Column
     """On which item."""
-    event_ts: ColumnName | Annotated[list[ColumnName], Field(min_length=2, max_length=2)]
+    event_ts: TimeColumn
     """When; how it is written is said under `[time]`. Of two columns, such as `["date", "time"]`,
     the texts are joined by a blank, or the second is a number to be added (`[time] offset`)."""
-    event_type: ColumnName | None = None
+    event_type: Column | None = None
     """What kind of event it is, such as `view` or `purchase`; read by `[feedback]`."""
-    source_session_id: ColumnName | None = None
+    source_session_id: Column | None = None
     """The log's own session; used by `sessions.rule = "source_session_id"`."""
-    exposed_with: ColumnName | None = None
+    exposed_with: Column | None = None
     """The items that were shown with the event."""
-    value: ColumnName | None = None
+    value: Column | None = None
     """A number, such as a rating or a quantity; read by conditions of `[feedback]`."""
-    event_id: ColumnName | None = None
+    event_id: Column | None = None
     """The log's own id of the event. Without it, the id is a hash of all mapped columns."""
-    tie_break: ColumnName | None = None
+    tie_break: Column | None = None
     """A whole number that orders events of one user and time."""
 
     def mapped(self) -> dict[str, str]:
-        """Our name -> the log's name, for the columns that are mapped; `event_ts_2` is the second
-        of two columns of the time."""
+        """Our name -> the log's name, or the expression, for the columns that are mapped;
+        `event_ts_2` is the second of two columns of the time."""
+        return self.named() | self.expressions()
+
+    def named(self) -> dict[str, str]:
+        """Our name -> the log's name, for the columns that are not computed."""
         found: dict[str, str] = {}
-        for ours, theirs in self:
-            if isinstance(theirs, list):
-                found |= {ours: theirs[0], f"{ours}_2": theirs[1]}
-            elif theirs is not None:
-                found[ours] = theirs
+        for ours, said in self:
+            if isinstance(said, list):
+                found |= {ours: said[0], f"{ours}_2": said[1]}
+            elif isinstance(said, str):
+                found[ours] = said
+            elif said is not None and said.key is not None:
+                found[ours] = f"{said.of}[{said.key}]"
         return found
+
+    def expressions(self) -> dict[str, str]:
+        """Our name -> the expression, for the columns that are computed."""
+        return {
+            ours: said.sql
+            for ours, said in self
+            if isinstance(said, Computed) and said.sql is not None
+        }
 
 
 def _zone(value: object) -> object:
@@ -317,6 +416,18 @@ class SessionsPart(Part):
         return json.dumps(rule, sort_keys=True)
 
 
+class BotsPart(Part):
+    """Lines of programs, by their user agent: by the list of the package `crawler-user-agents`, whose
+    version `ops.runs` has, and by own patterns."""
+
+    user_agent: ColumnName
+    """The log's column that has the user agent. Lines without one are kept."""
+    policy: Literal["filter"] = "filter"
+    """`filter`: they are left out and counted as `filtered`."""
+    patterns: list[Pattern] = []
+    """More regular expressions; a user agent that has a match of one is a bot's."""
+
+
 class QualityPart(Part):
     """How many unusable lines are too many, and what happens then.
 
@@ -408,9 +519,12 @@ class ExposuresPart(Part):
 
 
 def field_of(ours: str) -> str:
-    """The field of a source file that maps this column of ours."""
+    """The field of a source file that maps this column of ours, or (`field:column`) reads one of the
+    log's."""
     if ours == "event_ts_2":
         return "columns.event_ts"
+    if ":" in ours:
+        return ours.partition(":")[0]
     return "exposures.match" if ours in LINKS else f"columns.{ours}"
 
 
@@ -572,6 +686,7 @@ class Source(Part):
     time: TimePart = TimePart()
     feedback: FeedbackPart = FeedbackPart()
     sessions: SessionsPart = SessionsPart()
+    bots: BotsPart | None = None
     quality: QualityPart = QualityPart()
     filters: FiltersPart = FiltersPart()
     items: ItemsPart | None = None
@@ -590,6 +705,22 @@ class Source(Part):
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, for all columns that are read."""
         return self.columns.mapped() | (self.exposures.mapped() if self.exposures else {})
+
+    def named(self) -> dict[str, str]:
+        """Our name -> the log's name, for the columns that are not computed."""
+        return self.columns.named() | (self.exposures.mapped() if self.exposures else {})
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether lines are left out by `keep` or `[bots]`."""
+        return self.source.keep is not None or self.bots is not None
+
+    @property
+    def computes(self) -> bool:
+        """Whether something happens to the log's columns before they are ours."""
+        return (
+            bool(self.columns.expressions()) or self.leaves_out or self.source.explode is not None
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -626,16 +757,17 @@ class Source(Part):
             )
         self._category_is_one_of_the_catalogue()
         self._times_are_of_one_form()
+        self._explode_keys_agree()
         if known := LOG_COLUMNS.get(self.source.format):
-            for ours, theirs in self.mapped().items():
-                if theirs not in known:
+            for ours, theirs in self.named().items():
+                if theirs not in known and self.source.explode is None:
                     raise ValueError(
                         f"{field_of(ours)} = {theirs!r}: a {self.source.format} has the columns "
                         f"{', '.join(known)}"
                     )
         if self.source.format == "csv" and not self.source.header:
-            for ours, theirs in self.mapped().items():
-                if not re.fullmatch(r"_\d+", theirs):
+            for ours, theirs in self.named().items():
+                if not re.fullmatch(r"_\d+", theirs) and self.source.explode is None:
                     raise ValueError(
                         f"{field_of(ours)} = {theirs!r}: without a header columns are named _0, _1, …"
                     )
@@ -665,6 +797,20 @@ class Source(Part):
                 "there, or name another"
             )
 
+    def _explode_keys_agree(self) -> None:
+        one = self.source
+        if one.explode is None and (one.explode_separator or one.explode_pattern):
+            key = "explode_separator" if one.explode_separator else "explode_pattern"
+            raise ValueError(f"source.{key} needs source.explode: name the column that is a list")
+        if one.explode_pattern is not None and one.explode_separator is None:
+            raise ValueError(
+                "source.explode_pattern needs source.explode_separator: what separates the elements"
+            )
+        if one.keep_filtered and not self.leaves_out:
+            raise ValueError(
+                "source.keep_filtered = true, but nothing is left out: write source.keep or [bots]"
+            )
+
     def digest(self) -> str:
         """Names what the file says: two runs by different source files differ in it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
@@ -673,6 +819,8 @@ class Source(Part):
 def _explain(error: dict[str, Any], raw: dict[str, Any], path: Path) -> str:
     """One pydantic error as: file, field, value, remedy."""
     where = [str(part) for part in error["loc"]]
+    if len(where) > 2 and where[0] == "columns" and where[2] in FORMS:
+        del where[2]
     field = ".".join(where)
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "missing" and len(where) == 1:
@@ -687,6 +835,9 @@ def _explain(error: dict[str, Any], raw: dict[str, Any], path: Path) -> str:
     if kind == "extra_forbidden":
         part: Any = Source
         for step in where[:-1]:
+            if part is ColumnsPart:
+                part = Computed
+                continue
             kind_of = part.model_fields[step].annotation
             # A section that may be left out is `Part | None`.
             part = next((one for one in get_args(kind_of) if one is not type(None)), kind_of)

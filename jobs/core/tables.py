@@ -69,13 +69,24 @@ REJECTS = Table(
     layer="bronze", name="rejects", key=("file", "line", "raw_hash"),
     doc="One line that could not be used, with the reason. `line` is the first physical line of "
         "the record, the header counted (Parquet: the row number, raw as JSON). `file_columns`: of "
-        "a CSV, its columns in order when the line was read (null: read by version 0.1.0).",
+        "a CSV, its columns in order when the line was read (null: read by version 0.1.0). `element`: "
+        "where a line has many ([source] explode), the place of the element, from 1; `raw` is the "
+        "whole line, and `raw_hash` one of line and place.",
     columns={
         "raw": "string", "reason": "string", "file": "string", "line": "bigint",
         "run_day": "date", "first_seen_ts": "timestamp", "raw_hash": "string",
-        "file_columns": "array<string>",
+        "file_columns": "array<string>", "element": "bigint",
     },
 )  # fmt: skip
+
+FILTERED = Table(
+    layer="bronze",
+    name="filtered",
+    key=REJECTS.key,
+    doc="One line that `source.keep` or [bots] left out, with the reason, where source.keep_filtered "
+    "is true. The columns are those of bronze.rejects.",
+    columns=REJECTS.columns,
+)
 
 SESSIONS = Table(
     layer="silver", name="sessions", key=("session_id",), order=("start_ts",), group=5_000,
@@ -222,7 +233,7 @@ FINGERPRINTS = Table(
 )  # fmt: skip
 
 ALL = (
-    EVENTS, REJECTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
+    EVENTS, REJECTS, FILTERED, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
     NIGHTS, LISTS, FORGOTTEN, CHANGED_EVENTS, FINGERPRINTS,
 )  # fmt: skip
 
@@ -231,5 +242,8 @@ NUMBERING = "sessionmill.numbering"
 
 REJECT_REASONS = (
     "unparsable", "missing_user_id", "missing_item_id", "bad_event_ts", "bad_value",
-    "bad_tie_break", "missing_event_id", "late",
+    "bad_tie_break", "missing_event_id", "bad_expression", "late",
 )  # fmt: skip
+
+FILTER_REASONS = ("keep", "bot")
+"""Why a line is left out: `source.keep`, `[bots]`. The first that holds."""

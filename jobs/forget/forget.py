@@ -33,6 +33,7 @@ from jobs.core.settings import settings
 from jobs.core.tables import (
     ALL,
     EVENTS,
+    FILTERED,
     FORGOTTEN,
     RECOMMENDATIONS,
     REJECTS,
@@ -48,7 +49,7 @@ from jobs.ops.model_registry import _from_tracking, _mark, registry_pins
 from jobs.pipeline.steps import one_job
 from jobs.privacy import pseudonyms
 from jobs.privacy.person import Person
-from jobs.reading.readers import record_of
+from jobs.reading.stored import Stored, records_of
 
 NAMING = ("user_id", "raw", "message")  # columns in which a person may stand
 NUMBERS = (".bin", ".npy", ".safetensors")  # files of caches that hold no text, and may be large
@@ -90,9 +91,9 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     for job in ("sessionize", "items", "sequences"):
         one_job(context, job, "all", {})
     lists = _delete(context, RECOMMENDATIONS, person)
-    rejects = _delete(context, REJECTS, person)
+    rejects = _delete(context, REJECTS, person) + _delete(context, FILTERED, person)
     _from_messages(context, person)
-    removed = sum(_purge(lake, table, person) for table in ALL) + _from_folders(context, person)
+    removed = sum(_purge(context, table, person) for table in ALL) + _from_folders(context, person)
     # (A row of a file with one event is a hash of that event's user and time.)
     fingerprint_table.prune(context, balance.needed(context))
     lost = sorted(
@@ -164,43 +165,52 @@ def _readable(lake: Lake, version: int) -> bool:
 def _condition(context: Context, table: Table, base: int, person: Person) -> Any:
     from pyspark.sql import functions as F
 
-    if table is REJECTS:
+    if table in (REJECTS, FILTERED):
         place = F.concat_ws("\n", "file", F.col("line").cast("string"), "raw_hash")
-        return place.isin(_rejects_of(context, base, person))
+        return place.isin(_lines_of(context, table, base, person))
     return F.col("user_id") == F.lit(person.stored)
 
 
-def _rejects_of(context: Context, base: int, person: Person) -> list[str]:
-    """Keys of the rejected lines that are the person's: read as records where they are ones, since
-    an id that is a number stands in many lines; else by the id as a word."""
+def _lines_of(context: Context, table: Table, base: int, person: Person) -> list[str]:
+    """Keys of the stored lines that are the person's: read as records where they are ones, since an
+    id that is a number stands in many lines; else by the id as a word."""
     from pyspark.sql import functions as F
 
     lake, source = context.lake, context.source
-    raw = F.col("raw")
-    named = F.lit(False)  # may be: as it is, or in one of the writings of which `Person` knows
-    for sign in (person.said, person.stored, "\\", '""', "&"):
-        named = named | raw.contains(sign)
     secret = pseudonyms.keyed(context, True) if source.privacy.hash_user_id else None
     fmt = replace(landing.file_format(source), privacy=secret)
     ledger, found = Ledger(lake), []
-    rows = lake.read(REJECTS, base).where(named)
+    rows = lake.read(table, base)
+    if not _made_by_expression(context):
+        raw, named = F.col("raw"), F.lit(False)
+        # May be: as it is, or in one of the writings of which `Person` knows.
+        for sign in (person.said, person.stored, "\\", '""', "&"):
+            named = named | raw.contains(sign)
+        rows = rows.where(named)
     for row in rows.withColumn("us", F.unix_micros("first_seen_ts")).toLocalIterator():
         file = row["file"]
         try:
             header = row["file_columns"] or ledger.columns_then(file, row["us"])
             if header is None and replay_rejects.by_order(fmt):
                 raise KeyError(file)
-            line = record_of(
-                fmt, row["raw"], file, row["line"], ledger.columns.get(file, {}), header
-            )
-            user = line["user_id"] if line["kind"] == "record" else None
+            # (All elements of a line: it is kept whole.)
+            line = Stored(row["raw"], file, row["line"], ledger.columns.get(file, {}), header)
+            users = {
+                one["user_id"] if one["kind"] != "unparsable" else None
+                for one in records_of(fmt, [line])[0]
+            }
         except (KeyError, ValueError):  # a file or a column that nobody knows any more
-            user = None
-        if user in (person.said, person.stored) or (
-            user is None and person.stands_in(row["raw"] or "")
+            users = {None}
+        if users & {person.said, person.stored} or (
+            None in users and person.stands_in(row["raw"] or "")
         ):
             found.append(f"{row['file']}\n{row['line']}\n{row['raw_hash']}")
     return found
+
+
+def _made_by_expression(context: Context) -> bool:
+    """Whether a line may not have the user's id as it is in the tables."""
+    return "user_id" in context.source.columns.expressions()
 
 
 def _delete(context: Context, table: Table, person: Person) -> int:
@@ -239,8 +249,11 @@ def _from_messages(context: Context, person: Person) -> None:
 # -- what is left of older versions ---------------------------------------------------------------
 
 
-def _purge(lake: Lake, table: Table, person: Person) -> int:
+def _purge(context: Context, table: Table, person: Person) -> int:
     """Delete the files of older versions that have the person, and forget them in the log."""
+    lake = context.lake
+    # (A stored line may name the person in another way than the tables do.)
+    any_line = table in (REJECTS, FILTERED) and _made_by_expression(context)
     if lake.version(table) is None:
         return 0
     root = lake.path(table)
@@ -251,7 +264,9 @@ def _purge(lake: Lake, table: Table, person: Person) -> int:
     for path in _below(root):
         if "/_delta_log/" in path or not path.endswith(".parquet"):
             continue
-        if os.path.basename(path) not in current and columns and _file_has(path, columns, person):
+        if os.path.basename(path) in current or not columns:
+            continue
+        if any_line or _file_has(path, columns, person):
             _drop(path)
             removed += 1
     if columns:

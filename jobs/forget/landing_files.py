@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from jobs.core.tables import FILES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.privacy.person import Person
-from jobs.reading import byte_streams
+from jobs.reading import byte_streams, paths
 from jobs.reading.compression import compressed, decompressed
+from jobs.reading.elements import without_elements
 from jobs.reading.readers import read_file
 from jobs.reading.records import FileFacts, Format
 
@@ -38,31 +40,33 @@ def from_landing(context: Context, person: Person) -> int:
         privacy=None,
         longest_record=sys.maxsize,
         longest_text=sys.maxsize,
+        empty_lines=True,
     )
     if fmt.format == "delta":
         return 0  # (a table of others: whoever writes it deletes the rows)
     ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
     for path, size, modified in landing.landing_files(replace(context, day=None)):
-        bad, starts = _lines_of(fmt, path, person)
-        if not bad:
+        bad, edits, starts = _lines_of(fmt, path, person)
+        if not bad and not edits:
             continue
         known = ledger.get(path)
         told = known is not None and (known["size"], known["modified_ms"]) == (size, modified)
         if fmt.format in TYPED:
-            data = _without_rows(fmt, path, bad)
+            data = _without_rows(fmt, path, bad, edits)
         elif fmt.format == "json":
             data = _without_objects(fmt, path, person)
         else:
-            data = _without(fmt, path, bad, starts)
+            data = _without(fmt, path, bad, edits, starts)
         _put(path, data)
-        removed += len(bad)
+        removed += len(bad) + len(edits)
+        records = sum(bad.values()) + sum(map(len, edits.values()))
         if known is not None and told:
             size, modified = filesystem.facts(path)
             known |= {
                 "size": size,
                 "modified_ms": modified,
                 "sha256": hashlib.sha256(data).hexdigest(),
-                "lines": known["lines"] - len(bad),
+                "lines": known["lines"] - records,
             }
             known["columns"] = list(dict(known["columns"] or ()).items())
             rows.append(tuple(known.get(name) for name in FILES.columns))
@@ -72,25 +76,54 @@ def from_landing(context: Context, person: Person) -> int:
     return removed
 
 
-def _lines_of(fmt: Format, path: str, person: Person) -> tuple[list[int], list[int]]:
-    """The lines at which the person's records begin, and those at which any record does."""
-    bad, starts = [], []
+Edits = dict[int, list[int]]
+"""Line -> the places of the elements in it that are the person's, where others are not."""
+
+
+def _lines_of(fmt: Format, path: str, person: Person) -> tuple[dict[int, int], Edits, list[int]]:
+    """The lines at which the person's records begin, with how many read records they are; elements
+    of lines that have others', too; and the lines at which any record does."""
+    theirs: defaultdict[int, list[int | None]] = defaultdict(list)
+    others: Counter[int] = Counter()
+    starts: list[int] = []
+    names = ("kind", "user_id", "raw", "line", "element")
     for batch in read_file(fmt, path, FileFacts(path)):
-        for kind, user, raw, line in zip(
-            *(batch.column(name).to_pylist() for name in ("kind", "user_id", "raw", "line")),
-            strict=True,
+        for kind, user, raw, line, element in zip(
+            *(batch.column(name).to_pylist() for name in names), strict=True
         ):
             starts.append(line)
-            if _is_theirs(person, kind, user, raw):
-                bad.append(line)
-    return bad, starts
+            if _is_theirs(fmt, person, kind, user, raw):
+                theirs[line].append(element)
+            else:
+                others[line] += 1
+    edits = {
+        line: [one for one in places if one is not None]
+        for line, places in theirs.items()
+        if others[line] and _partly(fmt)
+    }
+    # (A line without elements is none of the lines read.)
+    exploded = fmt.computing is not None and fmt.computing.explode is not None
+    bad = {
+        line: sum(one is not None or not exploded for one in places) + others[line]
+        for line, places in theirs.items()
+        if line not in edits
+    }
+    return bad, edits, starts
 
 
-def _is_theirs(person: Person, kind: str, user: str | None, raw: str | None) -> bool:
-    return user == person.said or (kind == "unparsable" and person.stands_in(raw or ""))
+def _partly(fmt: Format) -> bool:
+    """Whether single elements of a line can be taken out: those of lists, not of a text."""
+    explode = fmt.computing.explode if fmt.computing else None
+    text = explode is not None and bool(explode.separator)
+    return fmt.format in ("parquet", "orc") or (fmt.format in ("jsonl", "json") and not text)
 
 
-def _without(fmt: Format, path: str, bad: list[int], starts: list[int]) -> bytes:
+def _is_theirs(fmt: Format, person: Person, kind: str, user: str | None, raw: str | None) -> bool:
+    unclear = kind == "unparsable" or (user is None and fmt.computing is not None)
+    return user == person.said or (unclear and person.stands_in(raw or ""))
+
+
+def _without(fmt: Format, path: str, bad: dict[int, int], edits: Edits, starts: list[int]) -> bytes:
     """A text file without records; what is compressed stays compressed."""
     gone: set[int] = set()
     after = dict(zip(starts, [*starts[1:], 1 << 62], strict=True))
@@ -103,6 +136,10 @@ def _without(fmt: Format, path: str, bad: list[int], starts: list[int]) -> bytes
     lines = [line for part in _text(plain, fmt.encoding) for line in part]
     for first, end in spans:
         gone.update(range(first, min(end, len(lines) + 1)))
+    for number, places in edits.items():
+        assert fmt.computing is not None and fmt.computing.explode is not None
+        column = fmt.computing.explode.column
+        lines[number - 1] = without_elements(lines[number - 1], column, places)
     kept = "".join(line for number, line in enumerate(lines, 1) if number not in gone)
     data = bom + kept.encode(fmt.encoding, "surrogateescape")
     return compressed(path, codec, data)
@@ -113,28 +150,56 @@ def _text(data: bytes, encoding: str) -> Iterator[list[str]]:
 
 
 def _without_objects(fmt: Format, path: str, person: Person) -> bytes:
-    """A file of JSON without objects: an array of the others, as they were written."""
-    kept = []
+    """A file of JSON without objects, or elements of them: an array of the others, as they were
+    written."""
+    # (Two objects may begin in one line; the elements of one follow each other.)
+    objects: list[tuple[tuple[int, str], list[tuple[bool, int | None]]]] = []
+    names = ("kind", "user_id", "raw", "line", "element")
     for batch in read_file(fmt, path, FileFacts(path)):
-        for kind, user, raw in zip(
-            *(batch.column(name).to_pylist() for name in ("kind", "user_id", "raw")), strict=True
+        for kind, user, raw, line, element in zip(
+            *(batch.column(name).to_pylist() for name in names), strict=True
         ):
-            if not _is_theirs(person, kind, user, raw):
-                kept.append(raw)
+            theirs = _is_theirs(fmt, person, kind, user, raw)
+            seen = objects and element is not None and objects[-1][1][-1][1] is not None
+            if seen and objects[-1][0] == (line, raw) and element > objects[-1][1][-1][1]:
+                objects[-1][1].append((theirs, element))
+            else:
+                objects.append(((line, raw), [(theirs, element)]))
+    kept = []
+    for (_, raw), found in objects:
+        places = [element for theirs, element in found if theirs and element is not None]
+        if not any(theirs for theirs, _ in found):
+            kept.append(raw)
+        elif len(places) < len(found) and _partly(fmt):
+            assert fmt.computing is not None and fmt.computing.explode is not None
+            kept.append(without_elements(raw, fmt.computing.explode.column, places))
     with filesystem.open_binary(path) as raw:
         _, codec = decompressed(path, io.BufferedReader(raw))  # type: ignore[type-var,arg-type]
     text = "[\n" + ",\n".join(kept) + "\n]\n"
     return compressed(path, codec, text.encode(fmt.encoding, "surrogateescape"))
 
 
-def _without_rows(fmt: Format, path: str, bad: list[int]) -> bytes:
-    """A file whose rows have types, without some of them."""
-    gone = set(bad)
+def _without_rows(fmt: Format, path: str, bad: dict[int, int], edits: Edits) -> bytes:
+    """A file whose rows have types, without some of them, or some of their elements."""
     if fmt.format == "avro":
-        return _without_records(path, gone)
+        return _without_records(path, set(bad))
     with filesystem.open_seekable(path) as stream:
         rows = orc.ORCFile(stream).read() if fmt.format == "orc" else pq.ParquetFile(stream).read()
-    kept = [number for number in range(rows.num_rows) if number + 1 not in gone]
+    if edits:
+        assert fmt.computing is not None and fmt.computing.explode is not None
+        column = fmt.computing.explode.column
+        name = paths.root_of(rows.schema, column)
+        inner = [] if name == column else [step for step, _ in paths.steps(column)][1:]
+        values = rows[name].to_pylist()
+        for line, places in edits.items():
+            found = values[line - 1]
+            for step in inner:
+                found = found[step]
+            for place in places:
+                found[place - 1] = None
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.types[at]))
+    kept = [number for number in range(rows.num_rows) if number + 1 not in bad]
     sink = pa.BufferOutputStream()
     write = orc.write_table if fmt.format == "orc" else pq.write_table
     write(rows.take(pa.array(kept, pa.int64())), sink)

@@ -65,6 +65,8 @@ class Context:
     explain_plan: bool = False
     plans: dict[str, Plan] = field(default_factory=dict)
     """By job: how it does its work, as far as that is known."""
+    lists: dict[str, str] = field(default_factory=dict)
+    """Lists of others that the run used, with their versions, for `ops.runs`."""
 
     @property
     def spark(self) -> SparkSession:
@@ -232,7 +234,10 @@ class Result:
     duplicates: int = 0
     waiting: int = 0
     """Last lines without a line end, left for the next reading of their file."""
+    events_removed: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    filtered: dict[str, int] = field(default_factory=dict)
+    """By reason, the lines that `source.keep` and `[bots]` left out."""
     sessions_new: int = 0
     sessions_changed: int = 0
     sessions_retired: int = 0
@@ -247,15 +252,16 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
     COUNTS = (
-        "read", "events_new", "events_replaced", "duplicates", "waiting", "sessions_new",
-        "sessions_changed", "sessions_retired", "sessions_merged", "runaways",
+        "read", "events_new", "events_replaced", "duplicates", "waiting", "events_removed",
+        "sessions_new", "sessions_changed", "sessions_retired", "sessions_merged", "runaways",
     )  # fmt: skip
 
     def add(self, other: Result) -> None:
         for name in self.COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for reason, count in other.rejects.items():
-            self.rejects[reason] = self.rejects.get(reason, 0) + count
+        for mine, theirs in ((self.rejects, other.rejects), (self.filtered, other.filtered)):
+            for reason, count in theirs.items():
+                mine[reason] = mine.get(reason, 0) + count
         self.tables |= other.tables
         self.tables_in |= other.tables_in
         self.checks |= other.checks

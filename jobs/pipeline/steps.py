@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from jobs.bronze import ingest, replay_rejects
+from jobs.bronze import ingest, replay_filtered, replay_rejects
 from jobs.core.errors import Conflict, InputChanged
 from jobs.core.tables import EVENTS, ITEMS, RECOMMENDATIONS, RUNS, SEQUENCES, SESSIONS, Table
 from jobs.gold import items, sequences
@@ -28,6 +28,7 @@ MODULES: dict[str, tuple[ModuleType, Table]] = {
 }
 OTHERS: dict[str, tuple[ModuleType, Table]] = {
     "replay-rejects": (replay_rejects, EVENTS),
+    "replay-filtered": (replay_filtered, EVENTS),
     "score": (score, RECOMMENDATIONS),
 }
 ATTEMPTS = 3
@@ -133,8 +134,9 @@ def published_before(context: Context, job: str) -> Result | None:
     said = json.loads(filesystem.read_text(answer))
     print(f"{job}: this batch was published before", flush=True)
     return Result(
-        **{name: said[name] for name in Result.COUNTS},
+        **{name: said.get(name, 0) for name in Result.COUNTS},
         rejects=said["rejects"],
+        filtered=said.get("filtered", {}),
         tables=said["tables"],
         notes=said["notes"],
     )
@@ -153,11 +155,14 @@ def record(
     was killed (or runs still)."""
     lake = context.lake
     lake.create(RUNS)
+    left_out = {f"filtered_{reason}": count for reason, count in result.filtered.items()}
+    counts = result.counts() | {"filtered": sum(left_out.values())} | left_out
     row = (
         context.run_id, context.batch, job, step, context.source.name, context.day,
-        context.started, seconds, outcome, message, list(result.counts().items()),
+        context.started, seconds, outcome, message, list(counts.items()),
         list(result.rejects.items()), list(result.tables_in.items()),
         [(name, one["version"]) for name, one in result.tables.items()], result.files,
-        [(name, plan.in_words()) for name, plan in context.plans.items()],
+        [*((name, plan.in_words()) for name, plan in context.plans.items()),
+         *context.lists.items()],
     )  # fmt: skip
     lake.put_small(RUNS, [row])

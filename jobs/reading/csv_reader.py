@@ -265,6 +265,5 @@ class _CsvFile:
             )
         header = row if fmt.header else [f"_{place}" for place in range(len(row))]
         self.records.num_fields = len(row)
-        found = positions(fmt, header, facts.file)
         facts.columns, facts.header = dict.fromkeys(header, "text"), header
-        return found
+        return positions(fmt, header, facts.file)

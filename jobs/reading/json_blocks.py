@@ -43,8 +43,8 @@ class JsonBlocks:
     def can(fmt: Format) -> bool:
         """Whether lines of this source can be plain."""
         utf8 = fmt.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-        odd = any('"' in name or "\\" in name or "*" in name for name in fmt.mapped.values())
-        return utf8 and not odd
+        odd = any(set(name) & set('"\\*[]') for name in fmt.mapped.values())
+        return utf8 and not odd and fmt.computing is None
 
     @cached_property
     def query(self) -> str:

@@ -18,18 +18,17 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
-from jobs.core.source_file import TYPED
 from jobs.lake.filesystem import facts as facts_of
 from jobs.lake.filesystem import open_binary, write_text
-from jobs.reading import byte_streams
+from jobs.reading import byte_streams, paths
 from jobs.reading.byte_streams import Block, has_broken_bytes, printable
 from jobs.reading.compression import decompressed
-from jobs.reading.csv_reader import CsvRecords, read_csv
+from jobs.reading.csv_reader import read_csv
+from jobs.reading.evaluate import evaluated
 from jobs.reading.json_blocks import JsonBlocks
 from jobs.reading.json_texts import read_json
 from jobs.reading.records import (
@@ -39,31 +38,11 @@ from jobs.reading.records import (
     Unusable,
 )
 from jobs.reading.typed_files import read_avro, read_orc, read_parquet
-from jobs.reading.w3c_logs import read_w3c, w3c_values
+from jobs.reading.w3c_logs import read_w3c
 from jobs.reading.web_logs import log_values
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
-
-
-def _scalar_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    raise ValueError(f"{type(value).__name__} where one value is expected")
-
-
-def _reach(record: dict[str, Any], name: str) -> Any:
-    """A column of a JSON record; `a.b` reaches into nested objects."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for step in name.split("."):
-        if not isinstance(value, dict) or step not in value:
-            return None
-        value = value[step]
-    return value
 
 
 def json_values(fmt: Format, line: str, facts: FileFacts) -> dict[str, Any] | None:
@@ -80,11 +59,12 @@ def object_values(fmt: Format, record: dict[str, Any], facts: FileFacts) -> dict
     values: dict[str, Any] = {}
     try:
         for ours, theirs in fmt.mapped.items():
-            value = _reach(record, theirs)
+            value = paths.reach(record, theirs)
             if ours == "exposed_with" and isinstance(value, list):
-                values[ours] = [_scalar_text(one) for one in value]
+                values[ours] = [paths.scalar_text(one) for one in value]
             else:
-                values[ours] = _scalar_text(value)
+                text = paths.any_text if ":" in ours else paths.scalar_text
+                values[ours] = text(value)
             if value is not None or theirs in record:
                 facts.columns.setdefault(theirs, "json")
     except ValueError:
@@ -154,55 +134,6 @@ def add_line(
     batches.add(number, printable(line), values)
 
 
-def record_of(
-    fmt: Format, raw: str, file: str, line: int, columns: dict[str, str],
-    header: list[str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """One stored line as the record that its file would give today.
-
-    Args:
-        columns: the file's columns with their kinds, as the ledger has them.
-        header: of a CSV, its columns in order when the line was read; None: those of `columns`.
-    """
-    values: dict[str, Any] | None = None
-    if fmt.privacy is not None and fmt.privacy.hashes:
-        stored = json.loads(raw or "{}")  # (what was no record is not kept)
-        values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()} or None
-        values = values if stored else None
-    elif fmt.format == "csv":
-        names = list(columns) if header is None else header
-        records = CsvRecords(fmt.dialect, len(names))
-        found = list(records.feed(raw.splitlines(keepends=True), last=True))
-        if len(found) == 1 and found[0][2]:
-            row = found[0][2]
-            values = {ours: row[names.index(theirs)] for ours, theirs in fmt.mapped.items()}
-    elif fmt.format in TYPED:
-        stored = json.loads(raw)
-        values = {ours: stored.get(theirs) for ours, theirs in fmt.mapped.items()}
-    elif fmt.format == "w3c":
-        values = w3c_values(fmt, list(columns) if header is None else header, raw)
-    else:
-        values_of = json_values if fmt.format in ("jsonl", "json") else log_values
-        values = values_of(fmt, raw.strip(), FileFacts(file))
-    batch = Batches(fmt, file)
-    batch.add(line, raw, values)
-    made = {name: column[0] for name, column in batch.columns.items() if column}
-    kind = columns.get(fmt.mapped["event_ts"], "")
-    if fmt.format in TYPED and kind.startswith("timestamp") and "event_ts_2" not in fmt.mapped:
-        made["clock"] = "utc" if "tz=" in kind else "local"
-        made["event_ts"] = _microseconds(made["event_ts"])
-    return {**made, "file": file}
-
-
-def _microseconds(text: str | None) -> str | None:
-    """A stored typed time as its file has it; a text that is no such time stays what it is."""
-    try:
-        moment = datetime.fromisoformat(text or "").replace(tzinfo=UTC)
-    except ValueError:
-        return text
-    return str((moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
-
-
 def read_text(fmt: Format, path: str, raw: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     """The records of a file of text, compressed or not."""
     stream, codec = decompressed(path, raw)
@@ -243,7 +174,7 @@ def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBat
                 batches = read_avro(fmt, stream, facts)
             else:
                 batches = read_text(fmt, path, stream, facts)
-            for batch in batches:
+            for batch in evaluated(fmt, batches, facts):
                 facts.look_at(batch)
                 if fmt.unit is not None:
                     facts.count_units(batch)

@@ -17,6 +17,7 @@ from jobs.core.source_file import LINKS, NULL_VALUES, field_of
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import Block
 from jobs.reading.csv_dialect import Dialect
+from jobs.reading.expressions import FIELD, Computing, Names, nearest
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy
@@ -35,14 +36,19 @@ RECORD_SCHEMA = pa.schema(
         ("raw", pa.string()),
         ("file", pa.string()),
         ("line", pa.int64()),
+        ("element", pa.int64()),
+        ("filtered", pa.string()),
     ]
 )
+# kind: record, unparsable, or the reason for which an expression makes the line a reject.
+# element: the place of an exploded element in its line, from 1. filtered: why it is left out.
 # clock: null where `event_ts` is the log's own text; where the log has typed times it is their
 # microseconds since 1970, on the clock of `utc`, or of the source file's zone (`local`).
 RECORD_DDL = (
     "kind string, "
     + ", ".join(f"{name} string" for name in SCALARS)
     + ", exposed_with array<string>, clock string, raw string, file string, line bigint"
+    + ", element bigint, filtered string"
 )
 
 
@@ -86,11 +92,39 @@ class Format:
     partial_since: int | None = None
     """Of a file that was modified after this (ms since 1970), a last line without an end waits;
     None: it is read as it stands."""
+    computing: Computing | None = None
+    """What happens to the log's columns before they are ours; `mapped` then also has the columns that
+    are read for it, as `field:column`."""
+    wanted: dict[str, str] = field(default_factory=dict)
+    """Where something is computed: our column, or `field:column` -> the log's column, as the source
+    file says it; `mapped` has those that a line has."""
+    names: Names = field(default_factory=lambda: Names({}))
+    """Where lines are exploded: which of them are where."""
+
+    empty_lines: bool = False
+    """Where lines are exploded: whether one without an element is a record (for `forget`)."""
 
     @cached_property
     def dialect(self) -> Dialect:
         """Of CSV files."""
         return Dialect(self.delimiter, self.quote, self.escape, self.comment)
+
+    @property
+    def hashes(self) -> bool:
+        """Whether user ids become pseudonyms."""
+        return self.privacy is not None and self.privacy.hashes
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """Columns that are read and are not ours."""
+        names = [*self.mapped, *self.names.elements, *self.names.positions]
+        return [name for name in dict.fromkeys(names) if name not in RECORD_SCHEMA.names]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """What a reader of text yields: records, and beside them the inputs."""
+        more = [(name, pa.string()) for name in self.inputs]
+        return pa.schema([*RECORD_SCHEMA, *more]) if more else RECORD_SCHEMA
 
     def nulls_of(self, ours: str) -> frozenset[str]:
         """The texts that mean nothing in a column of ours."""
@@ -128,6 +162,11 @@ class FileFacts:
     """Records in whose quotes lines lie that look like records."""
     first_swallowed: int | None = None
     """The line of the first of them."""
+    empty_lines: int = 0
+    """Lines without an element, where lines are exploded; they are not read lines."""
+    unjudged: int = 0
+    """Lines of which `source.keep` could not be computed."""
+    first_unjudged: int | None = None
     bytes: int = 0
     """As the landing was listed, before the file was read; so is `modified_ms`."""
     modified_ms: int = 0
@@ -187,10 +226,11 @@ class Batches:
     def __init__(self, fmt: Format, file: str, facts: FileFacts | None = None) -> None:
         self.fmt, self.file = fmt, file
         self.facts = FileFacts(file) if facts is None else facts
-        self.columns: dict[str, list[Any]] = {name: [] for name in RECORD_SCHEMA.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in fmt.schema.names}
         self.chars = 0
+        self.texts = (*SCALARS, *fmt.inputs)
         self.listed = fmt.mapped.get("exposed_with")
-        self.nulls = {name: fmt.nulls_of(name) for name in (*SCALARS, "exposed_with")}
+        self.nulls = {name: fmt.nulls_of(name) for name in (*self.texts, "exposed_with")}
 
     def __len__(self) -> int:
         return len(self.columns["line"])
@@ -213,11 +253,13 @@ class Batches:
                 values = None
             raw = cut_text(raw, self.fmt)
         columns["kind"].append("unparsable" if values is None else "record")
-        for name in SCALARS:
+        for name in self.texts:
             value = values.get(name) if values else None
             columns[name].append(None if value in self.nulls[name] else value)
         columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
         columns["clock"].append(clock)
+        for name in ("element", "filtered"):
+            columns[name].append(None)
         columns["raw"].append(raw)
         columns["line"].append(line)
 
@@ -266,8 +308,8 @@ class Batches:
         except UnicodeError:
             return None
         return pa.RecordBatch.from_arrays(
-            [made.get(one.name, pa.nulls(count, one.type)) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
+            [made.get(one.name, pa.nulls(count, one.type)) for one in self.fmt.schema],
+            schema=self.fmt.schema,
         )
 
     def block(
@@ -301,18 +343,18 @@ class Batches:
             else:
                 made[ours] = self.without_nulls(ours, fields[place])
         return pa.RecordBatch.from_arrays(
-            [made.get(one.name, pa.nulls(len(lines), one.type)) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
+            [made.get(one.name, pa.nulls(len(lines), one.type)) for one in self.fmt.schema],
+            schema=self.fmt.schema,
         )
 
     def drain(self) -> pa.RecordBatch:
         count = len(self)
         self.columns["file"] = [self.file] * count
         batch = pa.RecordBatch.from_arrays(
-            [pa.array(self.columns[one.name], one.type) for one in RECORD_SCHEMA],
-            schema=RECORD_SCHEMA,
+            [pa.array(self.columns[one.name], one.type) for one in self.fmt.schema],
+            schema=self.fmt.schema,
         )
-        self.columns = {name: [] for name in RECORD_SCHEMA.names}
+        self.columns = {name: [] for name in self.fmt.schema.names}
         self.chars = 0
         return batch
 
@@ -321,20 +363,36 @@ def too_long(fmt: Format, raw: str, values: dict[str, Any] | None) -> bool:
     """Whether a record, or one of its mapped columns, is longer than a table takes."""
     if len(raw) > fmt.longest_record:
         return True
-    for value in (values or {}).values():
+    for name, value in (values or {}).items():
+        if name.startswith(FIELD):
+            continue  # (a list is as long as its line)
         texts = value if isinstance(value, list) else [value]
         if sum(len(one or "") for one in texts) > fmt.longest_text:
             return True
     return False
 
 
-def cut_text(text: str, fmt: Format) -> str:
-    """A text as it may be stored: whole, or its beginning, and how long it was."""
-    if len(text) <= fmt.longest_text:
+def cut_text(text: str, fmt: Format, longest: int | None = None) -> str:
+    """A text as it may be stored: whole, or its beginning, and how long it was.
+
+    Args:
+        longest: how much of it, where that is not the format's.
+    """
+    longest = fmt.longest_text if longest is None else longest
+    if len(text) <= longest:
         return text
     more = "more than " * (len(text) > fmt.longest_record)
     length = min(len(text), fmt.longest_record)
-    return f"{text[: fmt.longest_text]}{CUT}{more}{length} characters]"
+    return f"{text[:longest]}{CUT}{more}{length} characters]"
+
+
+def cut_texts(texts: pa.Array, fmt: Format) -> pa.Array:
+    """`cut_text`, of many."""
+    long = pc.fill_null(pc.greater(pc.utf8_length(texts), fmt.longest_text), False)
+    if not pc.any(long).as_py():
+        return texts
+    put = [cut_text(one, fmt) for one in texts.filter(long).to_pylist()]
+    return pc.replace_with_mask(texts, long, pa.array(put, texts.type))
 
 
 def fields_of_lines(
@@ -387,6 +445,8 @@ def positions(fmt: Format, header: list[str], file: str) -> dict[str, int]:
     places = {}
     for ours, theirs in fmt.mapped.items():
         if theirs not in header:
+            if ours in fmt.names.either:
+                continue  # (it is the elements')
             if fmt.header and looks_like_data(fmt, header):
                 raise Unusable(no_header(file, header))
             raise Unusable(missing_column(file, ours, theirs, header))
@@ -420,8 +480,10 @@ def missing_column(file: str, ours: str, theirs: str, there: Iterable[str]) -> s
             f"{file}: its header is one column, {names[0]!r}. Set source.delimiter = "
             f"{max(others, key=others.count)!r} if that is what separates its columns"
         )
+    near = nearest(theirs, names)
     return (
         f"{file} has no column {theirs!r}, which {field_of(ours)} names; it has "
-        f"{', '.join(map(repr, names)) or 'none'}. Correct {field_of(ours)} in the source file, or "
+        f"{', '.join(map(repr, names)) or 'none'}"
+        f"{f'. Did you mean {near!r}?' if near else '.'} Correct {field_of(ours)} in the source file, or "
         "have the log delivered again with the column"
     )

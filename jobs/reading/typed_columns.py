@@ -173,16 +173,21 @@ def _texts_of_bytes(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Ar
         ) from None
 
 
+def whole_numbers(array: pa.Array) -> bool:
+    """Whether floating-point numbers that are there are whole."""
+    numbers = np.asarray(array.drop_null().to_numpy(zero_copy_only=False), np.float64)
+    there = numbers[~np.isnan(numbers)]
+    return bool(((np.abs(there) <= WHOLE) & (there == np.trunc(there))).all())
+
+
 def are_whole(arrays: Iterable[pa.Array]) -> bool:
     """Whether floating-point numbers are whole ones that became so because some are missing: writers
     without nulls in whole numbers (pandas) change the type of the column then."""
     missing = False
     for array in arrays:
         missing = missing or bool(array.null_count)
-        numbers = np.asarray(array.drop_null().to_numpy(zero_copy_only=False), np.float64)
-        there = numbers[~np.isnan(numbers)]
-        missing = missing or len(there) < len(numbers)
-        if not ((np.abs(there) <= WHOLE) & (there == np.trunc(there))).all():
+        missing = missing or bool(pc.any(pc.is_nan(array)).as_py())
+        if not whole_numbers(array):
             return False
     return missing
 

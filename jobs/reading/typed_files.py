@@ -13,16 +13,16 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from jobs.lake.filesystem import open_seekable
-from jobs.reading import avro_values, byte_streams, typed_columns
+from jobs.reading import avro_values, byte_streams, typed_columns, typed_rows
 from jobs.reading.records import (
     RECORD_SCHEMA,
     Batches,
     FileFacts,
     Format,
     Unusable,
-    cut_text,
     missing_column,
 )
+from jobs.reading.typed_texts import clock_of, is_list, shown, without_long_texts
 
 BATCH_BYTES = 32 * 1024 * 1024
 """Of rows, decoded: of long rows a batch has fewer."""
@@ -38,7 +38,7 @@ def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.Record
         def rows(columns: list[str]) -> Iterator[pa.RecordBatch]:
             return _row_batches(parquet, columns)
 
-        yield from _Typed(fmt, path, facts, parquet.schema_arrow).read(rows)
+        yield from _records(fmt, path, facts, parquet.schema_arrow, rows)
 
 
 def _row_batches(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -63,7 +63,18 @@ def read_orc(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatc
                 for at in range(0, batch.num_rows, step):
                     yield batch.slice(at, step)
 
-        yield from _Typed(fmt, path, facts, file.schema).read(rows)
+        yield from _records(fmt, path, facts, file.schema, rows)
+
+
+def _records(
+    fmt: Format, path: str, facts: FileFacts, schema: pa.Schema, rows: Rows
+) -> Iterator[pa.RecordBatch]:
+    if fmt.computing is None:
+        yield from _Typed(fmt, path, facts, schema).read(rows)
+        return
+    facts.columns = {one.name: str(one.type) for one in schema}
+    names, columns = typed_rows.columns_read(fmt, schema, facts.file)
+    yield from typed_rows.read_rows(fmt, names, rows(columns), facts)
 
 
 class _Typed:
@@ -103,7 +114,7 @@ class _Typed:
             made["kind"] = pa.repeat("record", count)
             made["file"] = pa.repeat(self.facts.file, count)
             made["line"] = pa.array(np.arange(line, line + count))
-            made = without_long_texts(self.fmt, made, line, self.facts)
+            made = without_long_texts(self.fmt, made, self.facts)
             line += count
             self.facts.lines += count
             yield pa.RecordBatch.from_arrays(
@@ -137,9 +148,9 @@ class _Typed:
                 )
             else:
                 array = typed_columns.array_at(batch, path)
-            if ours == "exposed_with" and _is_list(array.type):
+            if ours == "exposed_with" and is_list(array.type):
                 texts = typed_columns.texts_of_lists(array, ours, theirs, self.facts.file)
-                made[ours] = _shown(batches, texts)
+                made[ours] = shown(batches, texts)
                 continue
             if ours == "event_ts" and "event_ts_2" in fmt.mapped:
                 array = typed_columns.dates(array)
@@ -148,74 +159,9 @@ class _Typed:
             if ours == "event_ts" and (clock := clock_of(array.type)):
                 made["clock"] = pa.repeat(clock, count)
             if ours == "exposed_with":
-                text = _shown(batches, pc.split_pattern(text, fmt.list_separator))
+                text = shown(batches, pc.split_pattern(text, fmt.list_separator))
             made[ours] = text
         return made
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind))
-
-
-def _shown(batches: Batches, lists: pa.Array) -> pa.Array:
-    """Lists without what is null or means null, as in every other format."""
-    nulls = pa.array([None, *sorted(batches.nulls["exposed_with"])], pa.string())
-    if not pc.any(pc.is_in(lists.flatten(), nulls)).as_py():
-        return lists
-    return pa.array(map(batches.list_of, lists.to_pylist()), lists.type)
-
-
-def clock_of(kind: pa.DataType) -> str | None:
-    """The clock of a column of times; null where it is none."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not pa.types.is_timestamp(kind):
-        return None
-    return "utc" if kind.tz else "local"
-
-
-def _lengths(texts: pa.Array) -> np.ndarray:
-    """int64[N]: the characters of texts, or of lists of them."""
-    if pa.types.is_string(texts.type):
-        length = pc.fill_null(pc.utf8_length(texts), 0)
-        return np.asarray(length.to_numpy(zero_copy_only=False), np.int64)
-    ends = np.cumsum(np.append(0, _lengths(texts.flatten())))
-    number = pc.fill_null(pc.list_value_length(texts), 0).to_numpy(zero_copy_only=False)
-    last = np.cumsum(number)
-    return np.asarray(ends[last] - ends[last - number], np.int64)
-
-
-def without_long_texts(
-    fmt: Format, made: dict[str, pa.Array], line: int, facts: FileFacts
-) -> dict[str, pa.Array]:
-    """Rows in which a column is longer than a table takes are `unparsable`, and keep its beginning.
-
-    Args:
-        made: our columns, `kind` among them; line: the first row's.
-    """
-    bad = np.zeros(len(made["kind"]), bool)
-    for ours in set(made) & set(fmt.mapped):
-        array = made[ours]
-        # (No text has more characters than bytes, and most batches have fewer of those.)
-        if array.nbytes <= fmt.longest_text:
-            continue
-        long = _lengths(array) > fmt.longest_text
-        if not long.any():
-            continue
-        bad |= long
-        places = np.flatnonzero(long)
-        some = array.take(pa.array(places)).to_pylist()
-        put = [None if isinstance(one, list) else cut_text(one, fmt) for one in some]
-        made[ours] = (
-            pc.replace_with_mask(array, pa.array(long), pa.array(put, array.type))
-            if pa.types.is_string(array.type)
-            else pc.if_else(pa.array(long), None, array)
-        )
-    if bad.any():
-        made["kind"] = pc.if_else(pa.array(bad), "unparsable", made["kind"])
-        facts.add_too_long(line + int(np.flatnonzero(bad)[0]), int(bad.sum()))
-    return made
 
 
 def read_avro(fmt: Format, stream: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:

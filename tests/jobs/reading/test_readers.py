@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from jobs.privacy.pseudonyms import Privacy
 from jobs.reading import byte_streams, csv_reader, readers, records
-from jobs.reading.readers import read_file, record_of
+from jobs.reading.readers import read_file
 from jobs.reading.records import FileFacts, Format
+from jobs.reading.stored import record_of
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 CSV = Format("csv", MAPPED)

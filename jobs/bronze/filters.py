@@ -1,0 +1,112 @@
+"""`source.keep` and `[bots]`: what a run says of the lines that they leave out, and what a reload does
+with events that were stored before.
+
+A filter holds for the lines that are read from then on. `jobs run --reload` applies it to everything:
+stored events all of whose lines are left out now go, with those of files that are no longer there
+kept and counted.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.bronze import landing
+from jobs.bronze.manifest import IngestManifest
+from jobs.bronze.rejects import filtered
+from jobs.core.tables import EVENTS, FILES, FILTERED
+from jobs.lake.context import Candidate, Context
+from jobs.reading.evaluate import bot_list
+
+PROPERTY = "sessionmill.filters"
+"""A property of `bronze.events`: the filters by which its newest lines were read."""
+
+
+def any_of(context: Context) -> bool:
+    """Whether lines may be left out, or were."""
+    return context.source.leaves_out or context.lake.version(FILTERED) is not None
+
+
+def make_ready(context: Context) -> None:
+    """Make the table of lines that are left out, where it is wanted; note the list of bots."""
+    if context.source.source.keep_filtered:
+        context.lake.create(FILTERED)
+    if context.source.bots is not None:
+        own = len(context.source.bots.patterns)
+        context.lists["bots"] = bot_list() + (f", {own} own patterns" if own else "")
+
+
+def said(context: Context) -> str:
+    """The filters of the source file, as one text; empty: there are none."""
+    source = context.source
+    if not source.leaves_out:
+        return ""
+    bots = None if source.bots is None else source.bots.model_dump()
+    return json.dumps({"keep": source.source.keep, "bots": bots}, sort_keys=True)
+
+
+def remember(context: Context) -> None:
+    """Store the filters with `bronze.events`."""
+    now = said(context)
+    if now != (context.lake.property(EVENTS, PROPERTY) or ""):
+        context.lake.set_property(EVENTS, PROPERTY, now)
+
+
+def added(context: Context, reload: bool) -> list[str]:
+    """What to say if the filters are others than those of the run before; once, because the run that
+    says it stores them."""
+    lake, now = context.lake, said(context)
+    if reload or now == (lake.property(EVENTS, PROPERTY) or "") or not lake.rows(FILES):
+        return []
+    again = f"python -m jobs run --source {context.source.name} --reload"
+    what = "source.keep and [bots] are new or changed" if now else "source.keep and [bots] are gone"
+    return [
+        f"{what}: this holds for lines that are read from now on. {again} reads all landing files "
+        "again and applies it to everything; events whose file is no longer there are kept"
+    ]
+
+
+def told(context: Context, candidate: Candidate, manifest: IngestManifest) -> list[str]:
+    """What to say of lines that are left out, and of those of which `keep` cannot be computed."""
+    notes = []
+    left = sum(manifest.filtered.values())
+    if left and left == manifest.counts.read:
+        notes.append(
+            f"source.keep and [bots] left out all {left:,} lines: if some should have been kept, "
+            "correct them in the source file, and read the files again: python -m jobs run --source "
+            f"{context.source.name} --reload"
+        )
+    facts = [one for one in landing.facts_read(candidate) if one.unjudged]
+    if facts:
+        notes.append(
+            f"source.keep could not be computed for {sum(one.unjudged for one in facts):,} lines, "
+            f"which were kept; the first is line {facts[0].first_unjudged} of {facts[0].file}"
+        )
+    return notes
+
+
+def unwanted(
+    context: Context, candidate: Candidate, manifest: IngestManifest, usable: DataFrame
+) -> DataFrame:
+    """Stored events, of files that this run reads, all of whose lines are left out now."""
+    ids = filtered(candidate).select("event_id").where("event_id IS NOT NULL").distinct()
+    ids = ids.join(usable.select("event_id"), "event_id", "left_anti")
+    events = context.lake.read(EVENTS, manifest.base[EVENTS.full_name])
+    there = F.col("ingest_file").isin(manifest.files)
+    return events.where(there).join(ids, "event_id", "left_semi")
+
+
+def without_file(context: Context, manifest: IngestManifest) -> list[str]:
+    """What a reload says of stored events that it cannot read again."""
+    if not context.source.leaves_out or not context.lake.rows(EVENTS):
+        return []
+    events = context.lake.read(EVENTS, manifest.base[EVENTS.full_name])
+    kept = events.where(~F.col("ingest_file").isin(manifest.files)).count()
+    if not kept:
+        return []
+    return [
+        f"{kept:,} events are of files that are no longer in the landing: source.keep and [bots] "
+        "could not be applied to them, and they were kept"
+    ]
