@@ -20,8 +20,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StrictBool,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -102,8 +104,8 @@ ColumnName = Annotated[str, Field(min_length=1)]
 class ColumnsPart(Part):
     """Which column of the log is which of ours. `a.b` is a field of nested JSON."""
 
-    user_id: ColumnName
-    """Who acted."""
+    user_id: ColumnName | None = None
+    """Who acted. Required, unless `[identity]` names it."""
     item_id: ColumnName
     """On which item."""
     event_ts: ColumnName
@@ -338,7 +340,61 @@ class ExposuresPart(Part):
 
 def field_of(ours: str) -> str:
     """The field of a source file that maps this column of ours."""
-    return "exposures.match" if ours in LINKS else f"columns.{ours}"
+    if ours in LINKS:
+        return "exposures.match"
+    return f"identity.{ours}" if ours == "anonymous_id" else f"columns.{ours}"
+
+
+class LinkTable(Part):
+    """Files that say which anonymous id is which user, and since when."""
+
+    landing: str = Field(min_length=1)
+    """The files, as in `[source]`, without `{day}`. All of them are read in every run."""
+    format: Literal["csv", "jsonl", "parquet"]
+    """How the files are written."""
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """Separates the columns of a CSV file."""
+    anonymous_id: ColumnName
+    """The column that has the anonymous id."""
+    user_id: ColumnName
+    """The column that has the user."""
+    since: ColumnName
+    """The column that has the time since when."""
+    unit: Literal["s", "ms", "us", "iso8601"] = "iso8601"
+    """How times are written, as in `[time]`."""
+    zone: Annotated[str, BeforeValidator(_zone)] = "UTC"
+    """Time zone of times that are written without one."""
+
+    @model_validator(mode="after")
+    def _no_days(self) -> LinkTable:
+        if "{day" in self.landing:
+            raise ValueError("identity.link.landing has no {day}: all of its files are read")
+        return self
+
+
+class IdentityPart(Part):
+    """Who acted before logging in. Sessions and sequences are those of a person: the user where the
+    log says who it is, else the user that the anonymous id belongs to, else the anonymous id."""
+
+    anonymous_id: ColumnName
+    """The column that has the id of a device or browser, such as a cookie."""
+    user_id: ColumnName | None = None
+    """The column that has the user once known: another way to write `columns.user_id`."""
+    link: Annotated[
+        Annotated[Literal["last", "first"], Tag("word")] | Annotated[LinkTable, Tag("table")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "table"),
+    ] = "last"
+    """Whose events without a user are. `last`: of the user who logged in last with the anonymous id
+    before the event or at its time; before any login, of the first one who did. `first`: always of
+    the first one who did. A table `{ landing, format, delimiter, anonymous_id, user_id, since, unit,
+    zone }`: files say it, and logins do not."""
+    max_days: float | None = Field(default=None, gt=0, le=36_500)
+    """How many days before the first login events still get its user. Without it, all do."""
+
+    def rule_text(self) -> str:
+        """The rule as stored with `silver.events`."""
+        link = self.link if isinstance(self.link, str) else "table"
+        return json.dumps({"link": link, "max_days": self.max_days}, sort_keys=True)
 
 
 class GatePart(Part):
@@ -493,6 +549,7 @@ class Source(Part):
     filters: FiltersPart = FiltersPart()
     items: ItemsPart | None = None
     exposures: ExposuresPart | None = None
+    identity: IdentityPart | None = None
     training: TrainingPart = TrainingPart()
     gate: GatePart = GatePart()
     schedule: SchedulePart = SchedulePart()
@@ -506,7 +563,12 @@ class Source(Part):
 
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, for all columns that are read."""
-        return self.columns.mapped() | (self.exposures.mapped() if self.exposures else {})
+        found = self.columns.mapped() | (self.exposures.mapped() if self.exposures else {})
+        who = self.identity
+        if who is not None:
+            found |= {"anonymous_id": who.anonymous_id}
+            found |= {"user_id": who.user_id} if who.user_id else {}
+        return found
 
     @model_validator(mode="before")
     @classmethod
@@ -521,6 +583,7 @@ class Source(Part):
     @model_validator(mode="after")
     def _parts_agree(self) -> Source:
         columns = self.columns
+        self._names_the_user_once()
         if self.sessions.rule == "source_session_id" and columns.source_session_id is None:
             raise ValueError(
                 "sessions.rule = 'source_session_id' needs columns.source_session_id: name the "
@@ -556,6 +619,22 @@ class Source(Part):
                         f"{field_of(ours)} = {theirs!r}: without a header columns are named _0, _1, …"
                     )
         return self
+
+    def _names_the_user_once(self) -> None:
+        ours, who = self.columns.user_id, self.identity
+        theirs = None if who is None else who.user_id
+        if ours is None and theirs is None:
+            raise ValueError("columns.user_id is missing: add it under [columns]")
+        if ours and theirs and ours != theirs:
+            raise ValueError(
+                f"columns.user_id = {ours!r} and identity.user_id = {theirs!r} both name the user: "
+                "leave one of them out"
+            )
+        if who is not None and who.anonymous_id == (ours or theirs):
+            raise ValueError(
+                f"identity.anonymous_id = {who.anonymous_id!r} is the column of the user, too: name "
+                "the column that is there before anybody logs in"
+            )
 
     def _category_is_one_of_the_catalogue(self) -> None:
         category = self.serving.category
