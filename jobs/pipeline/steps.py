@@ -133,7 +133,7 @@ def published_before(context: Context, job: str) -> Result | None:
     said = json.loads(filesystem.read_text(answer))
     print(f"{job}: this batch was published before", flush=True)
     return Result(
-        **{name: said[name] for name in Result.COUNTS},
+        **{name: said.get(name, 0) for name in Result.COUNTS},
         rejects=said["rejects"],
         tables=said["tables"],
         notes=said["notes"],
