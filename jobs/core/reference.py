@@ -71,6 +71,9 @@ def _default(value: Any) -> str:
 
 def _kind(about: dict[str, Any]) -> tuple[str, str]:
     """The type of a key, and which of its values are allowed, from its JSON schema."""
+    if "oneOf" in about:  # words, or keys of its own
+        words = next(_kind(one)[1] for one in about["oneOf"] if "enum" in one)
+        return "text or table", f"{words}, a table"
     about = next((one for one in about.get("anyOf", ()) if one["type"] != "null"), about)
     if "enum" in about:
         return "text", ", ".join(f"`{one}`" for one in about["enum"])

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +24,13 @@ from jobs.reading.readers import read_file
 from jobs.reading.records import FileFacts, Format
 
 
-def from_landing(context: Context, person: Person) -> int:
+def from_landing(context: Context, person: Person, theirs: Callable[[str], bool]) -> int:
     """Take the person's lines out of the landing files; how many there were.
 
     The ledger learns what the files are now, so that no line is read again for it.
+
+    Args:
+        theirs: whether an anonymous id of the log is one of theirs: so are its lines without a user.
     """
     lake, removed, rows = context.lake, 0, []
     # (Records that are too long for the tables are somebody's, too.)
@@ -39,7 +42,7 @@ def from_landing(context: Context, person: Person) -> int:
     )
     ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
     for path, size, modified in landing.landing_files(replace(context, day=None)):
-        bad, starts = _lines_of(fmt, path, person)
+        bad, starts = _lines_of(fmt, path, person, theirs)
         if not bad:
             continue
         known = ledger.get(path)
@@ -66,16 +69,23 @@ def from_landing(context: Context, person: Person) -> int:
     return removed
 
 
-def _lines_of(fmt: Format, path: str, person: Person) -> tuple[list[int], list[int]]:
+def _lines_of(
+    fmt: Format, path: str, person: Person, theirs: Callable[[str], bool]
+) -> tuple[list[int], list[int]]:
     """The lines at which the person's records begin, and those at which any record does."""
     bad, starts = [], []
     for batch in read_file(fmt, path, FileFacts(path)):
-        for kind, user, raw, line in zip(
-            *(batch.column(name).to_pylist() for name in ("kind", "user_id", "raw", "line")),
-            strict=True,
+        columns = ("kind", "user_id", "anonymous_id", "raw", "line")
+        for kind, user, name, raw, line in zip(
+            *(batch.column(one).to_pylist() for one in columns), strict=True
         ):
             starts.append(line)
-            if user == person.said or (kind == "unparsable" and person.stands_in(raw or "")):
+            alone = user is None and name is not None and theirs(name)
+            if (
+                user == person.said
+                or alone
+                or (kind == "unparsable" and person.stands_in(raw or ""))
+            ):
                 bad.append(line)
     return bad, starts
 

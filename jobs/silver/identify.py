@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.audit import balance
 from jobs.core import crash_points
+from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
 from jobs.core.tables import EVENTS, IDENTITIES, PERSON_EVENTS, Table
 from jobs.lake import filesystem, foreign, foreign_columns
@@ -35,6 +36,8 @@ RULE_PROPERTY = "sessionmill.identity"
 NO_RULE = '{"link": "none", "max_days": null}'
 """The rule of a source that has no `[identity]` any more."""
 ATTEMPTS = 3
+OF_LOG = ("user_id", *EVENT_FIELDS, "anonymous_id")
+"""What is read of an event of the log."""
 CANDIDATE_DDL = f"{PERSON_EVENTS.ddl}, change string, stored_ts timestamp"
 
 
@@ -252,14 +255,15 @@ def change(work: Work) -> bool:
     context, lake = work.context, work.context.lake
     after = lake.consumed(PERSON_EVENTS, EVENTS)
     assert after is not None
-    most = context.thresholds.recut_events
+    most = context.thresholds.identified_events
     if abs(lake.grown(EVENTS, after)) > most:
         return False
-    names = ["user_id", *EVENT_FIELDS, "anonymous_id", TYPE, VERSION]
-    feed = lake.changes_few(EVENTS, after, work.upto, names)
-    if feed.num_rows > most:
-        return False
-    gone, came = net(feed)
+    gone = came = arrow_schema({name: EVENTS.columns[name] for name in OF_LOG}).empty_table()
+    if after < work.upto:
+        feed = lake.changes_few(EVENTS, after, work.upto, [*OF_LOG, TYPE, VERSION])
+        if feed.num_rows > most:
+            return False
+        gone, came = net(feed)
     known = lake.table_of(IDENTITIES, _version(work, IDENTITIES), list(IDENTITIES.columns))
     known = filesystem.usual(known).cast(links.LINKS).combine_chunks()
     every = every_link(work, after)

@@ -80,7 +80,9 @@ def test_no_login_no_link() -> None:
 
 
 def test_a_link_holds_to_the_next_ones_login() -> None:
-    given = rows_of(links.links_of(spans_of([("x", "A", 5), ("x", "A", 6), ("x", "B", 9)]), "last", None))
+    given = rows_of(
+        links.links_of(spans_of([("x", "A", 5), ("x", "A", 6), ("x", "B", 9)]), "last", None)
+    )
     assert [(row["user_id"], row["from_ts"], row["to_ts"]) for row in given] == [
         ("A", None, given[1]["since_ts"]), ("B", given[1]["since_ts"], None),
     ]  # fmt: skip
