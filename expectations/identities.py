@@ -36,30 +36,30 @@ last one `to_ts` is null: it is asked where a next one is.)"""
 
 _NAMED = """
 named AS (
-    SELECT l.anonymous_id, l.at, max(l.user_id) AS user_id FROM logins l GROUP BY l.anonymous_id, l.at
+    SELECT l.anonymous_id, l.login_ts, max(l.user_id) AS user_id FROM logins l GROUP BY l.anonymous_id, l.login_ts
 )"""
 AGAINST_LOGINS = {
     "last": f"""
 WITH {_NAMED}
 SELECT n.anonymous_id FROM named n LEFT JOIN identities i
-    ON i.anonymous_id = n.anonymous_id AND i.since_ts <= n.at AND (i.to_ts IS NULL OR n.at < i.to_ts)
+    ON i.anonymous_id = n.anonymous_id AND i.since_ts <= n.login_ts AND (i.to_ts IS NULL OR n.login_ts < i.to_ts)
 WHERE i.user_id IS DISTINCT FROM n.user_id
 UNION ALL
 SELECT i.anonymous_id FROM identities i LEFT JOIN named n
-    ON n.anonymous_id = i.anonymous_id AND n.at = i.since_ts AND n.user_id = i.user_id
-WHERE n.at IS NULL
+    ON n.anonymous_id = i.anonymous_id AND n.login_ts = i.since_ts AND n.user_id = i.user_id
+WHERE n.login_ts IS NULL
 """,
     "first": f"""
-WITH {_NAMED}, earliest AS (SELECT anonymous_id, min(at) AS at FROM named GROUP BY anonymous_id),
+WITH {_NAMED}, earliest AS (SELECT anonymous_id, min(login_ts) AS login_ts FROM named GROUP BY anonymous_id),
 wanted AS (
-    SELECT n.* FROM named n JOIN earliest e ON e.anonymous_id = n.anonymous_id AND e.at = n.at
+    SELECT n.* FROM named n JOIN earliest e ON e.anonymous_id = n.anonymous_id AND e.login_ts = n.login_ts
 )
 SELECT coalesce(w.anonymous_id, i.anonymous_id) FROM wanted w FULL OUTER JOIN identities i
     ON i.anonymous_id = w.anonymous_id
-WHERE (w.at = i.since_ts AND w.user_id = i.user_id) IS NOT TRUE
+WHERE (w.login_ts = i.since_ts AND w.user_id = i.user_id) IS NOT TRUE
 """,
 }
-"""SQL over `identities` and `logins` (`anonymous_id, user_id, at`): links that no login makes, and logins
+"""SQL over `identities` and `logins` (`anonymous_id, user_id, login_ts`): links that no login makes, and logins
 that are another user's by the links. By the rule; a table's rows are `logins` under `last`."""
 
 

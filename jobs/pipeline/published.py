@@ -134,7 +134,7 @@ def identity_facts(context: Context, rows: DataFrame) -> Facts:
         facts.held["links_are_the_logins"] = rows.isEmpty()
         return facts
     events.selectExpr(
-        "anonymous_id", "log_user_id AS user_id", "event_ts AS at"
+        "anonymous_id", "log_user_id AS user_id", "event_ts AS login_ts"
     ).createOrReplaceTempView("logins")
     said = identities.AGAINST_LOGINS[str(who.link)]
     facts.held["links_are_the_logins"] = _nothing(context, said)

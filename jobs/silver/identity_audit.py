@@ -41,7 +41,7 @@ def of_links(context: Context, given: pa.Table, logins: pa.Table) -> None:
         db.register("ends", pa.concat_tables(ends))
         db.execute(
             "CREATE VIEW logins AS SELECT anonymous_id, user_id, "
-            "timezone('UTC', make_timestamp(us)) AS at FROM ends"
+            "timezone('UTC', make_timestamp(us)) AS login_ts FROM ends"
         )
         facts = {
             "links_follow": _none(db, BROKEN_LINKS),

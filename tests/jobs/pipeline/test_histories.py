@@ -169,6 +169,7 @@ class Mill:
             for text, reason in one.unusable | {(text, "late") for text in late}:
                 if reason not in stored[text]:
                     found.setdefault(user, f"the line {text} is no reject for being {reason}")
+        for one in fates:  # (lines of nobody may have one text)
             for text, reason in one.unusable | {(text, "late") for text in one.late}:
                 stored[text].discard(reason)
         left = {text: reasons for text, reasons in stored.items() if reasons}
