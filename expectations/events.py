@@ -21,9 +21,9 @@ def checks() -> tuple[Check, ...]:
         ),
         Check(
             name="ids_are_there",
-            says="event, user and item have an id, and no id is empty text",
-            holds="coalesce(length(event_id) > 0 AND user_id IS NOT NULL AND item_id IS NOT NULL, "
-            "false)",
+            says="event, item, and user or device have an id, and no event has empty text as one",
+            holds="coalesce(length(event_id) > 0 AND coalesce(user_id, anonymous_id) IS NOT NULL "
+            "AND item_id IS NOT NULL, false)",
         ),
         Check(
             name="time_is_plausible",

@@ -347,6 +347,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
         for name, one in result.tables.items()
     )
     head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
+    relinked = f"{result.sessions_relinked:,} relinked, " * (context.source.identity is not None)
     done = (
         f"read {result.read:,} lines, {result.events_new:,} new events, "
         f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}"
@@ -354,7 +355,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
         + f"{left_out(result)}; "
         f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
         f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
-        f"{result.runaways:,} runaway. {tables or 'nothing published'}."
+        f"{relinked}{result.runaways:,} runaway. {tables or 'nothing published'}."
     )
     if job == "validate":
         done = f"{len(result.tables_in)} tables, nothing is changed."

@@ -1,5 +1,5 @@
-"""The balance of a lake: the events of `bronze.events`, `silver.sessions` and `gold.sequences` are the
-same ones. It is asked of all data files, every night.
+"""The balance of a lake: the events of `bronze.events`, `silver.events` (of sources with `[identity]`),
+`silver.sessions` and `gold.sequences` are the same ones. It is asked of all data files, every night.
 
 The statement: fingerprints (`jobs/audit/fingerprints.py`, kept in `ops.fingerprints`) of a derived
 table's files add up to those of its input's, at the version that it was made from; of gold, without
@@ -21,13 +21,20 @@ from jobs.audit import fingerprint_table
 from jobs.audit.fingerprint_table import Snapshot, of_opened, snapshot
 from jobs.audit.fingerprints import Row, Sum, summed, table_of
 from jobs.core.errors import AuditFailed
-from jobs.core.tables import EVENTS, FINGERPRINTS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import EVENTS, FINGERPRINTS, PERSON_EVENTS, SEQUENCES, SESSIONS, Table
 from jobs.lake import features, filesystem, foreign
 from jobs.lake.commits import commits
 from jobs.lake.context import Context
+from jobs.lake.delta import Lake
 
-INPUT = {SESSIONS: EVENTS, SEQUENCES: SESSIONS}
-"""A derived table -> what it is made from."""
+DERIVED = (PERSON_EVENTS, SESSIONS, SEQUENCES)
+
+
+def input_of(lake: Lake, target: Table) -> Table:
+    """What a derived table is made from."""
+    if target is SESSIONS:
+        return lake.session_events()
+    return EVENTS if target is PERSON_EVENTS else SESSIONS
 
 
 def hold(context: Context, target: Table) -> list[str]:
@@ -76,7 +83,7 @@ def sums(target: Table, rows: list[pa.Table]) -> tuple[Sum, Sum]:
         rows: of the input's files, and of the table's.
     """
     of, made = rows
-    return summed(made), summed(of, kept=target is SEQUENCES)
+    return summed(made, kept=target is PERSON_EVENTS), summed(of, kept=target is SEQUENCES)
 
 
 def sides_of(context: Context, target: Table) -> tuple[Snapshot, Snapshot, Snapshot] | str:
@@ -86,7 +93,7 @@ def sides_of(context: Context, target: Table) -> tuple[Snapshot, Snapshot, Snaps
     Where no row of the input has moved since the version that the table was made from, its newest
     version is taken: whoever only arranges rows anew must not lose any.
     """
-    lake, of = context.lake, INPUT[target]
+    lake, of = context.lake, input_of(context.lake, target)
     made, there = lake.open(target), lake.open(of)
     used = None if made is None else made.transaction_version(lake.app_id(target, of))
     if made is None or used is None or there is None or used > there.version():
@@ -117,7 +124,7 @@ def in_words(context: Context, of: Snapshot, made: Snapshot, there: Sum, wanted:
             f"{made.in_words()} has as many events as {events}, but others: users or times differ"
         )
     command, why = "--rebuild", f"To make {name} again"
-    if more > 0 and made.table is SESSIONS:
+    if more > 0 and made.table is not SEQUENCES:
         command = "--reload --rebuild"
         why = (
             f"Either {of.table.full_name} lost them, or {name} has some twice. To read all landing files "
@@ -211,6 +218,12 @@ def has_sessions_events(context: Context, version: int, rows: list[Row]) -> bool
 # -- whole tables -----------------------------------------------------------------------------------
 
 
+BALANCES = {
+    PERSON_EVENTS: "people_balance", SESSIONS: "sessions_balance", SEQUENCES: "sequences_balance",
+}  # fmt: skip
+"""By table: the check that it has the events of its input."""
+
+
 def validated(context: Context) -> tuple[dict[str, bool], dict[str, str]]:
     """The checks of `ops.fingerprints` that speak of all files, all of which are read: check -> whether
     it holds; check -> why it was not evaluated. Nothing is written."""
@@ -225,12 +238,15 @@ def validated(context: Context) -> tuple[dict[str, bool], dict[str, str]]:
         return read[key]
 
     stored = lake.small(FINGERPRINTS)
-    for table in (EVENTS, *INPUT):
+    for table in (EVENTS, *DERIVED):
         if lake.version(table) is not None:
             one = snapshot(lake, table)
             known = fingerprint_table.kept(stored, one)
             held["rows_are_of_their_files"] &= not fingerprint_table.wrong(known, rows_of(one))
-    for target, check in ((SESSIONS, "sessions_balance"), (SEQUENCES, "sequences_balance")):
+    for target, check in BALANCES.items():
+        if target is PERSON_EVENTS and lake.version(target) is None:
+            held[check] = True  # (sessions are cut from bronze.events)
+            continue
         sides = sides_of(context, target)
         if isinstance(sides, str):
             unknown[check] = sides or f"{target.full_name} was not made yet"
@@ -247,10 +263,11 @@ def validated(context: Context) -> tuple[dict[str, bool], dict[str, str]]:
 def needed(context: Context) -> list[Snapshot]:
     """The versions whose fingerprints the next runs may ask for."""
     lake, found = context.lake, []
-    for table in (EVENTS, *INPUT):
+    for table in (EVENTS, *DERIVED):
         if lake.version(table) is not None:
             found.append(snapshot(lake, table))
-    for target, of in INPUT.items():
+    for target in DERIVED:
+        of = input_of(lake, target)
         used = lake.consumed(target, of)
         if used is not None and used < (lake.version(of) or 0):
             try:

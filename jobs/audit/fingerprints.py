@@ -1,10 +1,12 @@
-"""Fingerprints of the events in a data file of `bronze.events`, `silver.sessions`, `gold.sequences`.
+"""Fingerprints of the events in a data file of `bronze.events`, `silver.events`, `silver.sessions`,
+`gold.sequences`.
 
-A fingerprint is what all three tables can say of an event, its user and its time: the number of
+A fingerprint is what all tables can say of an event, its user and its time: the number of
 events, and XOR and wrapping sum of a 64-bit hash of each (`arrow_columns.fingerprint`). It depends on
 no order, and those of files add up to that of their table. Two sets of as many events, of which one
 lacks what the other has, agree by a chance of about 2^-64; an event that changed its item, or another
-field, is the same one here.
+field, is the same one here. The user of an event without one is its anonymous id, by a name that no user
+has; files of `silver.events` have a second fingerprint, by the person.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from jobs.audit.arrow_columns import (
     print_of,
     words_of,
 )
+from jobs.core import person_ids
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.tables import EVENTS, SEQUENCES, SESSIONS
+from jobs.core.tables import EVENTS, PERSON_EVENTS, SEQUENCES, SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK
 
@@ -74,8 +77,38 @@ def row_of(path: str, digest: np.ndarray, kept: np.ndarray | None = None) -> Row
 
 def of_events(path: str) -> list[Row]:
     """A task: a data file of `bronze.events`."""
-    parts = _read(path, ("user_id", "event_ts"))
-    return [together(path, [row_of(path, digests_of(p["user_id"], p["event_ts"])) for p in parts])]
+    parts = _read(path, ("user_id", "event_ts", "anonymous_id"))
+    return [together(path, [row_of(path, digests_of(said(p), p["event_ts"])) for p in parts])]
+
+
+def said(rows: pa.Table, user: str = "user_id") -> pa.Array:
+    """Whose events are by what the log says.
+
+    Args:
+        user: the column of the log's user.
+    """
+    users = one_array(rows[user])
+    if not users.null_count or "anonymous_id" not in rows.column_names:
+        return users
+    return person_ids.said_by_log(
+        users.cast(pa.string()), one_array(rows["anonymous_id"]).cast(pa.string())
+    )
+
+
+def of_person_events(path: str) -> list[Row]:
+    """A task: a data file of `silver.events`. Its `kept_` is by what the log says."""
+    made = [row_of(path, NO_DIGEST, NO_DIGEST.astype(bool))]
+    for part in _read(path, ("user_id", "event_ts", "log_user_id", "anonymous_id")):
+        made.append(of_person_rows(path, part, words_of(one_array(part["user_id"]))))
+    return [together(path, made)]
+
+
+def of_person_rows(path: str, rows: pa.Table, users: np.ndarray) -> Row:
+    """Args: users: a hash of each row's person."""
+    times = moments_of(rows["event_ts"])
+    by_log = row_of(path, digests(words_of(said(rows, "log_user_id")), times))
+    kept = {f"kept_{name}": by_log[one] for name, one in zip(("events", "xor", "sum"), FIELDS[:3])}
+    return row_of(path, digests(users, times)) | kept
 
 
 def of_sessions(path: str) -> list[Row]:
@@ -110,13 +143,16 @@ PRINT_DDL = "events bigint, digest_xor bigint, digest_sum bigint, file string"
 
 
 def print_of_events(path: str) -> list[dict[str, Any]]:
-    """A task: the print of a data file of `bronze.events` by user and id (`arrow_columns.joined`); and
-    in `file` its row, as JSON, because its columns are read anyway."""
+    """A task: the print of a data file of `bronze.events`, or `silver.events`, by user and id
+    (`arrow_columns.joined`); and in `file` its row, as JSON, because its columns are read anyway."""
     prints, made = [print_of(NO_DIGEST)], []
-    for part in _read(path, ("user_id", "event_id", "event_ts")):
+    for part in _read(path, ("user_id", "event_id", "event_ts", "log_user_id", "anonymous_id")):
         users = words_of(one_array(part["user_id"]))
         prints.append(fingerprint(users, words_of(one_array(part["event_id"]))))
-        made.append(row_of(path, digests(users, moments_of(part["event_ts"]))))
+        if "log_user_id" in part.column_names:
+            made.append(of_person_rows(path, part, users))
+        else:
+            made.append(row_of(path, digests(users, moments_of(part["event_ts"]))))
     events, xor, total = joined(prints)
     signed = total - 2**64 if total >= 2**63 else total
     printed = {"events": events, "digest_xor": xor, "digest_sum": signed}
@@ -124,7 +160,8 @@ def print_of_events(path: str) -> list[dict[str, Any]]:
 
 
 OF_FILE: dict[str, Callable[[str], list[Row]]] = {
-    EVENTS.full_name: of_events, SESSIONS.full_name: of_sessions, SEQUENCES.full_name: of_sequences,
+    EVENTS.full_name: of_events, PERSON_EVENTS.full_name: of_person_events,
+    SESSIONS.full_name: of_sessions, SEQUENCES.full_name: of_sequences,
 }  # fmt: skip
 """Table -> the task that makes the row of one of its files."""
 

@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 
 from expectations import events as events_suite
 from expectations import fingerprints as fingerprints_suite
+from expectations import identities as identities_suite
 from expectations import lists as lists_suite
 from expectations import recommendations as recommendations_suite
 from expectations import sequences as sequences_suite
@@ -32,7 +33,9 @@ from jobs.core.plan import Engine
 from jobs.core.tables import (
     EVENTS,
     FINGERPRINTS,
+    IDENTITIES,
     LISTS,
+    PERSON_EVENTS,
     RECOMMENDATIONS,
     SEQUENCES,
     SESSIONS,
@@ -55,6 +58,10 @@ def suite(context: Context, table: Table) -> tuple[Check, ...]:
     """The checks of a table, for this source's rules."""
     if table is EVENTS:
         return events_suite.checks()
+    if table is IDENTITIES:
+        return identities_suite.checks()
+    if table is PERSON_EVENTS:
+        return identities_suite.checks_of_events()
     if table is SEQUENCES:
         return sequences_suite.checks()
     if table is RECOMMENDATIONS:

@@ -24,7 +24,7 @@ from jobs.lake import filesystem
 
 EVENTS_DDL = f"{HELD_DDL}, first bigint, last bigint"
 COLUMNS = ["event_id", "user_id", "item_id", "event_ts", "event_date", "feedback", "value",
-           "exposed_with"]  # fmt: skip
+           "exposed_with", "anonymous_id"]  # fmt: skip
 
 
 def events_hold(path: str) -> list[dict[str, Any]]:
@@ -45,7 +45,9 @@ def checks_of(rows: pa.Table) -> dict[str, bool]:
     return {
         "event_id_is_key": whole["event_id"] and distinct(words_of(ids)),
         "ids_are_there": whole["event_id"]
-        and whole["user_id"]
+        and not pc.any(
+            pc.and_(pc.is_null(rows["user_id"]), pc.is_null(rows["anonymous_id"]))
+        ).as_py()
         and whole["item_id"]
         and not pc.any(pc.equal(ids, "")).as_py(),
         "time_is_plausible": whole["event_ts"]

@@ -24,10 +24,11 @@ from jobs.lake.time_slices import CLOCK, micros, read
 
 def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
     """Sort the lines of one slice of time by time, and keep one of each event: of lines that are
-    one event, the first by file and line.
+    one event, the first by anonymous id (none last), file and line.
 
     Args:
-        events: `event_id` (equal ids have equal times), `event_ts`, `file`, `line`, and others.
+        events: `event_id` (equal ids have equal times), `event_ts`, `anonymous_id`, `file`, `line`,
+            and others.
 
     Returns:
         The events, and how many lines were repeats.
@@ -43,7 +44,7 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
     at = np.flatnonzero(tied)
     keep = np.ones(len(order), bool)
     if len(at):
-        rows = events.select(["event_id", "file", "line"]).take(pa.array(order[at]))
+        rows = events.select(["event_id", "anonymous_id", "file", "line"]).take(pa.array(order[at]))
         run = np.cumsum(first)[at]
         keys = [("run", "ascending"), *((name, "ascending") for name in rows.column_names)]
         places = pc.sort_indices(rows.append_column("run", pa.array(run)), keys)

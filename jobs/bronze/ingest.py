@@ -49,7 +49,16 @@ from jobs.core.errors import (
     SourceError,
 )
 from jobs.core.plan import Algorithm, IngestFacts, Publish, idle, ingest_plan
-from jobs.core.tables import CHANGED_EVENTS, EVENTS, FILES, FILTERED, ITEMS, REJECTS, SESSIONS
+from jobs.core.tables import (
+    CHANGED_EVENTS,
+    EVENTS,
+    FILES,
+    FILTERED,
+    ITEMS,
+    PERSON_EVENTS,
+    REJECTS,
+    SESSIONS,
+)
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
@@ -60,6 +69,8 @@ from jobs.reading.records import FileFacts
 
 
 OPTIONS = ("reload", "rebuild")
+READERS = (PERSON_EVENTS, SESSIONS, ITEMS)
+"""What is made from `bronze.events`."""
 
 
 def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Candidate:
@@ -163,13 +174,13 @@ def chosen_files(
     """
     if reload:
         chosen, notes = again(context, landed)
-        older = any(foreign.is_older_copy(context, one, EVENTS) for one in (SESSIONS, ITEMS))
+        older = any(foreign.is_older_copy(context, one, EVENTS) for one in READERS)
         if rebuild or older:
             context.lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
         notes += foreign.begin_reading_again(context, EVENTS, REJECTS)
     else:
         foreign.refuse_loss(context, EVENTS, REJECTS)
-        for target in (SESSIONS, ITEMS):
+        for target in READERS:
             foreign.refuse_older_copy(context, target, EVENTS)
         chosen, notes = landing.unread(context, landed), []
     return chosen, notes + learn_changed(context)

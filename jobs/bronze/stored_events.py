@@ -24,12 +24,17 @@ def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFra
 
     Args:
         lines: usable typed lines.
-        stored: `event_id, stored_ts, stored_hash` of events that the table has, or None: empty.
+        stored: `event_id, stored_ts, stored_hash, stored_anonymous` of events that the table has, or
+            None: empty.
         oldest: the oldest date that is not late, per line; null: nothing is.
     """
     if stored is None:
         lines = lines.withColumns(
-            {"stored_ts": F.lit(None).cast("timestamp"), "stored_hash": F.lit(None).cast("string")}
+            {
+                "stored_ts": F.lit(None).cast("timestamp"),
+                "stored_hash": F.lit(None).cast("string"),
+                "stored_anonymous": F.lit(None).cast("string"),
+            }
         )
     else:
         lines = lines.join(stored, "event_id", "left")
@@ -89,7 +94,9 @@ def changed_by_others(context: Context) -> DataFrame | None:
         return None
     first, nothing = F.lit("0001-01-01 00:00:00").cast("timestamp"), F.lit("")
     rows = context.lake.read(CHANGED_EVENTS).select("event_id")
-    return rows.withColumns({"stored_ts": first, "stored_hash": nothing})
+    return rows.withColumns(
+        {"stored_ts": first, "stored_hash": nothing, "stored_anonymous": nothing}
+    )
 
 
 def with_changed(context: Context, stored: DataFrame | None) -> DataFrame | None:
@@ -154,7 +161,7 @@ def stored_by_time(
     lake = context.lake
     if lake.rows(EVENTS) == 0:
         return None
-    schema = "event_id string, stored_ts timestamp, stored_hash string"
+    schema = "event_id string, stored_ts timestamp, stored_hash string, stored_anonymous string"
     times = candidate.arrow("lines", ["event_ts", "reason"])
     times = (
         times.filter(pc.is_null(times["reason"]))
@@ -177,7 +184,10 @@ def stored_by_time(
         return context.spark.createDataFrame([], schema)
     ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in HASHED)
     rows = context.spark.read.schema(ddl).parquet(*(one["path"] for one in found))
-    rows = rows.select(row_hash().alias("event_id"), F.col("event_ts").alias("stored_ts"))
+    rows = rows.select(
+        row_hash().alias("event_id"), F.col("event_ts").alias("stored_ts"),
+        F.col("anonymous_id").alias("stored_anonymous"),
+    )  # fmt: skip
     return F.broadcast(rows.withColumn("stored_hash", F.col("event_id")))
 
 
@@ -204,19 +214,31 @@ def stored_events(
     else:
         digest = row_hash()
     return events.select(
-        "event_id", F.col("event_ts").alias("stored_ts"), digest.alias("stored_hash")
-    )
+        "event_id", F.col("event_ts").alias("stored_ts"), digest.alias("stored_hash"),
+        F.col("anonymous_id").alias("stored_anonymous"),
+    )  # fmt: skip
 
 
 def ranked(judged: DataFrame) -> DataFrame:
-    """Rank the lines that may become events: new ids, and native ids whose smaller line arrived
-    now (`replaces`). Rank 1 of the `usable` lines of an id is the event."""
-    smaller = F.struct("event_ts", "row_hash") < F.struct(
-        F.col("stored_ts").alias("event_ts"), F.col("stored_hash").alias("row_hash")
+    """Rank the lines that may become events: new ids, and ids whose smaller line arrived now
+    (`replaces`): by time and hash where ids are the log's own, then by anonymous id, which an id that
+    is a hash does not have where there is a user. Rank 1 of the `usable` lines of an id is the event."""
+    smaller = _placed("event_ts", "row_hash", "anonymous_id") < _placed(
+        "stored_ts", "stored_hash", "stored_anonymous"
     )
     replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
-    order = Window.partitionBy("event_id", "usable").orderBy("event_ts", "row_hash", "file", "line")
+    order = Window.partitionBy("event_id", "usable").orderBy(
+        _placed("event_ts", "row_hash", "anonymous_id"), "file", "line"
+    )
     fresh = ~F.col("stored") & ~F.col("late") & ~F.col("too_old")
     marked = judged.withColumn("replaces", replaces)
     marked = marked.withColumn("usable", fresh | F.col("replaces"))
     return marked.withColumn("rank", F.row_number().over(order))
+
+
+def _placed(time: str, digest: str, anonymous: str) -> Column:
+    """What orders lines of one event, no anonymous id last."""
+    return F.struct(
+        F.col(time).alias("time"), F.col(digest).alias("digest"),
+        F.col(anonymous).isNull().alias("nameless"), F.col(anonymous).alias("anonymous"),
+    )  # fmt: skip

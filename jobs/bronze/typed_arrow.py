@@ -32,6 +32,7 @@ WRITTEN = {
     for name in (
         "event_id", "user_id", "item_id", "event_ts", "event_date", "event_type",
         "source_session_id", "value", "tie_break", "exposed_with", "feedback",
+        "anonymous_id",
     )
 } | {"row_hash": "string", "reason": "string", "file": "string", "line": "bigint"}  # fmt: skip
 """The columns of a typed line, with their types; `row_hash` where the log has ids of its own."""
@@ -171,8 +172,12 @@ class Typing:
     def _must(self) -> list[str]:
         """The conditions of a line that is everyday."""
         must = ["kind = 'record'", "filtered IS NULL", "time_ IS NOT NULL", "exposed_with IS NULL"]
-        ids = {"user_id", "item_id", "event_id"} & self.mapped
+        ids = {"item_id", "event_id"} & self.mapped
         must += [f"{name} IS NOT NULL" for name in sorted(ids)]
+        somebody = "user_id IS NOT NULL"
+        if "anonymous_id" in self.mapped:
+            somebody = f"({somebody} OR anonymous_id IS NOT NULL)"
+        must.append(somebody)
         if "value" in self.mapped:
             small = f"value_ = 0 OR abs(value_) BETWEEN {LEAST} AND {MOST} - 1"
             must.append(f"(value IS NULL OR {small})")
@@ -184,9 +189,12 @@ class Typing:
 
     def _hashed(self) -> list[str]:
         """What `typed_events.row_hash` hashes, as arguments of `concat`."""
-        sure = ("user_id", "item_id", "event_ts")  # (null in no line that is everyday)
+        sure = {"item_id", "event_ts"}  # (null in no line that is everyday)
+        if "anonymous_id" not in self.mapped:
+            sure.add("user_id")
         texts = {"event_ts": "CAST(epoch_us(time_) AS VARCHAR)",
-                 "value": "CAST(value_ AS VARCHAR)", "tie_break": "CAST(tie_ AS VARCHAR)"}  # fmt: skip
+                 "value": "CAST(value_ AS VARCHAR)", "tie_break": "CAST(tie_ AS VARCHAR)",
+                 "anonymous_id": "CASE WHEN user_id IS NULL THEN anonymous_id END"}  # fmt: skip
         arguments: list[str] = []
         for name in HASHED:
             if name not in self.mapped or name == "exposed_with":

@@ -21,7 +21,7 @@ COMMON_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\
 ISO_ZONE = r"^(\d{4}-\d{2}-\d{2}[T ][\d:.]+) ?(Z|z|[+-]\d{2}(:?\d{2})?)$"
 HASHED = (
     "user_id", "item_id", "event_ts", "event_type", "source_session_id", "value", "tie_break",
-    "exposed_with",
+    "exposed_with", "anonymous_id",
 )  # fmt: skip
 
 
@@ -141,6 +141,7 @@ def row_hash(columns: Collection[str] = HASHED) -> Column:
     """Hash of the typed values of all mapped columns but the event's id; null is not empty.
 
     Columns that are null in every row (those that the source file does not map) may be left out.
+    The anonymous id counts where there is no user.
     128 of SHA-256's bits: at ten billion events a clash has probability 1.5e-19.
     """
     texts = {
@@ -148,6 +149,7 @@ def row_hash(columns: Collection[str] = HASHED) -> Column:
         "value": (F.col("value") + F.lit(0.0)).cast("string"),  # no negative zero
         "tie_break": F.col("tie_break").cast("string"),
         "exposed_with": F.to_json(F.col("exposed_with")),
+        "anonymous_id": F.when(F.col("user_id").isNull(), F.col("anonymous_id")),
     }
     parts = []
     for name in (one for one in HASHED if one in columns):
@@ -188,10 +190,11 @@ def typed_events(
     )
     kind = F.col("kind")
     native = F.col("event_id").isNull() if "event_id" in mapped else F.lit(False)
+    nobody = F.col("user_id").isNull() & F.col("anonymous_id").isNull()
     reason = (
         F.when(kind == "unparsable", "unparsable")
         .when(F.col("filtered").isNotNull(), F.col("filtered"))
-        .when(F.col("user_id").isNull(), "missing_user_id")
+        .when(nobody, "missing_user_id")
         .when(F.col("item_id").isNull(), "missing_item_id")
         .when(F.col("event_ts").isNull(), "bad_event_ts")
         .when(F.col("_value").isNotNull() & F.col("value").isNull(), "bad_value")

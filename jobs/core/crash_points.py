@@ -22,10 +22,13 @@ POINTS = (
 SCORING = ("score.computed", "score.audited", "score.published")
 """Those of `jobs score`, which is no part of `run`."""
 
+IDENTITY = ("identify.audited", "identify.events-published", "identify.published")
+"""Those of `sessionize` where the source has `[identity]`."""
+
 
 def point(name: str) -> None:
     """Die here if the environment says so."""
-    assert name in POINTS + SCORING, name
+    assert name in POINTS + SCORING + IDENTITY, name
     if settings().crash_at == name:
         print(f"crash point {name}: killing myself", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -90,6 +90,9 @@ class Thresholds:
     recut_events: int = 2_000_000
     """Changed events. Around at most so many sessions are cut in one process; around more in Spark.
     Ours."""
+    identified_events: int = 2_000_000
+    """Changed events. Of at most so many persons are found in one process; of more all of
+    `silver.events` is made anew, by tasks. Ours."""
     counted_rows: int = 2_000_000
     """New events, and items. At most so many are counted in one process; more in Spark. Ours."""
     changed_sessions: int = 2_000_000

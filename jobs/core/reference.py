@@ -75,8 +75,9 @@ def _kind(about: dict[str, Any]) -> tuple[str, str]:
     if len(several) > 1:
         return " or ".join(_kind(one)[0] for one in several), ""
     about = several[0] if several else about
-    if "oneOf" in about:
-        return "text, or a table", ""
+    if "oneOf" in about:  # words, or keys of its own
+        words = [_kind(one)[1] for one in about["oneOf"] if "enum" in one]
+        return "text, or a table", f"{words[0]}, a table" if words else ""
     if "enum" in about:
         return "text", ", ".join(f"`{one}`" for one in about["enum"])
     if about["type"] == "array":

@@ -232,8 +232,8 @@ class ColumnsPart(Part):
     `{ sql = "…" }` computes a column by an SQL expression on the log's columns (DuckDB's dialect), and
     `{ key = "…", of = "…" }` takes the value of a key from a list of keys and values."""
 
-    user_id: Column
-    """Who acted."""
+    user_id: Column | None = None
+    """Who acted. Required, unless `[identity]` names it."""
     item_id: Column
     """On which item."""
     event_ts: TimeColumn
@@ -525,7 +525,61 @@ def field_of(ours: str) -> str:
         return "columns.event_ts"
     if ":" in ours:
         return ours.partition(":")[0]
-    return "exposures.match" if ours in LINKS else f"columns.{ours}"
+    if ours in LINKS:
+        return "exposures.match"
+    return f"identity.{ours}" if ours == "anonymous_id" else f"columns.{ours}"
+
+
+class LinkTable(Part):
+    """Files that say which anonymous id is which user, and since when."""
+
+    landing: str = Field(min_length=1)
+    """The files, as in `[source]`, without `{day}`. All of them are read in every run."""
+    format: Literal["csv", "jsonl", "parquet"]
+    """How the files are written."""
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """Separates the columns of a CSV file."""
+    anonymous_id: ColumnName
+    """The column that has the anonymous id."""
+    user_id: ColumnName
+    """The column that has the user."""
+    since: ColumnName
+    """The column that has the time since when."""
+    unit: Literal["s", "ms", "us", "iso8601"] = "iso8601"
+    """How times are written, as in `[time]`."""
+    zone: Annotated[str, BeforeValidator(_zone)] = "UTC"
+    """Time zone of times that are written without one."""
+
+    @model_validator(mode="after")
+    def _no_days(self) -> LinkTable:
+        if "{day" in self.landing:
+            raise ValueError("identity.link.landing has no {day}: all of its files are read")
+        return self
+
+
+class IdentityPart(Part):
+    """Who acted before logging in. Sessions and sequences are those of a person: the user where the
+    log says who it is, else the user that the anonymous id belongs to, else the anonymous id."""
+
+    anonymous_id: ColumnName
+    """The column that has the id of a device or browser, such as a cookie."""
+    user_id: ColumnName | None = None
+    """The column that has the user once known: another way to write `columns.user_id`."""
+    link: Annotated[
+        Annotated[Literal["last", "first"], Tag("word")] | Annotated[LinkTable, Tag("table")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "table"),
+    ] = "last"
+    """Whose events without a user are. `last`: of the user who logged in last with the anonymous id
+    before the event or at its time; before any login, of the first one who did. `first`: always of
+    the first one who did. A table `{ landing, format, delimiter, anonymous_id, user_id, since, unit,
+    zone }`: files say it, and logins do not."""
+    max_days: float | None = Field(default=None, gt=0, le=36_500)
+    """How many days before the first login events still get its user. Without it, all do."""
+
+    def rule_text(self) -> str:
+        """The rule as stored with `silver.events`."""
+        link = self.link if isinstance(self.link, str) else "table"
+        return json.dumps({"link": link, "max_days": self.max_days}, sort_keys=True)
 
 
 class GatePart(Part):
@@ -691,6 +745,7 @@ class Source(Part):
     filters: FiltersPart = FiltersPart()
     items: ItemsPart | None = None
     exposures: ExposuresPart | None = None
+    identity: IdentityPart | None = None
     training: TrainingPart = TrainingPart()
     gate: GatePart = GatePart()
     schedule: SchedulePart = SchedulePart()
@@ -704,11 +759,16 @@ class Source(Part):
 
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, for all columns that are read."""
-        return self.columns.mapped() | (self.exposures.mapped() if self.exposures else {})
+        return self.named() | self.columns.expressions()
 
     def named(self) -> dict[str, str]:
         """Our name -> the log's name, for the columns that are not computed."""
-        return self.columns.named() | (self.exposures.mapped() if self.exposures else {})
+        found = self.columns.named() | (self.exposures.mapped() if self.exposures else {})
+        who = self.identity
+        if who is not None:
+            found |= {"anonymous_id": who.anonymous_id}
+            found |= {"user_id": who.user_id} if who.user_id else {}
+        return found
 
     @property
     def leaves_out(self) -> bool:
@@ -735,6 +795,7 @@ class Source(Part):
     @model_validator(mode="after")
     def _parts_agree(self) -> Source:
         columns = self.columns
+        self._names_the_user_once()
         if self.sessions.rule == "source_session_id" and columns.source_session_id is None:
             raise ValueError(
                 "sessions.rule = 'source_session_id' needs columns.source_session_id: name the "
@@ -785,6 +846,22 @@ class Source(Part):
             raise ValueError(
                 f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is no "
                 f"number of time.unit = {number!r}: set time.offset, or a pattern for both"
+            )
+
+    def _names_the_user_once(self) -> None:
+        ours, who = self.columns.user_id, self.identity
+        theirs = None if who is None else who.user_id
+        if ours is None and theirs is None:
+            raise ValueError("columns.user_id is missing: add it under [columns]")
+        if ours and theirs and ours != theirs:
+            raise ValueError(
+                f"columns.user_id = {ours!r} and identity.user_id = {theirs!r} both name the user: "
+                "leave one of them out"
+            )
+        if who is not None and who.anonymous_id == (ours or theirs):
+            raise ValueError(
+                f"identity.anonymous_id = {who.anonymous_id!r} is the column of the user, too: name "
+                "the column that is there before anybody logs in"
             )
 
     def _category_is_one_of_the_catalogue(self) -> None:

@@ -56,12 +56,13 @@ class Table:
 
 EVENTS = Table(
     layer="bronze", name="events", key=("event_id",), order=("event_ts",), feed=True,
-    doc="One typed, deduplicated event.",
+    doc="One typed, deduplicated event. `anonymous_id`: the log's, where the source file has [identity]; "
+        "user_id or it is there.",
     columns={
         "event_id": "string", "user_id": "string", "item_id": "string", "event_ts": "timestamp",
         "event_date": "date", "event_type": "string", "value": "double", "feedback": "string",
         "tie_break": "bigint", "source_session_id": "string", "exposed_with": "array<string>",
-        "ingest_file": "string", "ingest_ts": "timestamp",
+        "ingest_file": "string", "ingest_ts": "timestamp", "anonymous_id": "string",
     },
 )  # fmt: skip
 
@@ -87,6 +88,29 @@ FILTERED = Table(
     "is true. The columns are those of bronze.rejects.",
     columns=REJECTS.columns,
 )
+IDENTITIES = Table(
+    layer="silver", name="identities", key=("anonymous_id", "since_ts"),
+    doc="Whose an anonymous id is. Events without a user from `from_ts` (null: always) to before `to_ts` "
+        "(null: still) are this user's; `since_ts`: the login that says so. Only where the source file "
+        "has [identity].",
+    columns={
+        "anonymous_id": "string", "since_ts": "timestamp", "user_id": "string",
+        "from_ts": "timestamp", "to_ts": "timestamp",
+    },
+)  # fmt: skip
+
+PERSON_EVENTS = Table(
+    layer="silver", name="events", key=("event_id",), order=("event_ts",), feed=True,
+    doc="One event of bronze.events with the person whose it is, `user_id`: the log's user, else the "
+        "user whom silver.identities names, else `anonymous:` and the anonymous id. Only where the "
+        "source file has, or had, [identity]; then sessions are cut from it.",
+    columns={
+        "event_id": "string", "user_id": "string", "item_id": "string", "event_ts": "timestamp",
+        "event_type": "string", "value": "double", "feedback": "string", "tie_break": "bigint",
+        "source_session_id": "string", "exposed_with": "array<string>", "log_user_id": "string",
+        "anonymous_id": "string",
+    },
+)  # fmt: skip
 
 SESSIONS = Table(
     layer="silver", name="sessions", key=("session_id",), order=("start_ts",), group=5_000,
@@ -221,10 +245,11 @@ CHANGED_EVENTS = Table(
 
 FINGERPRINTS = Table(
     layer="ops", name="fingerprints", key=("table_name", "path"),
-    doc="What a data file of bronze.events, silver.sessions or gold.sequences has: its events, and XOR "
-        "and sum (64 bits, wrapping) of a hash of each event's user and time. `kept_`: of the sessions "
-        "that are not runaway (null in the other tables). A shortcut only: a row that is missing is "
-        "made again from its file.",
+    doc="What a data file of bronze.events, silver.events, silver.sessions or gold.sequences has: its "
+        "events, and XOR and sum (64 bits, wrapping) of a hash of each event's user and time. `kept_`: of "
+        "the sessions that are not runaway; of silver.events by what the log says, as in bronze.events "
+        "(null in the other tables). A shortcut only: a row that is missing is made again from its "
+        "file.",
     columns={
         "table_name": "string", "path": "string", "events": "bigint", "digest_xor": "bigint",
         "digest_sum": "bigint", "kept_events": "bigint", "kept_xor": "bigint",
@@ -233,7 +258,7 @@ FINGERPRINTS = Table(
 )  # fmt: skip
 
 ALL = (
-    EVENTS, REJECTS, FILTERED, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
+    EVENTS, REJECTS, FILTERED, IDENTITIES, PERSON_EVENTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
     NIGHTS, LISTS, FORGOTTEN, CHANGED_EVENTS, FINGERPRINTS,
 )  # fmt: skip
 

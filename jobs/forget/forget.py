@@ -7,6 +7,10 @@ what older versions kept. Files of older versions that have the person are delet
 them: those versions cannot be read any more, and registered models that need them are marked
 (`rebuildable = false`), as are those that have seen the person (`saw_forgotten = true`).
 
+Of a source with `[identity]` a person's anonymous ids are those with which they logged in, or which a
+table gives to them. What has one of these and no user is removed as theirs, and skipped from then on, on a
+device that others use, too: what they did there under their own names stays.
+
 What it does not reach, and says so: copies outside the lake and MLflow.
 """
 
@@ -35,6 +39,7 @@ from jobs.core.tables import (
     EVENTS,
     FILTERED,
     FORGOTTEN,
+    IDENTITIES,
     RECOMMENDATIONS,
     REJECTS,
     RUNS,
@@ -51,7 +56,8 @@ from jobs.privacy import pseudonyms
 from jobs.privacy.person import Person
 from jobs.reading.stored import Stored, records_of
 
-NAMING = ("user_id", "raw", "message")  # columns in which a person may stand
+IDS = ("user_id", "log_user_id", "anonymous_id")
+NAMING = (*IDS, "raw", "message")  # columns in which a person may stand
 NUMBERS = (".bin", ".npy", ".safetensors")  # files of caches that hold no text, and may be large
 UNREADABLE = (DeltaError, OSError, pa.ArrowException)
 
@@ -77,7 +83,10 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     foreign.refuse_loss(context, EVENTS, REJECTS)
     secret = pseudonyms.keyed(context, source.privacy.hash_user_id)
     hashed = secret.pseudonym(user)
-    person = Person(user, hashed if source.privacy.hash_user_id else user)
+    person = with_anonymous(context, Person(user, hashed if secret.hashes else user), hashed)
+    of_anonymous = {
+        one if secret.hashes else secret.of_anonymous(one): one for one in person.anonymous
+    }
     pins, registry = registry_pins(source.name)
     seen = sorted(
         name for version, names in pins.items() if _has(lake, version, person) for name in names
@@ -85,8 +94,10 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     _mark(seen, "saw_forgotten", "true")
 
     lake.create(FORGOTTEN)
-    lake.put_small(FORGOTTEN, [(hashed, secret.key_check, context.started)])
-    lines = from_landing(context, person)
+    lake.put_small(
+        FORGOTTEN, [(one, secret.key_check, context.started) for one in (hashed, *of_anonymous)]
+    )
+    lines = from_landing(context, person, lambda name: secret.of_anonymous(name) in of_anonymous)
     events = _delete(context, EVENTS, person)
     for job in ("sessionize", "items", "sequences"):
         one_job(context, job, "all", {})
@@ -101,13 +112,41 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     )
     _mark(lost, "rebuildable", "false")
     artifacts = _from_tracking(source.name, person, hashed)
+    filesystem.remove(lake.folder(IN_WORK, hashed))
     return {
-        "source": source.name, "user_hash": hashed, "events": events, "rejects": rejects,
+        "source": source.name, "user_hash": hashed, "anonymous_ids": len(of_anonymous), "events": events, "rejects": rejects,
         "lists": lists, "landing_lines": lines, "files_removed": removed,
         "log_table": context.source.source.landing if context.source.source.format == "delta" else None,
         "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
         "artifacts": artifacts,
     }  # fmt: skip
+
+
+IN_WORK = "_forget"
+
+
+def with_anonymous(context: Context, person: Person, hashed: str) -> Person:
+    """The person with their anonymous ids. They are kept in a file until all is done, because the tables
+    do not know them any more after a run that was killed."""
+    lake = context.lake
+    kept = lake.folder(IN_WORK, hashed) + "/anonymous.json"
+    found: set[str] = set()
+    if filesystem.exists(kept):
+        found |= set(json.loads(filesystem.read_text(kept)))
+    for table in (EVENTS, IDENTITIES):
+        opened = lake.open(table)
+        if opened is None or "anonymous_id" not in {one.name for one in opened.schema().fields}:
+            continue
+        wanted = ds.field("user_id") == person.stored
+        for rows in filesystem.matching(
+            filesystem.rows_of(opened), wanted, ["user_id"], ["anonymous_id"]
+        ):
+            found |= {
+                str(one) for one in rows["anonymous_id"].unique().to_pylist() if one is not None
+            }
+    if found:
+        filesystem.write_text(kept, json.dumps(sorted(found)))
+    return replace(person, anonymous=frozenset(found))
 
 
 def in_words(done: dict[str, Any]) -> str:
@@ -144,7 +183,7 @@ def _has(lake: Lake, version: int, person: Person) -> bool:
     """Whether a version of gold.sequences has the person; one that cannot be read may have had."""
     try:
         table = DeltaTable(filesystem.rust_uri(lake.path(SEQUENCES)), version=version)
-        wanted = ds.field("user_id") == person.stored
+        wanted = ds.field("user_id").isin(person.names)
         rows = filesystem.rows_of(table)
         return any(True for _ in filesystem.matching(rows, wanted, ["user_id"], ["user_id"]))
     except UNREADABLE:
@@ -168,7 +207,14 @@ def _condition(context: Context, table: Table, base: int, person: Person) -> Any
     if table in (REJECTS, FILTERED):
         place = F.concat_ws("\n", "file", F.col("line").cast("string"), "raw_hash")
         return place.isin(_lines_of(context, table, base, person))
-    return F.col("user_id") == F.lit(person.stored)
+    if table is EVENTS:
+        alone = F.col("user_id").isNull() & F.col("anonymous_id").isin(sorted(person.anonymous))
+        return (F.col("user_id") == F.lit(person.stored)) | alone
+    return F.col("user_id").isin(person.names)
+
+
+NOBODY = (None, None)
+"""The user and the anonymous id of a line that is no record."""
 
 
 def _lines_of(context: Context, table: Table, base: int, person: Person) -> list[str]:
@@ -184,7 +230,7 @@ def _lines_of(context: Context, table: Table, base: int, person: Person) -> list
     if not _made_by_expression(context):
         raw, named = F.col("raw"), F.lit(False)
         # May be: as it is, or in one of the writings of which `Person` knows.
-        for sign in (person.said, person.stored, "\\", '""', "&"):
+        for sign in (person.said, person.stored, *person.anonymous, "\\", '""', "&"):
             named = named | raw.contains(sign)
         rows = rows.where(named)
     for row in rows.withColumn("us", F.unix_micros("first_seen_ts")).toLocalIterator():
@@ -195,14 +241,16 @@ def _lines_of(context: Context, table: Table, base: int, person: Person) -> list
                 raise KeyError(file)
             # (All elements of a line: it is kept whole.)
             line = Stored(row["raw"], file, row["line"], ledger.columns.get(file, {}), header)
-            users = {
-                one["user_id"] if one["kind"] != "unparsable" else None
+            found_in = [
+                (one["user_id"], one["anonymous_id"]) if one["kind"] != "unparsable" else NOBODY
                 for one in records_of(fmt, [line])[0]
-            }
+            ]
         except (KeyError, ValueError):  # a file or a column that nobody knows any more
-            users = {None}
-        if users & {person.said, person.stored} or (
-            None in users and person.stands_in(row["raw"] or "")
+            found_in = [NOBODY]
+        if any(user in (person.said, person.stored) for user, _ in found_in) or any(
+            user is None
+            and (name in person.anonymous or (name is None and person.stands_in(row["raw"] or "")))
+            for user, name in found_in
         ):
             found.append(f"{row['file']}\n{row['line']}\n{row['raw_hash']}")
     return found
@@ -307,8 +355,8 @@ def _file_has(path: str, columns: list[str], person: Person) -> bool:
             rows = file.read_row_group(group, columns=names)
             for name in names:
                 column = rows[name].cast(pa.string())  # (delta-rs writes string views)
-                if name == "user_id":
-                    if pc.any(pc.equal(column, person.stored)).as_py():
+                if name in IDS:
+                    if pc.any(pc.is_in(column, pa.array(person.names, pa.string()))).as_py():
                         return True
                 elif any(person.stands_in(text or "") for text in column.to_pylist()):
                     return True

@@ -6,7 +6,7 @@ import hashlib
 import io
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +28,13 @@ from jobs.reading.readers import read_file
 from jobs.reading.records import FileFacts, Format
 
 
-def from_landing(context: Context, person: Person) -> int:
+def from_landing(context: Context, person: Person, theirs: Callable[[str], bool]) -> int:
     """Take the person's lines out of the landing files; how many there were.
 
     The ledger learns what the files are now, so that no line is read again for it.
+
+    Args:
+        theirs: whether an anonymous id of the log is one of theirs: so are its lines without a user.
     """
     lake, removed, rows = context.lake, 0, []
     # (Records that are too long for the tables are somebody's, too.)
@@ -46,7 +49,7 @@ def from_landing(context: Context, person: Person) -> int:
         return 0  # (a table of others: whoever writes it deletes the rows)
     ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
     for path, size, modified in landing.landing_files(replace(context, day=None)):
-        bad, edits, starts = _lines_of(fmt, path, person)
+        bad, edits, starts = _lines_of(fmt, path, person, theirs)
         if not bad and not edits:
             continue
         known = ledger.get(path)
@@ -54,7 +57,7 @@ def from_landing(context: Context, person: Person) -> int:
         if fmt.format in TYPED:
             data = _without_rows(fmt, path, bad, edits)
         elif fmt.format == "json":
-            data = _without_objects(fmt, path, person)
+            data = _without_objects(fmt, path, person, theirs)
         else:
             data = _without(fmt, path, bad, edits, starts)
         _put(path, data)
@@ -78,21 +81,24 @@ def from_landing(context: Context, person: Person) -> int:
 
 Edits = dict[int, list[int]]
 """Line -> the places of the elements in it that are the person's, where others are not."""
+IsTheirs = Callable[[str], bool]
+"""Whether an anonymous id of the log is the person's."""
 
 
-def _lines_of(fmt: Format, path: str, person: Person) -> tuple[dict[int, int], Edits, list[int]]:
+def _lines_of(
+    fmt: Format, path: str, person: Person, is_theirs: IsTheirs
+) -> tuple[dict[int, int], Edits, list[int]]:
     """The lines at which the person's records begin, with how many read records they are; elements
     of lines that have others', too; and the lines at which any record does."""
     theirs: defaultdict[int, list[int | None]] = defaultdict(list)
     others: Counter[int] = Counter()
     starts: list[int] = []
-    names = ("kind", "user_id", "raw", "line", "element")
     for batch in read_file(fmt, path, FileFacts(path)):
-        for kind, user, raw, line, element in zip(
-            *(batch.column(name).to_pylist() for name in names), strict=True
-        ):
+        whose = _whose(fmt, person, is_theirs, batch)
+        places = zip(whose, batch["line"].to_pylist(), batch["element"].to_pylist(), strict=True)
+        for mine, line, element in places:
             starts.append(line)
-            if _is_theirs(fmt, person, kind, user, raw):
+            if mine:
                 theirs[line].append(element)
             else:
                 others[line] += 1
@@ -118,9 +124,21 @@ def _partly(fmt: Format) -> bool:
     return fmt.format in ("parquet", "orc") or (fmt.format in ("jsonl", "json") and not text)
 
 
-def _is_theirs(fmt: Format, person: Person, kind: str, user: str | None, raw: str | None) -> bool:
-    unclear = kind == "unparsable" or (user is None and fmt.computing is not None)
-    return user == person.said or (unclear and person.stands_in(raw or ""))
+def _whose(
+    fmt: Format, person: Person, is_theirs: IsTheirs, batch: pa.RecordBatch
+) -> Iterator[bool]:
+    """Whether each record is the person's: by the user, by an anonymous id without one, or by the
+    text of a line of which nobody knows whose it is."""
+    names = ("kind", "user_id", "anonymous_id", "raw")
+    for kind, user, name, raw in zip(*(batch[one].to_pylist() for one in names), strict=True):
+        unclear = kind == "unparsable" or (
+            user is None and name is None and fmt.computing is not None
+        )
+        yield (
+            user == person.said
+            or (user is None and name is not None and is_theirs(name))
+            or (unclear and person.stands_in(raw or ""))
+        )
 
 
 def _without(fmt: Format, path: str, bad: dict[int, int], edits: Edits, starts: list[int]) -> bytes:
@@ -149,17 +167,15 @@ def _text(data: bytes, encoding: str) -> Iterator[list[str]]:
     yield from byte_streams.text_lines(io.BytesIO(data), encoding)
 
 
-def _without_objects(fmt: Format, path: str, person: Person) -> bytes:
+def _without_objects(fmt: Format, path: str, person: Person, is_theirs: IsTheirs) -> bytes:
     """A file of JSON without objects, or elements of them: an array of the others, as they were
     written."""
     # (Two objects may begin in one line; the elements of one follow each other.)
     objects: list[tuple[tuple[int, str], list[tuple[bool, int | None]]]] = []
-    names = ("kind", "user_id", "raw", "line", "element")
     for batch in read_file(fmt, path, FileFacts(path)):
-        for kind, user, raw, line, element in zip(
-            *(batch.column(name).to_pylist() for name in names), strict=True
-        ):
-            theirs = _is_theirs(fmt, person, kind, user, raw)
+        whose = _whose(fmt, person, is_theirs, batch)
+        columns = (batch[one].to_pylist() for one in ("raw", "line", "element"))
+        for theirs, raw, line, element in zip(whose, *columns, strict=True):
             seen = objects and element is not None and objects[-1][1][-1][1] is not None
             if seen and objects[-1][0] == (line, raw) and element > objects[-1][1][-1][1]:
                 objects[-1][1].append((theirs, element))

@@ -22,7 +22,7 @@ from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SettingsError
 from jobs.core.plan import Algorithm, ItemsFacts, Plan, Publish, earlier, idle, items_plan
-from jobs.core.tables import EVENTS, ITEMS, NUMBERING, SEQUENCES, SESSIONS
+from jobs.core.tables import EVENTS, ITEMS, NUMBERING, SEQUENCES
 from jobs.gold import item_attributes
 from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.change_feed import CAME, GONE, TYPE, only_came
@@ -162,7 +162,7 @@ def compute(context: Context) -> Candidate:
             grown=lake.grown(EVENTS, after), whole=after is None,
         )  # fmt: skip
         count(context, candidate, manifest, facts, unseen)
-    if manifest.empty and after is not None and (lake.consumed(SESSIONS, EVENTS) or 0) > after:
+    if manifest.empty and after is not None and (lake.sessions_cut_from() or 0) > after:
         # Events were updated, and no item differs: sequences wait for items that have read them.
         manifest.empty, manifest.staged = False, []
     context.decide(manifest.plan)

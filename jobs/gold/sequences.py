@@ -108,7 +108,7 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     foreign.make_ready(context, SESSIONS, ITEMS, SEQUENCES)
     foreign.refuse_changed_input(context, SESSIONS, ITEMS)
     lake.create(SEQUENCES)
-    seen, cut_from = lake.consumed(ITEMS, EVENTS), lake.consumed(SESSIONS, EVENTS)
+    seen, cut_from = lake.consumed(ITEMS, EVENTS), lake.sessions_cut_from()
     if cut_from is not None and (seen is None or seen < cut_from):
         raise SettingsError(
             f"gold.items has read bronze.events up to version {seen}, the sessions up to "

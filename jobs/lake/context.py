@@ -242,6 +242,8 @@ class Result:
     sessions_changed: int = 0
     sessions_retired: int = 0
     sessions_merged: int = 0
+    sessions_relinked: int = 0
+    """Of the new, changed and retired ones: those with an event that is another person's now."""
     runaways: int = 0
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     tables_in: dict[str, int] = field(default_factory=dict)
@@ -253,7 +255,8 @@ class Result:
 
     COUNTS = (
         "read", "events_new", "events_replaced", "duplicates", "waiting", "events_removed",
-        "sessions_new", "sessions_changed", "sessions_retired", "sessions_merged", "runaways",
+        "sessions_new", "sessions_changed", "sessions_retired", "sessions_merged",
+        "sessions_relinked", "runaways",
     )  # fmt: skip
 
     def add(self, other: Result) -> None:

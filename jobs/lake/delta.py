@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
-from jobs.core.tables import Table
+from jobs.core.tables import EVENTS, PERSON_EVENTS, SESSIONS, Table
 from jobs.lake import change_feed, features, filesystem, private_delta
 from jobs.lake.commits import commits
 from jobs.lake.data_files import DataFile, staging
@@ -123,6 +123,17 @@ class Lake:
 
     def app_id(self, target: Table, of: Table) -> str:
         return target.app_id(self.source, of)
+
+    def session_events(self) -> Table:
+        """The table that sessions are cut from: that of people's events, where there is one."""
+        return EVENTS if self.version(PERSON_EVENTS) is None else PERSON_EVENTS
+
+    def sessions_cut_from(self) -> int | None:
+        """The version of `bronze.events` that the sessions have read up to, or a later one; None: there
+        are no sessions."""
+        of = self.session_events()
+        used = self.consumed(SESSIONS, of)
+        return used if of is EVENTS or used is None else self.consumed(of, EVENTS)
 
     def guard(self, table: Table) -> str:
         """The `txnAppId` by which writers of a table exclude each other; its version is that of our

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from deltalake import DeltaTable
 
 from jobs.core.errors import InputChanged, TableLost
-from jobs.core.tables import ITEMS, NUMBERING, RUNS, SESSIONS, Table
+from jobs.core.tables import ITEMS, NUMBERING, PERSON_EVENTS, RUNS, SESSIONS, Table
 from jobs.lake import features, filesystem
 from jobs.lake.commits import Commit, commits
 from jobs.lake.context import Context
@@ -182,7 +182,7 @@ def _by_whom(lake: Lake, table: Table, found: DeltaTable, *operations: str) -> s
     return " by another writer" + (f": {by[-1].in_words()}" if by else "")
 
 
-READERS_ASK = {SESSIONS: OLDER_COPY, ITEMS: NUMBERING}
+READERS_ASK = {PERSON_EVENTS: OLDER_COPY, SESSIONS: OLDER_COPY, ITEMS: NUMBERING}
 """The property of a derived table by which its readers know that its versions are others than those
 that they have read."""
 
@@ -249,7 +249,10 @@ def to_make_anew(context: Context, target: Table, of: Table, upto: int) -> tuple
     return False, []
 
 
-JOBS = {"silver.sessions": "sessionize", "gold.items": "items", "gold.sequences": "sequences"}
+JOBS = {
+    "silver.events": "sessionize", "silver.sessions": "sessionize", "gold.items": "items",
+    "gold.sequences": "sequences",
+}  # fmt: skip
 """Which job makes a table."""
 
 

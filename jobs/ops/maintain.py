@@ -32,6 +32,7 @@ from jobs.core.tables import (
     EVENTS,
     FINGERPRINTS,
     ITEMS,
+    PERSON_EVENTS,
     RECOMMENDATIONS,
     RUNS,
     SEQUENCES,
@@ -46,7 +47,9 @@ from jobs.lake.delta_errors import conflicts
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-CONSUMERS = {EVENTS: (SESSIONS, ITEMS), SESSIONS: (SEQUENCES,)}
+CONSUMERS = {
+    EVENTS: (SESSIONS, PERSON_EVENTS, ITEMS), PERSON_EVENTS: (SESSIONS,), SESSIONS: (SEQUENCES,),
+}  # fmt: skip
 # Larger files make a night dearer, which writes anew the files that its late events touch
 # (benchmarks/layout.py); what is larger already stays as it is.
 TARGET_BYTES = 32 * 2**20
@@ -230,6 +233,7 @@ def _unconsumed_hours(context: Context, table: Table, found: DeltaTable) -> floa
     waiting = [
         commit["timestamp"]
         for consumer in CONSUMERS.get(table, ())
+        if consumer is not SESSIONS or table is context.lake.session_events()
         # One that has consumed nothing starts from the whole table.
         if (consumed := context.lake.consumed(consumer, table)) is not None
         for commit in context.lake.history(table, consumed)

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from deltalake.exceptions import DeltaError
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from expectations import identities
 from jobs.audit import balance, spark_checks
 from jobs.audit.suite import audit_candidate
 from jobs.core.errors import SettingsError
 from jobs.core.tables import (
     EVENTS,
     FINGERPRINTS,
+    IDENTITIES,
     ITEMS,
     LISTS,
+    PERSON_EVENTS,
     RECOMMENDATIONS,
     RUNS,
     SEQUENCES,
@@ -39,8 +43,10 @@ if TYPE_CHECKING:
     from models.networks.saved_model import Stored
 
 
-WITH_SUITE = (EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS, LISTS, FINGERPRINTS)
-MAY_BE_MISSING = (RECOMMENDATIONS, LISTS, FINGERPRINTS)
+WITH_SUITE = (
+    EVENTS, IDENTITIES, PERSON_EVENTS, SESSIONS, SEQUENCES, RECOMMENDATIONS, LISTS, FINGERPRINTS,
+)  # fmt: skip
+MAY_BE_MISSING = (IDENTITIES, PERSON_EVENTS, RECOMMENDATIONS, LISTS, FINGERPRINTS)
 
 
 @dataclass
@@ -81,12 +87,14 @@ def validate_tables(context: Context, only: str | None) -> Result:
             continue
         version = context.lake.version(table)
         if version is None and table in MAY_BE_MISSING and only is None:
-            continue  # nobody has scored yet, or judged
+            continue  # nobody has scored yet, or judged; the source has no [identity]
         if version is None:
             raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
         engine = context.thresholds.whole_tables()
         context.enter(engine)
         rows = context.lake.read(table, version)
+        lacking = {name: kind for name, kind in table.columns.items() if name not in rows.columns}
+        rows = rows.withColumns({n: F.lit(None).cast(kind) for n, kind in lacking.items()})
         facts = FACTS[table.full_name](context, rows)
         verdict = audit_candidate(
             context, table, rows, facts.held, engine, not_evaluated=facts.unknown
@@ -113,21 +121,68 @@ def event_facts(context: Context, rows: DataFrame) -> Facts:
     return Facts(unknown=dict.fromkeys(("lines_balance", "reject_share_within_bound"), why))
 
 
+def identity_facts(context: Context, rows: DataFrame) -> Facts:
+    """Against the logins in `silver.events`; a table's rows are not kept."""
+    who, lake = context.source.identity, context.lake
+    rows.createOrReplaceTempView("identities")
+    facts = Facts({"links_follow": _nothing(context, identities.BROKEN_LINKS)})
+    if who is not None and not isinstance(who.link, str):
+        facts.unknown["links_are_the_logins"] = "identity.link is a table: the runs compare with it"
+        return facts
+    events = lake.read(PERSON_EVENTS).where("log_user_id IS NOT NULL AND anonymous_id IS NOT NULL")
+    if who is None:
+        facts.held["links_are_the_logins"] = rows.isEmpty()
+        return facts
+    events.selectExpr(
+        "anonymous_id", "log_user_id AS user_id", "event_ts AS login_ts"
+    ).createOrReplaceTempView("logins")
+    said = identities.AGAINST_LOGINS[str(who.link)]
+    facts.held["links_are_the_logins"] = _nothing(context, said)
+    return facts
+
+
+def person_facts(context: Context, rows: DataFrame) -> Facts:
+    """Against the links, and the number of events."""
+    lake = context.lake
+    rows.createOrReplaceTempView("events")
+    lake.read(IDENTITIES).createOrReplaceTempView("identities")
+    facts = Facts({"persons_are_theirs": _nothing(context, identities.WRONG_PERSONS)})
+    upto = lake.consumed(PERSON_EVENTS, EVENTS)
+    if upto is None:
+        facts.held["people_balance"] = rows.isEmpty()
+        return facts
+    try:
+        upto = readable(context, EVENTS, upto)
+        wanted = sum(one.rows for one in lake.files_of(EVENTS, upto))
+        facts.held["people_balance"] = rows.count() == wanted
+    except DeltaError:
+        facts.unknown["people_balance"] = (
+            f"{EVENTS.full_name} version {upto} cannot be read any more"
+        )
+    return facts
+
+
+def _nothing(context: Context, query: str) -> bool:
+    """Whether SQL over the views finds nothing."""
+    return context.spark.sql(query).isEmpty()
+
+
 def session_facts(context: Context, rows: DataFrame) -> Facts:
     """Against the events that the sessions were cut from."""
-    upto = context.lake.consumed(SESSIONS, EVENTS)
+    of = context.lake.session_events()
+    upto = context.lake.consumed(SESSIONS, of)
     if upto is None:
         once = spark_checks.events_are_distinct(rows)
         return Facts({"events_balance": rows.isEmpty(), "each_event_once": once})
-    upto = readable(context, EVENTS, upto)
+    upto = readable(context, of, upto)
     try:
-        with feed_gone(EVENTS, upto - 1, upto):
-            events = context.lake.read(EVENTS, upto).select("user_id", "event_id")
+        with feed_gone(of, upto - 1, upto):
+            events = context.lake.read(of, upto).select("user_id", "event_id")
             return Facts(spark_checks.balance_of_all(rows, events))
     except FeedGone:
         return Facts(
             {"each_event_once": spark_checks.events_are_distinct(rows)},
-            {"events_balance": f"{EVENTS.full_name} version {upto} cannot be read any more"},
+            {"events_balance": f"{of.full_name} version {upto} cannot be read any more"},
         )
 
 
@@ -264,6 +319,8 @@ def fingerprint_facts(context: Context, rows: DataFrame) -> Facts:
 
 FACTS: dict[str, Callable[[Context, DataFrame], Facts]] = {
     EVENTS.full_name: event_facts,
+    IDENTITIES.full_name: identity_facts,
+    PERSON_EVENTS.full_name: person_facts,
     SESSIONS.full_name: session_facts,
     SEQUENCES.full_name: sequence_facts,
     RECOMMENDATIONS.full_name: list_facts,

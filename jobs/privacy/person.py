@@ -6,10 +6,8 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from jobs.core import person_ids
 
 ESCAPED = re.compile(r"""\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))""")
 
@@ -41,10 +39,18 @@ def _meant(found: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class Person:
-    """Who is meant: as the log has it, and as the tables do."""
+    """Who is meant: as the log has it, and as the tables do; and their anonymous ids, as the tables have
+    these."""
 
     said: str
     stored: str
+    anonymous: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> list[str]:
+        """All ids by which a column of the tables may name them."""
+        of_nobody = (person_ids.ANONYMOUS + one for one in self.anonymous)
+        return sorted({self.stored, *self.anonymous, *of_nobody})
 
     def stands_in(self, text: str) -> bool:
         """Whether a text has one of the ids, not as a part of a longer word; as it is, or as JSON,
@@ -58,5 +64,6 @@ class Person:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        names = "|".join(re.escape(one) for one in sorted({self.said, self.stored}))
+        every = sorted({self.said, self.stored, *self.anonymous})
+        names = "|".join(re.escape(one) for one in every)
         return re.compile(rf"(?<![\w-])(?:{names})(?![\w-])")

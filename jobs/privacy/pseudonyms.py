@@ -13,7 +13,7 @@ import hmac
 import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +26,7 @@ from jobs.privacy.person import writings
 if TYPE_CHECKING:
     from jobs.lake.context import Context
 
-PREFIX = "u-"
+PREFIX, ANONYMOUS_PREFIX = "u-", "a-"
 WORD = re.compile(r"[^\s,;|\"'{}\[\]()<>:=&\t]+")
 WORDS = 8  # ours: so many words of an id are tried, where only its hash is known
 HOW = (
@@ -40,8 +40,9 @@ class Privacy:
     """What ingestion obeys; sent to the workers that read files.
 
     Args:
-        hashes: whether user ids become pseudonyms.
-        forgotten: pseudonyms of those whose lines are passed over.
+        hashes: whether user ids and anonymous ids become pseudonyms.
+        forgotten: pseudonyms of those whose lines are skipped; of an anonymous id those lines that have
+            no user.
     """
 
     key: bytes
@@ -50,8 +51,37 @@ class Privacy:
     forgotten: frozenset[str]
 
     def pseudonym(self, user: str) -> str:
-        told = f"{self.source}\0{user}".encode("utf-8", "surrogatepass")
-        return PREFIX + hmac.new(self.key, told, hashlib.sha256).hexdigest()[:32]
+        return PREFIX + self._keyed(f"{self.source}\0{user}")
+
+    def of_anonymous(self, name: str) -> str:
+        """The pseudonym of an anonymous id."""
+        return ANONYMOUS_PREFIX + self._keyed(f"{self.source}\0anonymous\0{name}")
+
+    def _keyed(self, text: str) -> str:
+        told = text.encode("utf-8", "surrogatepass")
+        return hmac.new(self.key, told, hashlib.sha256).hexdigest()[:32]
+
+    def hashed(self, users: Any, names: Any) -> tuple[pa.Array, pa.Array]:
+        """The pseudonyms of users and of anonymous ids; null stays null."""
+        made = []
+        for column, how in ((users, self.pseudonym), (names, self.of_anonymous)):
+            coded = column.dictionary_encode()
+            coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+            each = pa.array([how(one) for one in coded.dictionary.to_pylist()], pa.string())
+            made.append(each.take(coded.indices))
+        return made[0], made[1]
+
+    def of_links(self, names: Any, users: Any) -> tuple[Any, Any]:
+        """Anonymous ids and users of links, hashed if so; null where one of them was forgotten."""
+        of_users, of_names = self.hashed(users, names)
+        gone = self._gone(of_users, of_names)
+        if self.hashes:
+            users, names = of_users, of_names
+        return pc.if_else(gone, None, names), pc.if_else(gone, None, users)
+
+    def _gone(self, users: pa.Array, names: pa.Array) -> pa.Array:
+        forgotten = pa.array(sorted(self.forgotten), pa.string())
+        return pc.or_(pc.is_in(users, forgotten), pc.is_in(names, forgotten))
 
     @property
     def key_check(self) -> str:
@@ -66,12 +96,9 @@ class Privacy:
         skipped = 0
         for batch in batches:
             kinds = batch.column("kind").to_pylist()
-            names = batch.column("user_id").dictionary_encode()
-            made = [self.pseudonym(name) for name in names.dictionary.to_pylist()]
-            hashed = pa.array(made, pa.string()).take(names.indices)
-            gone = pc.fill_null(
-                pc.is_in(hashed, pa.array(sorted(self.forgotten), pa.string())), False
-            )
+            users, names = self.hashed(batch.column("user_id"), batch.column("anonymous_id"))
+            alone = pc.if_else(pc.is_null(users), names, None)
+            gone = pc.fill_null(self._gone(users, alone), False)
             if "unparsable" in kinds and self.forgotten:
                 raw = batch.column("raw").to_pylist()
                 named = [
@@ -80,7 +107,8 @@ class Privacy:
                 ]
                 gone = pc.or_(gone, pa.array(named, pa.bool_()))
             if self.hashes:
-                batch = batch.set_column(batch.schema.get_field_index("user_id"), "user_id", hashed)
+                for name, column in (("user_id", users), ("anonymous_id", names)):
+                    batch = batch.set_column(batch.schema.get_field_index(name), name, column)
             left = batch.filter(pc.invert(gone))
             skipped += batch.num_rows - left.num_rows
             yield left
@@ -97,7 +125,7 @@ class Privacy:
             for _, end in spans[at : at + WORDS]:
                 word = text[begin:end]
                 for one in {word, word.rstrip(".!?")}:
-                    if self.pseudonym(one) in self.forgotten:
+                    if {self.pseudonym(one), self.of_anonymous(one)} & self.forgotten:
                         return True
         return False
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 SCALARS = (
     "user_id", "item_id", "event_ts", "event_ts_2", "event_type", "source_session_id", "value",
-    "event_id", "tie_break", *LINKS,
+    "event_id", "tie_break", "anonymous_id", *LINKS,
 )  # fmt: skip
-IDS = ("user_id", "item_id")
+IDS = ("user_id", "item_id", "anonymous_id")
 RECORD_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -80,7 +80,7 @@ class Format:
     comment: str = ""
     null_values: frozenset[str] = frozenset(NULL_VALUES)
     null_ids: frozenset[str] = frozenset()
-    """More texts that mean nothing in `user_id` and `item_id`."""
+    """More texts that mean nothing in `IDS`."""
     encoding: str = "utf-8"
     list_separator: str = "|"
     longest_record: int = LONGEST_RECORD
@@ -149,7 +149,7 @@ class FileFacts:
     header: list[str] | None = None
     """The columns of a CSV, in order; `columns` has a name once."""
     point_zero: list[str] = field(default_factory=list)
-    """Those of `user_id` and `item_id` in which an id ends in `.0`."""
+    """Those of `IDS` in which an id ends in `.0`."""
     forgotten: int = 0
     """Lines of forgotten people, which were skipped."""
     units: dict[str, int] = field(default_factory=dict)

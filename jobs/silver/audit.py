@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, fingerprint_table, fingerprints, spark_checks, suite
 from jobs.core import crash_points
-from jobs.core.tables import EVENTS, SESSIONS
+from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import PUT, is_put
 from jobs.lake.context import Candidate, Context
@@ -74,7 +74,8 @@ def facts_of_all(
     context: Context, candidate: Candidate, manifest: SessionizeManifest
 ) -> dict[str, bool]:
     put = to_put(context, candidate, manifest)
-    events = context.lake.read(EVENTS, manifest.upto).select("user_id", "event_id")
+    of = context.lake.session_events()
+    events = context.lake.read(of, manifest.upto).select("user_id", "event_id")
     return spark_checks.balance_of_all(put, events)
 
 
@@ -105,8 +106,8 @@ def facts_by_arrow(
     rule = context.source.sessions.session_rule
     if manifest.counts.rows > limits.compared_sessions:
         return None
-    whole = manifest.whole
-    events = lake.rows(EVENTS) if whole else manifest.counts.events_after
+    whole, of = manifest.whole, lake.session_events()
+    events = lake.rows(of) if whole else manifest.counts.events_after
     spark = context.tasks(limits.tasks(events))
     aside = candidate.path("bounds")
     hold = checks.SessionsHold(rule, aside)
@@ -127,12 +128,12 @@ def facts_by_arrow(
         rows = rows.filter(is_put(rows))
         ids = pc.struct_field(pc.list_flatten(rows["events"]), "event_id")
         return balance(manifest, len(ids), pc.count_distinct(ids).as_py())
-    stored = [one.path for one in lake.files_of(EVENTS, manifest.upto)]
+    stored = [one.path for one in lake.files_of(of, manifest.upto)]
     print_of = fingerprints.print_of_events
     printed = run(spark, print_of, stored, fingerprints.PRINT_DDL, "string")
     if arrow_columns.joined(held) != arrow_columns.joined(printed):
         return None  # Spark tells which of the two checks does not hold
-    files = ((EVENTS, printed), (SESSIONS, held))
+    files = ((of, printed), (SESSIONS, held))
     made = ((table, [json.loads(one["file"]) for one in found]) for table, found in files)
     fingerprint_table.keep(context, *made)
     return {"events_balance": True, "each_event_once": True}

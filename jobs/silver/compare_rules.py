@@ -45,7 +45,9 @@ def compare_rules(context: Context) -> dict[str, Any]:
             f"{EVENTS.full_name} of {source.name} has no events: run python -m jobs ingest first"
         )
     gaps = sorted({*GAPS_S, source.sessions.gap_s})
-    counted = counts(lake.read(EVENTS, version), [round(gap * 1_000_000) for gap in gaps])
+    of = lake.session_events()
+    events = lake.read(of, version if of is EVENTS else lake.version(of))
+    counted = counts(events, [round(gap * 1_000_000) for gap in gaps])
     entries = [_entry(gap, *counted["gaps"][at]) for at, gap in enumerate(gaps)]
     known = [entry for entry in entries if entry["kappa"] is not None]
     return {

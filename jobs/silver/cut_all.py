@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from jobs.audit import balance, fingerprint_table
 from jobs.core.plan import Algorithm, Publish, SessionizeFacts, idle, sessionize_plan
-from jobs.core.tables import EVENTS, SESSIONS
+from jobs.core.tables import SESSIONS
 from jobs.lake import time_slices
 from jobs.lake.context import Context
 from jobs.lake.data_files import staging
@@ -41,7 +41,7 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, under any rule: see `jobs/silver/cut_users.py`."""
     lake, how = context.lake, cut_of(context.source.sessions.session_rule)
     cores = context.spark.sparkContext.defaultParallelism
-    stored = lake.file_uris(EVENTS, upto)
+    stored = lake.file_uris(lake.session_events(), upto)
     known = time_slices.extents(stored)
     events = sum(rows for *_, rows in known)
     size = context.thresholds.slice_size(events, cores)
@@ -66,7 +66,7 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
 def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, under the gap rule: see `jobs/lake/time_slices.py`."""
     lake, rule, spark = context.lake, context.source.sessions, context.spark
-    known = time_slices.extents(lake.file_uris(EVENTS, upto))
+    known = time_slices.extents(lake.file_uris(lake.session_events(), upto))
     size = context.thresholds.slice_size(
         sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism
     )

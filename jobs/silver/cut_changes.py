@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.plan import Algorithm, Publish, SessionizeFacts, idle, sessionize_plan
-from jobs.core.tables import EVENTS, SESSIONS
+from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import CHANGES, PUT, TYPE, VERSION
 from jobs.lake.context import Candidate, Context
@@ -38,7 +38,9 @@ def cut_changes(
     lake, upto, feed = context.lake, manifest.upto, None
     plan = sessionize_plan(facts, context.thresholds)
     if plan.path is Algorithm.RECUT_ARROW:
-        feed = lake.changes_few(EVENTS, after, upto, ["user_id", *EVENT_FIELDS, TYPE, VERSION])
+        feed = lake.changes_few(
+            lake.session_events(), after, upto, ["user_id", *EVENT_FIELDS, TYPE, VERSION]
+        )
         facts = replace(facts, moved=feed.num_rows)
         plan = sessionize_plan(facts, context.thresholds)
     manifest.plan = plan
@@ -138,9 +140,9 @@ def cut_in_spark(
         FeedGone: the change feed does not reach back.
     """
     lake, rule, upto = context.lake, context.source.sessions.session_rule, manifest.upto
-    spark = context.enter(manifest.plan.engine)
-    with feed_gone(EVENTS, after, upto):
-        changes = candidate.write("changes", net_changes(lake.changes(EVENTS, after, upto)))
+    spark, of = context.enter(manifest.plan.engine), lake.session_events()
+    with feed_gone(of, after, upto):
+        changes = candidate.write("changes", net_changes(lake.changes(of, after, upto)))
     if changes.isEmpty():
         return None
     moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
@@ -165,6 +167,7 @@ def fill(candidate: Candidate, manifest: SessionizeManifest, rows: DataFrame) ->
         F.count("*").alias("rows"),
         *(F.count_if(F.col("change") == one).alias(one) for one in CHANGES),
         F.count_if(put & F.col("merged")).alias("merged"),
+        F.count_if("relinked").alias("relinked"),
         F.count_if(put & F.col("runaway").isNotNull()).alias("runaways"),
         F.coalesce(F.sum(F.when(put, F.col("event_count"))), F.lit(0)).alias("events_after"),
         F.coalesce(F.sum("old_event_count"), F.lit(0)).alias("events_before"),

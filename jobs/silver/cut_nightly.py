@@ -29,10 +29,11 @@ from jobs.silver.cut_arrow import EVENT_FIELDS, Cut, cut, numbers
 
 NEAR_DDL = "path string"
 CHANGE_DDL = (
-    f"{SESSIONS.ddl}, change string, merged boolean, old_event_count int, _start_ts timestamp, "
-    "_end_ts timestamp"
+    f"{SESSIONS.ddl}, change string, merged boolean, relinked boolean, old_event_count int, "
+    "_start_ts timestamp, _end_ts timestamp"
 )
-"""Rows of a candidate: what the table is to have, and what it had."""
+"""Rows of a candidate: what the table is to have, and what it had. `relinked`: whether it has, or had,
+an event that is another person's now."""
 
 
 def near(rows: pa.Table, keys: pa.Table, rule: SessionRule) -> np.ndarray:
@@ -212,12 +213,23 @@ def _alike(one: Any, other: Any) -> np.ndarray:
     return alike
 
 
-def recut(old: pa.Table, gone: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
+def relinked(gone: pa.Table, came: pa.Table) -> pa.Array:
+    """The ids of the events that are another person's now, of changes as `net` has them."""
+    ids = came["event_id"].combine_chunks()
+    place = pc.index_in(ids, gone["event_id"].combine_chunks())
+    before = gone["user_id"].combine_chunks().take(place)
+    return ids.filter(pc.fill_null(pc.not_equal(before, came["user_id"].combine_chunks()), False))
+
+
+def recut(
+    old: pa.Table, gone: pa.Table, came: pa.Table, how: Cut, moved: pa.Array | None = None
+) -> pa.Table:
     """What becomes of the sessions near some changes, as rows of `CHANGE_DDL`.
 
     Args:
         old: rows of `silver.sessions`.
         gone, came: `user_id` and the fields of an event, as `net` has them.
+        moved: the events that are another person's now; None: as `gone` and `came` say.
 
     Returns:
         The sessions that are new, changed (another row under the same id) or retired (gone).
@@ -237,7 +249,9 @@ def recut(old: pa.Table, gone: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
     was = pc.index_in(new["session_id"], old["session_id"].combine_chunks())
     merged, same = _compared(new, was, nested, count, arrived["event_id"].combine_chunks())
     change = pc.if_else(pc.is_null(was), NEW, pc.if_else(same, SAME, CHANGED))
+    moved = relinked(gone, came) if moved is None else moved
     rows = new.append_column("change", change).append_column("merged", merged)
+    rows = rows.append_column("relinked", _having(new, moved))
     before = pc.fill_null(old["event_count"].take(was), 0)
     rows = rows.append_column("old_event_count", before.cast(pa.int32()))
     for name in ("start_ts", "end_ts"):
@@ -247,6 +261,7 @@ def recut(old: pa.Table, gone: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
     told = {
         "change": pa.repeat(pa.scalar(RETIRED), retired.num_rows),
         "merged": pa.repeat(pa.scalar(False), retired.num_rows),
+        "relinked": _having(retired, moved),
         "old_event_count": retired["event_count"], "_start_ts": retired["start_ts"],
         "_end_ts": retired["end_ts"],
     }  # fmt: skip
@@ -255,6 +270,20 @@ def recut(old: pa.Table, gone: pa.Table, came: pa.Table, how: Cut) -> pa.Table:
     whole = arrow_schema(dict(one.split(" ", 1) for one in _parts(CHANGE_DDL)))
     changed = pa.concat_tables([part.select(whole.names).cast(whole) for part in (rows, retired)])
     return changed.sort_by("start_ts")
+
+
+def _having(sessions: pa.Table, ids: pa.Array) -> pa.Array:
+    """bool[N]: whether a session has one of some events."""
+    nothing: pa.Array = pa.repeat(pa.scalar(False), sessions.num_rows)
+    if not len(ids) or not sessions.num_rows:
+        return nothing
+    lists = sessions["events"].combine_chunks()
+    hit = pc.is_in(pc.list_flatten(lists).field("event_id"), ids)
+    count = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    of = np.repeat(np.arange(len(count)), count)
+    found = np.zeros(len(count), bool)
+    found[of[hit.to_numpy(zero_copy_only=False)]] = True
+    return pa.array(found)
 
 
 def _parts(ddl: str) -> list[str]:
@@ -308,6 +337,7 @@ def counted(changed: pa.Table) -> dict[str, int]:
     return by_change | {
         "rows": changed.num_rows,
         "merged": int(pc.sum(put["merged"]).as_py() or 0),
+        "relinked": int(pc.sum(changed["relinked"]).as_py() or 0),
         "runaways": put.num_rows - put["runaway"].null_count,
         "events_after": int(pc.sum(put["event_count"]).as_py() or 0),
         "events_before": int(pc.sum(changed["old_event_count"]).as_py() or 0),

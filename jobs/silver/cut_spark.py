@@ -101,11 +101,13 @@ def recut(old: DataFrame, changes: DataFrame, how: Cut, parts: int) -> DataFrame
         old: rows of `silver.sessions`.
         changes: as `net_changes` has them.
     """
+    # (Both users of an event that moved may be of different slices.)
+    elsewhere = F.coalesce(F.col("gone.user_id") != F.col("came.user_id"), F.lit(False))
     schema = arrow_schema({name: how.events[name] for name in ("user_id", *how.fields)})
     stored = arrow_schema(how.sessions)
     gone, came = (
         changes.where(F.col(side).isNotNull()).select(
-            f"{side}.*", F.lit(side == "came").alias("_came")
+            f"{side}.*", F.lit(side == "came").alias("_came"), elsewhere.alias("_moved")
         )
         for side in ("gone", "came")
     )
@@ -116,6 +118,7 @@ def recut(old: DataFrame, changes: DataFrame, how: Cut, parts: int) -> DataFrame
         return cut_nightly.recut(
             sessions.select(stored.names).cast(stored).combine_chunks(),
             events.filter(pc.invert(is_came)), events.filter(is_came), how,
+            events.filter(moved["_moved"])["event_id"].combine_chunks(),
         )  # fmt: skip
 
     slices = slice_of(parts)

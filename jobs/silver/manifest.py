@@ -18,6 +18,8 @@ class Counts:
     changed: int = 0
     retired: int = 0
     merged: int = 0
+    relinked: int = 0
+    """With an event that is another person's now; 0 where all sessions were made anew."""
     runaways: int = 0
     events_before: int = 0
     events_after: int = 0
@@ -42,7 +44,7 @@ class SessionizeManifest(Manifest):
     base: int
     """The version of `silver.sessions` that the candidate was computed from."""
     upto: int
-    """The version of `bronze.events` that it read up to."""
+    """The version of the events (`Lake.session_events`) that it read up to."""
     empty: bool = False
     """Whether there is nothing to publish."""
     whole: bool = False

@@ -1,5 +1,8 @@
 """`bronze.events` -> `silver.sessions`: only the sessions around what changed are cut again.
 
+Where the source has `[identity]`, events get their person first (`jobs/silver/identify.py`), and sessions
+are cut from `silver.events`.
+
 Sessions are a pure function of the set of accepted events: ids come from the user and the
 session's first event, one total order everywhere, nothing depends on arrival, files, partitions
 or other users. A silence of more than `gap_s` ends a session; exactly `gap_s` does not.
@@ -13,13 +16,14 @@ from jobs.audit import balance
 from jobs.core import crash_points
 from jobs.core.errors import RuleChanged, SettingsError
 from jobs.core.plan import Publish, SessionizeFacts, idle
-from jobs.core.tables import EVENTS, SESSIONS
+from jobs.core.tables import EVENTS, IDENTITIES, PERSON_EVENTS, SESSIONS
 from jobs.lake import foreign, foreign_columns
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.delta_errors import FeedGone
 from jobs.silver.audit import audit
 from jobs.silver.cut_all import cut_all
 from jobs.silver.cut_changes import cut_changes
+from jobs.silver.identify import identify
 from jobs.silver.manifest import SessionizeManifest
 
 __all__ = ["OPTIONS", "audit", "compute", "publish"]
@@ -61,17 +65,20 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     if not rebuild:
         check_rule(context)
     candidate = context.candidate(SESSIONS)
-    upto, base = lake.version(EVENTS), lake.version(SESSIONS)
+    people = identify(context, rebuild)
+    of = people.table
+    upto, base = lake.version(of), lake.version(SESSIONS)
     assert upto is not None and base is not None
-    manifest = SessionizeManifest(idle("sessionize"), base, upto)
+    manifest = SessionizeManifest(idle("sessionize"), base, upto, notes=people.notes)
+    rebuild = rebuild or people.anew
     if not rebuild:
-        rebuild, why = foreign.to_make_anew(context, SESSIONS, EVENTS, upto)
+        rebuild, why = foreign.to_make_anew(context, SESSIONS, of, upto)
         manifest.notes += why
     if not rebuild:  # (what is cut continues the sessions that are there)
         manifest.notes += balance.hold(context, SESSIONS)
-    after = None if rebuild else lake.consumed(SESSIONS, EVENTS)
+    after = None if rebuild else lake.consumed(SESSIONS, of)
     facts = SessionizeFacts(
-        gap_rule=rule.rule == "gap", events=lake.rows(EVENTS), grown=lake.grown(EVENTS, after),
+        gap_rule=rule.rule == "gap", events=lake.rows(of), grown=lake.grown(of, after),
         whole=after is None, replaces=rebuild or after is not None or lake.rows(SESSIONS) > 0,
     )  # fmt: skip
     if after is not None and after < upto:
@@ -96,9 +103,10 @@ def change(context: Context, candidate: Candidate, manifest: SessionizeManifest)
     Raises:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
+    lake = context.lake
     context.upsert(
-        SESSIONS, candidate, "sessions", manifest.base, context.lake.app_id(SESSIONS, EVENTS),
-        manifest.upto, stored="_start_ts",
+        SESSIONS, candidate, "sessions", manifest.base,
+        lake.app_id(SESSIONS, lake.session_events()), manifest.upto, stored="_start_ts",
     )  # fmt: skip
 
 
@@ -109,7 +117,8 @@ def replace_all(context: Context, manifest: SessionizeManifest) -> None:
         Conflict: another run changed `silver.sessions` since the candidate was computed.
     """
     lake, base, staged = context.lake, manifest.base, manifest.staged or []
-    consumed, rule = lake.app_id(SESSIONS, EVENTS), context.source.sessions.rule_text()
+    consumed = lake.app_id(SESSIONS, lake.session_events())
+    rule = context.source.sessions.rule_text()
     if lake.property(SESSIONS, RULE_PROPERTY) == rule:
         foreign_columns.replace_rows(context, SESSIONS, staged, base, consumed, manifest.upto)
         return
@@ -131,9 +140,10 @@ def publish(context: Context, candidate: Candidate) -> Result:
     """
     lake, manifest = context.lake, candidate.manifest(SessionizeManifest)
     context.decide(manifest.plan)
-    result = Result(notes=manifest.notes, tables_in={EVENTS.full_name: manifest.upto})
+    of = lake.session_events()
+    result = Result(notes=manifest.notes, tables_in={of.full_name: manifest.upto})
     if not manifest.empty:
-        counts, consumed = manifest.counts, lake.app_id(SESSIONS, EVENTS)
+        counts, consumed = manifest.counts, lake.app_id(SESSIONS, of)
         if manifest.plan.publish is Publish.REPLACE:
             replace_all(context, manifest)
         elif manifest.plan.publish is Publish.APPEND:
@@ -144,9 +154,11 @@ def publish(context: Context, candidate: Candidate) -> Result:
         crash_points.point("sessionize.published")
         result.sessions_new, result.sessions_changed = counts.new, counts.changed
         result.sessions_retired, result.sessions_merged = counts.retired, counts.merged
-        result.runaways = counts.runaways
-    foreign.answer(context, SESSIONS, EVENTS)
+        result.sessions_relinked, result.runaways = counts.relinked, counts.runaways
+    foreign.answer(context, SESSIONS, of)
     if not manifest.empty:
         result.notes += balance.hold(context, SESSIONS)
+    for table in (IDENTITIES, PERSON_EVENTS) if of is PERSON_EVENTS else ():
+        result.tables[table.full_name] = lake.told(table)
     result.tables[SESSIONS.full_name] = lake.told(SESSIONS)
     return result

@@ -30,8 +30,8 @@ class Line:
     """One line of a log, in our terms, and the nights (0 to 2) on which it arrives.
 
     `at_s` counts from START on the clock that the log shows; `native_id` is used by sources with
-    `event_id`, `session` (null: none) by those with `source_session_id`; `fault` makes the line
-    unusable.
+    `event_id`, `session` (null: none) by those with `source_session_id`, `cookie` and `login` (null:
+    none) by those with `[identity]`; `fault` makes the line unusable.
     """
 
     at_s: int
@@ -41,6 +41,8 @@ class Line:
     tie: int | None = None
     native_id: int = 0
     fault: str | None = None
+    cookie: int | None = 0
+    login: int | None = 0
 
 
 History = tuple[Line, ...]
@@ -55,17 +57,55 @@ class Kind:
     native_rule: bool = False
     native_ids: bool = False
     local_times: bool = False
+    link: str | None = None
+    """`[identity] link`; null: users are known."""
+    max_days: float | None = None
     columns: tuple[str, ...] = field(default=())
+
+    def names(self, user: int) -> list[str]:
+        """All names by which a log may say whose a history's events are (`said`)."""
+        if self.link is None:
+            return [user_name(user)]
+        lines = [Line(0, 0, (), login=one) for one in LOGINS[1:]]
+        lines += [Line(0, 0, (), login=None, cookie=one) for one in COOKIES[1:]]
+        return [self.said(user, line) for line in lines]
+
+    def persons(self, user: int) -> list[str]:
+        """All persons whom a history's events may have in silver and gold."""
+        if self.link is None:
+            return [user_name(user)]
+        of_users = [self.said(user, Line(0, 0, (), login=one)) for one in LOGINS[1:]]
+        of_users = [f"~{name}" if name.startswith("anonymous:") else name for name in of_users]
+        return [*of_users, *(f"anonymous:c{user}-{one}" for one in COOKIES[1:])]
+
+    def said(self, user: int, line: Line) -> str:
+        """Whose a line is, by itself. (Some users have the name of an anonymous id.)"""
+        if self.link is None or line.login == 0:
+            return user_name(user)
+        if line.login is None:
+            return f"cookie c{user}-{line.cookie}"
+        return f"anonymous:c{user}-0" if user % 3 == 0 else f"{user_name(user)}+"
+
+    def cookie(self, user: int, line: Line) -> str:
+        """The anonymous id that is stored with a line; empty: none."""
+        return "" if self.link is None or line.cookie is None else f"c{user}-{line.cookie}"
+
+    def fault(self, line: Line) -> str | None:
+        nobody = self.link is not None and line.login is None and line.cookie is None
+        return "missing_user_id" if nobody else line.fault
 
     def fields(self, user: int, line: Line) -> list[str]:
         """The line's fields, as its log has them."""
-        name = quoted(user_name(user))
+        name = quoted(self.said(user, line))
+        if self.link is not None and line.login is None:
+            name = ""
         item = "" if line.fault == "missing_item_id" else f"i{line.item}"
         when = "soon" if line.fault == "bad_event_ts" else self.clock(line)
         texts = {
             "u": name, "i": item, "t": when, "n": "" if line.tie is None else str(line.tie),
             "s": "" if line.session is None else f"s{line.session}",
             "id": quoted(f"{user_name(user)}#{line.native_id}"),
+            "c": self.cookie(user, line),
         }  # fmt: skip
         return [texts[column] for column in self.columns]
 
@@ -86,7 +126,14 @@ class Kind:
             return (line.native_id,)
         session = line.session if "s" in self.columns else None
         tie = line.tie if "n" in self.columns else None
-        return (self.moment(line), line.item, session, tie)
+        whose: tuple[int | None, ...] = ()
+        if self.link is not None:
+            whose = (line.login, line.cookie if line.login is None else None)
+        return (self.moment(line), line.item, session, tie, *whose)
+
+    def placed(self, line: Line) -> tuple[Any, ...]:
+        """Of two lines of one event, the one with the smaller one survives."""
+        return (self.moment(line) if self.native_ids else 0, line.cookie is None, line.cookie or 0)
 
     def text(self, user: int, line: Line) -> str:
         return ",".join(self.fields(user, line))
@@ -124,6 +171,15 @@ on_exceed = "warn"
 NATIVE_SESSION, TIE, NATIVE_ID = 'source_session_id = "s"', 'tie_break = "n"', 'event_id = "id"'
 UNIX, LOCAL = 'unit = "s"', f'unit = "iso8601"\nzone = "{ZONE}"'
 GAP, NATIVE = "gap", "source_session_id"
+COOKIES, LOGINS = (None, 0, 1), (None, 0, 1)
+"""Devices, and those who use them, of a history."""
+
+
+def identity(link: str, max_days: float | None = None) -> str:
+    bound = "" if max_days is None else f"max_days = {max_days}"
+    return f'[identity]\nanonymous_id = "c"\nlink = "{link}"\n{bound}\n'
+
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -140,6 +196,21 @@ KINDS = {
         Kind(
             "native sessions", toml(f"{NATIVE_SESSION}\n{TIE}", UNIX, NATIVE),
             native_rule=True, columns=("u", "i", "t", "s", "n"),
+        ),
+        Kind(
+            "people", toml(TIE, UNIX, GAP) + identity("last"), link="last",
+            columns=("u", "c", "i", "t", "n"),
+        ),
+        Kind(
+            "people, the first login, native sessions and ids",
+            toml(f"{NATIVE_SESSION}\n{NATIVE_ID}", UNIX, NATIVE) + identity("first", 2.0),
+            native_rule=True, native_ids=True, link="first", max_days=2.0,
+            columns=("u", "c", "i", "t", "s", "id"),
+        ),
+        Kind(
+            "people, at most two days back, native ids",
+            toml(NATIVE_ID, UNIX, GAP) + identity("last", 2.0), native_ids=True, link="last",
+            max_days=2.0, columns=("u", "c", "i", "t", "id"),
         ),
     )
 }  # fmt: skip
@@ -176,6 +247,8 @@ def histories(draw: st.DrawFn) -> History:
                 tie=draw(st.sampled_from([None, None, 0, 1, -1])),
                 native_id=draw(st.sampled_from([number] * 6 + list(range(number)))),
                 fault=draw(st.sampled_from([None] * 19 + ["missing_item_id", "bad_event_ts"])),
+                cookie=draw(st.sampled_from([0, 0, 0, 0, 1, 1, None])),
+                login=draw(st.sampled_from([None, None, None, 0, 0, 1])),
             )
         )  # fmt: skip
     # An id that comes again has another time, on a clock with a missing hour too: which of two
@@ -243,16 +316,16 @@ def fate(kind: Kind, user: int, history: History, nights: Iterable[date | None])
         stored = dict(found.events)
         for line in arrived:
             text = kind.text(user, line)
-            if line.fault:
-                found.unusable.add((text, line.fault))
+            if fault := kind.fault(line):
+                found.unusable.add((text, fault))
                 continue
             identity, too_old = kind.identity(line), kind.moment(line).date() < oldest
             if identity not in stored and too_old:
                 found.late[text] = identity
             elif identity not in found.events:
                 found.events[identity] = line
-            elif kind.native_ids and not too_old:
-                found.events[identity] = min(found.events[identity], line, key=kind.moment)
+            elif (kind.native_ids or kind.link) and not too_old:
+                found.events[identity] = min(found.events[identity], line, key=kind.placed)
     return found
 
 
@@ -266,7 +339,8 @@ def smaller(history: History) -> list[History]:
         for simple in (
             replace(line, nights=line.nights[:1]), replace(line, nights=(0,)),
             replace(line, tie=None), replace(line, session=0), replace(line, item=0),
-            replace(line, fault=None), replace(line, native_id=at),
+            replace(line, fault=None), replace(line, native_id=at), replace(line, login=0),
+            replace(line, cookie=0),
         ):  # fmt: skip
             if simple != line:
                 found.append((*history[:at], simple, *history[at + 1 :]))

@@ -60,6 +60,42 @@ def expected_sessions(
         return rows
 
 
+def with_persons(events: pa.Table, link: str, max_days: float | None) -> pa.Table:
+    """Events of the log with their person as `user_id`."""
+    bound = "true" if max_days is None else f"first_us - us <= {round(max_days * 86_400_000_000)}"
+    latest = "coalesce(before, later)" if link == "last" else "first_user"
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        db.register("events", events)
+        found = db.sql(f"""
+            WITH logins AS (
+                SELECT anonymous_id, epoch_us(event_ts) AS us, max(user_id) AS user_id FROM events
+                WHERE user_id IS NOT NULL AND anonymous_id IS NOT NULL GROUP BY ALL
+            ), asked AS (
+                SELECT DISTINCT anonymous_id, epoch_us(event_ts) AS us FROM events
+                WHERE user_id IS NULL
+            ), told AS (
+                SELECT a.anonymous_id, a.us, min(l.us) AS first_us,
+                       arg_max(l.user_id, l.us) FILTER (l.us <= a.us) AS before,
+                       arg_min(l.user_id, l.us) FILTER (l.us > a.us) AS later,
+                       arg_min(l.user_id, l.us) AS first_user
+                FROM asked a JOIN logins l ON a.anonymous_id = l.anonymous_id GROUP BY ALL
+            ), named AS (
+                SELECT e.* EXCLUDE (user_id),
+                       coalesce(e.user_id, CASE WHEN {bound} THEN {latest} END) AS person
+                FROM events e LEFT JOIN told t
+                    ON e.user_id IS NULL AND e.anonymous_id = t.anonymous_id
+                    AND epoch_us(e.event_ts) = t.us
+            )
+            SELECT * EXCLUDE (person),
+                   CASE WHEN person IS NULL THEN 'anonymous:' || anonymous_id
+                        WHEN regexp_matches(person, '^~*anonymous:') THEN '~' || person
+                        ELSE person END AS user_id
+            FROM named
+        """)
+        return found.to_arrow_table()
+
+
 def expected_sequences(
     sessions: list[dict[str, Any]],
 ) -> dict[str, list[tuple[str, int]]]:

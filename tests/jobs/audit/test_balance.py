@@ -82,7 +82,7 @@ class World:
         return found
 
     def hold(self) -> list[str]:
-        return [said for target in balance.INPUT for said in balance.hold(self.context, target)]
+        return [said for target in balance.DERIVED for said in balance.hold(self.context, target)]
 
     def refused(self, target: Table) -> str:
         with pytest.raises(AuditFailed) as red:

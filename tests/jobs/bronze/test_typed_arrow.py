@@ -76,7 +76,8 @@ def some(count: int, times: tuple[str | None, ...], seed: int) -> list[dict[str,
             "user_id": pick(TEXTS), "item_id": pick(TEXTS), "event_ts": pick(times),
             "event_type": pick((*TEXTS, "show", "skip")), "value": pick(VALUES),
             "tie_break": pick(TIES), "source_session_id": pick(TEXTS), "event_id": pick(TEXTS),
-            "exposed_with": pick((None, None, None, [], ["a"])),
+            "exposed_with": pick((None, None, None, [], ["a"])), "anonymous_id": pick(TEXTS),
+            "filtered": pick((None,) * 9 + ("filtered",)),
             "kind": pick(("record",) * 9 + ("unparsable",)),
         }
         for _ in range(count)
@@ -100,15 +101,16 @@ def by_rule(spark: Any, batch: pa.RecordBatch, of: Source, oldest: date | None) 
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("native", [False, True], ids=["hash", "native"])
+@pytest.mark.parametrize("kind", ["hash", "native", "identity"])
 def test_everyday_lines_are_what_the_rule_says(
-    spark: Any, tmp_path: Path, unit: str, native: bool
+    spark: Any, tmp_path: Path, unit: str, kind: str
 ) -> None:
-    of = source(unit, columns={"event_id": "n"} if native else {})
+    who = {"identity": {"anonymous_id": "a"}} if kind == "identity" else {}
+    of = source(unit, columns={"event_id": "n"} if kind == "native" else {}, **who)
     oldest = date(2015, 5, 18)
     typing = Typing.of(of, oldest)
     assert typing is not None
-    batch = records(some(3000, (*TIMES, *[EVERYDAY[unit]] * 20), len(unit) + native))
+    batch = records(some(3000, (*TIMES, *[EVERYDAY[unit]] * 20), len(unit) + len(kind)))
     lines, left = everyday(typing, batch, tmp_path)
     ruled = by_rule(spark, batch, of, oldest).to_pylist()
     expected = {row["line"]: row for row in ruled}

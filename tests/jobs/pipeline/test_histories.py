@@ -24,7 +24,7 @@ from jobs.lake import time_slices
 from jobs.silver import audit as silver_audit
 from tests.support import histories
 from tests.support.histories import GAP_S, KINDS, MAX_EVENTS, MAX_HOURS, NIGHTS, Fate, History, Kind
-from tests.support.oracle import expected_sequences, expected_sessions
+from tests.support.oracle import expected_sequences, expected_sessions, with_persons
 from tests.support.spark_tools import Workshop
 
 HISTORIES = 252  # of each of two kinds: 504
@@ -86,12 +86,30 @@ class Mill:
         shop.land("grows.csv", before + "".join(f"{line}\n" for line in lines[:half]))
         shop.land(f"{night}.csv", "\n".join([head, *lines[half:]]) + "\n")
 
+    def accepted(self, fates: list[Fate]) -> dict[str, Any]:
+        """Whose each accepted event is, as the log says it, with its anonymous id."""
+        wanted: dict[str, Any] = defaultdict(list)
+        for user, one in enumerate(fates):
+            for line in one.events.values():
+                cookie = self.kind.cookie(user, line)
+                told = (self.kind.moment(line), f"i{line.item}", cookie)
+                wanted[self.kind.said(user, line)].append(told)
+        return {name: sorted(events) for name, events in wanted.items()}
+
     def differences(self, shop: Workshop, fates: list[Fate]) -> dict[int, str]:
-        user_of = {histories.user_name(user): user for user in range(len(fates))}
+        kind = self.kind
+        by_log, by_person = (
+            {name: user for user in range(len(fates)) for name in names(user)}
+            for names in (kind.names, kind.persons)
+        )
         found: dict[int, str] = {}
 
-        def compare(what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
-            for name, user in user_of.items():
+        def compare(
+            what: str, got: dict[str, Any], wanted: dict[str, Any],
+            users: dict[str, int] = by_person,
+        ) -> None:  # fmt: skip
+            assert not got.keys() - users.keys()
+            for name, user in users.items():
                 if got.get(name) != wanted.get(name):
                     found.setdefault(
                         user, f"{what}\n  got    {got.get(name)}\n  wanted {wanted.get(name)}"
@@ -101,20 +119,13 @@ class Mill:
             return shop.table(table).to_pyarrow_table()
 
         events = read(EVENTS)
-        accepted: dict[str, Any] = defaultdict(list)
-        for row in events.select(["user_id", "event_ts", "item_id"]).to_pylist():
-            accepted[row["user_id"]].append((row["event_ts"], row["item_id"]))
-        wanted: dict[str, Any] = {
-            name: sorted(
-                (self.kind.moment(line), f"i{line.item}") for line in fates[user].events.values()
-            )
-            for name, user in user_of.items()
-            if fates[user].events
-        }
-        compare("accepted events", {n: sorted(a) for n, a in accepted.items()}, wanted)
+        compare("accepted events", by_log_of(events), self.accepted(fates), by_log)
 
+        people = events
+        if kind.link is not None:
+            people = with_persons(events, kind.link, kind.max_days)
         expected = expected_sessions(
-            events, native=self.kind.native_rule, gap_s=GAP_S, max_hours=MAX_HOURS,
+            people, native=self.kind.native_rule, gap_s=GAP_S, max_hours=MAX_HOURS,
             max_events=MAX_EVENTS,
         )  # fmt: skip
         cut: dict[str, Any] = defaultdict(list)
@@ -124,7 +135,7 @@ class Mill:
             cut[row["user_id"]].append(
                 (row["session_id"], row["runaway"], [one["event_id"] for one in row["events"]])
             )
-        wanted = defaultdict(list)
+        wanted: dict[str, Any] = defaultdict(list)
         for row in expected:
             wanted[row["user_id"]].append((row["session_id"], row["runaway"], row["events"]))
         compare("sessions", {n: sorted(c) for n, c in cut.items()},
@@ -158,11 +169,22 @@ class Mill:
             for text, reason in one.unusable | {(text, "late") for text in late}:
                 if reason not in stored[text]:
                     found.setdefault(user, f"the line {text} is no reject for being {reason}")
+        for one in fates:  # (lines of nobody may have one text)
             for text, reason in one.unusable | {(text, "late") for text in one.late}:
                 stored[text].discard(reason)
         left = {text: reasons for text, reasons in stored.items() if reasons}
         assert not left, f"rejects that nothing explains: {left}"
         return found
+
+
+def by_log_of(events: pa.Table) -> dict[str, Any]:
+    """`Mill.accepted`, of `bronze.events`."""
+    found: dict[str, Any] = defaultdict(list)
+    for row in events.select(["user_id", "anonymous_id", "event_ts", "item_id"]).to_pylist():
+        name, cookie = row["user_id"], row["anonymous_id"]
+        told = (row["event_ts"], row["item_id"], cookie or "")
+        found[f"cookie {cookie}" if name is None else name].append(told)
+    return {name: sorted(events) for name, events in found.items()}
 
 
 def check(
@@ -191,7 +213,12 @@ def check(
 
 @pytest.mark.parametrize(
     ("name", "orders"),
-    [("gap", (True,)), ("native sessions and ids, local times", (False,))],
+    [
+        ("gap", (True,)),
+        ("native sessions and ids, local times", (False,)),
+        ("people", (True,)),
+        ("people, the first login, native sessions and ids", (True,)),
+    ],
 )
 def test_any_arrival_gives_the_oracles_tables(
     spark: Any, tmp_path: Path, name: str, orders: tuple[bool, ...]

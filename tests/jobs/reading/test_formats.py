@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from jobs.reading import byte_streams, json_texts
 from jobs.reading.readers import object_values, read_file
-from jobs.reading.stored import record_of
 from jobs.reading.records import CUT, FileFacts, Format
+from jobs.reading.stored import record_of
 from jobs.reading.typed_columns import same_kind
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
