@@ -110,7 +110,10 @@ def test_everyday_lines_are_what_the_rule_says(
     oldest = date(2015, 5, 18)
     typing = Typing.of(of, oldest)
     assert typing is not None
-    batch = records(some(3000, (*TIMES, *[EVERYDAY[unit]] * 20), len(unit) + len(kind)))
+    rows = some(3000, (*TIMES, *[EVERYDAY[unit]] * 20), len(unit) + len(kind))
+    if kind != "identity":
+        rows = [row | {"anonymous_id": None} for row in rows]
+    batch = records(rows)
     lines, left = everyday(typing, batch, tmp_path)
     ruled = by_rule(spark, batch, of, oldest).to_pylist()
     expected = {row["line"]: row for row in ruled}
