@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,8 +29,9 @@ from jobs.core.tables import EVENTS, FILES, FILTERED, REJECTS
 from jobs.lake import features, filesystem, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed, refuse_tables
+from jobs.lake.tasks import run
 from jobs.privacy.pseudonyms import privacy_of
-from jobs.reading import expressions, paths
+from jobs.reading import expressions, paths, ranges
 from jobs.reading.expressions import Names, computing_of, names_of
 from jobs.reading.readers import read_file, reader
 from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
@@ -166,42 +167,81 @@ def null_ids(context: Context) -> frozenset[str]:
     return frozenset(json.loads(stored or "[]"))
 
 
-def bins(chosen: list[tuple[str, int, int]], cores: int) -> list[list[str]]:
-    """Paths in groups of about equal bytes, one group a task: the largest files first."""
-    total = sum(size for _, size, _ in chosen)
-    count = max(1, min(len(chosen), max(cores, total // BIN_BYTES)))
-    groups: list[tuple[int, list[str]]] = [(0, []) for _ in range(count)]
-    for path, size, _ in sorted(chosen, key=lambda file: -file[1]):
+def bins(parts: list[tuple[ranges.Range, int]], cores: int) -> list[list[ranges.Range]]:
+    """Files, and ranges of them, in groups of about equal bytes, one group a task: the largest first.
+
+    Args:
+        parts: with their bytes.
+    """
+    total = sum(size for _, size in parts)
+    count = max(1, min(len(parts), max(cores, total // BIN_BYTES)))
+    groups: list[tuple[int, list[ranges.Range]]] = [(0, []) for _ in range(count)]
+    for part, size in sorted(parts, key=lambda one: -one[1]):
         lightest = min(range(count), key=lambda at: groups[at][0])
-        load, paths = groups[lightest]
-        groups[lightest] = (load + size + 100_000, [*paths, path])
-    return [paths for _, paths in groups]
+        load, inside = groups[lightest]
+        groups[lightest] = (load + size + 100_000, [*inside, part])
+    return [inside for _, inside in groups]
+
+
+def parts_of(
+    context: Context, fmt: Format, chosen: list[tuple[str, int, int]], whole: frozenset[str]
+) -> list[tuple[ranges.Range, int]]:
+    """The files to read, the large ones in ranges, with their bytes.
+
+    Args:
+        whole: files that are not cut.
+    """
+    todo = [
+        one
+        for path, size, _ in chosen
+        if path not in whole
+        for one in ranges.asked(fmt, path, size)
+    ]
+    cut = (
+        ranges.ranges(run(lambda: context.spark, ranges.measure, todo, ranges.MEASURED, "string"))
+        if todo
+        else []
+    )
+    sizes = {path: size for path, size, _ in chosen}
+    known = {one.path for one in cut}
+    found = [(ranges.Range(path), size) for path, size in sizes.items() if path not in known]
+    for one in cut:
+        end = sizes[one.path] if one.end < 0 else one.end
+        found.append((one, end - one.begin))
+    return found
 
 
 def parse(
     context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]], engine: Engine,
-    reload: bool = False,
+    reload: bool = False, whole: frozenset[str] = frozenset(),
 ) -> None:  # fmt: skip
     """Read files once: typed lines in the part `lines`, what the files were in `files.json`.
 
     The facts of files come out of the same pass as their lines, as files that the tasks write, and
     not as rows among the lines: every reader of lines would have to leave those out.
+
+    Args:
+        whole: files that are not read in ranges.
     """
     spark = context.enter(engine)
-    groups = bins(chosen, spark.sparkContext.defaultParallelism)
-    rows = [(path, group) for group, paths in enumerate(groups) for path in paths]
-    frame = spark.createDataFrame(rows, "path string, bin int")
-    paths = frame.repartitionById(len(groups), "bin").select("path")
     fmt = reading_format(context)
+    groups = bins(parts_of(context, fmt, chosen, whole), spark.sparkContext.defaultParallelism)
+    rows = [(*astuple(part), group) for group, parts in enumerate(groups) for part in parts]
+    frame = spark.createDataFrame(rows, f"{ranges.DDL}, bin int")
+    parts = frame.repartitionById(len(groups), "bin").drop("bin")
     filesystem.remove(candidate.path(TASKS_FACTS))  # (of an attempt that was killed)
     # Hashes of good lines find those that were rejects in an earlier reading of their file.
     hashed = reload or rejected_before(context, [path for path, *_ in chosen])
     taker = None if hashed else everyday(context, candidate)
-    records = paths.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS), taker), RECORD_DDL)
+    records = parts.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS), taker), RECORD_DDL)
     lines = typed_events(records, context.source, oldest_date(context), hashed)
     lines = exposures.joined(context, candidate, lines, engine)
     written = candidate.write("lines", lines, LINES_AS)
-    facts = facts_of_tasks(candidate, chosen)
+    facts = facts_of_tasks(context, candidate, chosen)
+    if going_on := {one.file for one in facts if one.unfinished}:
+        # (A record of several lines lies across the edge of two ranges.)
+        parse(context, candidate, chosen, engine, reload, whole | going_on)
+        return
     check_schema(context, facts, written)
     filesystem.write_text(candidate.path(DIGEST), context.source.digest())
     filesystem.write_text(candidate.path(FACTS), json.dumps([vars(one) for one in facts]))
@@ -254,17 +294,28 @@ def facts_read(candidate: Candidate) -> list[FileFacts]:
     return [FileFacts.of(one) for one in json.loads(filesystem.read_text(candidate.path(FACTS)))]
 
 
-def facts_of_tasks(candidate: Candidate, chosen: list[tuple[str, int, int]]) -> list[FileFacts]:
+def facts_of_tasks(
+    context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]
+) -> list[FileFacts]:
     """What each file was, as the tasks that read them wrote, in the order of the files' names."""
     paths = [path for path, *_ in filesystem.glob(f"{candidate.path(TASKS_FACTS)}/*.json")]
-    found: dict[str, FileFacts] = {}
-    lines: dict[str, list[str]] = {}
+    parts: dict[str, dict[int, FileFacts]] = {}
+    lines: dict[tuple[str, int], list[str]] = {}
     for path in sorted(paths, key=lambda one: int(PurePosixPath(one).stem)):
         told = json.loads(filesystem.read_text(path))
-        for stored in told["files"]:
+        for stored in map(FileFacts.of, told["files"]):
             # (A later attempt's word holds. It had the same files.)
-            found[stored["file"]] = FileFacts.of(stored)
-            lines[stored["file"]] = told["lines"]
+            parts.setdefault(stored.file, {})[stored.begin] = stored
+            lines[stored.file, stored.begin] = told["lines"]
+    found = {
+        file: ranges.together([facts for _, facts in sorted(of_file.items())])
+        for file, of_file in parts.items()
+    }
+    cut = [file for file, of_file in parts.items() if len(of_file) > 1]
+    for one in (
+        run(lambda: context.spark, ranges.hash_of, cut, ranges.HASHED, "string") if cut else ()
+    ):
+        found[one["path"]].sha256, found[one["path"]].size = one["sha256"], one["size"]
     wanted = {path for written in lines.values() for path in written}
     for path in candidate.files("lines"):
         if PurePosixPath(path).name.startswith(EVERYDAY) and path not in wanted:

@@ -8,9 +8,11 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from jobs.lake.filesystem import open_binary
 from jobs.reading import byte_streams
 from jobs.reading.byte_streams import Block, has_broken_bytes, printable
 from jobs.reading.csv_dialect import Dialect
+from jobs.reading.ranges import Range
 from jobs.reading.records import LONGEST_RECORD, Batches, FileFacts, Format, Unusable, positions
 
 MAX_RECORD_LINES = 1_000
@@ -119,18 +121,24 @@ class CsvRecords:
 
 
 def read_csv(
-    fmt: Format, stream: BinaryIO, facts: FileFacts, waits: Callable[[], bool] | None = None
-) -> Iterator[pa.RecordBatch]:
-    """The records of one CSV.
+    fmt: Format, stream: BinaryIO, facts: FileFacts, waits: Callable[[], bool] | None = None,
+    part: Range | None = None,
+) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    """The records of one CSV, or of a range of it.
 
     Args:
+        stream: of the range, if it is one.
         waits: as in `byte_streams.whole_lines`.
 
     Raises:
         Unusable: the header cannot be read, or has not the columns that the source file names.
     """
-    pieces = byte_streams.pieces(stream, fmt.encoding, fmt.longest_record, waits)
-    return _CsvFile(fmt, facts).read(pieces)
+    file, longest = _CsvFile(fmt, facts), fmt.longest_record
+    if part is not None and part.begin:
+        with open_binary(part.path) as head:
+            file.begin_at(byte_streams.pieces(head, fmt.encoding, longest), part.line)
+    pieces = byte_streams.pieces(stream, fmt.encoding, longest, waits)
+    return file.read(pieces, ends=part is None or part.last)
 
 
 class _CsvFile:
@@ -149,7 +157,22 @@ class _CsvFile:
         self.places: dict[str, int] | None = None
         """Our columns' places; None: the header was not read yet."""
 
-    def read(self, pieces: Iterable[Block | list[str]]) -> Iterator[pa.RecordBatch]:
+    def begin_at(self, head: Iterable[Block | list[str]], line: int) -> None:
+        """Learn the columns from the file's beginning, to read a range of it that begins after so
+        many lines."""
+        for piece in head:
+            for _ in self.after_header(piece):
+                pass
+            if self.places is not None:
+                break
+        self.batches.clear()
+        self.facts.lines, self.records.carry, self.records.next_line = 0, [], line + 1
+
+    def read(
+        self, pieces: Iterable[Block | list[str]], ends: bool = True
+    ) -> Iterator[pa.RecordBatch]:
+        """Args: ends: whether the file ends with the pieces; else a record that is not whole at their
+        end makes the range `unfinished`."""
         held: list[str] | None = None  # until it is known whether they are the last
         for piece in pieces:
             if held is not None:
@@ -164,9 +187,10 @@ class _CsvFile:
             else:
                 held = piece.lines() if isinstance(piece, Block) else piece
         # (A line that waits may be the end of a record of several lines: then all of them wait.)
-        waits = bool(self.facts.waiting)
+        waits = bool(self.facts.waiting) or not ends
         if held is not None or (self.records.carry and not waits):
             yield from self.lines(held or [], last=not waits)
+        self.facts.unfinished = not ends and bool(self.records.carry)
         yield from self.drained()
 
     def after_header(

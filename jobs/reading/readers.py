@@ -18,12 +18,13 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
 from jobs.lake.filesystem import facts as facts_of
-from jobs.lake.filesystem import open_binary, write_text
+from jobs.lake.filesystem import open_binary, open_seekable, write_text
 from jobs.reading import byte_streams, paths
 from jobs.reading.byte_streams import Block, has_broken_bytes, printable
 from jobs.reading.compression import decompressed
@@ -31,6 +32,7 @@ from jobs.reading.csv_reader import read_csv
 from jobs.reading.evaluate import evaluated
 from jobs.reading.json_blocks import JsonBlocks
 from jobs.reading.json_texts import read_json
+from jobs.reading.ranges import Limited, Range
 from jobs.reading.records import (
     Batches,
     FileFacts,
@@ -85,10 +87,10 @@ def read_lines(
     facts: FileFacts,
     values_of: Callable[[Format, str, FileFacts], dict[str, Any] | None],
     waits: Callable[[], bool] | None = None,
+    number: int = 0,
 ) -> Iterator[pa.RecordBatch]:
-    """Args: waits: as in `byte_streams.whole_lines`."""
+    """Args: waits: as in `byte_streams.whole_lines`; number: how many lines stand before."""
     batches = Batches(fmt, facts.file, facts)
-    number = 0
 
     def one_by_one(lines: Iterable[tuple[int, str]]) -> Iterator[pa.RecordBatch]:
         for at, line in lines:
@@ -134,9 +136,15 @@ def add_line(
     batches.add(number, printable(line), values)
 
 
-def read_text(fmt: Format, path: str, raw: BinaryIO, facts: FileFacts) -> Iterator[pa.RecordBatch]:
-    """The records of a file of text, compressed or not."""
-    stream, codec = decompressed(path, raw)
+def read_text(
+    fmt: Format, path: str, raw: BinaryIO, facts: FileFacts, part: Range | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The records of a file of text, compressed or not; or of a range of one that is not.
+
+    Args:
+        raw: of the range, if it is one.
+    """
+    stream, codec = (raw, None) if part is not None else decompressed(path, raw)
 
     def waits() -> bool:
         assert fmt.partial_since is not None
@@ -144,25 +152,33 @@ def read_text(fmt: Format, path: str, raw: BinaryIO, facts: FileFacts) -> Iterat
         return bool(facts.waiting)
 
     # (What is compressed ends whole.)
-    asked = None if fmt.partial_since is None or codec is not None else waits
+    ends_whole = codec is not None or (part is not None and not part.last)
+    asked = None if fmt.partial_since is None or ends_whole else waits
     if fmt.format == "csv":
-        return read_csv(fmt, stream, facts, asked)
+        return read_csv(fmt, stream, facts, asked, part)
     if fmt.format == "json":
         return read_json(fmt, stream, facts, object_values, asked)
     if fmt.format == "w3c":
         return read_w3c(fmt, stream, facts, asked)
     values_of = json_values if fmt.format == "jsonl" else log_values
-    return read_lines(fmt, stream, facts, values_of, asked)
+    return read_lines(fmt, stream, facts, values_of, asked, 0 if part is None else part.line)
 
 
-def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
-    """All records of one file.
+def read_file(
+    fmt: Format, path: str, facts: FileFacts, part: Range | None = None
+) -> Iterator[pa.RecordBatch]:
+    """All records of one file, or of a range of it.
 
     Args:
         facts: of this file; whole when the last record was taken. `error` is there instead of an
             exception.
     """
-    try:
+    with _as_facts(fmt, path, facts):
+        if part is not None:
+            with open_seekable(path) as file:
+                limited = io.BufferedReader(Limited(file, part.begin, part.end), 1 << 20)  # type: ignore[type-var]
+                yield from _told(fmt, read_text(fmt, path, limited, facts, part), facts)  # type: ignore[arg-type]
+            return
         with open_binary(path) as raw:
             hashing = byte_streams.Hashing(raw)
             stream: BinaryIO = io.BufferedReader(hashing, 1 << 20)  # type: ignore[type-var,assignment]
@@ -174,14 +190,28 @@ def read_file(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBat
                 batches = read_avro(fmt, stream, facts)
             else:
                 batches = read_text(fmt, path, stream, facts)
-            for batch in evaluated(fmt, batches, facts):
-                facts.look_at(batch)
-                if fmt.unit is not None:
-                    facts.count_units(batch)
-                yield batch
+            yield from _told(fmt, batches, facts)
             while hashing.read(1 << 20):
                 pass
             facts.size, facts.sha256 = hashing.size, hashing.digest.hexdigest()
+
+
+def _told(
+    fmt: Format, batches: Iterable[pa.RecordBatch], facts: FileFacts
+) -> Iterator[pa.RecordBatch]:
+    """Records with what is computed, noted in the facts."""
+    for batch in evaluated(fmt, batches, facts):
+        facts.look_at(batch)
+        if fmt.unit is not None:
+            facts.count_units(batch)
+        yield batch
+
+
+@contextmanager
+def _as_facts(fmt: Format, path: str, facts: FileFacts) -> Iterator[None]:
+    """What goes wrong becomes the facts' `error`."""
+    try:
+        yield
     except Unusable as error:
         facts.error = str(error)
     except (
@@ -220,7 +250,7 @@ class Taker(Protocol):
 def reader(
     fmt: Format, facts_folder: str, taker: Callable[[int], Taker] | None = None
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
-    """For `mapInArrow` over a frame with one column of paths: their records.
+    """For `mapInArrow` over a frame of ranges (`ranges.DDL`): their records.
 
     Args:
         facts_folder: each attempt of a task writes the facts of its files here, as one JSON file
@@ -229,15 +259,16 @@ def reader(
             it leaves.
     """
 
-    def read(paths: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def read(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         found: list[FileFacts] = []
         taking = None
-        for batch in paths:
-            for path in batch.column(0).to_pylist():
+        for batch in rows:
+            for row in batch.to_pylist():
                 taking = taker(_attempt()) if taker and taking is None else taking
-                facts = FileFacts(path)
-                records = taken(read_file(fmt, path, facts), facts, fmt, taking)
-                yield from records
+                part = Range(**row)
+                facts = FileFacts(part.path, begin=part.begin)
+                records = read_file(fmt, part.path, facts, None if part.whole else part)
+                yield from taken(records, facts, fmt, taking)
                 found.append(facts)
         if found:
             written = [] if taking is None else taking.close()

@@ -167,6 +167,10 @@ class FileFacts:
     unjudged: int = 0
     """Lines of which `source.keep` could not be computed."""
     first_unjudged: int | None = None
+    begin: int = 0
+    """Where a range of a large file begins (bytes)."""
+    unfinished: bool = False
+    """Whether a range ended inside a record."""
     bytes: int = 0
     """As the landing was listed, before the file was read; so is `modified_ms`."""
     modified_ms: int = 0
@@ -354,9 +358,12 @@ class Batches:
             [pa.array(self.columns[one.name], one.type) for one in self.fmt.schema],
             schema=self.fmt.schema,
         )
+        self.clear()
+        return batch
+
+    def clear(self) -> None:
         self.columns = {name: [] for name in self.fmt.schema.names}
         self.chars = 0
-        return batch
 
 
 def too_long(fmt: Format, raw: str, values: dict[str, Any] | None) -> bool:

@@ -84,11 +84,13 @@ def test_facts_of_files_are_not_among_their_lines(spark: Any, tmp_path: Path) ->
 def test_of_two_attempts_of_a_task_the_later_says_what_a_file_was(
     spark: Any, tmp_path: Path
 ) -> None:
-    candidate = Workshop(spark, tmp_path, CLICKS).context(batch="b").candidate(EVENTS)
+    context = Workshop(spark, tmp_path, CLICKS).context(batch="b")
+    candidate = context.candidate(EVENTS)
     for attempt, lines in ((9, 1), (10, 2)):
-        text = json.dumps([{"file": "a.csv", "lines": lines, "of another version": 1}])
+        files = [{"file": "a.csv", "lines": lines, "of another version": 1}]
+        text = json.dumps({"files": files, "lines": []})
         filesystem.write_text(candidate.path(f"{landing.TASKS_FACTS}/{attempt}.json"), text)
-    [found] = landing.facts_of_tasks(candidate, [("a.csv", 3, 4)])
+    [found] = landing.facts_of_tasks(context, candidate, [("a.csv", 3, 4)])
     assert (found.lines, found.bytes, found.modified_ms) == (2, 3, 4)
 
 

@@ -4,7 +4,7 @@ import bz2
 import gzip
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jobs.privacy.pseudonyms import Privacy
 from jobs.reading import byte_streams, csv_reader, readers, records
+from jobs.reading.ranges import Range
 from jobs.reading.readers import read_file
 from jobs.reading.records import FileFacts, Format
 from jobs.reading.stored import record_of
@@ -115,7 +116,7 @@ def test_lines_of_forgotten_people_are_counted_apart_in_the_facts(
     secret = Privacy(b"k" * 32, "clicks", False, frozenset())
     ann = replace(secret, forgotten=frozenset([secret.pseudonym("ann")]))
     monkeypatch.setattr(readers, "_attempt", lambda: 7)
-    frame = pa.record_batch({"path": list(map(str, paths))})
+    frame = pa.RecordBatch.from_pylist([asdict(Range(str(path))) for path in paths])
     batches = readers.reader(replace(CSV, privacy=ann), str(tmp_path / "facts"))([frame])
     assert [row["user_id"] for batch in batches for row in batch.to_pylist()] == ["bob", "bob"]
     told = json.loads((tmp_path / "facts" / "7.json").read_text())["files"]
