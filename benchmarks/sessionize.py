@@ -6,7 +6,7 @@ Generates its events (a user per 100 events, Zipf items, bursty gaps), loads the
 jobs, then times the rebuild of `silver.sessions` from `bronze.events` in turns with DuckDB's and
 Polars' own gap queries over the same events writing Parquet, all on the same cores. Then come nights of
 0.5 % of the events each (or `--night-events`), a tenth of them late, a tenth delivered before. JVM
-start apart; medians, and the range; raw lines once cold (the first job of the application) and then
+start apart; medians, and the range; the history from CSV and from Parquet; raw lines once cold (the first job of the application) and then
 warm. Memory is resident bytes, summed over processes: the jobs' (driver, JVM, Python workers) apart
 from those of the process in which DuckDB and Polars run. Needs about 200 bytes of disk an event in
 TMPDIR.
@@ -115,17 +115,17 @@ def generate_night(history: Path, file: Path, count: int, users: int, after: int
     """)
 
 
-def generate_csv(history: Path, folder: Path, lines: int) -> None:
-    """Raw lines, one in a hundred unusable, in two files."""
+def generate_csv(history: Path, folder: Path, lines: int, files: int = 2) -> None:
+    """Raw lines, one in a hundred unusable."""
     import duckdb
 
     db = duckdb.connect()
     folder.mkdir(parents=True)
-    for part in range(2):
+    for part in range(files):
         db.sql(f"""
             COPY (SELECT user_id, CASE WHEN random() < .01 THEN '' ELSE item_id END AS item_id,
                          epoch(ts)::BIGINT AS ts
-                  FROM '{history}/*.parquet' LIMIT {lines // 2} OFFSET {part * lines // 2})
+                  FROM '{history}/*.parquet' LIMIT {lines // files} OFFSET {part * (lines // files)})
             TO '{folder}/{part}.csv' (FORMAT csv, HEADER)
         """)
 
@@ -280,14 +280,18 @@ def bench(args: argparse.Namespace, folder: Path, apart: Callable[..., Any]) -> 
 
     watch = Balance()
 
-    def chain(day: date | None = None) -> dict[str, float]:
+    def chain(
+        day: date | None = None, name: str = "bench", files: Path = landing / "*.parquet"
+    ) -> dict[str, float]:
         seconds = {}
         watch.begin()
         for job in ("ingest", "sessionize", "items", "sequences"):
-            one = context("bench", landing / "*.parquet", "parquet", day)
+            one = context(name, files, files.suffix[1:], day)
             seconds[job] = round(timed(one_job, one, job, "all", {}), 2)
         watch.end(one)
-        say(f"{day or 'history'}: {seconds}, of which the balance {watch.seconds[-1]:.2f}")
+        say(
+            f"{day or 'history'} ({files.suffix[1:]}): {seconds}, of which the balance {watch.seconds[-1]:.2f}"
+        )
         return seconds
 
     spark.range(1000).selectExpr("sum(id)").collect()
@@ -299,6 +303,13 @@ def bench(args: argparse.Namespace, folder: Path, apart: Callable[..., Any]) -> 
         shutil.rmtree(lake_root / f"raw{turn}")
     first_s, ingest_s = raw[0], statistics.median(raw[1:])
 
+    from_csv: dict[str, float] = {}
+    if args.csv_chain:
+        apart(generate_csv, history, folder / "csv", events, 8)
+        from_csv = chain(None, "csv", folder / "csv" / "*.csv")
+        shutil.rmtree(folder / "csv")
+        shutil.rmtree(lake_root / "csv")
+        watch.seconds.clear()
     past = chain()
     lake_bytes = size_of(lake_root / "bench")
 
@@ -337,6 +348,10 @@ def bench(args: argparse.Namespace, folder: Path, apart: Callable[..., Any]) -> 
         ),
         "validate_over_sessionize": round(median["audit"] / median["spark"], 3),
         "chain_s": round(sum(past.values()), 2), "chain": past,
+        "chain_over_duckdb": round(sum(past.values()) / median["duckdb"], 2),
+        "chain_of_csv_s": round(sum(from_csv.values()), 2), "chain_of_csv": from_csv,
+        "chain_of_csv_over_duckdb": round(sum(from_csv.values()) / median["duckdb"], 2),
+        "night_over_duckdb": round(statistics.median(all_nights) / median["duckdb"], 3),
         "night_events": night_events, "night_s": spread(all_nights), "night": night,
         "night_without_sequences_s": spread(
             [sum(one.values()) - one["sequences"] for one in nights]
@@ -362,6 +377,10 @@ def main() -> None:
     )
     parser.add_argument("--nights", type=int, default=3, help="nights one after another")
     parser.add_argument("--repeat", type=int, default=5, help="turns of Spark, DuckDB, Polars")
+    parser.add_argument(
+        "--csv-chain", action=argparse.BooleanOptionalAction, default=True,
+        help="the history once more, from CSV lines of which one in a hundred is unusable",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     args = parser.parse_args()
     memory = PeakMemory()
