@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, suite
-from jobs.bronze import checks, exposures, landing, quality
+from jobs.bronze import checks, exposures, file_order, landing, quality
 from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.manifest import Counts, IngestManifest, version_of
 from jobs.bronze.rejects import (
@@ -224,7 +224,8 @@ def fill_events(
     rows = judge(usable, stored, oldest)
     if manifest.reload:
         rows = late_before(context, rows)
-    judged = candidate.write("judged", ranked(rows))
+    in_files = context.source.columns.file_order
+    judged = candidate.write("judged", ranked(rows, in_files))
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
     first = F.col("usable") & (F.col("rank") == 1)
@@ -234,11 +235,17 @@ def fill_events(
         F.count_if(first & F.col("replaces")).alias("replaced"), F.count_if(again).alias("again")
     ).first()
     assert counted is not None
-    choice = replace(choice, replaces=counted["replaced"] > 0)
-    manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
+    replaces = counted["replaced"] > 0
+    if in_files:
+        events = events.select(*EVENTS.columns, "replaces", "stored_ts", "line")
+        base = manifest.base[EVENTS.full_name]
+        events = candidate.write("placed", file_order.regrouped(context, events, base))
+        replaces = replaces or bool(events.where("replaces").head(1))
+    choice = replace(choice, replaces=replaces)
+    manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = laid_out(events.select(*EVENTS.columns, "replaces", "stored_ts"), context)
     if manifest.plan.publish is Publish.APPEND:
         manifest.staged = context.lake.stage(EVENTS, events, context.run_id)
@@ -278,8 +285,9 @@ def fill_by_slices(
     lake, spark, read = context.lake, context.spark, manifest.counts.read
     folder = staging(context.run_id)
     layer = bronze_first_load.Layer(
-        EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started
-    )
+        EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started,
+        context.source.columns.file_order,
+    )  # fmt: skip
     cores = spark.sparkContext.defaultParallelism
     known = time_slices.extents(
         [path for path, *_ in filesystem.glob(f"{candidate.path('lines')}/*.parquet")]

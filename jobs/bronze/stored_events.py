@@ -10,7 +10,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.bronze import first_load as bronze_first_load
+from jobs.bronze.file_order import line_of
 from jobs.core.lateness import is_late, oldest_date
+from jobs.core.source_file import Source
 from jobs.core.tables import CHANGED_EVENTS, EVENTS, REJECTS, RUNS
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.change_feed import GONE, TYPE
@@ -18,18 +20,28 @@ from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import FeedGone
 from jobs.lake.tasks import run
 
+STORED = {"event_id": "string", "stored_ts": "timestamp", "stored_hash": "string"}
+"""What is looked up of stored events; `stored_hash` is the id where an id is a hash of its line."""
+PLACE = {"stored_file": "string", "stored_tie": "bigint"}
+"""And this, where events are in the order of their files."""
+
+
+def looked_up_of(source: Source) -> dict[str, str]:
+    return STORED | PLACE if source.columns.file_order else STORED
+
 
 def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
     """Tell each usable line's fate: columns `stored`, `too_old`, `late`, and what is stored.
 
     Args:
         lines: usable typed lines.
-        stored: `event_id, stored_ts, stored_hash` of events that the table has, or None: empty.
+        stored: `STORED` of events that the table has, or None: empty.
         oldest: the oldest date that is not late, per line; null: nothing is.
     """
     if stored is None:
+        nothing = (STORED | PLACE).items()
         lines = lines.withColumns(
-            {"stored_ts": F.lit(None).cast("timestamp"), "stored_hash": F.lit(None).cast("string")}
+            {name: F.lit(None).cast(kind) for name, kind in nothing if name != "event_id"}
         )
     else:
         lines = lines.join(stored, "event_id", "left")
@@ -89,7 +101,9 @@ def changed_by_others(context: Context) -> DataFrame | None:
         return None
     first, nothing = F.lit("0001-01-01 00:00:00").cast("timestamp"), F.lit("")
     rows = context.lake.read(CHANGED_EVENTS).select("event_id")
-    return rows.withColumns({"stored_ts": first, "stored_hash": nothing})
+    more = {name: F.lit(None).cast(kind) for name, kind in PLACE.items()}
+    more = more if context.source.columns.file_order else {}
+    return rows.withColumns({"stored_ts": first, "stored_hash": nothing} | more)
 
 
 def with_changed(context: Context, stored: DataFrame | None) -> DataFrame | None:
@@ -149,12 +163,12 @@ def stored_by_time(
     context: Context, candidate: Candidate, lines: DataFrame, version: int
 ) -> DataFrame | None:
     """`stored_events` where an id is a hash of its line: the events that have a time of a line."""
-    from jobs.bronze.typed_events import HASHED, row_hash
+    from jobs.bronze.typed_events import HASHED, hashed, row_hash
 
     lake = context.lake
     if lake.rows(EVENTS) == 0:
         return None
-    schema = "event_id string, stored_ts timestamp, stored_hash string"
+    schema = ", ".join(f"{name} {kind}" for name, kind in looked_up_of(context.source).items())
     times = candidate.arrow("lines", ["event_ts", "reason"])
     times = (
         times.filter(pc.is_null(times["reason"]))
@@ -169,16 +183,25 @@ def stored_by_time(
     first, last = (time_slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
     old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
     paths = [one.path for one in old if one.last_us("event_ts") >= first]
+    columns = (*HASHED, "ingest_file") if context.source.columns.file_order else HASHED
     look = bronze_first_load.AtTimes(
-        candidate.path("times.parquet"), HASHED, candidate.path("stored")
+        candidate.path("times.parquet"), columns, candidate.path("stored")
     )
     found = run(lambda: context.spark, look, paths, "path string", "string")
     if not found:
         return context.spark.createDataFrame([], schema)
-    ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in HASHED)
+    ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in columns)
     rows = context.spark.read.schema(ddl).parquet(*(one["path"] for one in found))
-    rows = rows.select(row_hash().alias("event_id"), F.col("event_ts").alias("stored_ts"))
-    return F.broadcast(rows.withColumn("stored_hash", F.col("event_id")))
+    rows = rows.withColumn("event_id", row_hash(hashed(context.source)))
+    return F.broadcast(looked_up(rows, F.col("event_id"), context.source))
+
+
+def looked_up(events: DataFrame, digest: Column, source: Source) -> DataFrame:
+    """What `looked_up_of` names, of events of the table."""
+    found = {"event_id": F.col("event_id"), "stored_ts": F.col("event_ts"), "stored_hash": digest}
+    if source.columns.file_order:
+        found |= {"stored_file": F.col("ingest_file"), "stored_tie": F.col("tie_break")}
+    return events.select(*(column.alias(name) for name, column in found.items()))
 
 
 def stored_events(
@@ -189,7 +212,7 @@ def stored_events(
     An id that is a hash of its line has the line's time: only those times are read. A native id
     may stand on any date.
     """
-    from jobs.bronze.typed_events import row_hash
+    from jobs.bronze.typed_events import hashed, row_hash
 
     if context.lake.rows(EVENTS) == 0:
         return None
@@ -202,18 +225,29 @@ def stored_events(
         events = events.where(F.col("event_ts").between(first, last))
         digest: Column = F.col("event_id")
     else:
-        digest = row_hash()
-    return events.select(
-        "event_id", F.col("event_ts").alias("stored_ts"), digest.alias("stored_hash")
-    )
+        digest = row_hash(hashed(context.source))
+    return looked_up(events, digest, context.source)
 
 
-def ranked(judged: DataFrame) -> DataFrame:
+def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
     """Rank the lines that may become events: new ids, and native ids whose smaller line arrived
-    now (`replaces`). Rank 1 of the `usable` lines of an id is the event."""
-    smaller = F.struct("event_ts", "row_hash") < F.struct(
-        F.col("stored_ts").alias("event_ts"), F.col("stored_hash").alias("row_hash")
-    )
+    now (`replaces`). Rank 1 of the `usable` lines of an id is the event.
+
+    Args:
+        file_order: whether of equal lines the first by file and line is the smallest.
+    """
+    theirs = {"event_ts": "stored_ts", "row_hash": "stored_hash"}
+    smaller = F.struct(*theirs) < F.struct(*(F.col(old).alias(n) for n, old in theirs.items()))
+    if file_order:
+        equal = (F.col("event_ts") == F.col("stored_ts")) & (
+            F.col("row_hash") == F.col("stored_hash")
+        )
+        place = F.struct("file", "line")
+        before = F.struct(
+            F.col("stored_file").alias("file"), line_of(F.col("stored_tie")).alias("line")
+        )
+        # (Of an event that was stored under another rule nobody knows the line.)
+        smaller = smaller | (equal & (F.col("stored_tie").isNull() | (place < before)))
     replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
     order = Window.partitionBy("event_id", "usable").orderBy("event_ts", "row_hash", "file", "line")
     fresh = ~F.col("stored") & ~F.col("late") & ~F.col("too_old")

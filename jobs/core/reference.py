@@ -71,10 +71,12 @@ def _default(value: Any) -> str:
 
 def _kind(about: dict[str, Any]) -> tuple[str, str]:
     """The type of a key, and which of its values are allowed, from its JSON schema."""
-    several = [one for one in about.get("anyOf", ()) if one["type"] != "null"]
+    several = [one for one in about.get("anyOf", ()) if one.get("type") != "null"]
     if len(several) > 1:
         return " or ".join(_kind(one)[0] for one in several), ""
     about = several[0] if several else about
+    if "$ref" in about:
+        return "table", ""
     if "enum" in about:
         return "text", ", ".join(f"`{one}`" for one in about["enum"])
     if about["type"] == "array":

@@ -144,6 +144,12 @@ class SourcePart(Part):
 ColumnName = Annotated[str, Field(min_length=1)]
 
 
+class FileOrder(Part):
+    """The order in which the log's files have the events."""
+
+    order: Literal["file"]
+
+
 class ColumnsPart(Part):
     """Which column of the log is which of ours. `a.b` is a field of nested JSON."""
 
@@ -164,8 +170,9 @@ class ColumnsPart(Part):
     """A number, such as a rating or a quantity; read by conditions of `[feedback]`."""
     event_id: ColumnName | None = None
     """The log's own id of the event. Without it, the id is a hash of all mapped columns."""
-    tie_break: ColumnName | None = None
-    """A whole number that orders events of one user and time."""
+    tie_break: ColumnName | FileOrder | None = None
+    """A whole number that orders events of one user and time. `{ order = "file" }`: they are in the
+    order of file name and line; of an event that came several times, of the first of these."""
 
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, for the columns that are mapped; `event_ts_2` is the second
@@ -174,9 +181,14 @@ class ColumnsPart(Part):
         for ours, theirs in self:
             if isinstance(theirs, list):
                 found |= {ours: theirs[0], f"{ours}_2": theirs[1]}
-            elif theirs is not None:
+            elif isinstance(theirs, str):
                 found[ours] = theirs
         return found
+
+    @property
+    def file_order(self) -> bool:
+        """Whether events of one user and time are in the order of their files."""
+        return isinstance(self.tie_break, FileOrder)
 
 
 def _zone(value: object) -> object:

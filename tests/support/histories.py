@@ -55,6 +55,7 @@ class Kind:
     native_rule: bool = False
     native_ids: bool = False
     local_times: bool = False
+    file_order: bool = False
     columns: tuple[str, ...] = field(default=())
 
     def fields(self, user: int, line: Line) -> list[str]:
@@ -121,6 +122,7 @@ on_exceed = "warn"
 """
 
 
+IN_FILES = 'tie_break = { order = "file" }'
 NATIVE_SESSION, TIE, NATIVE_ID = 'source_session_id = "s"', 'tie_break = "n"', 'event_id = "id"'
 UNIX, LOCAL = 'unit = "s"', f'unit = "iso8601"\nzone = "{ZONE}"'
 GAP, NATIVE = "gap", "source_session_id"
@@ -140,6 +142,11 @@ KINDS = {
         Kind(
             "native sessions", toml(f"{NATIVE_SESSION}\n{TIE}", UNIX, NATIVE),
             native_rule=True, columns=("u", "i", "t", "s", "n"),
+        ),
+        Kind("order in files", toml(IN_FILES, UNIX, GAP), file_order=True, columns=("u", "i", "t")),
+        Kind(
+            "order in files, native ids", toml(f"{IN_FILES}\n{NATIVE_ID}", UNIX, GAP),
+            native_ids=True, file_order=True, columns=("u", "i", "t", "id"),
         ),
     )
 }  # fmt: skip
@@ -254,6 +261,31 @@ def fate(kind: Kind, user: int, history: History, nights: Iterable[date | None])
             elif kind.native_ids and not too_old:
                 found.events[identity] = min(found.events[identity], line, key=kind.moment)
     return found
+
+
+Delivery = tuple[str, int, str, int]
+"""A line's text, and the night, the file and the line with which it came."""
+
+
+def in_order_of_files(
+    kind: Kind, user: int, found: Fate, deliveries: Iterable[Delivery], nights: list[date | None]
+) -> list[tuple[datetime, str]]:
+    """Time and item of a user's events, those of one time in the order of file and line: of all
+    deliveries of the event that were not too old on their night, the first."""
+    first: dict[str, list[tuple[int, tuple[str, int]]]] = {}
+    for text, night, file, line in deliveries:
+        first.setdefault(text, []).append((night, (file, line)))
+    placed = []
+    for line in found.events.values():
+        moment = kind.moment(line)
+        places = [
+            place
+            for night, place in first[kind.text(user, line)]
+            for day in [nights[night] if len(nights) > 1 else None]
+            if day is None or moment.date() >= day - timedelta(days=LATENESS_DAYS)
+        ]
+        placed.append((moment, min(places), f"i{line.item}"))
+    return [(moment, item) for moment, _, item in sorted(placed)]
 
 
 # -- shrinking -----------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Mill:
             return {}
         folder = self.folder / str(next(self.numbers))
         folder.mkdir()
+        self.deliveries: list[histories.Delivery] = []
         shop = Workshop(self.spark, folder, self.kind.toml)
         nights = NIGHTS if by_nights else [None]
         fates = [
@@ -67,7 +68,7 @@ class Mill:
                 if next(self.turns) % 2:
                     patch.setattr(time_slices, "parted", lambda *_: None)
                 shop.run()
-        return self.differences(shop, fates)
+        return self.differences(shop, fates, nights)
 
     def land(self, shop: Workshop, batch: list[History], night: int) -> None:
         """What arrives on a night: a new file, and an older one that has grown."""
@@ -83,10 +84,32 @@ class Mill:
         grown = shop.landing / "grows.csv"
         head = ",".join(self.kind.columns)
         before = grown.read_text() if grown.exists() else head + "\n"
+        at = before.count("\n") + 1
         shop.land("grows.csv", before + "".join(f"{line}\n" for line in lines[:half]))
         shop.land(f"{night}.csv", "\n".join([head, *lines[half:]]) + "\n")
+        for file, first, some in (
+            ("grows.csv", at, lines[:half]),
+            (f"{night}.csv", 2, lines[half:]),
+        ):
+            path = str(shop.landing / file)
+            self.deliveries += [(line, night, path, n) for n, line in enumerate(some, first)]
 
-    def differences(self, shop: Workshop, fates: list[Fate]) -> dict[int, str]:
+    def orders(
+        self, events: pa.Table, user_of: dict[str, int], fates: list[Fate], nights: list[Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Each user's events by time and `tie_break`, and by time, file and line."""
+        rows = events.sort_by([("event_ts", "ascending"), ("tie_break", "ascending")])
+        placed: dict[str, Any] = defaultdict(list)
+        for row in rows.select(["user_id", "event_ts", "item_id"]).to_pylist():
+            placed[row["user_id"]].append((row["event_ts"], row["item_id"]))
+        wanted = {
+            name: histories.in_order_of_files(self.kind, user, fates[user], self.deliveries, nights)
+            for name, user in user_of.items()
+            if fates[user].events
+        }
+        return placed, wanted
+
+    def differences(self, shop: Workshop, fates: list[Fate], nights: list[Any]) -> dict[int, str]:
         user_of = {histories.user_name(user): user for user in range(len(fates))}
         found: dict[int, str] = {}
 
@@ -112,6 +135,9 @@ class Mill:
             if fates[user].events
         }
         compare("accepted events", {n: sorted(a) for n, a in accepted.items()}, wanted)
+
+        if self.kind.file_order:
+            compare("order in files", *self.orders(events, user_of, fates, nights))
 
         expected = expected_sessions(
             events, native=self.kind.native_rule, gap_s=GAP_S, max_hours=MAX_HOURS,
@@ -191,7 +217,11 @@ def check(
 
 @pytest.mark.parametrize(
     ("name", "orders"),
-    [("gap", (True,)), ("native sessions and ids, local times", (False,))],
+    [
+        ("gap", (True,)),
+        ("native sessions and ids, local times", (False,)),
+        ("order in files", (True, False)),
+    ],
 )
 def test_any_arrival_gives_the_oracles_tables(
     spark: Any, tmp_path: Path, name: str, orders: tuple[bool, ...]
