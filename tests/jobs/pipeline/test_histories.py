@@ -109,6 +109,16 @@ class Mill:
         }
         return placed, wanted
 
+    def count_items(self, events: pa.Table, items: dict[int, dict[str, Any]]) -> None:
+        counted: dict[str, tuple[int, datetime]] = {}
+        for row in events.select(["item_id", "event_ts"]).to_pylist():
+            count, first = counted.get(row["item_id"], (0, row["event_ts"]))
+            counted[row["item_id"]] = (count + 1, min(first, row["event_ts"]))
+        for item in items.values():
+            assert (item["event_count"], item["first_seen_ts"]) == counted.get(
+                item["item_id"], (0, item["first_seen_ts"])
+            )
+
     def differences(self, shop: Workshop, fates: list[Fate], nights: list[Any]) -> dict[int, str]:
         user_of = {histories.user_name(user): user for user in range(len(fates))}
         found: dict[int, str] = {}
@@ -167,15 +177,7 @@ class Mill:
         }
         compare("sequences", found_sequences, expected_sequences(expected))
 
-        counted: dict[str, tuple[int, datetime]] = {}
-        for row in events.select(["item_id", "event_ts"]).to_pylist():
-            count, first = counted.get(row["item_id"], (0, row["event_ts"]))
-            counted[row["item_id"]] = (count + 1, min(first, row["event_ts"]))
-        for item in indexed.values():
-            assert (item["event_count"], item["first_seen_ts"]) == counted.get(
-                item["item_id"], (0, item["first_seen_ts"])
-            )
-
+        self.count_items(events, indexed)
         stored: dict[str, set[str]] = defaultdict(set)
         for row in read(REJECTS).to_pylist():
             stored[row["raw"]].add(row["reason"])
