@@ -151,7 +151,8 @@ class FileOrder(Part):
 
 
 class ColumnsPart(Part):
-    """Which column of the log is which of ours. `a.b` is a field of nested JSON."""
+    """Which column of the log is which of ours. `a.b` is a field inside another (JSON, Parquet, ORC,
+    Avro)."""
 
     user_id: ColumnName
     """Who acted."""
