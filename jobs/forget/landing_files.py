@@ -43,26 +43,20 @@ def from_landing(context: Context, person: Person) -> int:
         return 0  # (a table of others: whoever writes it deletes the rows)
     ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
     for path, size, modified in landing.landing_files(replace(context, day=None)):
-        bad, starts = _lines_of(fmt, path, person)
-        if not bad:
+        data, gone = without_person(fmt, path, person)
+        if not gone:
             continue
         known = ledger.get(path)
         told = known is not None and (known["size"], known["modified_ms"]) == (size, modified)
-        if fmt.format in TYPED:
-            data = _without_rows(fmt, path, bad)
-        elif fmt.format == "json":
-            data = _without_objects(fmt, path, person)
-        else:
-            data = _without(fmt, path, bad, starts)
         _put(path, data)
-        removed += len(bad)
+        removed += gone
         if known is not None and told:
             size, modified = filesystem.facts(path)
             known |= {
                 "size": size,
                 "modified_ms": modified,
                 "sha256": hashlib.sha256(data).hexdigest(),
-                "lines": known["lines"] - len(bad),
+                "lines": known["lines"] - gone,
             }
             known["columns"] = list(dict(known["columns"] or ()).items())
             rows.append(tuple(known.get(name) for name in FILES.columns))
@@ -70,6 +64,18 @@ def from_landing(context: Context, person: Person) -> int:
         lake.create(FILES)  # (with the columns of today)
         lake.put_small(FILES, rows)
     return removed
+
+
+def without_person(fmt: Format, path: str, person: Person) -> tuple[bytes, int]:
+    """A file without the person's records, and how many those are; none: no bytes."""
+    bad, starts = _lines_of(fmt, path, person)
+    if not bad:
+        return b"", 0
+    if fmt.format in TYPED:
+        return _without_rows(fmt, path, bad), len(bad)
+    if fmt.format == "json":
+        return _without_objects(fmt, path, person), len(bad)
+    return _without(fmt, path, bad, starts), len(bad)
 
 
 def _lines_of(fmt: Format, path: str, person: Person) -> tuple[list[int], list[int]]:
