@@ -146,6 +146,14 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def guess_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file", metavar="FILE", help="a log, a folder of its files, or a Delta table"
+    )
+    command.add_argument("--name", help="the source's name; default: the file's")
+    command.add_argument("--json", action="store_true", help="the result as JSON, last line")
+
+
 def anew_options(command: argparse.ArgumentParser, job: str) -> None:
     """Options of the jobs that can make their tables again from what they read."""
     if job in ("run", "ingest"):

@@ -82,12 +82,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     if chosen or not landed:
         notes += landing.skipped_files(skipped)
     if not landed:
-        nothing = f"source.landing = {context.source.source.landing!r} matches no file"
-        if lake.rows(FILES) == 0:
-            where = os.getcwd()
-            left = "".join(f"; {note}" for note in landing.skipped_files(skipped))
-            raise SourceError(f"{nothing} (from {where}): correct it, or put the log there{left}")
-        notes.append(f"{nothing} this time: nothing was read")
+        notes += nothing_landed(context, notes)
     facts: list[FileFacts] = []
     if chosen:
         for table in (EVENTS, REJECTS, FILES):
@@ -114,9 +109,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         context.decide(manifest.plan)
         context.enter(manifest.plan.engine)
         notes += landing.strange_times(context, candidate)
-        notes += landing.too_long(facts)
-        notes += landing.swallowed(context, facts)
-        notes += landing.waiting(context, facts)
+        notes += landing.told(context, facts)
         if passed := sum(one.forgotten for one in facts):
             notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
@@ -127,6 +120,19 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     candidate.save(manifest)
     crash_points.point("ingest.computed")
     return candidate
+
+
+def nothing_landed(context: Context, notes: list[str]) -> list[str]:
+    """What to say where no file is in the landing.
+
+    Raises:
+        SourceError: there never was one.
+    """
+    nothing = f"source.landing = {context.source.source.landing!r} matches no file"
+    if context.lake.rows(FILES) == 0:
+        more = "".join(f"; {note}" for note in notes)
+        raise SourceError(f"{nothing} (from {os.getcwd()}): correct it, or put the log there{more}")
+    return [f"{nothing} this time: nothing was read"]
 
 
 def chosen_files(

@@ -335,6 +335,11 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
         raise SchemaError(f"nothing was written:\n{shown}{more}")
 
 
+def told(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of what was in the files."""
+    return [*too_long(facts), *swallowed(context, facts), *waiting(context, facts)]
+
+
 def too_long(facts: list[FileFacts]) -> list[str]:
     """What to say of records that are too long for the tables."""
     found = [one for one in facts if one.too_long]

@@ -18,4 +18,8 @@ def test_every_key_says_what_it_means() -> None:
     for name in Source.model_fields:
         assert f"\n## [{name}]\n" in page
     assert "| `gap_s` | number | `1800` | > 0 and <= 316,224,000 | A silence of more than" in page
-    assert "| `format` | text | required | `csv`, `jsonl`, `parquet`, `combined_log` |" in page
+    assert (
+        "| `format` | text | required | `csv`, `jsonl`, `json`, `parquet`, `orc`, `avro`, `delta`, "
+        in page
+    )
+    assert "| `event_ts` | text or list of texts | required |" in page
