@@ -84,10 +84,8 @@ def parse_days(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
-        prog="python -m jobs",
-        description="From raw interaction logs to session and sequence tables.",
-    )
+    says = "From raw interaction logs to session and sequence tables."
+    main = argparse.ArgumentParser(prog="python -m jobs", description=says)
     commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
     guessing = commands.add_parser("guess", help=GUESS, description=GUESS)
     guessing.add_argument(
@@ -146,7 +144,8 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def guess_options(command: argparse.ArgumentParser) -> None:
+def guess_options(commands: Any) -> None:
+    command = commands.add_parser("guess", help=GUESS, description=GUESS)
     command.add_argument(
         "file", metavar="FILE", help="a log, a folder of its files, or a Delta table"
     )

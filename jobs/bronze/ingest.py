@@ -110,8 +110,6 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         context.enter(manifest.plan.engine)
         notes += landing.strange_times(context, candidate)
         notes += landing.told(context, facts)
-        if passed := sum(one.forgotten for one in facts):
-            notes.append(f"{passed} lines of people who were forgotten were passed over")
         notes += exposures.told(context, candidate)
         fill(context, candidate, manifest, choice, late)
         notes += quality.bad_files(candidate, manifest.counts.read, manifest.rejects)

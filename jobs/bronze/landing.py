@@ -337,7 +337,10 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
 
 def told(context: Context, facts: list[FileFacts]) -> list[str]:
     """What to say of what was in the files."""
-    return [*too_long(facts), *swallowed(context, facts), *waiting(context, facts)]
+    notes = [*too_long(facts), *swallowed(context, facts), *waiting(context, facts)]
+    if passed := sum(one.forgotten for one in facts):
+        notes.append(f"{passed} lines of people who were forgotten were passed over")
+    return notes
 
 
 def too_long(facts: list[FileFacts]) -> list[str]:
