@@ -84,15 +84,12 @@ def parse_days(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    says = "From raw interaction logs to session and sequence tables."
-    main = argparse.ArgumentParser(prog="python -m jobs", description=says)
-    commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
-    guessing = commands.add_parser("guess", help=GUESS, description=GUESS)
-    guessing.add_argument(
-        "file", metavar="FILE", help="a log, a folder of its files, or a Delta table"
+    main = argparse.ArgumentParser(
+        prog="python -m jobs",
+        description="From raw interaction logs to session and sequence tables.",
     )
-    guessing.add_argument("--name", help="the source's name; default: the file's")
-    guessing.add_argument("--json", action="store_true", help="the result as JSON, last line")
+    commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
+    guess_options(commands)
     for job, says in JOBS.items():
         command = commands.add_parser(job, help=says, description=says)
         command.add_argument("--source", required=True, help="a source file, or its name")
