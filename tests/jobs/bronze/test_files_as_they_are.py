@@ -66,6 +66,7 @@ def test_a_line_that_is_being_written_waits_for_its_end(spark: Any, tmp_path: Pa
     assert shop.run("ingest").events_new == 1
 
 
+@pytest.mark.slow
 def test_a_line_that_waits_is_read_later_also_where_its_file_never_changes(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_folder_of_a_delta_table_is_no_folder_of_parquet(spark: Any, tmp_path:
         shop.run("ingest")
 
 
+@pytest.mark.slow
 def test_forgetting_keeps_a_file_compressed_as_it_was(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

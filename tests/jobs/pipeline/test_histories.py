@@ -222,7 +222,8 @@ def check(
     [
         ("gap", (True,)),
         ("native sessions and ids, local times", (False,)),
-        ("order in files", (True, False)),
+        pytest.param("order in files", (True, False), marks=pytest.mark.slow),
+        pytest.param("order in files, native ids", (True, False), marks=pytest.mark.slow),
     ],
 )
 def test_any_arrival_gives_the_oracles_tables(
