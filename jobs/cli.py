@@ -45,6 +45,7 @@ JOBS = {
     "explain": "one session: its events with their files, and the nights that changed it",
 }
 
+GUESS = "print a first source file for a log, with reasons: format, columns, unit of time"
 DAY_OF_A_NIGHT = "the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late"
 DAY_OF_LISTS = "the night's day, YYYY-MM-DD (UTC); without one: the day of the newest event"
 KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be read by version
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         description="From raw interaction logs to session and sequence tables.",
     )
     commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
+    guess_options(commands)
     for job, says in JOBS.items():
         command = commands.add_parser(job, help=says, description=says)
         command.add_argument("--source", required=True, help="a source file, or its name")
@@ -141,6 +143,15 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def guess_options(commands: Any) -> None:
+    command = commands.add_parser("guess", help=GUESS, description=GUESS)
+    command.add_argument(
+        "file", metavar="FILE", help="a log, a folder of its files, or a Delta table"
+    )
+    command.add_argument("--name", help="the source's name; default: the file's")
+    command.add_argument("--json", action="store_true", help="the result as JSON, last line")
+
+
 def anew_options(command: argparse.ArgumentParser, job: str) -> None:
     """Options of the jobs that can make their tables again from what they read."""
     if job in ("run", "ingest"):
@@ -163,8 +174,11 @@ def anew_options(command: argparse.ArgumentParser, job: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        source = load_source(args.source)
-        outcome = WITHOUT_CANDIDATE.get(args.job, execute)(args, source)
+        if args.job == "guess":
+            outcome = guess(args)
+        else:
+            source = load_source(args.source)
+            outcome = WITHOUT_CANDIDATE.get(args.job, execute)(args, source)
     except SessionmillError as error:
         print(f"{args.job} stopped: {error}", file=sys.stderr, flush=True)
         return 1
@@ -206,6 +220,14 @@ def keep_stack(args: argparse.Namespace) -> None:
             print(f"The engine's stack is in {file}", file=sys.stderr, flush=True)
             return
     traceback.print_exc()
+
+
+def guess(args: argparse.Namespace) -> dict[str, Any]:
+    from jobs.reading import guess as guessing
+
+    found = guessing.guess(args.file, args.name)
+    print(found.text, end="", flush=True)
+    return {"source_file": found.text, "usable": found.usable, "looked_at": found.looked_at}
 
 
 def explain(args: argparse.Namespace, source: Source) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from jobs.bronze import file_order
 from jobs.core.arrays import run_starts
 from jobs.core.arrow_types import arrow_schema
 from jobs.lake import filesystem
@@ -129,6 +130,8 @@ class Layer:
     folder: str
     when: datetime
     """`ingest_ts` of the events."""
+    file_order: bool = False
+    """Whether events of one user and time are in the order of their files."""
 
     @property
     def lines(self) -> dict[str, str]:
@@ -142,6 +145,8 @@ class Layer:
         A file's name is made up anew by each attempt, so that two attempts never write the same.
         """
         events, repeats = without_repeats(lines)
+        if self.file_order:
+            events = file_order.placed(events)
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
         stamps = pa.array([self.when], CLOCK).take(pa.array(np.zeros(events.num_rows, np.int8)))
         events = events.append_column("ingest_file", events["file"])

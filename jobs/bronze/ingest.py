@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, suite
-from jobs.bronze import checks, exposures, filters, landing, quality
+from jobs.bronze import checks, exposures, file_order, filters, landing, quality
 from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.manifest import Counts, IngestManifest, version_of
 from jobs.bronze.rejects import (
@@ -97,12 +97,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     if chosen or not landed:
         notes += landing.skipped_files(skipped)
     if not landed:
-        nothing = f"source.landing = {context.source.source.landing!r} matches no file"
-        if lake.rows(FILES) == 0:
-            where = os.getcwd()
-            left = "".join(f"; {note}" for note in landing.skipped_files(skipped))
-            raise SourceError(f"{nothing} (from {where}): correct it, or put the log there{left}")
-        notes.append(f"{nothing} this time: nothing was read")
+        notes += nothing_landed(context, landing.skipped_files(skipped))
     facts = lines_of(context, candidate, chosen, reload)
     manifest = IngestManifest(
         plan=idle("ingest"),
@@ -157,11 +152,20 @@ def lines_of(
 def told_of_lines(context: Context, candidate: Candidate, facts: list[FileFacts]) -> list[str]:
     """What to say of the lines that were read."""
     notes = landing.strange_times(context, candidate)
-    notes += landing.too_long(facts) + landing.of_elements(context, facts)
-    notes += landing.swallowed(context, facts) + landing.waiting(context, facts)
-    if passed := sum(one.forgotten for one in facts):
-        notes.append(f"{passed} lines of people who were forgotten were passed over")
-    return notes + exposures.told(context, candidate)
+    return notes + landing.told(context, facts) + exposures.told(context, candidate)
+
+
+def nothing_landed(context: Context, notes: list[str]) -> list[str]:
+    """What to say where no file is in the landing.
+
+    Raises:
+        SourceError: there never was one.
+    """
+    nothing = f"source.landing = {context.source.source.landing!r} matches no file"
+    if context.lake.rows(FILES) == 0:
+        more = "".join(f"; {note}" for note in notes)
+        raise SourceError(f"{nothing} (from {os.getcwd()}): correct it, or put the log there{more}")
+    return [f"{nothing} this time: nothing was read"]
 
 
 def chosen_files(
@@ -265,7 +269,8 @@ def fill_events(
     rows = judge(usable, stored, oldest)
     if manifest.reload:
         rows = late_before(context, rows)
-    judged = candidate.write("judged", ranked(rows))
+    in_files = context.source.columns.file_order
+    judged = candidate.write("judged", ranked(rows, in_files))
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
     first = F.col("usable") & (F.col("rank") == 1)
@@ -287,6 +292,14 @@ def fill_events(
     events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
+    replaces = counted["replaced"] > 0
+    if in_files:
+        events = events.select(*EVENTS.columns, "replaces", "stored_ts", "line")
+        base = manifest.base[EVENTS.full_name]
+        events = candidate.write("placed", file_order.regrouped(context, events, base))
+        replaces = replaces or bool(events.where("replaces").head(1))
+    choice = replace(choice, replaces=replaces)
+    manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = laid_out(events.select(*EVENTS.columns, "replaces", "stored_ts"), context)
     if manifest.plan.publish is Publish.APPEND:
         manifest.staged = context.lake.stage(EVENTS, events, context.run_id)
@@ -330,8 +343,9 @@ def fill_by_slices(
     lake, spark, read = context.lake, context.spark, manifest.counts.read
     folder = staging(context.run_id)
     layer = bronze_first_load.Layer(
-        EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started
-    )
+        EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started,
+        context.source.columns.file_order,
+    )  # fmt: skip
     cores = spark.sparkContext.defaultParallelism
     known = time_slices.extents(
         [path for path, *_ in filesystem.glob(f"{candidate.path('lines')}/*.parquet")]

@@ -474,6 +474,15 @@ def of_elements(context: Context, facts: list[FileFacts]) -> list[str]:
     ]
 
 
+def told(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of what was in the files."""
+    notes = [*too_long(facts), *of_elements(context, facts)]
+    notes += [*swallowed(context, facts), *waiting(context, facts)]
+    if passed := sum(one.forgotten for one in facts):
+        notes.append(f"{passed} lines of people who were forgotten were passed over")
+    return notes
+
+
 def too_long(facts: list[FileFacts]) -> list[str]:
     """What to say of records that are too long for the tables."""
     found = [one for one in facts if one.too_long]

@@ -10,7 +10,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from jobs.bronze import first_load as bronze_first_load
+from jobs.bronze.file_order import line_of
 from jobs.core.lateness import is_late, oldest_date
+from jobs.core.source_file import Source
 from jobs.core.tables import CHANGED_EVENTS, EVENTS, REJECTS, RUNS
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.change_feed import GONE, TYPE
@@ -18,23 +20,31 @@ from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import FeedGone
 from jobs.lake.tasks import run
 
+STORED = {
+    "event_id": "string", "stored_ts": "timestamp", "stored_hash": "string",
+    "stored_anonymous": "string",
+}  # fmt: skip
+"""What is looked up of stored events; `stored_hash` is the id where an id is a hash of its line."""
+PLACE = {"stored_file": "string", "stored_tie": "bigint"}
+"""And this, where events are in the order of their files."""
+
+
+def looked_up_of(source: Source) -> dict[str, str]:
+    return STORED | PLACE if source.columns.file_order else STORED
+
 
 def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
     """Tell each usable line's fate: columns `stored`, `too_old`, `late`, and what is stored.
 
     Args:
         lines: usable typed lines.
-        stored: `event_id, stored_ts, stored_hash, stored_anonymous` of events that the table has, or
-            None: empty.
+        stored: `STORED` of events that the table has, or None: empty.
         oldest: the oldest date that is not late, per line; null: nothing is.
     """
     if stored is None:
+        nothing = (STORED | PLACE).items()
         lines = lines.withColumns(
-            {
-                "stored_ts": F.lit(None).cast("timestamp"),
-                "stored_hash": F.lit(None).cast("string"),
-                "stored_anonymous": F.lit(None).cast("string"),
-            }
+            {name: F.lit(None).cast(kind) for name, kind in nothing if name != "event_id"}
         )
     else:
         lines = lines.join(stored, "event_id", "left")
@@ -94,9 +104,10 @@ def changed_by_others(context: Context) -> DataFrame | None:
         return None
     first, nothing = F.lit("0001-01-01 00:00:00").cast("timestamp"), F.lit("")
     rows = context.lake.read(CHANGED_EVENTS).select("event_id")
-    return rows.withColumns(
-        {"stored_ts": first, "stored_hash": nothing, "stored_anonymous": nothing}
-    )
+    more = {name: F.lit(None).cast(kind) for name, kind in PLACE.items()}
+    more = more if context.source.columns.file_order else {}
+    unknown = {"stored_hash": nothing, "stored_anonymous": nothing}
+    return rows.withColumns({"stored_ts": first} | unknown | more)
 
 
 def with_changed(context: Context, stored: DataFrame | None) -> DataFrame | None:
@@ -156,12 +167,12 @@ def stored_by_time(
     context: Context, candidate: Candidate, lines: DataFrame, version: int
 ) -> DataFrame | None:
     """`stored_events` where an id is a hash of its line: the events that have a time of a line."""
-    from jobs.bronze.typed_events import HASHED, row_hash
+    from jobs.bronze.typed_events import HASHED, hashed, row_hash
 
     lake = context.lake
     if lake.rows(EVENTS) == 0:
         return None
-    schema = "event_id string, stored_ts timestamp, stored_hash string, stored_anonymous string"
+    schema = ", ".join(f"{name} {kind}" for name, kind in looked_up_of(context.source).items())
     times = candidate.arrow("lines", ["event_ts", "reason"])
     times = (
         times.filter(pc.is_null(times["reason"]))
@@ -176,19 +187,26 @@ def stored_by_time(
     first, last = (time_slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
     old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
     paths = [one.path for one in old if one.last_us("event_ts") >= first]
+    columns = (*HASHED, "ingest_file") if context.source.columns.file_order else HASHED
     look = bronze_first_load.AtTimes(
-        candidate.path("times.parquet"), HASHED, candidate.path("stored")
+        candidate.path("times.parquet"), columns, candidate.path("stored")
     )
     found = run(lambda: context.spark, look, paths, "path string", "string")
     if not found:
         return context.spark.createDataFrame([], schema)
-    ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in HASHED)
+    ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in columns)
     rows = context.spark.read.schema(ddl).parquet(*(one["path"] for one in found))
-    rows = rows.select(
-        row_hash().alias("event_id"), F.col("event_ts").alias("stored_ts"),
-        F.col("anonymous_id").alias("stored_anonymous"),
-    )  # fmt: skip
-    return F.broadcast(rows.withColumn("stored_hash", F.col("event_id")))
+    rows = rows.withColumn("event_id", row_hash(hashed(context.source)))
+    return F.broadcast(looked_up(rows, F.col("event_id"), context.source))
+
+
+def looked_up(events: DataFrame, digest: Column, source: Source) -> DataFrame:
+    """What `looked_up_of` names, of events of the table."""
+    found = {"event_id": F.col("event_id"), "stored_ts": F.col("event_ts"), "stored_hash": digest,
+             "stored_anonymous": F.col("anonymous_id")}  # fmt: skip
+    if source.columns.file_order:
+        found |= {"stored_file": F.col("ingest_file"), "stored_tie": F.col("tie_break")}
+    return events.select(*(column.alias(name) for name, column in found.items()))
 
 
 def stored_events(
@@ -199,7 +217,7 @@ def stored_events(
     An id that is a hash of its line has the line's time: only those times are read. A native id
     may stand on any date.
     """
-    from jobs.bronze.typed_events import row_hash
+    from jobs.bronze.typed_events import hashed, row_hash
 
     if context.lake.rows(EVENTS) == 0:
         return None
@@ -212,20 +230,29 @@ def stored_events(
         events = events.where(F.col("event_ts").between(first, last))
         digest: Column = F.col("event_id")
     else:
-        digest = row_hash()
-    return events.select(
-        "event_id", F.col("event_ts").alias("stored_ts"), digest.alias("stored_hash"),
-        F.col("anonymous_id").alias("stored_anonymous"),
-    )  # fmt: skip
+        digest = row_hash(hashed(context.source))
+    return looked_up(events, digest, context.source)
 
 
-def ranked(judged: DataFrame) -> DataFrame:
+def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
     """Rank the lines that may become events: new ids, and ids whose smaller line arrived now
     (`replaces`): by time and hash where ids are the log's own, then by anonymous id, which an id that
-    is a hash does not have where there is a user. Rank 1 of the `usable` lines of an id is the event."""
-    smaller = _placed("event_ts", "row_hash", "anonymous_id") < _placed(
-        "stored_ts", "stored_hash", "stored_anonymous"
-    )
+    is a hash does not have where there is a user. Rank 1 of the `usable` lines of an id is the event.
+
+    Args:
+        file_order: whether of equal lines the first by file and line is the smallest.
+    """
+    mine = _placed("event_ts", "row_hash", "anonymous_id")
+    theirs = _placed("stored_ts", "stored_hash", "stored_anonymous")
+    smaller = mine < theirs
+    if file_order:
+        place = F.struct("file", "line")
+        before = F.struct(
+            F.col("stored_file").alias("file"), line_of(F.col("stored_tie")).alias("line")
+        )
+        # (Of an event that was stored under another rule nobody knows the line.)
+        earlier = F.col("stored_tie").isNull() | (place < before)
+        smaller = smaller | (mine.eqNullSafe(theirs) & earlier)
     replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
     order = Window.partitionBy("event_id", "usable").orderBy(
         _placed("event_ts", "row_hash", "anonymous_id"), "file", "line"

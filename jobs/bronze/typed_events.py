@@ -25,6 +25,11 @@ HASHED = (
 )  # fmt: skip
 
 
+def hashed(source: Source) -> tuple[str, ...]:
+    """The columns of stored events that their ids are made of."""
+    return tuple(one for one in HASHED if one != "tie_break" or not source.columns.file_order)
+
+
 YEARS_OF_LOGS = (1985, 2100)
 """Ours: of several numeric units, a number is of the one in which it lies in these years."""
 
@@ -185,7 +190,7 @@ def typed_events(
         {
             "event_ts": line_time(source, clock),
             "value": F.when(finite, number + F.lit(0.0)),
-            "tie_break": whole.try_cast("bigint"),
+            "tie_break": F.col("line") if source.columns.file_order else whole.try_cast("bigint"),
         }
     )
     kind = F.col("kind")

@@ -78,6 +78,8 @@ def _kind(about: dict[str, Any]) -> tuple[str, str]:
     if "oneOf" in about:  # words, or keys of its own
         words = [_kind(one)[1] for one in about["oneOf"] if "enum" in one]
         return "text, or a table", f"{words[0]}, a table" if words else ""
+    if "$ref" in about:
+        return "table", ""
     if "enum" in about:
         return "text", ", ".join(f"`{one}`" for one in about["enum"])
     if about["type"] == "array":

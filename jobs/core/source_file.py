@@ -223,14 +223,34 @@ TimeColumn = Annotated[
     | Annotated[Pair, Tag("pair")],
     Discriminator(_form),
 ]
-FORMS = ("name", "table", "pair")
+FORMS = ("name", "table", "pair", "order")
 """What pydantic puts into the place of a mistake in a `Column`."""
 
 
+class FileOrder(Part):
+    """The order in which the log's files have the events."""
+
+    order: Literal["file"]
+
+
+def _form_of_tie(value: object) -> str:
+    ordered = isinstance(value, FileOrder) or (isinstance(value, dict) and "order" in value)
+    return "order" if ordered else _form_of_one(value)
+
+
+TieColumn = Annotated[
+    Annotated[ColumnName, Tag("name")]
+    | Annotated[Computed, Tag("table")]
+    | Annotated[FileOrder, Tag("order")],
+    Discriminator(_form_of_tie),
+]
+
+
 class ColumnsPart(Part):
-    """Which column of the log is which of ours. `a.b` is a field of nested JSON. A table
-    `{ sql = "…" }` computes a column by an SQL expression on the log's columns (DuckDB's dialect), and
-    `{ key = "…", of = "…" }` takes the value of a key from a list of keys and values."""
+    """Which column of the log is which of ours. `a.b` is a field inside another (JSON, Parquet, ORC,
+    Avro). A table `{ sql = "…" }` computes a column by an SQL expression on the log's columns
+    (DuckDB's dialect), and `{ key = "…", of = "…" }` takes the value of a key from a list of keys and
+    values."""
 
     user_id: Column | None = None
     """Who acted. Required, unless `[identity]` names it."""
@@ -249,8 +269,9 @@ class ColumnsPart(Part):
     """A number, such as a rating or a quantity; read by conditions of `[feedback]`."""
     event_id: Column | None = None
     """The log's own id of the event. Without it, the id is a hash of all mapped columns."""
-    tie_break: Column | None = None
-    """A whole number that orders events of one user and time."""
+    tie_break: TieColumn | None = None
+    """A whole number that orders events of one user and time. `{ order = "file" }`: they are in the
+    order of file name and line; of an event that came several times, of the first of these."""
 
     def mapped(self) -> dict[str, str]:
         """Our name -> the log's name, or the expression, for the columns that are mapped;
@@ -265,7 +286,7 @@ class ColumnsPart(Part):
                 found |= {ours: said[0], f"{ours}_2": said[1]}
             elif isinstance(said, str):
                 found[ours] = said
-            elif said is not None and said.key is not None:
+            elif isinstance(said, Computed) and said.key is not None:
                 found[ours] = f"{said.of}[{said.key}]"
         return found
 
@@ -276,6 +297,11 @@ class ColumnsPart(Part):
             for ours, said in self
             if isinstance(said, Computed) and said.sql is not None
         }
+
+    @property
+    def file_order(self) -> bool:
+        """Whether events of one user and time are in the order of their files."""
+        return isinstance(self.tie_break, FileOrder)
 
 
 def _zone(value: object) -> object:

@@ -49,20 +49,13 @@ def from_landing(context: Context, person: Person, theirs: Callable[[str], bool]
         return 0  # (a table of others: whoever writes it deletes the rows)
     ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
     for path, size, modified in landing.landing_files(replace(context, day=None)):
-        bad, edits, starts = _lines_of(fmt, path, person, theirs)
-        if not bad and not edits:
+        data, gone, records = without_person(fmt, path, person, theirs)
+        if not gone:
             continue
         known = ledger.get(path)
         told = known is not None and (known["size"], known["modified_ms"]) == (size, modified)
-        if fmt.format in TYPED:
-            data = _without_rows(fmt, path, bad, edits)
-        elif fmt.format == "json":
-            data = _without_objects(fmt, path, person, theirs)
-        else:
-            data = _without(fmt, path, bad, edits, starts)
         _put(path, data)
-        removed += len(bad) + len(edits)
-        records = sum(bad.values()) + sum(map(len, edits.values()))
+        removed += gone
         if known is not None and told:
             size, modified = filesystem.facts(path)
             known |= {
@@ -83,6 +76,23 @@ Edits = dict[int, list[int]]
 """Line -> the places of the elements in it that are the person's, where others are not."""
 IsTheirs = Callable[[str], bool]
 """Whether an anonymous id of the log is the person's."""
+
+
+def without_person(
+    fmt: Format, path: str, person: Person, is_theirs: IsTheirs = lambda _: False
+) -> tuple[bytes, int, int]:
+    """A file without the person's records, in how many lines they were, and how many records that
+    were read are gone with them; none: no bytes."""
+    bad, edits, starts = _lines_of(fmt, path, person, is_theirs)
+    if not bad and not edits:
+        return b"", 0, 0
+    if fmt.format in TYPED:
+        data = _without_rows(fmt, path, bad, edits)
+    elif fmt.format == "json":
+        data = _without_objects(fmt, path, person, is_theirs)
+    else:
+        data = _without(fmt, path, bad, edits, starts)
+    return data, len(bad) + len(edits), sum(bad.values()) + sum(map(len, edits.values()))
 
 
 def _lines_of(

@@ -65,6 +65,8 @@ def _is_no_log(path: str, pattern: str) -> bool:
     return ending is None or not name.endswith(ending[0])
 
 
+MOST_FOLDERS = 100
+"""So many folders are asked whether they are a table's: on an object store each costs requests."""
 TABLES = {"_delta_log": "Delta table", ".hoodie": "Hudi table"}
 WAYS_OUT = {
     "Delta table": "set source.format = 'delta' and source.landing to this folder",
@@ -89,8 +91,10 @@ def refuse_tables(landing: str, paths: list[str]) -> None:
         while place and place not in folders and not place.endswith(":/"):
             folders[place] = None
             place = place.rpartition("/")[0]
-    for folder in folders:
-        if "=" not in folder.rpartition("/")[2] and (kind := _table_in(folder)):
+    # (Folders of partitions are no roots; and a table is found by the uppermost folders.)
+    roots = [one for one in folders if "=" not in one.rpartition("/")[2]]
+    for folder in sorted(roots, key=lambda one: one.count("/"))[:MOST_FOLDERS]:
+        if kind := _table_in(folder):
             raise SourceError(
                 f"source.landing = {landing!r} has files of the {kind} {folder}, which are not its "
                 f"rows: some are of older versions, and deleted rows stay in them. "

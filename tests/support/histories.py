@@ -60,6 +60,7 @@ class Kind:
     link: str | None = None
     """`[identity] link`; null: users are known."""
     max_days: float | None = None
+    file_order: bool = False
     columns: tuple[str, ...] = field(default=())
 
     def names(self, user: int) -> list[str]:
@@ -168,6 +169,7 @@ on_exceed = "warn"
 """
 
 
+IN_FILES = 'tie_break = { order = "file" }'
 NATIVE_SESSION, TIE, NATIVE_ID = 'source_session_id = "s"', 'tie_break = "n"', 'event_id = "id"'
 UNIX, LOCAL = 'unit = "s"', f'unit = "iso8601"\nzone = "{ZONE}"'
 GAP, NATIVE = "gap", "source_session_id"
@@ -211,6 +213,11 @@ KINDS = {
             "people, at most two days back, native ids",
             toml(NATIVE_ID, UNIX, GAP) + identity("last", 2.0), native_ids=True, link="last",
             max_days=2.0, columns=("u", "c", "i", "t", "id"),
+        ),
+        Kind("order in files", toml(IN_FILES, UNIX, GAP), file_order=True, columns=("u", "i", "t")),
+        Kind(
+            "order in files, native ids", toml(f"{IN_FILES}\n{NATIVE_ID}", UNIX, GAP),
+            native_ids=True, file_order=True, columns=("u", "i", "t", "id"),
         ),
     )
 }  # fmt: skip
@@ -327,6 +334,31 @@ def fate(kind: Kind, user: int, history: History, nights: Iterable[date | None])
             elif (kind.native_ids or kind.link) and not too_old:
                 found.events[identity] = min(found.events[identity], line, key=kind.placed)
     return found
+
+
+Delivery = tuple[str, int, str, int]
+"""A line's text, and the night, the file and the line with which it came."""
+
+
+def in_order_of_files(
+    kind: Kind, user: int, found: Fate, deliveries: Iterable[Delivery], nights: list[date | None]
+) -> list[tuple[datetime, str]]:
+    """Time and item of a user's events, those of one time in the order of file and line: of all
+    deliveries of the event that were not too old on their night, the first."""
+    first: dict[str, list[tuple[int, tuple[str, int]]]] = {}
+    for text, night, file, line in deliveries:
+        first.setdefault(text, []).append((night, (file, line)))
+    placed = []
+    for line in found.events.values():
+        moment = kind.moment(line)
+        places = [
+            place
+            for night, place in first[kind.text(user, line)]
+            for day in [nights[night] if len(nights) > 1 else None]
+            if day is None or moment.date() >= day - timedelta(days=LATENESS_DAYS)
+        ]
+        placed.append((moment, min(places), f"i{line.item}"))
+    return [(moment, item) for moment, _, item in sorted(placed)]
 
 
 # -- shrinking -----------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def test_a_line_that_is_being_written_waits_for_its_end(spark: Any, tmp_path: Pa
     assert shop.run("ingest").events_new == 1
 
 
+@pytest.mark.slow
 def test_a_line_that_waits_is_read_later_also_where_its_file_never_changes(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_folder_of_a_delta_table_is_no_folder_of_parquet(spark: Any, tmp_path:
         shop.run("ingest")
 
 
+@pytest.mark.slow
 def test_forgetting_keeps_a_file_compressed_as_it_was(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,3 +179,24 @@ def test_forgetting_keeps_a_file_compressed_as_it_was(
         assert shop.run().read == 0 and set(items(shop)) == {"z"}
     finally:
         settings.cache_clear()
+
+
+@pytest.mark.long
+def test_three_thousand_files_of_ten_lines(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path)
+    for number in range(3_000):
+        lines = [f"u{number % 50},i{line},{T + 60 * number + line}\n" for line in range(9)]
+        shop.land(f"{number % 30:02d}/{number}.csv", "user,item,ts\n" + "".join(lines) + "u,,1\n")
+    first = shop.run()
+    assert (first.read, first.events_new, first.rejects) == (
+        30_000,
+        27_000,
+        {"missing_item_id": 3_000},
+    )
+    assert len(shop.rows(FILES)) == 3_000
+    for number in range(10):
+        shop.land(f"new/{number}.csv", f"user,item,ts\nu,i,{T + number}\n")
+    second = shop.run()
+    assert (second.read, second.events_new) == (10, 10)
+    assert shop.run().read == 0
+    shop.run("validate")

@@ -20,6 +20,8 @@ from jobs.core.source_file import load_source
 from jobs.core.tables import EVENTS, REJECTS
 from tests.support.spark_tools import CLICKS, Workshop
 
+pytestmark = pytest.mark.slow
+
 T = 1_717_236_000  # 2024-06-01 10:00:00 UTC
 MOMENT = datetime(2024, 6, 1, 10, tzinfo=UTC)
 WARN = '[quality]\non_exceed = "warn"\n'

@@ -18,4 +18,7 @@ def test_every_key_says_what_it_means() -> None:
     for name in Source.model_fields:
         assert f"\n## [{name}]\n" in page
     assert "| `gap_s` | number | `1800` | > 0 and <= 316,224,000 | A silence of more than" in page
-    assert "| `format` | text | required | `csv`, `jsonl`, `json`, `parquet`, `orc`, " in page
+    assert (
+        "| `format` | text | required | `csv`, `jsonl`, `json`, `parquet`, `orc`, `avro`, `delta`, "
+        in page
+    )

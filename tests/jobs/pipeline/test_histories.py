@@ -43,6 +43,7 @@ class Mill:
             return {}
         folder = self.folder / str(next(self.numbers))
         folder.mkdir()
+        self.deliveries: list[histories.Delivery] = []
         shop = Workshop(self.spark, folder, self.kind.toml)
         nights = NIGHTS if by_nights else [None]
         fates = [
@@ -67,7 +68,7 @@ class Mill:
                 if next(self.turns) % 2:
                     patch.setattr(time_slices, "parted", lambda *_: None)
                 shop.run()
-        return self.differences(shop, fates)
+        return self.differences(shop, fates, nights)
 
     def land(self, shop: Workshop, batch: list[History], night: int) -> None:
         """What arrives on a night: a new file, and an older one that has grown."""
@@ -83,8 +84,15 @@ class Mill:
         grown = shop.landing / "grows.csv"
         head = ",".join(self.kind.columns)
         before = grown.read_text() if grown.exists() else head + "\n"
+        at = before.count("\n") + 1
         shop.land("grows.csv", before + "".join(f"{line}\n" for line in lines[:half]))
         shop.land(f"{night}.csv", "\n".join([head, *lines[half:]]) + "\n")
+        for file, first, some in (
+            ("grows.csv", at, lines[:half]),
+            (f"{night}.csv", 2, lines[half:]),
+        ):
+            path = str(shop.landing / file)
+            self.deliveries += [(line, night, path, n) for n, line in enumerate(some, first)]
 
     def accepted(self, fates: list[Fate]) -> dict[str, Any]:
         """Whose each accepted event is, as the log says it, with its anonymous id."""
@@ -96,7 +104,32 @@ class Mill:
                 wanted[self.kind.said(user, line)].append(told)
         return {name: sorted(events) for name, events in wanted.items()}
 
-    def differences(self, shop: Workshop, fates: list[Fate]) -> dict[int, str]:
+    def orders(
+        self, events: pa.Table, user_of: dict[str, int], fates: list[Fate], nights: list[Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Each user's events by time and `tie_break`, and by time, file and line."""
+        rows = events.sort_by([("event_ts", "ascending"), ("tie_break", "ascending")])
+        placed: dict[str, Any] = defaultdict(list)
+        for row in rows.select(["user_id", "event_ts", "item_id"]).to_pylist():
+            placed[row["user_id"]].append((row["event_ts"], row["item_id"]))
+        wanted = {
+            name: histories.in_order_of_files(self.kind, user, fates[user], self.deliveries, nights)
+            for name, user in user_of.items()
+            if fates[user].events
+        }
+        return placed, wanted
+
+    def count_items(self, events: pa.Table, items: dict[int, dict[str, Any]]) -> None:
+        counted: dict[str, tuple[int, datetime]] = {}
+        for row in events.select(["item_id", "event_ts"]).to_pylist():
+            count, first = counted.get(row["item_id"], (0, row["event_ts"]))
+            counted[row["item_id"]] = (count + 1, min(first, row["event_ts"]))
+        for item in items.values():
+            assert (item["event_count"], item["first_seen_ts"]) == counted.get(
+                item["item_id"], (0, item["first_seen_ts"])
+            )
+
+    def differences(self, shop: Workshop, fates: list[Fate], nights: list[Any]) -> dict[int, str]:
         kind = self.kind
         by_log, by_person = (
             {name: user for user in range(len(fates)) for name in names(user)}
@@ -121,6 +154,8 @@ class Mill:
         events = read(EVENTS)
         compare("accepted events", by_log_of(events), self.accepted(fates), by_log)
 
+        if kind.file_order:
+            compare("order in files", *self.orders(events, by_log, fates, nights), by_log)
         people = events
         if kind.link is not None:
             people = with_persons(events, kind.link, kind.max_days)
@@ -152,15 +187,7 @@ class Mill:
         }
         compare("sequences", found_sequences, expected_sequences(expected))
 
-        counted: dict[str, tuple[int, datetime]] = {}
-        for row in events.select(["item_id", "event_ts"]).to_pylist():
-            count, first = counted.get(row["item_id"], (0, row["event_ts"]))
-            counted[row["item_id"]] = (count + 1, min(first, row["event_ts"]))
-        for item in indexed.values():
-            assert (item["event_count"], item["first_seen_ts"]) == counted.get(
-                item["item_id"], (0, item["first_seen_ts"])
-            )
-
+        self.count_items(events, indexed)
         stored: dict[str, set[str]] = defaultdict(set)
         for row in read(REJECTS).to_pylist():
             stored[row["raw"]].add(row["reason"])
@@ -218,6 +245,8 @@ def check(
         ("native sessions and ids, local times", (False,)),
         ("people", (True,)),
         ("people, the first login, native sessions and ids", (True,)),
+        pytest.param("order in files", (True, False), marks=pytest.mark.slow),
+        pytest.param("order in files, native ids", (True, False), marks=pytest.mark.slow),
     ],
 )
 def test_any_arrival_gives_the_oracles_tables(

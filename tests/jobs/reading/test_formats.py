@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -20,6 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.forget import landing_files
+from jobs.privacy.person import Person
 from jobs.reading import byte_streams, json_texts
 from jobs.reading.readers import object_values, read_file
 from jobs.reading.records import CUT, FileFacts, Format
@@ -139,6 +142,14 @@ def test_blocks_cut_nothing(pieces: list[str], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(byte_streams, "BLOCK_BYTES", block)
         assert found() == whole
+
+
+def test_a_long_line_may_have_nulls_among_its_shown_items(tmp_path: Path) -> None:
+    line = json.dumps({"u": "a", "i": "b", "t": 1, "e": ["x", None], "more": "m" * 50})
+    mapped = {**MAPPED, "exposed_with": "e"}
+    fmt = Format("jsonl", mapped, longest_record=200, longest_text=20)
+    [row], facts = read(fmt, write(tmp_path, line + "\n"))
+    assert (row["kind"], row["exposed_with"], facts.too_long) == ("record", ["x"], 0)
 
 
 # -- W3C ------------------------------------------------------------------------------------------
@@ -376,3 +387,24 @@ def test_what_a_changed_writer_changes() -> None:
         ("date32[day]", "string"), ("text", "json"),
     ):  # fmt: skip
         assert not same_kind(before, now)
+
+
+# -- what forget leaves ---------------------------------------------------------------------------
+
+
+def without(fmt: Format, path: Path, user: str) -> bytes:
+    person = Person(user, user)
+    everything = replace(fmt, longest_record=sys.maxsize, longest_text=sys.maxsize)
+    return landing_files.without_person(everything, str(path), person)[0]
+
+
+def test_a_persons_lines_go_and_what_a_log_says_of_itself_stays(tmp_path: Path) -> None:
+    left = without(W3C, write(tmp_path, IIS), "203.0.113.2").decode()
+    assert left == "".join(line for line in IIS.splitlines(True) if "203.0.113.2" not in line)
+    assert fields(read(W3C, write(tmp_path, left))[0])[-1][1] == "2001:db8::1"
+    text = json.dumps(OBJECTS, indent=2)
+    left = without(JSON, write(tmp_path, text), "a").decode()
+    assert [one[1:] for one in fields(read(JSON, write(tmp_path, left))[0])] == EXPECTED[1:]
+    fmt = Format("csv", MAPPED, comment="#")
+    path = write(tmp_path, '#head\nu,i,t\na,"1\n2",3\n#c\nb,4,5\n')
+    assert without(fmt, path, "a").decode() == "#head\nu,i,t\nb,4,5\n"

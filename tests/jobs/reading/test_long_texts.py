@@ -23,6 +23,7 @@ from jobs.bronze.quality import of_unparsable
 from jobs.bronze.replay_rejects import is_cut
 from jobs.cli import main
 from jobs.core.errors import of_engine
+from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
 from jobs.lake import filesystem, time_slices
 from jobs.lake.data_files import DataFile
@@ -344,6 +345,53 @@ def test_nights_with_long_rejects_and_ids(spark: Any, tmp_path: Path) -> None:
     shop.run("validate")
     before = versions(shop)
     assert shop.run().read == 0 and versions(shop) == before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("native", [False, True])
+def test_nights_with_long_texts_by_sparks_own_writes(
+    spark: Any, tmp_path: Path, native: bool
+) -> None:
+    """Candidates, MERGE and rebuilds as larger logs have them; replays and reloads."""
+    toml = CLICKS.replace("csv", "jsonl") + "[quality]\nmax_reject_share = 0.9\n"
+    if native:
+        toml = toml.replace('"ts"\n', '"ts"\nevent_id = "id"\nsource_session_id = "s"\n')
+        toml += '[sessions]\nrule = "source_session_id"\n'
+    limits = Thresholds(few_moved=-1, merged_rows=-1, few_bytes=-1, smallest_slice=10)
+    shop = Workshop(spark, tmp_path, toml, limits)
+    sizes = (3, 2_049, 5_000, 70_000)
+
+    def lines(night: int) -> str:
+        made = []
+        for number in range(16):
+            at = T + night * 86_400 + 60 * number
+            item, user = "abc"[number % 3] * sizes[number % 4], "u1" if number % 5 else USER
+            row = {
+                "user": user,
+                "item": item,
+                "ts": at,
+                "s": "s" * 2_100,
+                "id": f"{night}-{number}",
+            }
+            made.append(row)
+        bad = {"user": "u1", "item": "z" * 2_500, "ts": "x" * 3_000, "id": "q"}
+        return "".join(json.dumps(one) + "\n" for one in [*made, bad])
+
+    for night in range(3):
+        shop.land(f"{night}.jsonl", lines(night))
+        result = shop.run(day=f"2023-11-{14 + night}")
+        assert (result.read, result.events_new, result.rejects) == (17, 16, {"bad_event_ts": 1})
+    shop.land("0.jsonl", lines(0) + lines(5))
+    again = shop.run(day="2023-11-19")
+    assert (again.read, again.events_new, again.duplicates) == (34, 16, 16)
+    replayed = shop.run("replay-rejects")
+    assert (replayed.read, replayed.events_new) == (4, 0)
+    before = positions(shop)
+    shop.run(options={"rebuild": True})
+    reloaded = shop.run(options={"reload": True})
+    assert (reloaded.read, reloaded.events_new, reloaded.duplicates) == (68, 0, 64)
+    assert positions(shop) == before and len(before["u1"]) + len(before[USER]) == 64
+    shop.run("validate")
 
 
 FULL = """
