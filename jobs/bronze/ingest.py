@@ -49,7 +49,16 @@ from jobs.core.errors import (
     SourceError,
 )
 from jobs.core.plan import Algorithm, IngestFacts, Publish, idle, ingest_plan
-from jobs.core.tables import CHANGED_EVENTS, EVENTS, FILES, FILTERED, ITEMS, REJECTS, SESSIONS
+from jobs.core.tables import (
+    CHANGED_EVENTS,
+    EVENTS,
+    FILES,
+    FILTERED,
+    ITEMS,
+    REJECTS,
+    SESSIONS,
+    Table,
+)
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
@@ -146,13 +155,19 @@ def chosen_files(
         older = any(foreign.is_older_copy(context, one, EVENTS) for one in (SESSIONS, ITEMS))
         if rebuild or older:
             context.lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
-        notes += foreign.begin_reading_again(context, EVENTS, REJECTS)
+        notes += foreign.begin_reading_again(context, *tables_of_lines(context))
     else:
         foreign.refuse_loss(context, EVENTS, REJECTS)
         for target in (SESSIONS, ITEMS):
             foreign.refuse_older_copy(context, target, EVENTS)
         chosen, notes = landing.unread(context, landed), []
     return chosen, notes + learn_changed(context)
+
+
+def tables_of_lines(context: Context) -> list[Table]:
+    """Tables that lines of the log become rows of, as far as they are there."""
+    tables = (EVENTS, REJECTS, FILTERED)
+    return [table for table in tables if context.lake.version(table) is not None]
 
 
 def again(
@@ -422,10 +437,10 @@ def publish(context: Context, candidate: Candidate) -> Result:
         crash_points.point("ingest.ledger-published")
     if manifest.reload:
         # From here on what others did before is answered, also where nothing had to come back.
-        for table in (EVENTS, REJECTS):
+        for table in tables_of_lines(context):
             base = version_of(context, table)
             lake.commit(table, [], base, lake.guard(table), base + 1, context.run_id)
-        foreign.end_reading_again(context, EVENTS, REJECTS)
+        foreign.end_reading_again(context, *tables_of_lines(context))
     for table in (EVENTS, REJECTS):
         result.tables[table.full_name] = lake.told(table)
     return result
