@@ -127,6 +127,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         context.enter(manifest.plan.engine)
         notes += landing.strange_times(context, candidate)
         notes += landing.too_long(facts) + landing.of_elements(context, facts)
+        notes += landing.unknown_columns(context, facts)
         notes += filters.added(context, reload)
         if passed := sum(one.forgotten for one in facts):
             notes.append(f"{passed} lines of people who were forgotten were passed over")
@@ -224,6 +225,7 @@ def fill(
         count_lines(candidate, manifest, aside)
         if aside.table.full_name in manifest.base:
             fill_aside(context, candidate, manifest, aside)
+    filters.fill_flags(context, candidate, manifest)
     if manifest.reload:
         manifest.notes += filters.without_file(context, manifest)
 
@@ -429,6 +431,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         crash_points.point("ingest.rejects-published")
         publish_events(context, candidate, manifest)
         crash_points.point("ingest.events-published")
+        filters.publish_flags(context, candidate, manifest)
         for aside in (REJECTED, LEFT_OUT):
             clear_aside(context, candidate, manifest, aside)
         filters.remember(context)

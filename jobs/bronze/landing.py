@@ -282,6 +282,24 @@ def check_expressions(context: Context, chosen: list[tuple[str, int, int]]) -> N
         raise SchemaError(f"nothing was written:\n{facts.error}")
 
 
+def unknown_columns(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of columns that expressions name and that no line of JSON had."""
+    fmt = file_format(context.source)
+    there = {name for one in facts for name in one.columns}
+    if fmt.format != "jsonl" or fmt.computing is None or not there:
+        return []
+    notes = []
+    for name, theirs in fmt.computing.inputs().items():
+        said = paths.root(theirs.removeprefix(expressions.OF_LINE))
+        if not there & {theirs, said} and theirs != expressions.POSITION:
+            near = expressions.nearest(theirs, there)
+            hint = f"did you mean {near!r}?" if near else "it was null"
+            notes.append(
+                f"no line that was read has the column {theirs!r}, which {field_of(name)} reads: {hint}"
+            )
+    return notes
+
+
 def of_elements(context: Context, facts: list[FileFacts]) -> list[str]:
     """What to say of lines without an element."""
     found = [one for one in facts if one.empty_lines]

@@ -296,6 +296,7 @@ def computed(context: Context, aside: Aside) -> Candidate:
         context.enter(manifest.plan.engine)
         ingest.fill_events(context, candidate, manifest, choice, oldest)
         fill_changes(context, candidate, manifest, aside, lines)
+        filters.fill_flags(context, candidate, manifest)
     context.decide(manifest.plan)
     candidate.save(manifest)
     return candidate
@@ -347,6 +348,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
     )  # fmt: skip
     if not manifest.empty:
         ingest.publish_events(context, candidate, manifest)
+        filters.publish_flags(context, candidate, manifest)
         for aside in (REJECTED, LEFT_OUT):
             rejects.clear_aside(context, candidate, manifest, aside)
         if result.events_new or result.events_replaced:

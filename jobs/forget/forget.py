@@ -34,6 +34,7 @@ from jobs.core.tables import (
     ALL,
     EVENTS,
     FILTERED,
+    FLAGS,
     FORGOTTEN,
     RECOMMENDATIONS,
     REJECTS,
@@ -87,6 +88,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     lake.create(FORGOTTEN)
     lake.put_small(FORGOTTEN, [(hashed, secret.key_check, context.started)])
     lines = from_landing(context, person)
+    _delete(context, FLAGS, person)  # (while their events say which they are)
     events = _delete(context, EVENTS, person)
     for job in ("sessionize", "items", "sequences"):
         one_job(context, job, "all", {})
@@ -159,6 +161,11 @@ def _readable(lake: Lake, version: int) -> bool:
 def _condition(context: Context, table: Table, base: int, person: Person) -> Any:
     from pyspark.sql import functions as F
 
+    if table is FLAGS:
+        events = context.lake.read(EVENTS).where(F.col("user_id") == F.lit(person.stored))
+        return F.col("event_id").isin(
+            [row["event_id"] for row in events.select("event_id").collect()]
+        )
     if table in (REJECTS, FILTERED):
         place = F.concat_ws("\n", "file", F.col("line").cast("string"), "raw_hash")
         return place.isin(_lines_of(context, table, base, person))

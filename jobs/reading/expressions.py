@@ -140,6 +140,7 @@ class Computing:
         types: the log's column -> its type in expressions, of text formats.
         user_agent: the log's column that has it, where lines of bots are left out.
         patterns: own patterns of bots.
+        flags: whether bots are flagged, not left out.
     """
 
     fields: dict[str, Expression]
@@ -147,6 +148,7 @@ class Computing:
     types: tuple[tuple[str, str], ...] = ()
     user_agent: str | None = None
     patterns: tuple[str, ...] = ()
+    flags: bool = False
     explode: Explode | None = None
 
     def expressions(self) -> list[Expression]:
@@ -174,6 +176,8 @@ def computing_of(source: Source) -> Computing | None:
         return None
     one = source.source
     types: dict[str, str] = dict(one.types)
+    if one.explode is not None:
+        types.setdefault(POSITION, "bigint")
     if one.format == "combined_log":
         types = dict.fromkeys(COMBINED_LOG_NUMBERS, "bigint") | types
     made = Computing(
@@ -185,8 +189,17 @@ def computing_of(source: Source) -> Computing | None:
         tuple(types.items()),
         None if source.bots is None else source.bots.user_agent,
         () if source.bots is None else tuple(source.bots.patterns),
+        source.bots is not None and source.bots.policy == "flag",
         Explode(one.explode, one.explode_separator, one.explode_pattern) if one.explode else None,
     )
+    unused = set(one.types) - {*made.inputs().values(), *source.named().values()}
+    if unused:
+        name = min(unused)
+        near = nearest(name, made.inputs().values())
+        hint = f"did you mean {near!r}?" if near else "leave it out"
+        raise SourceError(
+            f"source.types names the column {name!r}, which no expression reads: {hint}"
+        )
     known: dict[str, str] = {}
     for column in made.inputs().values():
         other = known.setdefault(column.lower(), column)

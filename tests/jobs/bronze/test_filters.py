@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.core.errors import RejectShareError, SchemaError, SourceError
-from jobs.core.tables import EVENTS, FILTERED, REJECTS, RUNS, SESSIONS
+from jobs.core.plan import Thresholds
+from jobs.core.tables import EVENTS, FILTERED, FLAGS, REJECTS, RUNS, SESSIONS
 from tests.support.spark_tools import Workshop
 
 WEB = """
@@ -274,3 +275,27 @@ def test_a_run_that_filters_leave_nothing_usable_of_fails(spark: Any, tmp_path: 
     result = shop.run("ingest")
     assert result.filtered == {"keep": 1}
     assert any("left out all 1 lines" in note for note in result.notes)
+
+
+def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path) -> None:
+    toml = WEB.replace("keep_filtered = true", "").replace("[bots]", '[bots]\npolicy = "flag"')
+    shop = Workshop(spark, tmp_path, toml)
+    shop.land("a.log", "\n".join(LOG) + "\n")
+    result = shop.run("ingest")
+    assert (result.events_new, result.filtered) == (5, {"keep": 2})
+    assert any("2 more events are flagged" in note for note in result.notes)
+    flagged = {row["event_id"]: row["flag"] for row in shop.rows(FLAGS)}
+    items_of = {row["event_id"]: row["item_id"] for row in shop.rows(EVENTS)}
+    assert {items_of[one]: flag for one, flag in flagged.items()} == {"19": "bot", "20": "bot"}
+    shop.land("a.log", "\n".join([*LOG, line(9, "GET /product/40 HTTP/1.1", agent=BOT)]) + "\n")
+    shop.run("ingest")
+    assert len(shop.rows(FLAGS)) == 3
+
+
+def test_many_lines_go_the_same_way(spark: Any, tmp_path: Path) -> None:
+    """(Compiled plans, a first load by slices of time.)"""
+    shop = Workshop(spark, tmp_path, WEB, Thresholds(short_jobs=False))
+    shop.land("a.log", "\n".join(LOG) + "\n")
+    result = shop.run("ingest")
+    assert (result.events_new, result.filtered) == (3, {"keep": 2, "bot": 2})
+    assert aside(shop) == [(2, "keep"), (3, "keep"), (5, "bot"), (6, "bot")]
