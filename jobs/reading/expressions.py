@@ -192,14 +192,6 @@ def computing_of(source: Source) -> Computing | None:
         source.bots is not None and source.bots.policy == "flag",
         Explode(one.explode, one.explode_separator, one.explode_pattern) if one.explode else None,
     )
-    unused = set(one.types) - {*made.inputs().values(), *source.named().values()}
-    if unused:
-        name = min(unused)
-        near = nearest(name, made.inputs().values())
-        hint = f"did you mean {near!r}?" if near else "leave it out"
-        raise SourceError(
-            f"source.types names the column {name!r}, which no expression reads: {hint}"
-        )
     known: dict[str, str] = {}
     for column in made.inputs().values():
         other = known.setdefault(column.lower(), column)
@@ -401,6 +393,11 @@ def check_names(
             name that is nearly one of those that are there is refused.
     """
     names = list(there)
+    for name, _ in computing.types:
+        if certain and name not in names and name != POSITION:
+            near = nearest(name, names)
+            hint = f"did you mean {near!r}?" if near else "leave it out"
+            raise SourceError(f"source.types names {name!r}, and {file} has no such column: {hint}")
     for one in computing.expressions():
         for column in one.columns:
             near = nearest(column, names)

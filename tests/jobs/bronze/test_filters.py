@@ -161,7 +161,7 @@ def test_a_filter_that_is_added_holds_from_then_on_and_a_reload_applies_it_to_al
     assert (back.events_new, back.filtered, shop.rows(FILTERED)) == (5, {}, [])
 
 
-FLAGS = """
+SHOP = """
 [source]
 name = "flags"
 landing = "{landing}/*.csv"
@@ -194,7 +194,7 @@ ROWS = [
 
 
 def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_path: Path) -> None:
-    shop = Workshop(spark, tmp_path, FLAGS)
+    shop = Workshop(spark, tmp_path, SHOP)
     shop.land("a.csv", HEAD + "".join(ROWS))
     result = shop.run("ingest")
     found = {
@@ -214,7 +214,7 @@ def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_pa
         5: "missing_user_id", 6: "bad_event_ts", 7: "bad_value", 8: "bad_value",
     }  # fmt: skip
     assert result.read == 7
-    mended = FLAGS.replace("CAST(number AS INTEGER)", "coalesce(TRY_CAST(number AS INTEGER), 2)")
+    mended = SHOP.replace("CAST(number AS INTEGER)", "coalesce(TRY_CAST(number AS INTEGER), 2)")
     shop.describe(mended)
     again = shop.run("replay-rejects")
     assert (again.events_new, again.rejects) == (
@@ -232,11 +232,11 @@ def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_pa
 
 def test_an_event_is_the_same_by_a_column_and_by_an_expression(spark: Any, tmp_path: Path) -> None:
     text = HEAD + ROWS[0]
-    shop = Workshop(spark, tmp_path, FLAGS)
+    shop = Workshop(spark, tmp_path, SHOP)
     shop.land("a.csv", text)
     shop.run("ingest")
     [before] = shop.rows(EVENTS)
-    shop.describe(FLAGS.replace('item_id = "item"', """item_id = { sql = "trim(item || ' ')" }"""))
+    shop.describe(SHOP.replace('item_id = "item"', """item_id = { sql = "trim(item || ' ')" }"""))
     shop.land("b.csv", text)
     result = shop.run("ingest")
     assert (result.events_new, result.duplicates) == (0, 1)
@@ -246,6 +246,7 @@ def test_an_event_is_the_same_by_a_column_and_by_an_expression(spark: Any, tmp_p
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
+        ("{ price =", "{ prise =", r"source\.types names 'prise'.*did you mean 'price'"),
         ("coalesce(user_id,", "coalesce(userid,", r"columns\.user_id\.sql = .*character 10 .*no column 'userid': did you mean 'user_id'"),
         ("price * CAST(number AS INTEGER)", "number * 2", r"columns\.value\.sql .*number.*types = \{ number = "),
         ("coalesce(user_id, anonymous_id)", "price", r"columns\.user_id\.sql .*it gives DOUBLE.*floating point"),
@@ -254,7 +255,7 @@ def test_an_event_is_the_same_by_a_column_and_by_an_expression(spark: Any, tmp_p
 def test_a_mistake_is_said_before_spark_starts(
     spark: Any, tmp_path: Path, old: str, new: str, says: str
 ) -> None:
-    shop = Workshop(spark, tmp_path, FLAGS.replace(old, new))
+    shop = Workshop(spark, tmp_path, SHOP.replace(old, new))
     shop.land("a.csv", HEAD + ROWS[0])
     context = shop.context()
     context.lake._start = lambda: pytest.fail("Spark was started")

@@ -305,16 +305,6 @@ def test_bots_are_those_of_the_list_and_of_own_patterns() -> None:
     assert evaluate.bot_list().startswith("crawler-user-agents ")
 
 
-def test_a_declared_type_that_nothing_reads_is_a_mistake() -> None:
-    with pytest.raises(
-        SourceError, match="column 'prise', which no expression reads: did you mean 'price'"
-    ):
-        fmt_of(sql("value", "price * 2"), 'types = { price = "double", prise = "double" }')
-    assert fmt_of(
-        COLUMNS + 'value = "v"', 'types = { v = "double" }\nkeep = "i <> \'1\'"'
-    ).computing
-
-
 def test_the_documentations_source_files_are_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "computed-columns.md").read_text()
     found = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
