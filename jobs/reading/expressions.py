@@ -19,7 +19,12 @@ import duckdb
 import pyarrow as pa
 
 from jobs.core.errors import SourceError
-from jobs.core.source_file import COMBINED_LOG_COLUMNS, COMBINED_LOG_NUMBERS, Source
+from jobs.core.source_file import (
+    COMBINED_LOG_COLUMNS,
+    COMBINED_LOG_NUMBERS,
+    NUMERIC_UNITS,
+    Source,
+)
 from jobs.reading.paths import root
 
 CLOCKS = {
@@ -141,6 +146,7 @@ class Computing:
         user_agent: the log's column that has it, where lines of bots are left out.
         patterns: own patterns of bots.
         flags: whether bots are flagged, not left out.
+        unit: `time.unit`.
     """
 
     fields: dict[str, Expression]
@@ -149,6 +155,7 @@ class Computing:
     user_agent: str | None = None
     patterns: tuple[str, ...] = ()
     flags: bool = False
+    unit: str = "iso8601"
     explode: Explode | None = None
 
     def expressions(self) -> list[Expression]:
@@ -190,6 +197,7 @@ def computing_of(source: Source) -> Computing | None:
         None if source.bots is None else source.bots.user_agent,
         () if source.bots is None else tuple(source.bots.patterns),
         source.bots is not None and source.bots.policy == "flag",
+        source.time.unit,
         Explode(one.explode, one.explode_separator, one.explode_pattern) if one.explode else None,
     )
     known: dict[str, str] = {}
@@ -259,7 +267,8 @@ def parsed(field: str, sql: str) -> Expression:
         place = int(tree.get("position") or len(HEAD)) - len(HEAD)
         if place >= len(sql.encode()):
             raise mistake(field, sql, "syntax error: it ends before it is complete")
-        raise mistake(field, sql, tree["error_message"], place)
+        hint = ". If a word of SQL is a column, write it in double quotes"
+        raise mistake(field, sql, tree["error_message"] + hint, place)
     node = tree["statements"][0]["node"]
     whole = len(tree["statements"]) == 1 and node.get("type") == "SELECT_NODE"
     empty = whole and node["from_table"]["type"] == "EMPTY" and len(node["select_list"]) == 1
@@ -361,7 +370,8 @@ def _named(field: str, sql: str, text: bytes, references: list[dict[str, Any]]) 
         if name.lower() in CLOCKS and text[start : start + 1] != b'"':
             raise mistake(
                 field, sql, f"{name} gives another result in another run, so replays could not "
-                "repeat a night: use the columns of the line", start - len(HEAD),
+                "repeat a night: use the columns of the line (a column of this name stands in double "
+                "quotes)", start - len(HEAD),
             )  # fmt: skip
         columns.append(name)
         pieces += [text[at:start], quoted(name).encode()]
@@ -435,7 +445,7 @@ def check(computing: Computing, columns: pa.Schema) -> dict[str, str]:
         kinds = {}
         for ours, one in computing.fields.items():
             kinds[ours] = kind_of(con, one)
-            problem = unfit(ours, kinds[ours])
+            problem = unfit(ours, kinds[ours], computing.unit)
             if problem:
                 raise mistake(one.field, one.sql, f"it gives {kinds[ours]}, and {problem}")
         if computing.keep is not None:
@@ -543,10 +553,16 @@ def _kind_of_node(con: duckdb.DuckDBPyConnection, text: bytes, node: dict[str, A
     return _type(con, quoted(node["column_names"][0]))
 
 
-def unfit(ours: str, kind: str) -> str:
-    """Why a type is none for a column of ours; empty: it is one."""
+def unfit(ours: str, kind: str, unit: str) -> str:
+    """Why a type is none for a column of ours; empty: it is one.
+
+    Args:
+        unit: `time.unit`.
+    """
     whole = kind in WHOLE_NUMBERS
     if ours == "event_ts":
+        if (whole or kind.startswith(FLOATS)) and unit not in NUMERIC_UNITS:
+            return f"time.unit = {unit!r} is one of texts: set 's', 'ms' or 'us', or make it a TIMESTAMP"
         fits = (
             whole or kind.startswith(("TIMESTAMP", *FLOATS)) or kind in ("VARCHAR", "DATE", "JSON")
         )

@@ -10,7 +10,11 @@ import pytest
 from jobs.core.errors import RejectShareError, SchemaError, SourceError
 from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS, FILTERED, FLAGS, REJECTS, RUNS, SESSIONS
+from jobs.forget.forget import forget
+from tests.jobs.forget.test_forget import key
 from tests.support.spark_tools import Workshop
+
+assert key is not None  # (the fixture)
 
 WEB = """
 [source]
@@ -278,7 +282,7 @@ def test_a_run_that_filters_leave_nothing_usable_of_fails(spark: Any, tmp_path: 
     assert any("left out all 1 lines" in note for note in result.notes)
 
 
-def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path) -> None:
+def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path, key: None) -> None:
     toml = WEB.replace("keep_filtered = true", "").replace("[bots]", '[bots]\npolicy = "flag"')
     shop = Workshop(spark, tmp_path, toml)
     shop.land("a.log", "\n".join(LOG) + "\n")
@@ -291,6 +295,11 @@ def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path) -> None:
     shop.land("a.log", "\n".join([*LOG, line(9, "GET /product/40 HTTP/1.1", agent=BOT)]) + "\n")
     shop.run("ingest")
     assert len(shop.rows(FLAGS)) == 3
+    done = forget(shop.context(), "10.0.0.2")  # who made the event of line 5
+    assert (done["events"], len(shop.rows(FLAGS))) == (2, 2)
+    assert {row["event_id"] for row in shop.rows(FLAGS)} < {
+        row["event_id"] for row in shop.rows(EVENTS)
+    }
 
 
 def test_many_lines_go_the_same_way(spark: Any, tmp_path: Path) -> None:

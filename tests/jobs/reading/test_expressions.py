@@ -120,6 +120,11 @@ def test_known_columns_are_checked_with_the_source_file(
         ),
         (sql("event_ts", "t = 'x'"), "", "columns.event_ts.sql .*it gives BOOLEAN, and a time is"),
         (
+            sql("event_ts", "CAST(i AS BIGINT)"),
+            "",
+            "it gives BIGINT, and time.unit = 'iso8601' is one of texts",
+        ),
+        (
             sql("value", "[i]"),
             "",
             r"columns.value.sql .*it gives VARCHAR\[\], and value is a number",
