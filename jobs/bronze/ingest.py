@@ -103,12 +103,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         for table in (EVENTS, REJECTS, FILES):
             lake.create(table)
         filters.make_ready(context)
-        if not landing.is_parsed(context, candidate, chosen):
-            candidate.remove()
-            lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
-            engine = context.thresholds.spark(lines, lake.rows(EVENTS))
-            landing.parse(context, candidate, chosen, engine, reload)
-        facts = landing.facts_read(candidate)
+        facts = read_once(context, candidate, chosen, reload)
     manifest = IngestManifest(
         plan=idle("ingest"),
         base={
@@ -125,13 +120,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         manifest.plan = ingest_plan(choice, context.thresholds)
         context.decide(manifest.plan)
         context.enter(manifest.plan.engine)
-        notes += landing.strange_times(context, candidate)
-        notes += landing.too_long(facts) + landing.of_elements(context, facts)
-        notes += landing.unknown_columns(context, facts)
-        notes += filters.added(context, reload)
-        if passed := sum(one.forgotten for one in facts):
-            notes.append(f"{passed} lines of people who were forgotten were passed over")
-        notes += exposures.told(context, candidate)
+        notes += notes_of_lines(context, candidate, facts, reload)
         fill(context, candidate, manifest, choice, late)
         kept = manifest.counts.read - sum(manifest.filtered.values())
         notes += filters.told(context, candidate, manifest)
@@ -141,6 +130,31 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     candidate.save(manifest)
     crash_points.point("ingest.computed")
     return candidate
+
+
+def read_once(
+    context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]], reload: bool
+) -> list[FileFacts]:
+    """The lines of these files, in the candidate, unless they are there; what each file was."""
+    if not landing.is_parsed(context, candidate, chosen):
+        candidate.remove()
+        lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
+        engine = context.thresholds.spark(lines, context.lake.rows(EVENTS))
+        landing.parse(context, candidate, chosen, engine, reload)
+    return landing.facts_read(candidate)
+
+
+def notes_of_lines(
+    context: Context, candidate: Candidate, facts: list[FileFacts], reload: bool
+) -> list[str]:
+    """What to say of the lines that were read, before it is known which are events."""
+    notes = landing.strange_times(context, candidate)
+    notes += landing.too_long(facts) + landing.of_elements(context, facts)
+    notes += landing.unknown_columns(context, facts)
+    notes += filters.added(context, reload)
+    if passed := sum(one.forgotten for one in facts):
+        notes.append(f"{passed} lines of people who were forgotten were passed over")
+    return notes + exposures.told(context, candidate)
 
 
 def chosen_files(
