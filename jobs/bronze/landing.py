@@ -210,6 +210,17 @@ def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) ->
                 )
 
 
+def without_list(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say if no JSON line has the list whose elements are the lines."""
+    column = context.source.source.explode
+    names = {name for one in facts for name in one.columns}
+    if column is None or not names or paths.root(column) in names or column in names:
+        return []
+    near = expressions.nearest(column, names)
+    hint = f". Did you mean {near!r}?" if near else f"; they have {', '.join(sorted(names)[:20])}"
+    return [f"no line that was read has the column {column!r} (source.explode){hint}"]
+
+
 def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
     """Stop before anything is written when a file is not what was promised.
 
@@ -221,6 +232,7 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
     """
     complaints = [one.error for one in facts if one.error]
     complaints += changed_types(context, facts, lines)
+    complaints += without_list(context, facts)
     source = context.source
     fmt = file_format(source)
     # (Few lines may have what an expression names, and no line may have an element.)

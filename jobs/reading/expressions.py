@@ -13,9 +13,8 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from jobs.core.errors import SourceError
@@ -26,6 +25,9 @@ from jobs.core.source_file import (
     Source,
 )
 from jobs.reading.paths import root
+
+if TYPE_CHECKING:
+    import duckdb  # (not needed where nothing is computed)
 
 CLOCKS = {
     "current_catalog", "current_date", "current_role", "current_schema", "current_time",
@@ -220,6 +222,8 @@ def computing_of(source: Source) -> Computing | None:
 
 def connection() -> duckdb.DuckDBPyConnection:
     """A database in memory that reads no file, opens no connection, and stays so."""
+    import duckdb
+
     made = duckdb.connect(":memory:", config=CONFIG)
     for setting in ("TimeZone = 'UTC'", "errors_as_json = true", "lock_configuration = true"):
         made.execute(f"SET {setting}").fetchall()
@@ -466,6 +470,8 @@ def kind_of(con: duckdb.DuckDBPyConnection, one: Expression) -> str:
     Raises:
         SourceError: it has none.
     """
+    import duckdb
+
     try:
         kind = _type(con, one.bound)
     except duckdb.Error as error:
