@@ -279,6 +279,10 @@ def computed(context: Context, aside: Aside) -> Candidate:
     base = {one.full_name: version_of(context, one) for one in dict.fromkeys((EVENTS, table))}
     job = JOBS[aside]
     manifest = IngestManifest(plan=idle(job), base=base, empty=lake.rows(table) == 0, notes=notes)
+    if manifest.empty and aside is LEFT_OUT and not context.source.source.keep_filtered:
+        notes.append(
+            f"{table.full_name} has no lines: they are stored where source.keep_filtered = true"
+        )
     if not manifest.empty:
         engine = context.thresholds.spark(lake.rows(table), lake.rows(EVENTS))
         context.enter(engine)
