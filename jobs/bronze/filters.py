@@ -14,10 +14,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze import landing
-from jobs.bronze.manifest import IngestManifest
+from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.rejects import filtered
-from jobs.core.tables import EVENTS, FILES, FILTERED
+from jobs.core.tables import EVENTS, FILES, FILTERED, FLAGS
 from jobs.lake.context import Candidate, Context
+from jobs.lake.delta_errors import retried
 from jobs.reading.evaluate import bot_list
 
 PROPERTY = "sessionmill.filters"
@@ -33,6 +34,8 @@ def make_ready(context: Context) -> None:
     """Make the table of lines that are left out, where it is wanted; note the list of bots."""
     if context.source.source.keep_filtered:
         context.lake.create(FILTERED)
+    if context.source.bots is not None and context.source.bots.policy == "flag":
+        context.lake.create(FLAGS)
     if context.source.bots is not None:
         own = len(context.source.bots.patterns)
         context.lists["bots"] = bot_list() + (f", {own} own patterns" if own else "")
@@ -43,8 +46,37 @@ def said(context: Context) -> str:
     source = context.source
     if not source.leaves_out:
         return ""
-    bots = None if source.bots is None else source.bots.model_dump()
+    by_list = source.bots is not None and source.bots.policy == "filter"
+    bots = source.bots.model_dump() if source.bots is not None and by_list else None
     return json.dumps({"keep": source.source.keep, "bots": bots}, sort_keys=True)
+
+
+def fill_flags(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
+    """The events of this candidate's lines that are flagged, those that are stored already, too."""
+    bots = context.source.bots
+    if bots is None or bots.policy != "flag":
+        return
+    lines = candidate.part("lines").where("reason IS NULL")
+    if candidate.has("judged"):
+        lines = candidate.part("judged").where("NOT late")
+    rows = lines.where("flag IS NOT NULL").select("event_id", "flag").distinct()
+    rows = rows.withColumn("first_seen_ts", F.lit(context.started))
+    base = context.lake.version(FLAGS)
+    known = context.lake.read(FLAGS, base).select("event_id")
+    rows = rows.join(known, "event_id", "left_anti").withColumn("gone", F.lit(False))
+    candidate.write("flags", rows.coalesce(1))
+    manifest.flagged = candidate.row_count("flags")
+
+
+def publish_flags(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
+    if not manifest.flagged:
+        return
+
+    def attempt(_: int) -> None:
+        lake, base = context.lake, version_of(context, FLAGS)
+        context.upsert(FLAGS, candidate, "flags", base, lake.guard(FLAGS), base + 1)
+
+    retried(3, attempt)
 
 
 def remember(context: Context) -> None:
@@ -79,6 +111,10 @@ def told(context: Context, candidate: Candidate, manifest: IngestManifest) -> li
             f"{context.source.name} --reload"
         )
     facts = [one for one in landing.facts_read(candidate) if one.unjudged]
+    if manifest.flagged:
+        notes.append(
+            f"{manifest.flagged:,} more events are flagged as those of bots, in bronze.flags"
+        )
     if facts:
         notes.append(
             f"source.keep could not be computed for {sum(one.unjudged for one in facts):,} lines, "

@@ -58,6 +58,7 @@ from jobs.core.tables import (
     PERSON_EVENTS,
     REJECTS,
     SESSIONS,
+    Table,
 )
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.context import Candidate, Context, Result
@@ -181,13 +182,19 @@ def chosen_files(
         older = any(foreign.is_older_copy(context, one, EVENTS) for one in READERS)
         if rebuild or older:
             context.lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
-        notes += foreign.begin_reading_again(context, EVENTS, REJECTS)
+        notes += foreign.begin_reading_again(context, *tables_of_lines(context))
     else:
         foreign.refuse_loss(context, EVENTS, REJECTS)
         for target in READERS:
             foreign.refuse_older_copy(context, target, EVENTS)
         chosen, notes = landing.unread(context, landed), []
     return chosen, notes + learn_changed(context)
+
+
+def tables_of_lines(context: Context) -> list[Table]:
+    """Tables that lines of the log become rows of, as far as they are there."""
+    tables = (EVENTS, REJECTS, FILTERED)
+    return [table for table in tables if context.lake.version(table) is not None]
 
 
 def again(
@@ -244,6 +251,7 @@ def fill(
         count_lines(candidate, manifest, aside)
         if aside.table.full_name in manifest.base:
             fill_aside(context, candidate, manifest, aside)
+    filters.fill_flags(context, candidate, manifest)
     if manifest.reload:
         manifest.notes += filters.without_file(context, manifest)
 
@@ -459,6 +467,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         crash_points.point("ingest.rejects-published")
         publish_events(context, candidate, manifest)
         crash_points.point("ingest.events-published")
+        filters.publish_flags(context, candidate, manifest)
         for aside in (REJECTED, LEFT_OUT):
             clear_aside(context, candidate, manifest, aside)
         filters.remember(context)
@@ -467,10 +476,10 @@ def publish(context: Context, candidate: Candidate) -> Result:
         crash_points.point("ingest.ledger-published")
     if manifest.reload:
         # From here on what others did before is answered, also where nothing had to come back.
-        for table in (EVENTS, REJECTS):
+        for table in tables_of_lines(context):
             base = version_of(context, table)
             lake.commit(table, [], base, lake.guard(table), base + 1, context.run_id)
-        foreign.end_reading_again(context, EVENTS, REJECTS)
+        foreign.end_reading_again(context, *tables_of_lines(context))
     for table in (EVENTS, REJECTS):
         result.tables[table.full_name] = lake.told(table)
     return result

@@ -390,6 +390,17 @@ def known_columns(files: list[Any]) -> dict[str, str]:
     return known
 
 
+def without_list(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say if no JSON line has the list whose elements are the lines."""
+    column = context.source.source.explode
+    names = {name for one in facts for name in one.columns}
+    if column is None or not names or paths.root(column) in names or column in names:
+        return []
+    near = expressions.nearest(column, names)
+    hint = f". Did you mean {near!r}?" if near else f"; they have {', '.join(sorted(names)[:20])}"
+    return [f"no line that was read has the column {column!r} (source.explode){hint}"]
+
+
 def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
     """Stop before anything is written when a file is not what was promised.
 
@@ -402,6 +413,7 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
     complaints = [one.error for one in facts if one.error]
     complaints += mixed_units(context.source, facts)
     complaints += changed_types(context, facts, lines)
+    complaints += without_list(context, facts)
     source = context.source
     fmt = file_format(source)
     # (Few lines may have what an expression names, and no line may have an element.)
@@ -462,6 +474,24 @@ def check_expressions(context: Context, chosen: list[tuple[str, int, int]]) -> N
         raise SchemaError(f"nothing was written:\n{facts.error}")
 
 
+def unknown_columns(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of columns that expressions name and that no line of JSON had."""
+    fmt = file_format(context.source)
+    there = {name for one in facts for name in one.columns}
+    if fmt.format != "jsonl" or fmt.computing is None or not there:
+        return []
+    notes = []
+    for name, theirs in fmt.computing.inputs().items():
+        said = paths.root(theirs.removeprefix(expressions.OF_LINE))
+        if not there & {theirs, said} and theirs != expressions.POSITION:
+            near = expressions.nearest(theirs, there)
+            hint = f"did you mean {near!r}?" if near else "it was null"
+            notes.append(
+                f"no line that was read has the column {theirs!r}, which {field_of(name)} reads: {hint}"
+            )
+    return notes
+
+
 def of_elements(context: Context, facts: list[FileFacts]) -> list[str]:
     """What to say of lines without an element."""
     found = [one for one in facts if one.empty_lines]
@@ -476,7 +506,7 @@ def of_elements(context: Context, facts: list[FileFacts]) -> list[str]:
 
 def told(context: Context, facts: list[FileFacts]) -> list[str]:
     """What to say of what was in the files."""
-    notes = [*too_long(facts), *of_elements(context, facts)]
+    notes = [*too_long(facts), *of_elements(context, facts), *unknown_columns(context, facts)]
     notes += [*swallowed(context, facts), *waiting(context, facts)]
     if passed := sum(one.forgotten for one in facts):
         notes.append(f"{passed} lines of people who were forgotten were passed over")

@@ -42,6 +42,8 @@ class IngestManifest(Manifest):
     """Lines that were left out and that `bronze.filtered` does not have yet."""
     filtered_changed: int = 0
     """How many stored ones go, or have another reason now."""
+    flagged: int = 0
+    """How many events are flagged."""
     files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     staged: Staged | None = None

@@ -280,6 +280,10 @@ def computed(context: Context, aside: Aside) -> Candidate:
     base = {one.full_name: version_of(context, one) for one in dict.fromkeys((EVENTS, table))}
     job = JOBS[aside]
     manifest = IngestManifest(plan=idle(job), base=base, empty=lake.rows(table) == 0, notes=notes)
+    if manifest.empty and aside is LEFT_OUT and not context.source.source.keep_filtered:
+        notes.append(
+            f"{table.full_name} has no lines: they are stored where source.keep_filtered = true"
+        )
     if not manifest.empty:
         engine = context.thresholds.spark(lake.rows(table), lake.rows(EVENTS))
         context.enter(engine)
@@ -297,6 +301,7 @@ def computed(context: Context, aside: Aside) -> Candidate:
         context.enter(manifest.plan.engine)
         ingest.fill_events(context, candidate, manifest, choice, oldest)
         fill_changes(context, candidate, manifest, aside, lines)
+        filters.fill_flags(context, candidate, manifest)
     context.decide(manifest.plan)
     candidate.save(manifest)
     return candidate
@@ -348,6 +353,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
     )  # fmt: skip
     if not manifest.empty:
         ingest.publish_events(context, candidate, manifest)
+        filters.publish_flags(context, candidate, manifest)
         for aside in (REJECTED, LEFT_OUT):
             rejects.clear_aside(context, candidate, manifest, aside)
         if result.events_new or result.events_replaced:

@@ -171,7 +171,13 @@ class Typing:
 
     def _must(self) -> list[str]:
         """The conditions of a line that is everyday."""
-        must = ["kind = 'record'", "filtered IS NULL", "time_ IS NOT NULL", "exposed_with IS NULL"]
+        must = [
+            "kind = 'record'",
+            "filtered IS NULL",
+            "flag IS NULL",
+            "time_ IS NOT NULL",
+            "exposed_with IS NULL",
+        ]
         ids = {"item_id", "event_id"} & self.mapped
         must += [f"{name} IS NOT NULL" for name in sorted(ids)]
         somebody = "user_id IS NOT NULL"

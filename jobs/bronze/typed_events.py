@@ -193,34 +193,8 @@ def typed_events(
             "tie_break": F.col("line") if source.columns.file_order else whole.try_cast("bigint"),
         }
     )
-    kind = F.col("kind")
-    native = F.col("event_id").isNull() if "event_id" in mapped else F.lit(False)
-    nobody = F.col("user_id").isNull() & F.col("anonymous_id").isNull()
-    reason = (
-        F.when(kind == "unparsable", "unparsable")
-        .when(F.col("filtered").isNotNull(), F.col("filtered"))
-        .when(nobody, "missing_user_id")
-        .when(F.col("item_id").isNull(), "missing_item_id")
-        .when(F.col("event_ts").isNull(), "bad_event_ts")
-        .when(F.col("_value").isNotNull() & F.col("value").isNull(), "bad_value")
-        .when(kind == "bad_value", "bad_value")
-        .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
-        .when(kind == "bad_tie_break", "bad_tie_break")
-        .when(native, "missing_event_id")
-        .when(kind == "bad_expression", "bad_expression")
-    )
-    if source.computes:
-        raw = F.col("raw")  # (readers make it of the log's columns, which are not all ours)
-        if source.privacy.hash_user_id:
-            raw = F.to_json(F.struct("user_id", F.when(kind != "unparsable", raw).alias("line")))
-            raw = cut_text(raw)
-    elif source.source.format in TYPED or source.privacy.hash_user_id:
-        log_names = {theirs: _original(ours) for ours, theirs in mapped.items()}
-        raw = F.to_json(F.struct(*(column.alias(theirs) for theirs, column in log_names.items())))
-        raw = cut_text(raw)
-    else:
-        raw = F.col("raw")
-    lines = lines.withColumns({"reason": reason, "event_date": F.to_date("event_ts")})
+    raw = raw_line(source)
+    lines = lines.withColumns({"reason": reason_of(mapped), "event_date": F.to_date("event_ts")})
     may_be_reject = F.col("reason").isNotNull() | is_late(F.col("event_date"), oldest)
     if not source.source.keep_filtered:
         may_be_reject = may_be_reject & F.col("filtered").isNull()
@@ -235,6 +209,41 @@ def typed_events(
     if source.exposures is not None:
         lines = lines.withColumn("link", link_of([F.col(n) for n in source.exposures.mapped()]))
     return lines.drop(*LINKS)
+
+
+def reason_of(mapped: Collection[str]) -> Column:
+    """Why a line is no event; null: it is one."""
+    kind = F.col("kind")
+    native = F.col("event_id").isNull() if "event_id" in mapped else F.lit(False)
+    nobody = F.col("user_id").isNull() & F.col("anonymous_id").isNull()
+    return (
+        F.when(kind == "unparsable", "unparsable")
+        .when(F.col("filtered").isNotNull(), F.col("filtered"))
+        .when(nobody, "missing_user_id")
+        .when(F.col("item_id").isNull(), "missing_item_id")
+        .when(F.col("event_ts").isNull(), "bad_event_ts")
+        .when(F.col("_value").isNotNull() & F.col("value").isNull(), "bad_value")
+        .when(kind == "bad_value", "bad_value")
+        .when(F.col("_tie_break").isNotNull() & F.col("tie_break").isNull(), "bad_tie_break")
+        .when(kind == "bad_tie_break", "bad_tie_break")
+        .when(native, "missing_event_id")
+        .when(kind == "bad_expression", "bad_expression")
+    )
+
+
+def raw_line(source: Source) -> Column:
+    """A line's text as it is stored if it makes no event."""
+    if source.computes:
+        raw = F.col("raw")  # (readers make it of the log's columns, which are not all ours)
+        if not source.privacy.hash_user_id:
+            return raw
+        known = F.when(F.col("kind") != "unparsable", raw)
+        return cut_text(F.to_json(F.struct("user_id", known.alias("line"))))
+    if source.source.format in TYPED or source.privacy.hash_user_id:
+        names = {theirs: _original(ours) for ours, theirs in source.mapped().items()}
+        row = F.struct(*(column.alias(theirs) for theirs, column in names.items()))
+        return cut_text(F.to_json(row))
+    return F.col("raw")
 
 
 def cut_text(text: Column) -> Column:

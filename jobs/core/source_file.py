@@ -448,8 +448,9 @@ class BotsPart(Part):
 
     user_agent: ColumnName
     """The log's column that has the user agent. Lines without one are kept."""
-    policy: Literal["filter"] = "filter"
-    """`filter`: they are left out and counted as `filtered`."""
+    policy: Literal["filter", "flag"] = "filter"
+    """`filter`: they are left out and counted as `filtered`. `flag`: they are events like others, and
+    their ids are in `bronze.flags`."""
     patterns: list[Pattern] = []
     """More regular expressions; a user agent that has a match of one is a bot's."""
 
@@ -799,14 +800,14 @@ class Source(Part):
     @property
     def leaves_out(self) -> bool:
         """Whether lines are left out by `keep` or `[bots]`."""
-        return self.source.keep is not None or self.bots is not None
+        bots = self.bots is not None and self.bots.policy == "filter"
+        return self.source.keep is not None or bots
 
     @property
     def computes(self) -> bool:
         """Whether something happens to the log's columns before they are ours."""
-        return (
-            bool(self.columns.expressions()) or self.leaves_out or self.source.explode is not None
-        )
+        filters = self.source.keep is not None or self.bots is not None
+        return bool(self.columns.expressions()) or filters or self.source.explode is not None
 
     @model_validator(mode="before")
     @classmethod

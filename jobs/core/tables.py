@@ -112,6 +112,15 @@ PERSON_EVENTS = Table(
     },
 )  # fmt: skip
 
+FLAGS = Table(
+    layer="bronze",
+    name="flags",
+    key=("event_id",),
+    doc="One event of which [bots], with policy = 'flag', says that a program made it. An event of "
+    "several lines has a row if one of them says so.",
+    columns={"event_id": "string", "flag": "string", "first_seen_ts": "timestamp"},
+)
+
 SESSIONS = Table(
     layer="silver", name="sessions", key=("session_id",), order=("start_ts",), group=5_000,
     feed=True,
@@ -258,7 +267,7 @@ FINGERPRINTS = Table(
 )  # fmt: skip
 
 ALL = (
-    EVENTS, REJECTS, FILTERED, IDENTITIES, PERSON_EVENTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
+    EVENTS, REJECTS, FILTERED, FLAGS, IDENTITIES, PERSON_EVENTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
     NIGHTS, LISTS, FORGOTTEN, CHANGED_EVENTS, FINGERPRINTS,
 )  # fmt: skip
 

@@ -38,6 +38,7 @@ from jobs.core.tables import (
     ALL,
     EVENTS,
     FILTERED,
+    FLAGS,
     FORGOTTEN,
     IDENTITIES,
     RECOMMENDATIONS,
@@ -98,6 +99,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
         FORGOTTEN, [(one, secret.key_check, context.started) for one in (hashed, *of_anonymous)]
     )
     lines = from_landing(context, person, lambda name: secret.of_anonymous(name) in of_anonymous)
+    _delete(context, FLAGS, person)  # (while their events say which they are)
     events = _delete(context, EVENTS, person)
     for job in ("sessionize", "items", "sequences"):
         one_job(context, job, "all", {})
@@ -204,6 +206,11 @@ def _readable(lake: Lake, version: int) -> bool:
 def _condition(context: Context, table: Table, base: int, person: Person) -> Any:
     from pyspark.sql import functions as F
 
+    if table is FLAGS:
+        events = context.lake.read(EVENTS).where(F.col("user_id") == F.lit(person.stored))
+        return F.col("event_id").isin(
+            [row["event_id"] for row in events.select("event_id").collect()]
+        )
     if table in (REJECTS, FILTERED):
         place = F.concat_ws("\n", "file", F.col("line").cast("string"), "raw_hash")
         return place.isin(_lines_of(context, table, base, person))

@@ -88,9 +88,12 @@ class Evaluating:
                 self.count_unjudged(batch, failed, lost)
             else:
                 self.put(made, name, values, failed)
-        bots = self.of_bots(rows, batch.num_rows)
-        filtered = pc.if_else(pc.invert(kept), "keep", pc.if_else(bots, "bot", None))
+        bots = pc.if_else(self.of_bots(rows, batch.num_rows), "bot", None)
+        nothing = pa.nulls(batch.num_rows, pa.string())
+        flags = self.computing.flags
+        filtered = pc.if_else(pc.invert(kept), "keep", nothing if flags else bots)
         made["filtered"] = pc.if_else(lost, None, filtered)
+        made["flag"] = bots if flags else nothing
         made["kind"] = pc.if_else(lost, "unparsable", made["kind"])
         if self.fmt.hashes and self.fmt.format != "parquet":
             said = {name: batch.column(name) for name in self.fmt.wanted}

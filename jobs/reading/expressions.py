@@ -13,14 +13,16 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from jobs.core.errors import SourceError
-from jobs.core.source_file import COMBINED_LOG_NUMBERS, LOG_COLUMNS, Source
+from jobs.core.source_file import COMBINED_LOG_NUMBERS, LOG_COLUMNS, NUMERIC_UNITS, Source
 from jobs.reading.paths import root
+
+if TYPE_CHECKING:
+    import duckdb  # (not needed where nothing is computed)
 
 CLOCKS = {
     "current_catalog", "current_date", "current_role", "current_schema", "current_time",
@@ -140,6 +142,8 @@ class Computing:
         types: the log's column -> its type in expressions, of text formats.
         user_agent: the log's column that has it, where lines of bots are left out.
         patterns: own patterns of bots.
+        flags: whether bots are flagged, not left out.
+        unit: `time.unit`.
     """
 
     fields: dict[str, Expression]
@@ -147,6 +151,8 @@ class Computing:
     types: tuple[tuple[str, str], ...] = ()
     user_agent: str | None = None
     patterns: tuple[str, ...] = ()
+    flags: bool = False
+    unit: str = "iso8601"
     explode: Explode | None = None
 
     def expressions(self) -> list[Expression]:
@@ -174,6 +180,8 @@ def computing_of(source: Source) -> Computing | None:
         return None
     one = source.source
     types: dict[str, str] = dict(one.types)
+    if one.explode is not None:
+        types.setdefault(POSITION, "bigint")
     if one.format in LOG_COLUMNS:
         types = dict.fromkeys(COMBINED_LOG_NUMBERS, "bigint") | types
     made = Computing(
@@ -185,6 +193,8 @@ def computing_of(source: Source) -> Computing | None:
         tuple(types.items()),
         None if source.bots is None else source.bots.user_agent,
         () if source.bots is None else tuple(source.bots.patterns),
+        source.bots is not None and source.bots.policy == "flag",
+        source.time.unit,
         Explode(one.explode, one.explode_separator, one.explode_pattern) if one.explode else None,
     )
     known: dict[str, str] = {}
@@ -207,6 +217,8 @@ def computing_of(source: Source) -> Computing | None:
 
 def connection() -> duckdb.DuckDBPyConnection:
     """A database in memory that reads no file, opens no connection, and stays so."""
+    import duckdb
+
     made = duckdb.connect(":memory:", config=CONFIG)
     for setting in ("TimeZone = 'UTC'", "errors_as_json = true", "lock_configuration = true"):
         made.execute(f"SET {setting}").fetchall()
@@ -254,7 +266,8 @@ def parsed(field: str, sql: str) -> Expression:
         place = int(tree.get("position") or len(HEAD)) - len(HEAD)
         if place >= len(sql.encode()):
             raise mistake(field, sql, "syntax error: it ends before it is complete")
-        raise mistake(field, sql, tree["error_message"], place)
+        hint = ". If a word of SQL is a column, write it in double quotes"
+        raise mistake(field, sql, tree["error_message"] + hint, place)
     node = tree["statements"][0]["node"]
     whole = len(tree["statements"]) == 1 and node.get("type") == "SELECT_NODE"
     empty = whole and node["from_table"]["type"] == "EMPTY" and len(node["select_list"]) == 1
@@ -356,7 +369,8 @@ def _named(field: str, sql: str, text: bytes, references: list[dict[str, Any]]) 
         if name.lower() in CLOCKS and text[start : start + 1] != b'"':
             raise mistake(
                 field, sql, f"{name} gives another result in another run, so replays could not "
-                "repeat a night: use the columns of the line", start - len(HEAD),
+                "repeat a night: use the columns of the line (a column of this name stands in double "
+                "quotes)", start - len(HEAD),
             )  # fmt: skip
         columns.append(name)
         pieces += [text[at:start], quoted(name).encode()]
@@ -388,6 +402,11 @@ def check_names(
             name that is nearly one of those that are there is refused.
     """
     names = list(there)
+    for name, _ in computing.types:
+        if certain and name not in names and name != POSITION:
+            near = nearest(name, names)
+            hint = f"did you mean {near!r}?" if near else "leave it out"
+            raise SourceError(f"source.types names {name!r}, and {file} has no such column: {hint}")
     for one in computing.expressions():
         for column in one.columns:
             near = nearest(column, names)
@@ -425,7 +444,7 @@ def check(computing: Computing, columns: pa.Schema) -> dict[str, str]:
         kinds = {}
         for ours, one in computing.fields.items():
             kinds[ours] = kind_of(con, one)
-            problem = unfit(ours, kinds[ours])
+            problem = unfit(ours, kinds[ours], computing.unit)
             if problem:
                 raise mistake(one.field, one.sql, f"it gives {kinds[ours]}, and {problem}")
         if computing.keep is not None:
@@ -446,6 +465,8 @@ def kind_of(con: duckdb.DuckDBPyConnection, one: Expression) -> str:
     Raises:
         SourceError: it has none.
     """
+    import duckdb
+
     try:
         kind = _type(con, one.bound)
     except duckdb.Error as error:
@@ -533,10 +554,16 @@ def _kind_of_node(con: duckdb.DuckDBPyConnection, text: bytes, node: dict[str, A
     return _type(con, quoted(node["column_names"][0]))
 
 
-def unfit(ours: str, kind: str) -> str:
-    """Why a type is none for a column of ours; empty: it is one."""
+def unfit(ours: str, kind: str, unit: str) -> str:
+    """Why a type is none for a column of ours; empty: it is one.
+
+    Args:
+        unit: `time.unit`.
+    """
     whole = kind in WHOLE_NUMBERS
     if ours == "event_ts":
+        if (whole or kind.startswith(FLOATS)) and unit not in NUMERIC_UNITS:
+            return f"time.unit = {unit!r} is one of texts: set 's', 'ms' or 'us', or make it a TIMESTAMP"
         fits = (
             whole or kind.startswith(("TIMESTAMP", *FLOATS)) or kind in ("VARCHAR", "DATE", "JSON")
         )

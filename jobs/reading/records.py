@@ -38,17 +38,19 @@ RECORD_SCHEMA = pa.schema(
         ("line", pa.int64()),
         ("element", pa.int64()),
         ("filtered", pa.string()),
+        ("flag", pa.string()),
     ]
 )
 # kind: record, unparsable, or the reason for which an expression makes the line a reject.
 # element: the place of an exploded element in its line, from 1. filtered: why it is left out.
+# flag: what is to be said of its event.
 # clock: null where `event_ts` is the log's own text; where the log has typed times it is their
 # microseconds since 1970, on the clock of `utc`, or of the source file's zone (`local`).
 RECORD_DDL = (
     "kind string, "
     + ", ".join(f"{name} string" for name in SCALARS)
     + ", exposed_with array<string>, clock string, raw string, file string, line bigint"
-    + ", element bigint, filtered string"
+    + ", element bigint, filtered string, flag string"
 )
 
 
@@ -265,7 +267,7 @@ class Batches:
             columns[name].append(None if value in self.nulls[name] else value)
         columns["exposed_with"].append(self.list_of(values.get("exposed_with")) if values else None)
         columns["clock"].append(clock)
-        for name in ("element", "filtered"):
+        for name in ("element", "filtered", "flag"):
             columns[name].append(None)
         columns["raw"].append(raw)
         columns["line"].append(line)

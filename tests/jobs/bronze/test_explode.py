@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.core.errors import SchemaError
 from jobs.core.tables import EVENTS, FILES, REJECTS, SESSIONS
 from tests.jobs.reading.test_explode import EVENT, GA4, ga4_table
 from tests.support.spark_tools import Workshop
@@ -89,6 +90,16 @@ def test_sessions_with_their_events_in_a_list(spark: Any, tmp_path: Path) -> Non
         calm.run("ingest")
     here = ("ingest_file", "ingest_ts")
     assert shop.rows(EVENTS, drop=here) == calm.rows(EVENTS, drop=here)
+
+
+def test_a_list_that_no_line_has_stops_the_run(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path, OTTO.replace('"events"', '"event"'))
+    shop.land("a.jsonl", text(LINES))
+    says = (
+        r"no line that was read has the column 'event' \(source\.explode\)\. Did you mean 'events'"
+    )
+    with pytest.raises(SchemaError, match=says):
+        shop.run("ingest")
 
 
 def test_a_mapped_position_makes_equal_elements_two_events(spark: Any, tmp_path: Path) -> None:

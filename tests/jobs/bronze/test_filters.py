@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 from jobs.core.errors import RejectShareError, SchemaError, SourceError
-from jobs.core.tables import EVENTS, FILTERED, REJECTS, RUNS, SESSIONS
+from jobs.core.plan import Thresholds
+from jobs.core.tables import EVENTS, FILTERED, FLAGS, REJECTS, RUNS, SESSIONS
+from jobs.forget.forget import forget
+from tests.jobs.forget.test_forget import key
 from tests.support.spark_tools import Workshop
+
+assert key is not None  # (the fixture)
 
 WEB = """
 [source]
@@ -160,7 +165,7 @@ def test_a_filter_that_is_added_holds_from_then_on_and_a_reload_applies_it_to_al
     assert (back.events_new, back.filtered, shop.rows(FILTERED)) == (5, {}, [])
 
 
-FLAGS = """
+SHOP = """
 [source]
 name = "flags"
 landing = "{landing}/*.csv"
@@ -193,7 +198,7 @@ ROWS = [
 
 
 def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_path: Path) -> None:
-    shop = Workshop(spark, tmp_path, FLAGS)
+    shop = Workshop(spark, tmp_path, SHOP)
     shop.land("a.csv", HEAD + "".join(ROWS))
     result = shop.run("ingest")
     found = {
@@ -213,7 +218,7 @@ def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_pa
         5: "missing_user_id", 6: "bad_event_ts", 7: "bad_value", 8: "bad_value",
     }  # fmt: skip
     assert result.read == 7
-    mended = FLAGS.replace("CAST(number AS INTEGER)", "coalesce(TRY_CAST(number AS INTEGER), 2)")
+    mended = SHOP.replace("CAST(number AS INTEGER)", "coalesce(TRY_CAST(number AS INTEGER), 2)")
     shop.describe(mended)
     again = shop.run("replay-rejects")
     assert (again.events_new, again.rejects) == (
@@ -231,11 +236,11 @@ def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_pa
 
 def test_an_event_is_the_same_by_a_column_and_by_an_expression(spark: Any, tmp_path: Path) -> None:
     text = HEAD + ROWS[0]
-    shop = Workshop(spark, tmp_path, FLAGS)
+    shop = Workshop(spark, tmp_path, SHOP)
     shop.land("a.csv", text)
     shop.run("ingest")
     [before] = shop.rows(EVENTS)
-    shop.describe(FLAGS.replace('item_id = "item"', """item_id = { sql = "trim(item || ' ')" }"""))
+    shop.describe(SHOP.replace('item_id = "item"', """item_id = { sql = "trim(item || ' ')" }"""))
     shop.land("b.csv", text)
     result = shop.run("ingest")
     assert (result.events_new, result.duplicates) == (0, 1)
@@ -245,6 +250,7 @@ def test_an_event_is_the_same_by_a_column_and_by_an_expression(spark: Any, tmp_p
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
+        ("{ price =", "{ prise =", r"source\.types names 'prise'.*did you mean 'price'"),
         ("coalesce(user_id,", "coalesce(userid,", r"columns\.user_id\.sql = .*character 10 .*no column 'userid': did you mean 'user_id'"),
         ("price * CAST(number AS INTEGER)", "number * 2", r"columns\.value\.sql .*number.*types = \{ number = "),
         ("coalesce(user_id, anonymous_id)", "price", r"columns\.user_id\.sql .*it gives DOUBLE.*floating point"),
@@ -253,7 +259,7 @@ def test_an_event_is_the_same_by_a_column_and_by_an_expression(spark: Any, tmp_p
 def test_a_mistake_is_said_before_spark_starts(
     spark: Any, tmp_path: Path, old: str, new: str, says: str
 ) -> None:
-    shop = Workshop(spark, tmp_path, FLAGS.replace(old, new))
+    shop = Workshop(spark, tmp_path, SHOP.replace(old, new))
     shop.land("a.csv", HEAD + ROWS[0])
     context = shop.context()
     context.lake._start = lambda: pytest.fail("Spark was started")
@@ -274,3 +280,32 @@ def test_a_run_that_filters_leave_nothing_usable_of_fails(spark: Any, tmp_path: 
     result = shop.run("ingest")
     assert result.filtered == {"keep": 1}
     assert any("left out all 1 lines" in note for note in result.notes)
+
+
+def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path, key: None) -> None:
+    toml = WEB.replace("keep_filtered = true", "").replace("[bots]", '[bots]\npolicy = "flag"')
+    shop = Workshop(spark, tmp_path, toml)
+    shop.land("a.log", "\n".join(LOG) + "\n")
+    result = shop.run("ingest")
+    assert (result.events_new, result.filtered) == (5, {"keep": 2})
+    assert any("2 more events are flagged" in note for note in result.notes)
+    flagged = {row["event_id"]: row["flag"] for row in shop.rows(FLAGS)}
+    items_of = {row["event_id"]: row["item_id"] for row in shop.rows(EVENTS)}
+    assert {items_of[one]: flag for one, flag in flagged.items()} == {"19": "bot", "20": "bot"}
+    shop.land("a.log", "\n".join([*LOG, line(9, "GET /product/40 HTTP/1.1", agent=BOT)]) + "\n")
+    shop.run("ingest")
+    assert len(shop.rows(FLAGS)) == 3
+    done = forget(shop.context(), "10.0.0.2")  # who made the event of line 5
+    assert (done["events"], len(shop.rows(FLAGS))) == (2, 2)
+    assert {row["event_id"] for row in shop.rows(FLAGS)} < {
+        row["event_id"] for row in shop.rows(EVENTS)
+    }
+
+
+def test_many_lines_go_the_same_way(spark: Any, tmp_path: Path) -> None:
+    """(Compiled plans, a first load by slices of time.)"""
+    shop = Workshop(spark, tmp_path, WEB, Thresholds(short_jobs=False))
+    shop.land("a.log", "\n".join(LOG) + "\n")
+    result = shop.run("ingest")
+    assert (result.events_new, result.filtered) == (3, {"keep": 2, "bot": 2})
+    assert aside(shop) == [(2, "keep"), (3, "keep"), (5, "bot"), (6, "bot")]

@@ -120,6 +120,11 @@ def test_known_columns_are_checked_with_the_source_file(
         ),
         (sql("event_ts", "t = 'x'"), "", "columns.event_ts.sql .*it gives BOOLEAN, and a time is"),
         (
+            sql("event_ts", "CAST(i AS BIGINT)"),
+            "",
+            "it gives BIGINT, and time.unit = 'iso8601' is one of texts",
+        ),
+        (
             sql("value", "[i]"),
             "",
             r"columns.value.sql .*it gives VARCHAR\[\], and value is a number",
@@ -303,3 +308,11 @@ def test_bots_are_those_of_the_list_and_of_own_patterns() -> None:
     assert bots("Mozilla/5.0 (compatible; bingbot/2.0)") and bots("curl/8.0")
     assert not bots("Mozilla/5.0 (X11; Linux x86_64) Firefox/130.0") and not bots(None)
     assert evaluate.bot_list().startswith("crawler-user-agents ")
+
+
+def test_the_documentations_source_files_are_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "computed-columns.md").read_text()
+    found = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    assert len(found) == 5
+    for text in found:
+        assert file_format(Source.model_validate(tomllib.loads(text))).computing is not None
