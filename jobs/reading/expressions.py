@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,7 @@ class Computing:
         user_agent: the log's column that has it, where lines of bots are left out.
         patterns: own patterns of bots.
         flags: whether bots are flagged, not left out.
-        unit: `time.unit`.
+        units: those of `time.unit`.
     """
 
     fields: dict[str, Expression]
@@ -152,7 +152,7 @@ class Computing:
     user_agent: str | None = None
     patterns: tuple[str, ...] = ()
     flags: bool = False
-    unit: str = "iso8601"
+    units: tuple[str, ...] = ("iso8601",)
     explode: Explode | None = None
 
     def expressions(self) -> list[Expression]:
@@ -194,7 +194,7 @@ def computing_of(source: Source) -> Computing | None:
         None if source.bots is None else source.bots.user_agent,
         () if source.bots is None else tuple(source.bots.patterns),
         source.bots is not None and source.bots.policy == "flag",
-        source.time.unit,
+        tuple(source.time.units),
         Explode(one.explode, one.explode_separator, one.explode_pattern) if one.explode else None,
     )
     known: dict[str, str] = {}
@@ -444,7 +444,7 @@ def check(computing: Computing, columns: pa.Schema) -> dict[str, str]:
         kinds = {}
         for ours, one in computing.fields.items():
             kinds[ours] = kind_of(con, one)
-            problem = unfit(ours, kinds[ours], computing.unit)
+            problem = unfit(ours, kinds[ours], computing.units)
             if problem:
                 raise mistake(one.field, one.sql, f"it gives {kinds[ours]}, and {problem}")
         if computing.keep is not None:
@@ -554,16 +554,16 @@ def _kind_of_node(con: duckdb.DuckDBPyConnection, text: bytes, node: dict[str, A
     return _type(con, quoted(node["column_names"][0]))
 
 
-def unfit(ours: str, kind: str, unit: str) -> str:
+def unfit(ours: str, kind: str, units: Sequence[str]) -> str:
     """Why a type is none for a column of ours; empty: it is one.
 
     Args:
-        unit: `time.unit`.
+        units: those of `time.unit`.
     """
     whole = kind in WHOLE_NUMBERS
     if ours == "event_ts":
-        if (whole or kind.startswith(FLOATS)) and unit not in NUMERIC_UNITS:
-            return f"time.unit = {unit!r} is one of texts: set 's', 'ms' or 'us', or make it a TIMESTAMP"
+        if (whole or kind.startswith(FLOATS)) and not set(units) & set(NUMERIC_UNITS):
+            return f"time.unit = {', '.join(map(repr, units))} is one of texts: set 's', 'ms' or 'us', or make it a TIMESTAMP"
         fits = (
             whole or kind.startswith(("TIMESTAMP", *FLOATS)) or kind in ("VARCHAR", "DATE", "JSON")
         )

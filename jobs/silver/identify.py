@@ -62,6 +62,8 @@ class Work:
     base: int
     """The version of `silver.events` before."""
     notes: list[str]
+    table: pa.Table | None = None
+    """The rows of a table of links, once they were read."""
 
     @property
     def rule(self) -> str:
@@ -200,9 +202,10 @@ def logins_of(
     if who is None:
         return links.SPANS.empty_table()
     if not isinstance(who.link, str):
-        spans, said = spans_of_table(work.context, who.link)
-        work.notes += said
-        return spans if only is None else _of(spans, person_files.ids_of(only))
+        if work.table is None:
+            work.table, said = spans_of_table(work.context, who.link)
+            work.notes += said
+        return work.table if only is None else _of(work.table, person_files.ids_of(only))
 
     def found(only: str | None, alone: bool) -> pa.Table:
         task = person_files.Logins(work.candidate.path("logins"), user, only, without, alone)

@@ -100,7 +100,7 @@ class Questions:
         self.stored, self.events, self.raw, self.ask = stored, events, raw, ask
         self.refused = 0
         self.refusal: str | None = None
-        mapped = {*source.columns.mapped(), "event_id"}
+        mapped = {*source.columns.mapped(), "user_id", "event_id"}
         if source.exposures is not None:
             mapped.add("exposed_with")
         names = raw.parts[0].schema.names

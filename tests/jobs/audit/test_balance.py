@@ -20,7 +20,7 @@ from jobs.audit import balance, fingerprint_table, fingerprints
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import AuditFailed
 from jobs.core.source_file import load_source
-from jobs.core.tables import EVENTS, FINGERPRINTS, SEQUENCES, SESSIONS, Table
+from jobs.core.tables import EVENTS, FINGERPRINTS, PERSON_EVENTS, SEQUENCES, SESSIONS, Table
 from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.lake.delta import Lake
@@ -222,6 +222,46 @@ def test_users_and_times_count_not_only_the_number(world: World) -> None:
     assert "has as many events as the 108 events of bronze.events" in world.refused(SESSIONS)
 
 
+def test_events_of_people_are_those_of_the_log_and_sessions_have_theirs(world: World) -> None:
+    """Two visits of an anonymous id that belongs to u0, one that belongs to nobody."""
+    log = [event for night in world.sessions for one in night for event in events_of(one)]
+    for row in log[:6]:
+        row |= {"user_id": None, "anonymous_id": "x"}
+    log[6] |= {"user_id": None, "anonymous_id": "y"}
+    world.append(EVENTS, log, mode="overwrite")
+    people = [
+        row | {"log_user_id": row["user_id"], "user_id": row["user_id"] or "anonymous:y"}
+        for row in log
+    ]
+    for row in people[:6]:
+        row["user_id"] = "u0"
+    first = world.lake.version(EVENTS)
+    world.append(PERSON_EVENTS, people, consumed=(EVENTS, first))
+    assert world.lake.session_events() is PERSON_EVENTS
+    assert balance.hold(world.context, PERSON_EVENTS) == []
+    by_person: dict[str, Rows] = {}
+    for row in people:
+        by_person.setdefault(row["user_id"], []).append(row)
+    made = [
+        session(number, 0) | {"user_id": user, "events": events, "event_count": len(events)}
+        for number, (user, events) in enumerate(by_person.items())
+    ]
+    world.append(SESSIONS, made, mode="overwrite", consumed=(PERSON_EVENTS, 1))
+    assert balance.hold(world.context, SESSIONS) == []
+    made[0]["user_id"] = "u1"
+    world.append(SESSIONS, made, mode="overwrite", consumed=(PERSON_EVENTS, 1))
+    assert "has as many events as the 108 events of silver.events version 1" in world.refused(
+        SESSIONS
+    )
+    # Whose the log says that an event is counts, and its time; not whose it is by a link.
+    rewritten(world, PERSON_EVENTS, lambda rows: [rows[0] | {"user_id": "u5"}, *rows[1:]])
+    assert balance.hold(world.context, PERSON_EVENTS) == []
+    rewritten(world, PERSON_EVENTS, lambda rows: [rows[0] | {"anonymous_id": "z"}, *rows[1:]])
+    assert "has as many events as the 108 events of bronze.events" in world.refused(PERSON_EVENTS)
+    rewritten(world, PERSON_EVENTS, lambda rows: rows[1:])
+    assert "has 1 event fewer than the 108 events of bronze.events" in world.refused(PERSON_EVENTS)
+
+
 @pytest.mark.parametrize("table", [SESSIONS, SEQUENCES], ids=lambda one: one.name)
 def test_a_file_that_is_missing_or_damaged(world: World, table: Table) -> None:
     world.hold()
@@ -334,7 +374,10 @@ def test_rows_of_files_that_are_gone_are_removed(world: World) -> None:
 
 
 def test_what_validate_says_of_the_table(world: World) -> None:
-    held = {"rows_are_of_their_files": True, "sessions_balance": True, "sequences_balance": True}
+    held = {
+        "rows_are_of_their_files": True, "people_balance": True, "sessions_balance": True,
+        "sequences_balance": True,
+    }  # fmt: skip
     world.hold()
     assert balance.validated(world.context) == (held, {})
     DeltaTable(world.lake.path(FINGERPRINTS)).update(

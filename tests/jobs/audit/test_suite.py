@@ -48,7 +48,12 @@ BATCH = {
         "seen_items_are_left_out",
         "categories_are_bounded",
     ),
-    FINGERPRINTS: ("rows_are_of_their_files", "sessions_balance", "sequences_balance"),
+    FINGERPRINTS: (
+        "rows_are_of_their_files",
+        "people_balance",
+        "sessions_balance",
+        "sequences_balance",
+    ),
 }
 
 

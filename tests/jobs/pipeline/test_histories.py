@@ -188,20 +188,25 @@ class Mill:
         compare("sequences", found_sequences, expected_sequences(expected))
 
         self.count_items(events, indexed)
-        stored: dict[str, set[str]] = defaultdict(set)
-        for row in read(REJECTS).to_pylist():
-            stored[row["raw"]].add(row["reason"])
-        for user, one in enumerate(fates):
-            late = {text for text, identity in one.late.items() if identity not in one.events}
-            for text, reason in one.unusable | {(text, "late") for text in late}:
-                if reason not in stored[text]:
-                    found.setdefault(user, f"the line {text} is no reject for being {reason}")
-        for one in fates:  # (lines of nobody may have one text)
-            for text, reason in one.unusable | {(text, "late") for text in one.late}:
-                stored[text].discard(reason)
-        left = {text: reasons for text, reasons in stored.items() if reasons}
-        assert not left, f"rejects that nothing explains: {left}"
+        rejected(read(REJECTS), fates, found)
         return found
+
+
+def rejected(rejects: pa.Table, fates: list[Fate], found: dict[int, str]) -> None:
+    """Compare the rejects with what becomes of the lines; users that differ are added to `found`."""
+    stored: dict[str, set[str]] = defaultdict(set)
+    for row in rejects.to_pylist():
+        stored[row["raw"]].add(row["reason"])
+    for user, one in enumerate(fates):
+        late = {text for text, identity in one.late.items() if identity not in one.events}
+        for text, reason in one.unusable | {(text, "late") for text in late}:
+            if reason not in stored[text]:
+                found.setdefault(user, f"the line {text} is no reject for being {reason}")
+    for one in fates:  # (lines of nobody may have one text)
+        for text, reason in one.unusable | {(text, "late") for text in one.late}:
+            stored[text].discard(reason)
+    left = {text: reasons for text, reasons in stored.items() if reasons}
+    assert not left, f"rejects that nothing explains: {left}"
 
 
 def by_log_of(events: pa.Table) -> dict[str, Any]:

@@ -102,24 +102,38 @@ def test_any_edges_give_the_oracles_sessions(
     assert found(*parts, last) == wanted
 
 
-LINE = st.tuples(st.integers(0, 5), st.sampled_from("xyz"), st.sampled_from("ab"))
+LINE = st.tuples(
+    st.integers(0, 5), st.sampled_from("xyz"), st.sampled_from("ab"), st.sampled_from([None, "c", "d"])
+)  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)
 @given(lines=st.lists(LINE, max_size=20))
-@example(lines=[(1, "x", "a"), (1, "y", "a"), (1, "x", "b"), (2, "z", "a")])
-def test_of_lines_that_are_one_event_the_first_is_kept(lines: list[tuple[int, str, str]]) -> None:
-    rows = [
-        {"event_id": f"{event}{at}", "event_ts": at, "file": file, "line": number}
-        for number, (at, event, file) in enumerate(lines)
+@example(lines=[(1, "x", "a", None), (1, "y", "a", None), (1, "x", "b", "c"), (2, "z", "a", None)])
+def test_of_lines_that_are_one_event_the_first_is_kept(
+    lines: list[tuple[int, str, str, str | None]],
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "event_id": f"{event}{at}",
+            "event_ts": at,
+            "file": file,
+            "line": number,
+            "anonymous_id": who,
+        }
+        for number, (at, event, file, who) in enumerate(lines)
     ]
     schema = pa.schema([
         ("event_id", pa.string()), ("event_ts", pa.timestamp("us", "UTC")), ("file", pa.string()),
-        ("line", pa.int64()),
+        ("line", pa.int64()), ("anonymous_id", pa.string()),
     ])  # fmt: skip
     events, repeats = first_load.without_repeats(pa.Table.from_pylist(rows, schema=schema))
     first: dict[str, tuple[str, int]] = {}
-    for row in sorted(rows, key=lambda row: (row["file"], row["line"])):
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        return (row["anonymous_id"] or "z", row["file"], row["line"])
+
+    for row in sorted(rows, key=place):
         first.setdefault(str(row["event_id"]), (str(row["file"]), int(str(row["line"]))))
     got = events.to_pylist()
     assert {row["event_id"]: (row["file"], row["line"]) for row in got} == first

@@ -112,11 +112,9 @@ def test_a_shared_device_and_another_rule(spark: Any, tmp_path: Path) -> None:
     assert users_of(shop) == last | {
         "ann": ["i1", "i2", "i3", "i5"], "bob": ["i4"], "dora": ["i8"],
     }  # fmt: skip
-    assert (
-        third.sessions_relinked
-        == third.sessions_new + third.sessions_changed + third.sessions_retired
-    )
-    assert 0 < third.sessions_relinked < 6
+    # (What is left of dora's session has another id, and had no event that moved.)
+    assert (third.sessions_new, third.sessions_changed, third.sessions_retired) == (2, 1, 1)
+    assert third.sessions_relinked == 3
     shop.describe(WEB.replace("[time]", "max_days = 0.01\n[time]"))
     shop.run()
     assert users_of(shop)["anonymous:x"] == ["i1"]
@@ -154,7 +152,7 @@ def test_a_table_says_who_is_who(spark: Any, tmp_path: Path) -> None:
     (links / "b.csv").write_text("who,is,since\ny,bob,0\n")
     second = shop.run()
     assert users_of(shop) == {"bob": ["i1", "i4", "i3"], "ann": ["i2"]}
-    assert (second.read, second.sessions_relinked) == (0, 3)
+    assert (second.read, second.sessions_relinked) == (0, 2)
     versions = [shop.version(table) for table in (IDENTITIES, PERSON_EVENTS, SESSIONS)]
     shop.run()
     assert versions == [shop.version(table) for table in (IDENTITIES, PERSON_EVENTS, SESSIONS)]
@@ -169,7 +167,7 @@ PLAIN += WEB[WEB.index("[time]") :]
 
 def test_a_source_with_data_gets_identity(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path / "old", PLAIN)
-    lines = HEAD + "x,,i1,0\nx,ann,i2,1000\nz,bob,i3,0\nx,ann,i2,1000\na,ann,i2,1000\n"
+    lines = HEAD + "x,,i1,0\nx,ann,i2,1000\nz,bob,i3,0\nb,bob,i5,1000\na,bob,i5,1000\n"
     shop.land("1.csv", lines)
     assert shop.run().rejects == {"missing_user_id": 1}
     before = {row["item_id"]: row["event_id"] for row in shop.rows(EVENTS)}
@@ -182,7 +180,7 @@ def test_a_source_with_data_gets_identity(spark: Any, tmp_path: Path) -> None:
     assert users_of(shop)["anonymous:x"] == ["i4"]
     again = shop.run(options={"reload": True})
     assert again.rejects == {}
-    assert users_of(shop) == {"ann": ["i1", "i2", "i4"], "bob": ["i3"]}
+    assert users_of(shop) == {"ann": ["i1", "i2", "i4"], "bob": ["i3", "i5"]}
     after = {row["item_id"]: row["event_id"] for row in shop.rows(EVENTS)}
     assert {item: after[item] for item in before} == before
     new = Workshop(spark, tmp_path / "new", WEB)
@@ -192,7 +190,7 @@ def test_a_source_with_data_gets_identity(spark: Any, tmp_path: Path) -> None:
     for table in (IDENTITIES, PERSON_EVENTS, SESSIONS):
         assert new.rows(table) == shop.rows(table), table.full_name
     # Of lines that are one event the smallest anonymous id is kept.
-    assert {row["anonymous_id"] for row in new.rows(EVENTS) if row["item_id"] == "i2"} == {"a"}
+    assert {row["anonymous_id"] for row in new.rows(EVENTS) if row["item_id"] == "i5"} == {"a"}
 
 
 @pytest.mark.parametrize("point", crash_points.IDENTITY)
@@ -231,7 +229,7 @@ def test_what_others_did_is_repaired_and_losses_are_noticed(spark: Any, tmp_path
         done = shop.run()
         assert any("was changed by another writer" in note for note in done.notes), done.notes
         assert made == [shop.rows(one) for one in (IDENTITIES, PERSON_EVENTS, SESSIONS)]
-    [file] = shop.table(PERSON_EVENTS).file_uris()
+    file, *_ = shop.table(PERSON_EVENTS).file_uris()
     rows = pq.read_table(file)
     pq.write_table(rows.slice(1), file)
     with pytest.raises(AuditFailed, match=r"silver\.events: file .* is damaged"):

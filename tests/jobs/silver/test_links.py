@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from expectations.identities import AGAINST_LOGINS, BROKEN_LINKS, WRONG_PERSONS
 from jobs.core import person_ids
-from jobs.silver import links
+from jobs.lake.time_slices import CLOCK
+from jobs.silver import links, person_files
 
 Login = tuple[str, str, int]
 DAY = links.DAY_US
@@ -93,3 +96,66 @@ def test_no_user_has_the_name_of_an_anonymous_id() -> None:
     made = person_ids.of_users(pa.array(users)).to_pylist()
     assert made == ["a", "~anonymous:x", "~~anonymous:x", "~a", "xanonymous:", ""]
     assert len({*made, *person_ids.of_anonymous(pa.array(["x", "~x"])).to_pylist()}) == 8
+
+
+def finds(query: str, **tables: pa.Table) -> bool:
+    """Whether SQL over some tables finds a row."""
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        for name, rows in tables.items():
+            db.register(name, rows)
+        return db.execute(query).fetchone() is not None
+
+
+def changed(rows: pa.Table, at: int, **values: Any) -> pa.Table:
+    made = rows.to_pylist()
+    made[at] |= values
+    return pa.Table.from_pylist(made, schema=rows.schema)
+
+
+@pytest.mark.parametrize("rule", ["last", "first"])
+def test_the_audit_refuses_links_that_no_login_makes(rule: str) -> None:
+    logins = [("x", "A", 5), ("x", "B", 9), ("x", "A", 12), ("y", "C", 7)]
+    given = links.links_of(spans_of(logins), rule, None)
+    said = pa.table({
+        "anonymous_id": [one[0] for one in logins], "user_id": [one[1] for one in logins],
+        "login_ts": pa.array([one[2] for one in logins]).cast(CLOCK),
+    })  # fmt: skip
+    against = AGAINST_LOGINS[rule]
+    assert not finds(BROKEN_LINKS, identities=given) and not finds(
+        against, identities=given, logins=said
+    )
+    late = pa.scalar(6, CLOCK).as_py()
+    for broken in (
+        changed(given, 0, user_id="C"), changed(given, 0, since_ts=late), given.slice(1), given.slice(0, 1),
+    ):  # fmt: skip
+        assert finds(against, identities=broken, logins=said)
+    if rule == "last":
+        for broken in (
+            changed(given, 0, to_ts=late), changed(given, 1, user_id="A"), changed(given, 1, from_ts=late),
+            changed(given, 0, to_ts=None),
+        ):  # fmt: skip
+            assert finds(BROKEN_LINKS, identities=broken)
+
+
+def test_the_audit_refuses_events_of_others() -> None:
+    given = links.links_of(spans_of([("x", "A", 5), ("x", "anonymous:y", 9)]), "last", 2e-12)
+    rows = [
+        ("A", "A", "y", 1), ("anonymous:x", None, "x", 1), ("A", None, "x", 5), ("A", None, "x", 8),
+        ("~anonymous:y", None, "x", 9), ("anonymous:y", None, "y", 9), ("~anonymous:y", "anonymous:y", None, 3),
+    ]  # fmt: skip
+    columns = [list(one) for one in zip(*rows, strict=True)]
+    events = pa.table({
+        "event_id": [str(at) for at in range(len(rows))], "user_id": columns[0],
+        "log_user_id": columns[1], "anonymous_id": columns[2],
+        "event_ts": pa.array(columns[3]).cast(CLOCK),
+    })  # fmt: skip
+    assert not finds(WRONG_PERSONS, events=events, identities=given)
+    for at in range(len(rows)):
+        wrong = changed(events, at, user_id="D")
+        assert finds(WRONG_PERSONS, events=wrong, identities=given)
+    made = person_files.persons(
+        *(events[name].combine_chunks() for name in ("log_user_id", "anonymous_id")),
+        events["event_ts"].cast(pa.int64()).to_numpy(), given,
+    )  # fmt: skip
+    assert made.to_pylist() == columns[0]
