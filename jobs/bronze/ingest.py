@@ -270,15 +270,7 @@ def fill_events(
     if manifest.plan.path is Algorithm.FIRST_SLICES:
         fill_by_slices(context, candidate, manifest, usable)
         return
-    stored = with_changed(context, stored_of(context, candidate, manifest, usable))
-    oldest = F.lit(None).cast("date") if oldest is None else oldest
-    if "row_hash" not in usable.columns:
-        usable = usable.withColumn("row_hash", F.col("event_id"))
-    rows = judge(usable, stored, oldest)
-    if manifest.reload:
-        rows = late_before(context, rows)
-    in_files = context.source.columns.file_order
-    judged = candidate.write("judged", ranked(rows, in_files))
+    judged = judged_lines(context, candidate, manifest, usable, oldest)
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
     # balance (read = new + duplicates + rejects) could not fail otherwise.
     first = F.col("usable") & (F.col("rank") == 1)
@@ -290,18 +282,14 @@ def fill_events(
     assert counted is not None
     removed = None
     if manifest.reload and context.source.leaves_out and choice.stored:
-        removed = candidate.write(
-            "unwanted", filters.unwanted(context, candidate, manifest, usable)
-        )
+        unwanted = filters.unwanted(context, candidate, manifest, usable)
+        removed = candidate.write("unwanted", unwanted)
         manifest.counts.events_removed = candidate.row_count("unwanted")
-    gone = manifest.counts.events_removed
-    choice = replace(choice, replaces=counted["replaced"] > 0 or gone > 0)
-    manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = judged.where(first).withColumns(
         {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
     )
-    replaces = counted["replaced"] > 0
-    if in_files:
+    replaces = counted["replaced"] > 0 or manifest.counts.events_removed > 0
+    if context.source.columns.file_order:
         events = events.select(*EVENTS.columns, "replaces", "stored_ts", "line")
         base = manifest.base[EVENTS.full_name]
         events = candidate.write("placed", file_order.regrouped(context, events, base))
@@ -309,17 +297,43 @@ def fill_events(
     choice = replace(choice, replaces=replaces)
     manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = laid_out(events.select(*EVENTS.columns, "replaces", "stored_ts"), context)
+    manifest.counts.events_new = write_events(context, candidate, manifest, events, removed)
+    manifest.counts.events_replaced = counted["replaced"]
+    manifest.counts.duplicates = counted["again"]
+
+
+def judged_lines(
+    context: Context, candidate: Candidate, manifest: IngestManifest, usable: DataFrame,
+    oldest: Column | None,
+) -> DataFrame:  # fmt: skip
+    """The usable lines, each with its fate."""
+    stored = with_changed(context, stored_of(context, candidate, manifest, usable))
+    oldest = F.lit(None).cast("date") if oldest is None else oldest
+    if "row_hash" not in usable.columns:
+        usable = usable.withColumn("row_hash", F.col("event_id"))
+    rows = judge(usable, stored, oldest)
+    if manifest.reload:
+        rows = late_before(context, rows)
+    return candidate.write("judged", ranked(rows, context.source.columns.file_order))
+
+
+def write_events(
+    context: Context, candidate: Candidate, manifest: IngestManifest, events: DataFrame,
+    removed: DataFrame | None,
+) -> int:  # fmt: skip
+    """Write events as the manifest's plan publishes them; how many are new.
+
+    Args:
+        events: with `replaces` and `stored_ts`; removed: stored events that go, if any do.
+    """
     if manifest.plan.publish is Publish.APPEND:
         manifest.staged = context.lake.stage(EVENTS, events, context.run_id)
-        new = sum(one["rows"] for one in manifest.staged)
-    else:
-        events = events.withColumn("gone", F.lit(False))
-        if gone and removed is not None:
-            marks = {"replaces": F.lit(True), "stored_ts": F.col("event_ts"), "gone": F.lit(True)}
-            events = events.unionByName(removed.withColumns(marks).select(*events.columns))
-        new = candidate.write("events", events).where("NOT replaces").count()
-    manifest.counts.events_new, manifest.counts.events_replaced = new, counted["replaced"]
-    manifest.counts.duplicates = counted["again"]
+        return sum(one["rows"] for one in manifest.staged)
+    events = events.withColumn("gone", F.lit(False))
+    if manifest.counts.events_removed and removed is not None:
+        marks = {"replaces": F.lit(True), "stored_ts": F.col("event_ts"), "gone": F.lit(True)}
+        events = events.unionByName(removed.withColumns(marks).select(*events.columns))
+    return candidate.write("events", events).where("NOT replaces").count()
 
 
 def stored_of(

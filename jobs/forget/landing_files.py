@@ -196,7 +196,7 @@ def _without_objects(fmt: Format, path: str, person: Person, is_theirs: IsTheirs
         places = [element for theirs, element in found if theirs and element is not None]
         if not any(theirs for theirs, _ in found):
             kept.append(raw)
-        elif len(places) < len(found) and _partly(fmt):
+        elif 0 < len(places) < len(found) and _partly(fmt):
             assert fmt.computing is not None and fmt.computing.explode is not None
             kept.append(without_elements(raw, fmt.computing.explode.column, places))
     with filesystem.open_binary(path) as raw:
