@@ -21,9 +21,9 @@ os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeri
 # Tests that start no JVM, no server and no other process of ours, and end in seconds: `make test-quick`.
 QUICK = (
     "test_rooms.py", "jobs/audit/test_arrow_checks.py", "jobs/audit/test_balance.py",
-    "jobs/reading/test_readers.py", "jobs/reading/test_marks.py", "jobs/reading/test_compression.py",
-    "jobs/reading/test_formats.py", "jobs/reading/test_expressions.py", "jobs/reading/test_ranges.py",
-    "jobs/reading/test_explode.py", "jobs/reading/test_json_blocks.py", "jobs/reading/test_guess.py",
+    "jobs/reading/test_readers.py", "jobs/reading/test_marks.py", "jobs/records/test_compression.py",
+    "jobs/reading/test_formats.py", "jobs/records/test_expressions.py", "jobs/records/test_ranges.py",
+    "jobs/records/test_explode.py", "jobs/reading/test_json_blocks.py", "jobs/reading/test_guess.py",
     "jobs/lake/test_landed.py", "jobs/core/", "jobs/lake/test_commits.py",
     "jobs/lake/test_filesystem.py", "jobs/lake/test_refused_tables.py",
     "jobs/recommend/test_rules.py", "jobs/silver/test_cut_arrow.py",

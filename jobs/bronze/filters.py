@@ -19,7 +19,7 @@ from jobs.bronze.rejects import filtered
 from jobs.core.tables import EVENTS, FILES, FILTERED, FLAGS
 from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import retried
-from jobs.reading.evaluate import bot_list
+from jobs.records.evaluate import bot_list
 
 PROPERTY = "sessionmill.filters"
 """A property of `bronze.events`: the filters by which its newest lines were read."""

@@ -64,7 +64,7 @@ from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.tasks import run
-from jobs.reading.records import FileFacts
+from jobs.records.records import FileFacts
 
 # -- compute --------------------------------------------------------------------------------------
 

@@ -31,11 +31,11 @@ from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed, refuse_tables
 from jobs.lake.tasks import run
 from jobs.privacy.pseudonyms import privacy_of
-from jobs.reading import expressions, paths, ranges
-from jobs.reading.expressions import Names, computing_of, names_of
 from jobs.reading.readers import read_file, reader
-from jobs.reading.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 from jobs.reading.typed_columns import same_kind
+from jobs.records import expressions, paths, ranges
+from jobs.records.expressions import Names, computing_of, names_of
+from jobs.records.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 
 BIN_BYTES = 64 * 1024 * 1024
 LINES_OF_A_CHANGE = 20  # ours

@@ -22,9 +22,9 @@ from jobs.bronze import landing
 from jobs.core.source_file import TYPED
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
-from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from jobs.reading.stored import record_of
 from jobs.reading.web_logs import looks_like_vhost
+from jobs.records.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 
 SHOWN_LINES, SHOWN_CHARS = 3, 200
 SHOWN_NAMES = 20

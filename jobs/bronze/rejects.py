@@ -15,7 +15,7 @@ from jobs.lake import foreign, time_slices
 from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import retried
 from jobs.lake.manifest import Staged
-from jobs.reading.records import FileFacts
+from jobs.records.records import FileFacts
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,9 @@ from jobs.core.source_file import TYPED
 from jobs.core.tables import EVENTS, FILES, FILTERED, REJECTS, Table
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
-from jobs.reading import paths
-from jobs.reading.records import (
+from jobs.reading.stored import Stored, records_of
+from jobs.records import paths
+from jobs.records.records import (
     CUT,
     LONGEST_TEXT,
     RECORD_DDL,
@@ -47,7 +48,6 @@ from jobs.reading.records import (
     Format,
     missing_column,
 )
-from jobs.reading.stored import Stored, records_of
 
 KEPT = {"raw": "kept_raw", "raw_hash": "kept_hash", "reason": "kept_reason"}
 """What of a reject's own row travels along: typing makes `raw`, `raw_hash` and `reason` anew."""

@@ -14,7 +14,7 @@ from expectations import feedback_rule
 from expectations.events import FIRST_US, LAST_US
 from jobs.core.lateness import is_late
 from jobs.core.source_file import LINKS, NUMERIC_UNITS, TYPED, FeedbackPart, Source, TimePart
-from jobs.reading.records import CUT, LONGEST_TEXT
+from jobs.records.records import CUT, LONGEST_TEXT
 
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"
 COMMON_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})$"

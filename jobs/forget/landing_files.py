@@ -21,11 +21,11 @@ from jobs.core.tables import FILES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.privacy.person import Person
-from jobs.reading import byte_streams, paths
-from jobs.reading.compression import compressed, decompressed
-from jobs.reading.elements import without_elements
 from jobs.reading.readers import read_file
-from jobs.reading.records import FileFacts, Format
+from jobs.records import byte_streams, paths
+from jobs.records.compression import compressed, decompressed
+from jobs.records.elements import without_elements
+from jobs.records.records import FileFacts, Format
 
 
 def from_landing(context: Context, person: Person, theirs: Callable[[str], bool]) -> int:

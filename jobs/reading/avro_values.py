@@ -8,8 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from jobs.core.source_file import field_of
-from jobs.reading.records import Unusable
 from jobs.reading.typed_columns import NO_IDS
+from jobs.records.records import Unusable
 
 EPOCH = datetime(1970, 1, 1)
 LOGICAL = {

@@ -9,11 +9,11 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from jobs.lake.filesystem import open_binary
-from jobs.reading import byte_streams
-from jobs.reading.byte_streams import Block, has_broken_bytes, printable
-from jobs.reading.csv_dialect import Dialect
-from jobs.reading.ranges import Range
-from jobs.reading.records import LONGEST_RECORD, Batches, FileFacts, Format, Unusable, positions
+from jobs.records import byte_streams
+from jobs.records.byte_streams import Block, has_broken_bytes, printable
+from jobs.records.csv_dialect import Dialect
+from jobs.records.ranges import Range
+from jobs.records.records import LONGEST_RECORD, Batches, FileFacts, Format, Unusable, positions
 
 MAX_RECORD_LINES = 1_000
 """A quoted field may span lines; more than this many is an unclosed quote."""

@@ -27,9 +27,9 @@ from jobs.core.source_file import COMBINED_LOG_TIME, LOG_COLUMNS
 from jobs.lake import filesystem
 from jobs.lake.landed import absolute, landed
 from jobs.reading import json_texts, w3c_logs, web_logs
-from jobs.reading.compression import decompressed
-from jobs.reading.csv_dialect import Dialect
-from jobs.reading.records import DIGITS, Unusable
+from jobs.records.compression import decompressed
+from jobs.records.csv_dialect import Dialect
+from jobs.records.records import DIGITS, Unusable
 
 HEAD_BYTES = 1 << 20
 RECORDS = 5_000

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reading.byte_streams import Block
-from jobs.reading.records import RECORD_SCHEMA, Batches, FileFacts, Format
+from jobs.records.byte_streams import Block
+from jobs.records.records import RECORD_SCHEMA, Batches, FileFacts, Format
 
 PLAIN = ("VARCHAR", "UBIGINT", "BIGINT", "BOOLEAN")
 ODD = r",\s*[\]}]|-0\s*[,}\]]"

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from jobs.reading import byte_streams
-from jobs.reading.byte_streams import has_broken_bytes, printable
-from jobs.reading.records import Batches, FileFacts, Format
+from jobs.records import byte_streams
+from jobs.records.byte_streams import has_broken_bytes, printable
+from jobs.records.records import Batches, FileFacts, Format
 
 BETWEEN = re.compile(r"[\s,\[\]\ufeff\x1e]*")
 """What may stand between objects: an array has no meaning of its own here."""

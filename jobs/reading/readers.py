@@ -25,23 +25,23 @@ import pyarrow as pa
 
 from jobs.lake.filesystem import facts as facts_of
 from jobs.lake.filesystem import open_binary, open_seekable, write_text
-from jobs.reading import byte_streams, paths
-from jobs.reading.byte_streams import Block, has_broken_bytes, printable
-from jobs.reading.compression import decompressed
 from jobs.reading.csv_reader import read_csv
-from jobs.reading.evaluate import evaluated
 from jobs.reading.json_blocks import JsonBlocks
 from jobs.reading.json_texts import read_json
-from jobs.reading.ranges import Limited, Range
-from jobs.reading.records import (
+from jobs.reading.typed_files import read_avro, read_orc, read_parquet
+from jobs.reading.w3c_logs import read_w3c
+from jobs.reading.web_logs import log_values
+from jobs.records import byte_streams, paths
+from jobs.records.byte_streams import Block, has_broken_bytes, printable
+from jobs.records.compression import decompressed
+from jobs.records.evaluate import evaluated
+from jobs.records.ranges import Limited, Range
+from jobs.records.records import (
     Batches,
     FileFacts,
     Format,
     Unusable,
 )
-from jobs.reading.typed_files import read_avro, read_orc, read_parquet
-from jobs.reading.w3c_logs import read_w3c
-from jobs.reading.web_logs import log_values
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy

@@ -14,21 +14,21 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.core.source_file import LOG_COLUMNS, TYPED
-from jobs.reading import expressions, paths
 from jobs.reading.csv_reader import CsvRecords
-from jobs.reading.evaluate import evaluated
-from jobs.reading.explode import exploded_rows
 from jobs.reading.readers import json_values
-from jobs.reading.records import (
+from jobs.reading.typed_rows import parquet_batch, parquet_names, parquet_records
+from jobs.reading.w3c_logs import w3c_values
+from jobs.reading.web_logs import log_values
+from jobs.records import expressions, paths
+from jobs.records.evaluate import evaluated
+from jobs.records.explode import exploded_rows
+from jobs.records.records import (
     RECORD_SCHEMA,
     Batches,
     FileFacts,
     Format,
     Unusable,
 )
-from jobs.reading.typed_rows import parquet_batch, parquet_names, parquet_records
-from jobs.reading.w3c_logs import w3c_values
-from jobs.reading.web_logs import log_values
 
 COLUMNS = ("parquet", "orc", "delta")
 """Formats whose stored lines are read by the types of the file's columns."""

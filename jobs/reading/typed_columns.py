@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.source_file import field_of
-from jobs.reading.records import Unusable
+from jobs.records.records import Unusable
 
 NO_IDS = ("value", "event_ts", "event_ts_2", "event_type")
 """Columns of ours that may be floating-point numbers."""

@@ -13,8 +13,10 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from jobs.lake.filesystem import open_seekable
-from jobs.reading import avro_values, byte_streams, typed_columns, typed_rows
-from jobs.reading.records import (
+from jobs.reading import avro_values, typed_columns, typed_rows
+from jobs.reading.typed_texts import clock_of, is_list, shown, without_long_texts
+from jobs.records import byte_streams
+from jobs.records.records import (
     RECORD_SCHEMA,
     Batches,
     FileFacts,
@@ -22,7 +24,6 @@ from jobs.reading.records import (
     Unusable,
     missing_column,
 )
-from jobs.reading.typed_texts import clock_of, is_list, shown, without_long_texts
 
 BATCH_BYTES = 32 * 1024 * 1024
 """Of rows, decoded: of long rows a batch has fewer."""

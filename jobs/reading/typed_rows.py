@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.source_file import field_of
-from jobs.reading import paths, typed_columns
-from jobs.reading.evaluate import json_rows, without_user
-from jobs.reading.explode import ParquetNames, ambiguous, cut_raws, exploded_rows, pieces
-from jobs.reading.expressions import FIELD
-from jobs.reading.records import (
+from jobs.reading import typed_columns
+from jobs.reading.typed_texts import clock_of, is_list, shown, without_long_texts
+from jobs.records import paths
+from jobs.records.evaluate import json_rows, without_user
+from jobs.records.explode import ParquetNames, ambiguous, cut_raws, exploded_rows, pieces
+from jobs.records.expressions import FIELD
+from jobs.records.records import (
     RECORD_SCHEMA,
     Batches,
     FileFacts,
@@ -23,7 +25,6 @@ from jobs.reading.records import (
     cut_texts,
     missing_column,
 )
-from jobs.reading.typed_texts import clock_of, is_list, shown, without_long_texts
 
 
 def columns_read(fmt: Format, schema: pa.Schema, file: str) -> tuple[ParquetNames, list[str]]:

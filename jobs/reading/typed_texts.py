@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reading.records import SCALARS, Batches, FileFacts, Format, cut_text
+from jobs.records.records import SCALARS, Batches, FileFacts, Format, cut_text
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from jobs.reading import byte_streams
-from jobs.reading.byte_streams import has_broken_bytes, printable
-from jobs.reading.records import Batches, FileFacts, Format, Unusable, missing_column
+from jobs.records import byte_streams
+from jobs.records.byte_streams import has_broken_bytes, printable
+from jobs.records.records import Batches, FileFacts, Format, Unusable, missing_column
 
 FIELDS, DATE = "#fields:", "#date:"
 CHANGED = "#Fields changed"

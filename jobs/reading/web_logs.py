@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from jobs.core.source_file import LOG_COLUMNS
-from jobs.reading.records import FileFacts, Format, Unusable
+from jobs.records.records import FileFacts, Format, Unusable
 
 REQUEST_ON = (
     r' \S+ (\S.*?) \[([^\]]+)\] "(?:([A-Z]+) (.*?)(?: HTTP/[\d.]+)?|[^"]*)" (\d{3}) (\d+|-)'

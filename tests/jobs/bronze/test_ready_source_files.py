@@ -15,7 +15,7 @@ from jobs.bronze.landing import file_format
 from jobs.bronze.typed_events import typed_events
 from jobs.core.source_file import load_source
 from jobs.reading.readers import read_file
-from jobs.reading.records import RECORD_SCHEMA, FileFacts
+from jobs.records.records import RECORD_SCHEMA, FileFacts
 
 FORMATS = Path(__file__).parents[3] / "docs" / "formats"
 AT = datetime(2024, 6, 1, 10, tzinfo=UTC)

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from jobs.bronze.typed_arrow import WRITTEN, Typer, Typing, pattern_of
 from jobs.bronze.typed_events import typed_events
 from jobs.core.source_file import Source
-from jobs.reading.records import RECORD_SCHEMA
+from jobs.records.records import RECORD_SCHEMA
 
 UNITS = (
     "s", "ms", "us", "iso8601", "yyyy-MM-dd HH:mm:ss", "dd/MMM/yyyy:HH:mm:ss Z", "yyyyMMddHHmm",

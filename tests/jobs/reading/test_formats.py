@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 
 from jobs.forget import landing_files
 from jobs.privacy.person import Person
-from jobs.reading import byte_streams, json_texts
+from jobs.reading import json_texts
 from jobs.reading.readers import object_values, read_file
-from jobs.reading.records import CUT, FileFacts, Format
 from jobs.reading.stored import record_of
 from jobs.reading.typed_columns import same_kind
+from jobs.records import byte_streams
+from jobs.records.records import CUT, FileFacts, Format
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 

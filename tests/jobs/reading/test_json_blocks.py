@@ -12,7 +12,7 @@ import pytest
 
 from jobs.reading.json_blocks import JsonBlocks
 from jobs.reading.readers import json_values, read_file
-from jobs.reading.records import FileFacts, Format
+from jobs.records.records import FileFacts, Format
 
 FMT = Format(
     "jsonl",

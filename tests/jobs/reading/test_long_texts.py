@@ -29,9 +29,10 @@ from jobs.lake import filesystem, time_slices
 from jobs.lake.data_files import DataFile
 from jobs.lake.private_delta import LONGEST_STATISTIC, statistics
 from jobs.ops import maintain
-from jobs.reading import byte_streams, readers
+from jobs.reading import readers
 from jobs.reading.readers import read_file
-from jobs.reading.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
+from jobs.records import byte_streams
+from jobs.records.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 from tests.support.spark_tools import CLICKS, Workshop
 
 T = 1_700_000_000

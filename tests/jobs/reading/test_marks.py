@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from jobs.core.errors import SourceError
 from jobs.core.source_file import load_source
-from jobs.reading import byte_streams, csv_reader
+from jobs.reading import csv_reader
 from jobs.reading.readers import read_file
-from jobs.reading.records import FileFacts, Format
 from jobs.reading.stored import record_of
+from jobs.records import byte_streams
+from jobs.records.records import FileFacts, Format
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 CSV = Format("csv", MAPPED)

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.privacy.pseudonyms import Privacy
-from jobs.reading import byte_streams, csv_reader, readers, records
-from jobs.reading.ranges import Range
+from jobs.reading import csv_reader, readers
 from jobs.reading.readers import read_file
-from jobs.reading.records import FileFacts, Format
 from jobs.reading.stored import record_of
+from jobs.records import byte_streams, records
+from jobs.records.ranges import Range
+from jobs.records.records import FileFacts, Format
 
 MAPPED = {"user_id": "u", "item_id": "i", "event_ts": "t"}
 CSV = Format("csv", MAPPED)

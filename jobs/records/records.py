@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.source_file import LINKS, NULL_VALUES, field_of
-from jobs.reading import byte_streams
-from jobs.reading.byte_streams import Block
-from jobs.reading.csv_dialect import Dialect
-from jobs.reading.expressions import FIELD, Computing, Names, nearest
+from jobs.records import byte_streams
+from jobs.records.byte_streams import Block
+from jobs.records.csv_dialect import Dialect
+from jobs.records.expressions import FIELD, Computing, Names, nearest
 
 if TYPE_CHECKING:
     from jobs.privacy.pseudonyms import Privacy

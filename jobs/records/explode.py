@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reading import paths
-from jobs.reading.expressions import FIELD, OF_LINE
-from jobs.reading.records import Batches, FileFacts, Format, Unusable, cut_text
+from jobs.records import paths
+from jobs.records.expressions import FIELD, OF_LINE
+from jobs.records.records import Batches, FileFacts, Format, Unusable, cut_text
 
 RAW_CHARS = 32 * 1024 * 1024
 """Characters: a line stands beside each of its elements, so a batch has at most about so many of

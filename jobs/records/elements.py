@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]
 
-from jobs.reading.paths import steps
+from jobs.records.paths import steps
 
 BLANK = re.compile(r"[ \t\n\r]*")
 DECODER = json.JSONDecoder()

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 from typing import Any, BinaryIO
 
 from jobs.lake.filesystem import open_seekable
-from jobs.reading.compression import PEEKED, codec_of
-from jobs.reading.records import FileFacts, Format
+from jobs.records.compression import PEEKED, codec_of
+from jobs.records.records import FileFacts, Format
 
 RANGE_BYTES = 128 * 1024 * 1024
 """A file is cut into ranges of at least so many bytes."""

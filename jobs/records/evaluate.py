@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.errors import SourceError
-from jobs.reading import expressions
-from jobs.reading.explode import Exploding
-from jobs.reading.expressions import Computing, Expression, quoted
-from jobs.reading.records import IDS, RECORD_SCHEMA, Batches, FileFacts, Format, Unusable
+from jobs.records import expressions
+from jobs.records.explode import Exploding
+from jobs.records.expressions import Computing, Expression, quoted
+from jobs.records.records import IDS, RECORD_SCHEMA, Batches, FileFacts, Format, Unusable
 
 WHOLE = "[+-]?[0-9]+"
 FAILED = {"value": "bad_value", "tie_break": "bad_tie_break", "event_type": "bad_expression",

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.reading import explode
-from jobs.reading.elements import without_elements
 from jobs.reading.readers import read_file
-from jobs.reading.records import FileFacts
 from jobs.reading.stored import Stored, record_of, records_of
+from jobs.records import explode
+from jobs.records.elements import without_elements
+from jobs.records.records import FileFacts
 from tests.jobs.reading.test_expressions import SECRET, fmt_of, read
 
 EVENTS = 'user_id = "session"\nitem_id = "aid"\nevent_ts = "ts"\nevent_type = "type"\ntie_break = "_position"'

@@ -18,10 +18,10 @@ from jobs.bronze.landing import file_format
 from jobs.core.errors import SourceError
 from jobs.core.source_file import Source
 from jobs.privacy.pseudonyms import Privacy
-from jobs.reading import evaluate, expressions
 from jobs.reading.readers import read_file
-from jobs.reading.records import FileFacts, Format
 from jobs.reading.stored import arrow_type, record_of
+from jobs.records import evaluate, expressions
+from jobs.records.records import FileFacts, Format
 
 COLUMNS = 'user_id = "u"\nitem_id = "i"\nevent_ts = "t"\n'
 

@@ -19,7 +19,7 @@ import cramjam
 import pyarrow as pa
 
 from jobs.lake.filesystem import open_seekable
-from jobs.reading.records import Unusable
+from jobs.records.records import Unusable
 
 PEEKED = 512
 SKIPPABLE = tuple(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16))

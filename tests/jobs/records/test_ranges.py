@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from jobs.reading import ranges
 from jobs.reading.readers import read_file
-from jobs.reading.records import FileFacts, Format
+from jobs.records import ranges
+from jobs.records.records import FileFacts, Format
 
 CSV = Format("csv", {"user_id": "u", "item_id": "i", "event_ts": "t"})
 JSON = Format("jsonl", CSV.mapped)

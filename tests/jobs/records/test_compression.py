@@ -14,9 +14,9 @@ import cramjam
 import pyarrow as pa
 import pytest
 
-from jobs.reading import compression
 from jobs.reading.readers import read_file
-from jobs.reading.records import FileFacts, Format
+from jobs.records import compression
+from jobs.records.records import FileFacts, Format
 
 CSV = Format("csv", {"user_id": "u", "item_id": "i", "event_ts": "t"})
 LINES = 30_000

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from jobs.core.errors import SourceError
 from jobs.core.source_file import COMBINED_LOG_NUMBERS, LOG_COLUMNS, NUMERIC_UNITS, Source
-from jobs.reading.paths import root
+from jobs.records.paths import root
 
 if TYPE_CHECKING:
     import duckdb  # (not needed where nothing is computed)
