@@ -12,7 +12,7 @@ import pytest
 
 from jobs.core.errors import SchemaError
 from jobs.core.tables import EVENTS, FILES, REJECTS, SESSIONS
-from tests.jobs.reading.test_explode import EVENT, GA4, ga4_table
+from tests.jobs.records.test_explode import EVENT, GA4, ga4_table
 from tests.support.spark_tools import Workshop
 
 OTTO = """

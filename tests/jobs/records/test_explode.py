@@ -15,7 +15,7 @@ from jobs.reading.stored import Stored, record_of, records_of
 from jobs.records import explode
 from jobs.records.elements import without_elements
 from jobs.records.records import FileFacts
-from tests.jobs.reading.test_expressions import SECRET, fmt_of, read
+from tests.jobs.records.test_expressions import SECRET, fmt_of, read
 
 EVENTS = 'user_id = "session"\nitem_id = "aid"\nevent_ts = "ts"\nevent_type = "type"\ntie_break = "_position"'
 LINES = [
