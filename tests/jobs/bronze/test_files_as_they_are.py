@@ -183,7 +183,7 @@ def test_forgetting_keeps_a_file_compressed_as_it_was(
 
 @pytest.mark.long
 def test_three_thousand_files_of_ten_lines(spark: Any, tmp_path: Path) -> None:
-    shop = Workshop(spark, tmp_path)
+    shop = Workshop(spark, tmp_path, CLICKS.replace("/*.csv", ""))
     for number in range(3_000):
         lines = [f"u{number % 50},i{line},{T + 60 * number + line}\n" for line in range(9)]
         shop.land(f"{number % 30:02d}/{number}.csv", "user,item,ts\n" + "".join(lines) + "u,,1\n")
