@@ -191,7 +191,11 @@ def check(
 
 @pytest.mark.parametrize(
     ("name", "orders"),
-    [("gap", (True,)), ("native sessions and ids, local times", (False,))],
+    [
+        ("gap", (True,)),
+        ("native sessions and ids, local times", (False,)),
+        pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.slow),
+    ],
 )
 def test_any_arrival_gives_the_oracles_tables(
     spark: Any, tmp_path: Path, name: str, orders: tuple[bool, ...]
