@@ -289,6 +289,19 @@ def test_of_people_who_are_hashed_no_column_of_the_user_is_kept(tmp_path: Path, 
         assert again["user_id"] == "u-1"
 
 
+def test_lines_of_forgotten_people_are_found_by_what_is_computed(tmp_path: Path) -> None:
+    gone = frozenset([SECRET.pseudonym("ann")])
+    fmt = fmt_of(sql("user_id", "lower(u)"))
+    text = "u,i,t\nANN,1,5\nBob,1,5\nann,no line\nbob,no line\n"
+    for hashes in (True, False):
+        guard = replace(SECRET, hashes=hashes, forgotten=gone)
+        path = tmp_path / "a.csv"
+        path.write_text(text)
+        records = read_file(replace(fmt, privacy=guard), str(path), FileFacts("a.csv"))
+        rows = [row for batch in guard.guarded(records) for row in batch.to_pylist()]
+        assert [(row["line"], row["kind"]) for row in rows] == [(3, "record"), (5, "unparsable")]
+
+
 @pytest.mark.parametrize(
     "kind",
     [
