@@ -250,6 +250,25 @@ def test_parquet_columns_have_their_own_types_and_rows_come_back(tmp_path: Path)
         assert again == row
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pa.array(["", "b", None]), pa.array(["", "b", None], pa.large_string()),
+        pa.array(["", "b", None]).dictionary_encode(), pa.nulls(3),
+    ],
+    ids=["string", "large_string", "dictionary", "null"],
+)  # fmt: skip
+def test_texts_of_parquet_are_texts(tmp_path: Path, texts: pa.Array) -> None:
+    table = pa.table({"u": texts, "i": ["x", "y", "z"], "t": ["1", "2", "3"]})
+    fmt = fmt_of(sql("user_id", "upper(coalesce(u, i))"), "keep = \"u <> 'c'\"", "parquet")
+    rows, facts = read(fmt, tmp_path / "a.parquet", table)
+    assert facts.error is None
+    wanted = ["X", "Y" if pa.types.is_null(texts.type) else "B", "Z"]
+    assert [row["user_id"] for row in rows] == wanted
+    for row in rows:
+        assert record_of(fmt, row["raw"], row["file"], row["line"], facts.columns) == row
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "combined_log"])
 def test_a_stored_line_is_the_record_that_it_was(tmp_path: Path, form: str) -> None:
     columns, source, text = COLUMNS, "keep = \"v <> '9'\"", "u,i,t,v\na,1,5,8\n,2,5,9\n"
