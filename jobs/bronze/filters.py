@@ -8,6 +8,7 @@ kept and counted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from pyspark.sql import DataFrame
@@ -22,7 +23,7 @@ from jobs.lake.delta_errors import retried
 from jobs.records.evaluate import bot_list
 
 PROPERTY = "sessionmill.filters"
-"""A property of `bronze.events`: the filters by which its newest lines were read."""
+"""A property of `bronze.events`: a digest of the filters by which its newest lines were read."""
 
 
 def any_of(context: Context) -> bool:
@@ -42,13 +43,14 @@ def make_ready(context: Context) -> None:
 
 
 def said(context: Context) -> str:
-    """The filters of the source file, as one text; empty: there are none."""
+    """A digest of the filters of the source file; empty: there are none."""
     source = context.source
     if not source.leaves_out:
         return ""
     by_list = source.bots is not None and source.bots.policy == "filter"
     bots = source.bots.model_dump() if source.bots is not None and by_list else None
-    return json.dumps({"keep": source.source.keep, "bots": bots}, sort_keys=True)
+    text = json.dumps({"keep": source.source.keep, "bots": bots}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fill_flags(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:

@@ -123,6 +123,16 @@ def parquet_records(
         yield parquet_batch(fmt, part, rows + line, place, raw, facts), end - first
 
 
+def plain_texts(array: pa.Array) -> pa.Array:
+    """A column for expressions: texts as texts, whichever way the file's writer chose; a column
+    without any value may be one."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        array, kind = array.dictionary_decode(), kind.value_type
+    texts = (pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return array.cast(pa.string()) if any(one(kind) for one in texts) else array
+
+
 def parquet_batch(
     fmt: Format, found: dict[str, pa.Array], lines: np.ndarray, places: pa.Array | None,
     raw: pa.Array | None, facts: FileFacts,
@@ -133,7 +143,7 @@ def parquet_batch(
     made: dict[str, pa.Array] = {}
     for ours, array in found.items():
         if ours not in RECORD_SCHEMA.names:
-            made[ours] = array
+            made[ours] = plain_texts(array)
             continue
         if ours == "exposed_with" and is_list(array.type):
             texts = typed_columns.texts_of_lists(array, ours, wanted[ours], facts.file)

@@ -97,7 +97,9 @@ class Evaluating:
         made["kind"] = pc.if_else(lost, "unparsable", made["kind"])
         if self.fmt.hashes and self.fmt.format != "parquet":
             said = {name: batch.column(name) for name in self.fmt.wanted}
-            made["raw"] = without_user(self.fmt, said, batch.num_rows)
+            known = without_user(self.fmt, said, batch.num_rows)
+            # (Whose the others are is looked for in their text; it is not kept.)
+            made["raw"] = pc.if_else(lost, batch["raw"], known)
         return pa.RecordBatch.from_arrays(
             [made[one.name].cast(one.type) for one in RECORD_SCHEMA], schema=RECORD_SCHEMA
         )

@@ -7,6 +7,7 @@ becomes of the lines is computed here from the sentences of ARCHITECTURE.md, lin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -140,6 +141,24 @@ class Kind:
         return ",".join(self.fields(user, line))
 
 
+class Computed(Kind):
+    """A log of lists, of which every column is computed and one element of two is left out."""
+
+    @property
+    def plain(self) -> Kind:
+        """The log of single lines that says the same."""
+        return Kind(self.name, self.toml, columns=("u", "i", "t", "n"))
+
+    def fields(self, user: int, line: Line) -> list[str]:
+        name, *texts = self.plain.fields(user, line)
+        element = dict(zip(("i", "t", "n"), texts, strict=True))
+        listed = json.dumps([element | {"of": "robot"}, element], separators=(",", ":"))
+        return [name, quoted(listed)]
+
+    def identity(self, line: Line) -> tuple[Any, ...]:
+        return self.plain.identity(line)
+
+
 def local_moment(at_s: int) -> datetime:
     """What a clock in ZONE shows at_s after START's, in UTC."""
     return (START.replace(tzinfo=ZoneInfo(ZONE)) + timedelta(seconds=at_s)).astimezone(UTC)
@@ -170,6 +189,24 @@ on_exceed = "warn"
 
 
 IN_FILES = 'tie_break = { order = "file" }'
+
+
+def computed() -> str:
+    """A source file as the others, its columns computed from elements of a list."""
+    text = toml(TIE, UNIX, GAP).replace(
+        'format = "csv"', 'format = "csv"\nexplode = "e"\nkeep = "of <> \'robot\'"'
+    )
+    start, end = text.index("[columns]"), text.index("[time]")
+    return text[:start] + COMPUTED + text[end:]
+
+
+COMPUTED = """
+[columns]
+user_id = { sql = "u || ''" }
+item_id = { sql = "'i' || CAST(substr(i, 2) AS INTEGER)" }
+event_ts = { sql = "e.t" }
+tie_break = { sql = "CAST(n AS BIGINT)" }
+"""
 NATIVE_SESSION, TIE, NATIVE_ID = 'source_session_id = "s"', 'tie_break = "n"', 'event_id = "id"'
 UNIX, LOCAL = 'unit = "s"', f'unit = "iso8601"\nzone = "{ZONE}"'
 GAP, NATIVE = "gap", "source_session_id"
@@ -219,6 +256,7 @@ KINDS = {
             "order in files, native ids", toml(f"{IN_FILES}\n{NATIVE_ID}", UNIX, GAP),
             native_ids=True, file_order=True, columns=("u", "i", "t", "id"),
         ),
+        Computed("computed, exploded and filtered", computed(), columns=("u", "e")),
     )
 }  # fmt: skip
 

@@ -102,6 +102,7 @@ def test_a_list_that_no_line_has_stops_the_run(spark: Any, tmp_path: Path) -> No
         shop.run("ingest")
 
 
+@pytest.mark.slow
 def test_a_mapped_position_makes_equal_elements_two_events(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, OTTO.replace('"type"', '"type"\ntie_break = "_position"'))
     shop.land("a.jsonl", text(LINES[:1]))
@@ -110,6 +111,7 @@ def test_a_mapped_position_makes_equal_elements_two_events(spark: Any, tmp_path:
     assert places == {("36", 1), ("7", 2), ("36", 3), ("36", 4)}
 
 
+@pytest.mark.slow
 def test_lines_that_were_rejected_before_they_were_exploded_come_back(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -145,7 +147,7 @@ def warned(shop: Workshop, result: Any) -> list[str]:
     return list(quality.remedies(shop.context(), {"missing_item_id": rows}, facts))
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", [pytest.param("jsonl", marks=pytest.mark.slow), "parquet"])
 def test_the_export_of_google_analytics(spark: Any, tmp_path: Path, form: str) -> None:
     toml = OTTO[: OTTO.index("[columns]")].replace("jsonl", form).replace('"events"', '"items"')
     toml += f'[columns]\n{GA4}\n[time]\nunit = "us"\n[quality]\non_exceed = "warn"\n'

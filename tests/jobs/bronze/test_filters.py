@@ -234,6 +234,7 @@ def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_pa
     assert nights.rows(EVENTS, drop=here) == shop.rows(EVENTS, drop=here)
 
 
+@pytest.mark.slow
 def test_an_event_is_the_same_by_a_column_and_by_an_expression(spark: Any, tmp_path: Path) -> None:
     text = HEAD + ROWS[0]
     shop = Workshop(spark, tmp_path, SHOP)
@@ -282,6 +283,7 @@ def test_a_run_that_filters_leave_nothing_usable_of_fails(spark: Any, tmp_path: 
     assert any("left out all 1 lines" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path, key: None) -> None:
     toml = WEB.replace("keep_filtered = true", "").replace("[bots]", '[bots]\npolicy = "flag"')
     shop = Workshop(spark, tmp_path, toml)
@@ -302,6 +304,7 @@ def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path, key: None) ->
     }
 
 
+@pytest.mark.slow
 def test_many_lines_go_the_same_way(spark: Any, tmp_path: Path) -> None:
     """(Compiled plans, a first load by slices of time.)"""
     shop = Workshop(spark, tmp_path, WEB, Thresholds(short_jobs=False))

@@ -72,7 +72,7 @@ def after() -> list[dict[str, Any]]:
     return left
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_single_elements_of_a_line_are_forgotten(
     spark: Any, tmp_path: Path, key: None, form: str
 ) -> None:
@@ -118,6 +118,7 @@ def test_single_elements_of_a_line_are_forgotten(
 HASHED = ORDERS + "\n[privacy]\nhash_user_id = true\n"
 
 
+@pytest.mark.slow
 def test_hashed_ids_of_expressions_are_nowhere_and_are_forgotten(
     spark: Any, tmp_path: Path, key: None
 ) -> None:

@@ -252,6 +252,7 @@ def check(
         ("people, the first login, native sessions and ids", (True,)),
         pytest.param("order in files", (True, False), marks=pytest.mark.slow),
         pytest.param("order in files, native ids", (True, False), marks=pytest.mark.slow),
+        pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.slow),
     ],
 )
 def test_any_arrival_gives_the_oracles_tables(

@@ -250,6 +250,25 @@ def test_parquet_columns_have_their_own_types_and_rows_come_back(tmp_path: Path)
         assert again == row
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pa.array(["", "b", None]), pa.array(["", "b", None], pa.large_string()),
+        pa.array(["", "b", None]).dictionary_encode(), pa.nulls(3),
+    ],
+    ids=["string", "large_string", "dictionary", "null"],
+)  # fmt: skip
+def test_texts_of_parquet_are_texts(tmp_path: Path, texts: pa.Array) -> None:
+    table = pa.table({"u": texts, "i": ["x", "y", "z"], "t": ["1", "2", "3"]})
+    fmt = fmt_of(sql("user_id", "upper(coalesce(u, i))"), "keep = \"u <> 'c'\"", "parquet")
+    rows, facts = read(fmt, tmp_path / "a.parquet", table)
+    assert facts.error is None
+    wanted = ["X", "Y" if pa.types.is_null(texts.type) else "B", "Z"]
+    assert [row["user_id"] for row in rows] == wanted
+    for row in rows:
+        assert record_of(fmt, row["raw"], row["file"], row["line"], facts.columns) == row
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "combined_log"])
 def test_a_stored_line_is_the_record_that_it_was(tmp_path: Path, form: str) -> None:
     columns, source, text = COLUMNS, "keep = \"v <> '9'\"", "u,i,t,v\na,1,5,8\n,2,5,9\n"
@@ -287,6 +306,19 @@ def test_of_people_who_are_hashed_no_column_of_the_user_is_kept(tmp_path: Path, 
         again = record_of(fmt, stored, row["file"], row["line"], facts.columns, facts.header)
         assert without(again, "raw", "user_id") == without(row, "raw", "user_id")
         assert again["user_id"] == "u-1"
+
+
+def test_lines_of_forgotten_people_are_found_by_what_is_computed(tmp_path: Path) -> None:
+    gone = frozenset([SECRET.pseudonym("ann")])
+    fmt = fmt_of(sql("user_id", "lower(u)"))
+    text = "u,i,t\nANN,1,5\nBob,1,5\nann,no line\nbob,no line\n"
+    for hashes in (True, False):
+        guard = replace(SECRET, hashes=hashes, forgotten=gone)
+        path = tmp_path / "a.csv"
+        path.write_text(text)
+        records = read_file(replace(fmt, privacy=guard), str(path), FileFacts("a.csv"))
+        rows = [row for batch in guard.guarded(records) for row in batch.to_pylist()]
+        assert [(row["line"], row["kind"]) for row in rows] == [(3, "record"), (5, "unparsable")]
 
 
 @pytest.mark.parametrize(
