@@ -452,7 +452,7 @@ def check(computing: Computing, columns: pa.Schema) -> dict[str, str]:
             if kind != "BOOLEAN":
                 raise mistake(
                     computing.keep.field, computing.keep.sql, f"it gives {kind}, and must be a "
-                    "condition: true or false",
+                    'condition: true or false (a column of text may be declared: types = { … = "boolean" })',
                 )  # fmt: skip
         return kinds
     finally:
@@ -483,7 +483,7 @@ def _type(con: duckdb.DuckDBPyConnection, bound: str) -> str:
 
 def _unbound(con: duckdb.DuckDBPyConnection, one: Expression, error: duckdb.Error) -> SourceError:
     told = said(error)
-    first = str(told["exception_message"]).split("\n")[0].strip()
+    first = str(told["exception_message"]).split("\n")[0].strip(" .")
     place = told.get("position")
     at = None
     if place is not None:
@@ -494,11 +494,19 @@ def _unbound(con: duckdb.DuckDBPyConnection, one: Expression, error: duckdb.Erro
     texts = [name for name in one.columns if kinds.get(name) == "VARCHAR"]
     hint = ""
     if texts and re.search("explicit (type )?cast", first):
+        meant = next((given for word, given in MEANT if word in first), "bigint")
         hint = (
-            f". Columns of text formats are text ({', '.join(texts)}): a number needs its type, such "
-            f'as types = {{ {_key(texts[0])} = "bigint" }} under [source]'
+            f". Columns of text formats are text ({', '.join(texts)}) unless they have another type, "
+            f'such as types = {{ {_key(texts[0])} = "{meant}" }} under [source]'
         )
     return mistake(one.field, one.sql, f"{first}{hint}", at)
+
+
+MEANT = (
+    ("BOOLEAN", "boolean"), ("TIMESTAMP", "timestamp"), ("DATE", "date"), ("DECIMAL", "double"),
+    ("DOUBLE", "double"),
+)  # fmt: skip
+"""The word of DuckDB's for a type with which a text is compared, and the type to declare."""
 
 
 def _key(name: str) -> str:

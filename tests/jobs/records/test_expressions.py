@@ -166,6 +166,23 @@ def test_results_are_what_typing_reads(
     assert row[ours] == value and row["clock"] == clock and row["kind"] == "record"
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("p > 2", "bigint"), ("p > 1.5", "double"), ("d > DATE '2024-01-01'", "date"), ("p + 1 > 2", "bigint")],
+)  # fmt: skip
+def test_numbers_of_json_need_a_type_and_the_message_has_it(
+    tmp_path: Path, text: str, kind: str
+) -> None:
+    line = '{"u": 1, "i": 2, "t": 5, "p": 10, "d": "2024-02-01"}'
+    rows, facts = read(fmt_of(source=f'keep = "{text}"', form="jsonl"), tmp_path / "a", line)
+    assert rows == [] and facts.error is not None
+    declared = re.search(r'types = \{ (\w) = "(\w+)" \}', facts.error)
+    assert declared is not None and declared[2] == kind
+    source = f'keep = "{text}"\ntypes = {{ {declared[1]} = "{kind}" }}'
+    rows, _ = read(fmt_of(source=source, form="jsonl"), tmp_path / "a", line)
+    assert [row["filtered"] for row in rows] == [None]
+
+
 def test_declared_numbers_are_not_rounded_and_nothing_is_null(tmp_path: Path) -> None:
     fmt = fmt_of(sql("value", "coalesce(n, 0)"), 'types = { n = "bigint" }')
     rows, _ = read(fmt, tmp_path / "a.csv", "u,i,t,n\na,1,t,10.5\na,2,t, 10 \na,3,t,\na,4,t,9e3\n")
