@@ -222,7 +222,9 @@ def check(
         ("gap", (True,)),
         ("native sessions and ids, local times", (False,)),
         ("people", (True,)),
-        ("people, the first login, native sessions and ids", (True,)),
+        pytest.param(
+            "people, the first login, native sessions and ids", (True,), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_any_arrival_gives_the_oracles_tables(
