@@ -194,6 +194,18 @@ def test_serving_judges_an_event_as_ingestion_does(spark: Any) -> None:
 
 
 def test_a_hash_tells_null_from_empty_and_where_a_text_ends(events: Any) -> None:
-    digests = [row.h for row in events.select(row_hash().alias("h")).collect()]
-    assert digests[3] == digests[4]  # there is no negative zero
-    assert len(set(digests)) == len(digests) - 1
+    def digests(**columns: Any) -> list[str]:
+        return [
+            row.h for row in events.withColumns(columns).select(row_hash().alias("h")).collect()
+        ]
+
+    nobody = F.lit(None).cast("string")
+    plain = digests(anonymous_id=nobody)
+    assert plain[3] == plain[4]  # there is no negative zero
+    assert len(set(plain)) == len(plain) - 1
+    # The anonymous id counts where there is no user.
+    assert digests(anonymous_id=F.lit("c")) == plain
+    one, other, none = (
+        digests(anonymous_id=name, user_id=nobody) for name in (F.lit("c"), F.lit("d"), nobody)
+    )
+    assert len({one[0], other[0], none[0], plain[0]}) == 4

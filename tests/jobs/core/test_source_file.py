@@ -144,3 +144,45 @@ def test_a_misspelt_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             settings()
     finally:
         settings.cache_clear()
+
+
+IDENTITY = GOOD + '[identity]\nanonymous_id = "c"\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('anonymous_id = "c"', "", ["identity.anonymous_id is missing"]),
+        ('anonymous_id = "c"', 'anonymous_id = "c"\nlink = "newest"', ["identity.link", "'newest'", "'last'"]),
+        ('anonymous_id = "c"', 'anonymous_id = "c"\nmax_days = 0', ["identity.max_days = 0", "greater"]),
+        ('anonymous_id = "c"', 'anonymous_id = "u"', ["identity.anonymous_id = 'u'", "the user, too"]),
+        (
+            'anonymous_id = "c"', 'anonymous_id = "c"\nuser_id = "login"',
+            ["columns.user_id = 'u' and identity.user_id = 'login'", "leave one of them out"],
+        ),
+        ('anonymous_id = "c"', 'anonymous_id = "c"\nlink = { landing = "x" }', ["identity.link", "missing"]),
+        ('user_id = "u"', "", ["columns.user_id is missing: add it under [columns]"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_identity_is_told(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    file = tmp_path / "clicks.toml"
+    assert old in IDENTITY
+    file.write_text(IDENTITY.replace(old, new, 1))
+    with pytest.raises(SourceError) as raised:
+        load_source(str(file))
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_the_user_is_named_in_columns_or_in_identity(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.toml"
+    texts = [IDENTITY, IDENTITY.replace('user_id = "u"\n', "") + 'user_id = "u"\n']
+    texts.append(IDENTITY + 'user_id = "u"\n')
+    mapped = []
+    for text in texts:
+        file.write_text(text)
+        mapped.append(load_source(str(file)).mapped())
+    assert mapped[0] == mapped[1] == mapped[2]
+    assert mapped[0] == {"user_id": "u", "item_id": "i", "event_ts": "t", "anonymous_id": "c"}

@@ -24,7 +24,17 @@ import pytest
 from deltalake import DeltaTable
 
 from jobs.core.settings import settings
-from jobs.core.tables import EVENTS, FILES, ITEMS, RECOMMENDATIONS, REJECTS, SEQUENCES, SESSIONS
+from jobs.core.tables import (
+    EVENTS,
+    FILES,
+    IDENTITIES,
+    ITEMS,
+    PERSON_EVENTS,
+    RECOMMENDATIONS,
+    REJECTS,
+    SEQUENCES,
+    SESSIONS,
+)
 from jobs.lake.context import Result
 from models import cli as models_cli
 from tests.support.legacy import ARCHIVE, SOURCES, Legacy, OldShop, digest
@@ -195,6 +205,19 @@ def test_events_are_what_the_log_says(fourth: Fourth) -> None:
         wanted = Counter((r["reader"], r["book"]["isbn"]) for r in of_id.values())
     found = Counter((row["user_id"], row["item_id"]) for row in fourth.now(EVENTS))
     assert found == wanted
+
+
+def test_identity_can_be_added(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every event is of a user, so all persons, and all sessions, are what they were."""
+    shop = OldShop(spark, Legacy(tmp_path), "shop")
+    monkeypatch.chdir(tmp_path)
+    before = shop.rows(SESSIONS)
+    shop.file.write_text(shop.file.read_text() + '\n[identity]\nanonymous_id = "no"\n')
+    done = shop.run(day="2024-03-03")
+    assert done.events_new == 0 and shop.rows(SESSIONS) == before
+    people = {row["event_id"]: row["user_id"] for row in shop.rows(PERSON_EVENTS)}
+    assert people == {row["event_id"]: row["user_id"] for row in shop.rows(EVENTS)}
+    assert any("--reload" in note for note in done.notes) and shop.rows(IDENTITIES) == []
 
 
 def test_ids_of_what_was_there_stay(fourth: Fourth) -> None:

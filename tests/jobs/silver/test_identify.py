@@ -138,6 +138,7 @@ since = "since", unit = "s" }
 [time]"""
 
 
+@pytest.mark.slow
 def test_a_table_says_who_is_who(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WEB.replace("[time]", TABLE))
     links = tmp_path / "landing" / "links"
@@ -165,6 +166,7 @@ PLAIN = WEB[: WEB.index("[identity]")].replace("[columns]", '[columns]\nuser_id 
 PLAIN += WEB[WEB.index("[time]") :]
 
 
+@pytest.mark.slow
 def test_a_source_with_data_gets_identity(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path / "old", PLAIN)
     lines = HEAD + "x,,i1,0\nx,ann,i2,1000\nz,bob,i3,0\nb,bob,i5,1000\na,bob,i5,1000\n"
@@ -193,6 +195,7 @@ def test_a_source_with_data_gets_identity(spark: Any, tmp_path: Path) -> None:
     assert {row["anonymous_id"] for row in new.rows(EVENTS) if row["item_id"] == "i5"} == {"a"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", crash_points.IDENTITY)
 def test_a_run_that_was_killed_is_repaired(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
@@ -217,6 +220,7 @@ def test_a_run_that_was_killed_is_repaired(
     assert links_of(shop) == [("x", "bob"), ("x", "ann"), ("z", "carl")]
 
 
+@pytest.mark.slow
 def test_what_others_did_is_repaired_and_losses_are_noticed(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WEB)
     shop.land("1.csv", HEAD + "x,,i1,0\ny,,i2,0\nx,ann,i3,1000\n")
@@ -267,6 +271,7 @@ def test_a_person_is_forgotten_with_their_devices(
     settings.cache_clear()
 
 
+@pytest.mark.slow
 def test_anonymous_ids_are_hashed_with_user_ids(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
