@@ -134,6 +134,7 @@ def test_events_lost_or_doubled_among_sessions_are_named(
     assert named(raised.value) == broken
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["arrow", "spark"])
 @pytest.mark.parametrize(("batch", "spoil"), [("first", lost_user), ("more", lost_position)])
 def test_positions_lost_among_sequences_are_named(

@@ -57,6 +57,7 @@ def rejects(shop: Workshop) -> set[tuple[int, int | None, str]]:
     return {(row["line"], row["element"], row["reason"]) for row in shop.rows(REJECTS)}
 
 
+@pytest.mark.slow
 def test_sessions_with_their_events_in_a_list(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path / "late", OTTO)
     shop.land("a.jsonl", text(LINES))

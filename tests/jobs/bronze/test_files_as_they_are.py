@@ -30,6 +30,7 @@ def items(shop: Workshop) -> dict[str, str]:
     return {row["item_id"]: str(row["event_ts"])[:10] for row in shop.rows(EVENTS)}
 
 
+@pytest.mark.slow
 def test_a_line_that_is_being_written_waits_for_its_end(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     path = shop.land("1.csv", f"user,item,ts\na,x,{T}\nb,y,{str(T)[:6]}")

@@ -92,6 +92,7 @@ def test_a_web_log_becomes_products_that_people_saw(spark: Any, tmp_path: Path) 
     assert len(aside(shop)) == 5 and len(shop.rows(REJECTS)) == 2
 
 
+@pytest.mark.slow
 def test_lines_that_were_left_out_come_back(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path / "late", WEB)
     shop.land("a.log", "\n".join(LOG) + "\n")
@@ -126,6 +127,7 @@ def test_lines_that_were_left_out_come_back(spark: Any, tmp_path: Path) -> None:
     assert [row["line"] for row in shop.rows(REJECTS)] == [9]
 
 
+@pytest.mark.slow
 def test_a_filter_that_is_added_holds_from_then_on_and_a_reload_applies_it_to_all(
     spark: Any, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, SHOP)
     shop.land("a.csv", HEAD + "".join(ROWS))

@@ -72,7 +72,13 @@ def after() -> list[dict[str, Any]]:
     return left
 
 
-@pytest.mark.parametrize("form", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param("jsonl", marks=pytest.mark.slow),
+        pytest.param("parquet", marks=pytest.mark.long),
+    ],
+)
 def test_single_elements_of_a_line_are_forgotten(
     spark: Any, tmp_path: Path, key: None, form: str
 ) -> None:

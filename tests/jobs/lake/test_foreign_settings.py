@@ -143,7 +143,7 @@ KEEPS = ("row tracking", "in-commit timestamps", "clustering", "deletion vectors
          "a constraint that holds")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", but(KEEPS, "deletion vectors"))
+@pytest.mark.parametrize("name", but(KEEPS))
 def test_maintenance_under_a_setting_moves_no_row(
     shop: Workshop, read_undisturbed: dict[str, Any], name: str
 ) -> None:

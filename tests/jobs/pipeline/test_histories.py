@@ -248,12 +248,8 @@ def check(
     [
         ("gap", (True,)),
         ("native sessions and ids, local times", (False,)),
-        ("people", (True,)),
-        pytest.param(
-            "people, the first login, native sessions and ids", (True,), marks=pytest.mark.slow
-        ),
-        pytest.param("order in files", (True, False), marks=pytest.mark.slow),
-        pytest.param("order in files, native ids", (True, False), marks=pytest.mark.slow),
+        pytest.param("people", (True,), marks=pytest.mark.slow),
+        pytest.param("order in files", (True,), marks=pytest.mark.slow),
         pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.slow),
     ],
 )

@@ -85,6 +85,7 @@ def test_a_login_reaches_back_and_sessions_follow(spark: Any, tmp_path: Path) ->
     assert not shop.rows(REJECTS, ("first_seen_ts",))[1:]
 
 
+@pytest.mark.slow
 def test_a_shared_device_and_another_rule(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WEB)
     lines = [
@@ -242,6 +243,7 @@ def test_what_others_did_is_repaired_and_losses_are_noticed(spark: Any, tmp_path
     assert made == [shop.rows(one) for one in (IDENTITIES, PERSON_EVENTS, SESSIONS)]
 
 
+@pytest.mark.slow
 def test_a_person_is_forgotten_with_their_devices(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
