@@ -44,7 +44,8 @@ ISO_LOCAL = rf"{DATE}[T ]{CLOCK}(?:\.\d{{1,6}})?"
 NUMBER = r"-?\d{1,7}(?:\.\d{1,6})?"
 LAST_QUICK_US = 4_102_444_800_000_000
 """The year 2100: later times are unusual."""
-RUN = 1_000_000
+RUN, RUN_BYTES = 1_000_000, 192 * 1024 * 1024
+"""So many lines, or bytes, are sorted and written together."""
 ORDERED_GROUP, SORTED_GROUP = 65_536, 16_384
 """Lines of a row group, where a run was in order and where it was sorted."""
 LEAST, MOST = 1e-3, 1e7
@@ -226,7 +227,7 @@ def _instant(name: str) -> str:
 class Typer:
     """Types the everyday records of one task, and writes them as one file of lines.
 
-    Runs of `RUN` lines are sorted by time, so that a slice of time reads few row groups of a log
+    Runs of lines are sorted by time, so that a slice of time reads few row groups of a log
     whose files are not in order.
     """
 
@@ -234,7 +235,7 @@ class Typer:
         self.typing = typing
         self.path = f"{folder}/{name}.parquet"
         self.held: list[pa.Table] = []
-        self.rows = 0
+        self.rows = self.bytes = 0
         self.writer: pq.ParquetWriter | None = None
         self.db = duckdb.connect(config={"threads": 1})
         self.db.execute("SET TimeZone = 'UTC'")
@@ -255,7 +256,8 @@ class Typer:
         if kept.num_rows:
             self.held.append(self.lines(kept, typed))
             self.rows += kept.num_rows
-            if self.rows >= RUN:
+            self.bytes += self.held[-1].nbytes
+            if self.rows >= RUN or self.bytes >= RUN_BYTES:
                 self.flush()
         return left
 
@@ -288,7 +290,7 @@ class Typer:
         if not self.held:
             return
         rows = pa.concat_tables(self.held)
-        self.held, self.rows = [], 0
+        self.held, self.rows, self.bytes = [], 0, 0
         times = rows["event_ts"].cast(pa.int64()).to_numpy()
         group = ORDERED_GROUP
         if (times[1:] < times[:-1]).any():

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 
+from jobs.bronze import typed_arrow
 from jobs.bronze.typed_arrow import WRITTEN, Typer, Typing, pattern_of
 from jobs.bronze.typed_events import typed_events
 from jobs.core.source_file import Source
@@ -198,3 +199,19 @@ def test_lines_are_written_in_order_of_time(tmp_path: Path) -> None:
     lines, _ = everyday(typing, records(rows), tmp_path)
     got = lines["event_ts"].to_pylist()
     assert got == sorted(got) and len(got) == 1000
+
+
+def test_runs_of_long_texts_are_written_before_they_are_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded by bytes, not by lines alone."""
+    monkeypatch.setattr(typed_arrow, "RUN_BYTES", 100_000)
+    typing = Typing.of(source("s"), None)
+    assert typing is not None
+    typer = Typer(typing, str(tmp_path), "lines")
+    for at in range(10):
+        typer.take(records([{"user_id": "u" * 60_000, "item_id": "i", "event_ts": str(at)}] * 2))
+        assert typer.bytes < 300_000
+    [file] = typer.close()
+    assert pq.ParquetFile(file).num_row_groups == 10
+    assert pq.read_table(file).num_rows == 20
