@@ -158,7 +158,7 @@ def test_a_folder_of_a_delta_table_is_no_folder_of_parquet(spark: Any, tmp_path:
         shop.run("ingest")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_forgetting_keeps_a_file_compressed_as_it_was(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

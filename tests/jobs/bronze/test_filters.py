@@ -199,7 +199,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_line_that_an_expression_fails_on_is_rejected_alone(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, SHOP)
     shop.land("a.csv", HEAD + "".join(ROWS))
@@ -286,7 +286,7 @@ def test_a_run_that_filters_leave_nothing_usable_of_fails(spark: Any, tmp_path: 
     assert any("left out all 1 lines" in note for note in result.notes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_events_of_bots_can_be_flagged(spark: Any, tmp_path: Path, key: None) -> None:
     toml = WEB.replace("keep_filtered = true", "").replace("[bots]", '[bots]\npolicy = "flag"')
     shop = Workshop(spark, tmp_path, toml)

@@ -107,7 +107,7 @@ def avro(path: Path, rows: list[dict[str, Any]]) -> None:
         fastavro.writer(out, schema, rows)
 
 
-@pytest.mark.parametrize("form", ["avro", "orc"])
+@pytest.mark.parametrize("form", ["avro", pytest.param("orc", marks=pytest.mark.long)])
 def test_avro_and_orc(
     spark: Any, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

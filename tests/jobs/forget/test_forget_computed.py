@@ -75,7 +75,7 @@ def after() -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "form",
     [
-        pytest.param("jsonl", marks=pytest.mark.slow),
+        pytest.param("jsonl", marks=pytest.mark.long),
         pytest.param("parquet", marks=pytest.mark.long),
     ],
 )
@@ -124,7 +124,7 @@ def test_single_elements_of_a_line_are_forgotten(
 HASHED = ORDERS + "\n[privacy]\nhash_user_id = true\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hashed_ids_of_expressions_are_nowhere_and_are_forgotten(
     spark: Any, tmp_path: Path, key: None
 ) -> None:

@@ -210,7 +210,7 @@ def test_a_derived_table_that_was_deleted_is_made_anew(shop: Workshop, table: Ta
     check_derived(shop)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_older_copy_of_the_events_stops_the_run(
     saved: Saved, shop: Workshop, undisturbed: dict[str, Any]
 ) -> None:

@@ -106,7 +106,7 @@ def read_undisturbed(saved: Saved) -> dict[str, Any]:
     return read(shop)
 
 
-@pytest.mark.parametrize("name", but(HANDLED, "column mapping"))
+@pytest.mark.parametrize("name", but(HANDLED))
 def test_a_setting_is_handled(shop: Workshop, read_undisturbed: dict[str, Any], name: str) -> None:
     for table in TABLES:
         say(shop, table, HANDLED[name])

@@ -249,8 +249,8 @@ def check(
         ("gap", (True,)),
         ("native sessions and ids, local times", (False,)),
         pytest.param("people", (True,), marks=pytest.mark.slow),
-        pytest.param("order in files", (True,), marks=pytest.mark.slow),
-        pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.slow),
+        pytest.param("order in files", (True,), marks=pytest.mark.long),
+        pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.long),
     ],
 )
 def test_any_arrival_gives_the_oracles_tables(

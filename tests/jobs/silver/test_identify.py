@@ -196,8 +196,15 @@ def test_a_source_with_data_gets_identity(spark: Any, tmp_path: Path) -> None:
     assert {row["anonymous_id"] for row in new.rows(EVENTS) if row["item_id"] == "i5"} == {"a"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("point", crash_points.IDENTITY)
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(
+            one, marks=pytest.mark.slow if one.endswith("events-published") else pytest.mark.long
+        )
+        for one in crash_points.IDENTITY
+    ],
+)
 def test_a_run_that_was_killed_is_repaired(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -273,7 +280,7 @@ def test_a_person_is_forgotten_with_their_devices(
     settings.cache_clear()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_anonymous_ids_are_hashed_with_user_ids(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
