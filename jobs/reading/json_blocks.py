@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.records.byte_streams import Block
+from jobs.records.byte_streams import Block, is_utf8
 from jobs.records.records import RECORD_SCHEMA, Batches, FileFacts, Format
 
 PLAIN = ("VARCHAR", "UBIGINT", "BIGINT", "BOOLEAN")
@@ -42,9 +42,8 @@ class JsonBlocks:
     @staticmethod
     def can(fmt: Format) -> bool:
         """Whether lines of this source can be plain."""
-        utf8 = fmt.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
         odd = any(set(name) & set('"\\*[]') for name in fmt.mapped.values())
-        return utf8 and not odd and fmt.computing is None
+        return is_utf8(fmt.encoding) and not odd and fmt.computing is None
 
     @cached_property
     def query(self) -> str:

@@ -16,6 +16,11 @@ BLOCK_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
 
 
+def is_utf8(encoding: str) -> bool:
+    """Whether an encoding's name is one of UTF-8's."""
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+
+
 class Hashing(io.RawIOBase):
     """A binary stream that hashes what passes through it."""
 
@@ -89,7 +94,7 @@ def _without_open_line(rest: AnyStr, waits: Waits) -> AnyStr:
 
 def text_of(stream: BinaryIO, encoding: str) -> io.TextIOWrapper:
     """A stream as text, its byte-order mark dropped; bytes that are no text stay as surrogates."""
-    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+    codec = "utf-8-sig" if is_utf8(encoding) else encoding
     return io.TextIOWrapper(
         io.BufferedReader(stream, 1 << 20),  # type: ignore[type-var]
         encoding=codec,
@@ -225,7 +230,7 @@ def pieces(
     stream: BinaryIO, encoding: str, most: int | None = None, waits: Waits | None = None
 ) -> Iterator[Block | list[str]]:
     """A text file in pieces of whole lines: bytes where they can be cut as bytes."""
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+    if is_utf8(encoding):
         yield from byte_blocks(stream, most, waits)
     else:
         yield from text_lines(stream, encoding, most, waits)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any, BinaryIO
 
 from jobs.lake.filesystem import open_seekable
+from jobs.records.byte_streams import is_utf8
 from jobs.records.compression import PEEKED, codec_of
 from jobs.records.records import FileFacts, Format
 
@@ -50,8 +51,7 @@ MEASURED = "path string, begin bigint, end bigint, lines bigint, fit boolean"
 def asked(fmt: Format, path: str, size: int) -> list[str]:
     """The ranges of a file that are to be measured, as texts for `measure`; none: it is read whole."""
     count = size // RANGE_BYTES
-    utf8 = fmt.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-    if count < 2 or fmt.format not in FORMATS or not utf8:
+    if count < 2 or fmt.format not in FORMATS or not is_utf8(fmt.encoding):
         return []
     edges = [size * at // count for at in range(count + 1)]
     return [f"{a} {b} {path}" for a, b in itertools.pairwise(edges)]
