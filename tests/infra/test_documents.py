@@ -193,7 +193,8 @@ def test_the_runbook_as_it_is_typed(place: Path) -> None:
 
 @pytest.mark.long
 def test_a_cluster_as_it_is_typed(place: Path) -> None:
-    submit, containers = boxes("docs/cluster.md", "bash")
+    [submit] = boxes("docs/cluster.md", "bash")
+    [containers] = boxes("docs/guides/containers.md", "bash")
     typed(place, CLICKS.replace("%s", boxes("README.md", "toml")[0]))
     with cluster(place / "cluster") as standalone:
         for word, meant in {
@@ -217,7 +218,8 @@ def test_a_cluster_as_it_is_typed(place: Path) -> None:
 
 
 def test_what_needs_a_cluster_names_files_that_are_there() -> None:
-    plain = "".join(boxes("docs/cluster.md", ""))
+    documents = ("docs/cluster.md", "docs/guides/object-store.md", "docs/guides/kubernetes.md")
+    plain = "".join(text for document in documents for text in boxes(document, ""))
     named = set(re.findall(r"infra/[\w./-]+", plain))
     assert {"infra/kubernetes/settings.yaml", "infra/docker/Dockerfile"} <= named
     assert [name for name in named if not (REPO / name).exists()] == ["infra/sources/clicks.toml"]
