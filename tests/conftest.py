@@ -28,16 +28,27 @@ QUICK = (
     "jobs/lake/test_filesystem.py", "jobs/lake/test_refused_tables.py",
     "jobs/recommend/test_rules.py", "jobs/silver/test_cut_arrow.py",
     "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "jobs/silver/test_links.py", "models/data/",
-    "models/evaluation/", "models/experiments/test_tune.py", "models/networks/",
+    "models/evaluation/", "models/networks/",
     "models/selection/test_compare.py", "models/serving/test_recommend.py",
     "models/serving/test_rules.py",
 )  # fmt: skip
 
 
+def is_quick(path: Path) -> bool:
+    return path.relative_to(Path(__file__).parent).as_posix().startswith(QUICK)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where the quick tests are asked for, the other files are not even read: their imports cost more
+    than a third of the minute."""
+    if not config.option.markexpr.startswith("quick") or collection_path.is_dir():
+        return None
+    return None if is_quick(collection_path) else True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    root = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(root).as_posix().startswith(QUICK):
+        if is_quick(item.path):
             assert "spark" not in getattr(item, "fixturenames", ()), f"{item.nodeid} starts a JVM"
             item.add_marker(pytest.mark.quick)
 
