@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         if remedy is None:
             raise
         print(
-            f"{args.job} stopped: {remedy}, and run it again; the published tables stand as their "
+            f"{args.job} stopped: {remedy}, and run it again; the published tables are as their "
             f"last commits left them. Lake: {settings().table_root()}. "
             f"{str(error).splitlines()[0][:300]}",
             file=sys.stderr,
