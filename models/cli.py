@@ -124,7 +124,9 @@ def _score_options(command: argparse.ArgumentParser) -> None:
 
 def _promote_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model-version", type=int, metavar="N", help="default: the challenger")
-    command.add_argument("--force", action="store_true", help="whatever the gate would say")
+    command.add_argument(
+        "--force", action="store_true", help="set the champion without the gate's checks"
+    )
     command.add_argument("--reason", default="", help="why; recorded")
     _threads(command)
 
