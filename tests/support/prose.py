@@ -18,12 +18,12 @@ NAMES = re.compile(r"`[^`\n]*`|\]\([^)\s]*\)")
 
 OLD = {
     r"told": "reported; trained on; distinguished",
-    r"pass(?:ed|es)? over": "skipped",
+    r"pass(?:ed|es) over": "skipped",
     r"of late": "recent",
     r"st(?:ands?|ood)(?! for\b| in for\b|-)": "is",
     r"asked about": "evaluated on",
     r"in vain": "shown but not chosen",
-    r"says? so|said so": "(what it says)",
+    r"(?:it|and|this|they) says? so|said so": "(what it says)",
     r"surely": "certainly, or leave it out",
     r"nobody looked": "the check was skipped",
     r"held against|holds? (?:\w+ ){1,4}against": "compared with",
@@ -36,12 +36,21 @@ FOUND = re.compile(r"\b(?:" + "|".join(OLD) + r")\b", re.I)
 
 def texts() -> Iterator[tuple[str, int, str]]:
     """(file, line, text) of everything in the repository that is prose."""
-    for file in sorted(REPO.glob("*.md")) + sorted((REPO / "docs").rglob("*.md")) + sorted((REPO / "benchmarks").glob("*.md")):
+    for file in (
+        sorted(REPO.glob("*.md"))
+        + sorted((REPO / "docs").rglob("*.md"))
+        + sorted((REPO / "benchmarks").glob("*.md"))
+    ):
         if file.name not in LEFT_OUT and "reference" not in file.parts:
             yield from _document(file)
-    for file in sorted((REPO / "docs").rglob("*.toml")) + sorted((REPO / "infra" / "sources").glob("*.toml")):
+    for file in sorted((REPO / "docs").rglob("*.toml")) + sorted(
+        (REPO / "infra" / "sources").glob("*.toml")
+    ):
         yield from _lines(file, lambda line: line.partition("#")[2])
-    yield from _lines(REPO / "Makefile", lambda line: line if "##" in line or line.startswith("#") or "echo" in line else "")
+    yield from _lines(
+        REPO / "Makefile",
+        lambda line: line if "##" in line or line.startswith("#") or "echo" in line else "",
+    )
     for folder in PYTHON:
         for file in sorted((REPO / folder).rglob("*.py")):
             yield from _python(file)
