@@ -359,7 +359,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         if result.events_new or result.events_replaced:
             result.notes.append(
                 f"{EVENTS.full_name} has grown: python -m jobs run --source "
-                f"{context.source.name} takes the sessions along (so does the next night)"
+                f"{context.source.name} updates sessions; so will the next scheduled run"
             )
     for table in (EVENTS, REJECTS):
         result.tables[table.full_name] = lake.told(table)

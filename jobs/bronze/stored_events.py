@@ -34,7 +34,7 @@ def looked_up_of(source: Source) -> dict[str, str]:
 
 
 def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
-    """Tell each usable line's fate: columns `stored`, `too_old`, `late`, and what is stored.
+    """Classify each valid line: columns `stored`, `too_old`, `late`, and what is stored.
 
     Args:
         lines: usable typed lines.

@@ -84,7 +84,7 @@ def _pattern(value: object) -> object:
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
     return value
 
 
@@ -658,7 +658,7 @@ class TrainingPart(Part):
     """Whether every night with new sequences trains and compares all methods; otherwise only `cron`
     does, and between its runs refits keep what is served fresh."""
     refit: StrictBool = True
-    """Whether the champion's recipe is taught every night's events before lists are made."""
+    """Whether the champion's recipe is trained on every night's events before lists are made."""
     cron: Annotated[str, BeforeValidator(_cron)] = "0 6 * * 0"
     """When methods are also trained, UTC, unless they were trained on the newest sequences
     already: five fields, a preset such as `@daily`, or `never`."""
@@ -830,12 +830,12 @@ class Source(Part):
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(
-                "feedback speaks of `value`, but columns.value is not mapped: name the log's column"
+                "feedback names `value`, but columns.value is not mapped: name the log's column"
             )
         typed = [entry for entry in self.feedback.entries() if not CONDITION.match(entry)]
         if typed and columns.event_type is None:
             raise ValueError(
-                f"feedback speaks of the event type {typed[0]!r}, but columns.event_type is not "
+                f"feedback names the event type {typed[0]!r}, but columns.event_type is not "
                 "mapped: name the log's column"
             )
         if self.exposures is not None and columns.exposed_with is not None:

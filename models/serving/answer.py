@@ -100,7 +100,7 @@ def _seen_until(told: Told, asked: Ints, request_ts: str, rules: Rules | None) -
     user's newest event, known or not; None: the rules say it, or do not ask.
 
     Raises:
-        ValueError: `request_ts` is no time.
+        ValueError: `request_ts` is not a time.
     """
     if rules is None or rules.seen_us is None:
         return None
@@ -129,7 +129,7 @@ def times(column: pd.Series) -> pd.Series:
     """Timestamps or ISO 8601 texts as UTC; without a zone they are UTC already. Null stays null.
 
     Raises:
-        ValueError: numbers, or a text that is no time; says which.
+        ValueError: numbers, or a text that is not a time; says which.
     """
     if pd.api.types.is_numeric_dtype(column) and column.notna().any():
         raise ValueError(
@@ -156,7 +156,7 @@ def _far(column: pd.Series) -> pd.Series:
 
 def texts(column: pd.Series) -> None:
     """Raises:
-    ValueError: something is no text, and not null.
+    ValueError: something is not text, and not null.
     """
     what = "types of events" if column.name == "event_type" else "ids"
     for value in column:
@@ -333,7 +333,7 @@ def _request(
     the newest known one, the model has heard nothing of the session that is open.
 
     Raises:
-        ValueError: `request_ts` is no time.
+        ValueError: `request_ts` is not a time.
     """
     if stored.config.model.request_time != "known":
         return None, None
@@ -355,7 +355,7 @@ def _asked_at(request_ts: str) -> int:
     """In microseconds.
 
     Raises:
-        ValueError: it is no time.
+        ValueError: it is not a time.
     """
     try:
         return int(moment(request_ts).astype(np.int64))
