@@ -54,7 +54,7 @@ class Algorithm(StrEnum):
     # items
     COUNT_ARROW = "items of new events, in Arrow"
     COUNT_CHANGES = "items of changed events, in Spark SQL"
-    COUNT_ALL = "items of all events, in Spark SQL"
+    COUNT_ALL = "items of all events, file by file"
     # sequences
     WEAVE_ALL = "all users, from all sessions"
     WEAVE_KEPT = "all users, from the stored rows and the changed sessions"

@@ -254,7 +254,10 @@ def _chunk(column: Any) -> Any:
 
 def of_rows(rows: pa.Table) -> Positions:
     """Rows of `gold.sequences`, as positions."""
-    rows = rows.take(pc.sort_indices(rows["user_id"])).combine_chunks()
+    order = pc.sort_indices(rows["user_id"]).to_numpy()
+    if (np.diff(order) < 0).any():  # (files are laid out by user: lists are moved only if need be)
+        rows = rows.take(pa.array(order))
+    rows = rows.combine_chunks()
     flat = {name: _chunk(rows[name]).flatten() for name in rows.column_names if name != "user_id"}
     flat["event_ts"] = flat["event_ts"].cast(CLOCK).cast(pa.int64())
     known = flat["feedback"].cast(pa.string())
