@@ -7,6 +7,7 @@
 SHELL         := /bin/bash
 VENV          := .venv
 BIN           := $(VENV)/bin
+DOCS          := build/docs
 ifndef PYTHON
 PYTHON        := $(firstword $(foreach name,python3.12 python3.11 python3 python,\
                    $(shell $(name) -c 'import sys; print(sys.executable) if (3, 11) <= sys.version_info[:2] < (3, 13) else None' 2>/dev/null)))
@@ -17,6 +18,7 @@ UV            := $(or $(shell found=$$(uv --version 2>/dev/null) && printf 'uv 0
 WORKERS       ?= 2
 KILLS         ?= 200
 MARK          ?= long
+SITE          ?= build/site
 LONG          ?= $(shell grep -rl --include='test_*.py' 'mark\.long' tests)
 
 # The tools run from the environment: no activation is assumed, and none is disturbed.
@@ -24,7 +26,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONHOME PYTHONPATH
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: help setup demo clean-demo up down test test-quick test-slow test-long test-s3 check reference lock audit wheel
+.PHONY: help setup demo clean-demo up down test test-quick test-slow test-long test-s3 check docs reference lock audit wheel
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -105,15 +107,27 @@ check: setup  ## format, lint and types, as CI runs them; changes nothing
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
+# -- the documents -----------------------------------------------------------------------------
+
+$(DOCS)/.packages: infra/docs/requirements.lock | $(UV)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(DOCS)/bin/python || $(UV) venv --quiet --python $(PYTHON) $(DOCS)
+	@$(UV) pip sync --quiet --require-hashes --python $(DOCS)/bin/python infra/docs/requirements.lock
+	@touch $@
+
+docs: $(DOCS)/.packages  ## the documentation as a site, in build/site; open build/site/index.html (no network, no setup)
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict --site-dir '$(abspath $(SITE))'
+
 # -- for maintainers ---------------------------------------------------------------------------
 
 reference: setup  ## make docs/reference from the code
-	@$(BIN)/python -m jobs.core.reference > docs/reference/source-file.md
-	@$(BIN)/python -m models.training.reference > docs/reference/options.md
+	@$(BIN)/python infra/docs/make_reference.py
 
 lock: | $(UV)  ## resolve the dependencies anew
 	@$(UV) pip compile pyproject.toml --quiet --universal --generate-hashes --all-extras --group dev -p 3.11 \
 	  --custom-compile-command "make lock" -o requirements.lock
+	@$(UV) pip compile --group docs --quiet --universal --generate-hashes -p 3.11 \
+	  --custom-compile-command "make lock" -o infra/docs/requirements.lock
 	@cd infra/java && $(if $(filter build/%,$(UV)),../../$(UV),$(UV)) pip compile requirements.in --quiet --universal --generate-hashes -p 3.11 \
 	  --custom-compile-command "make lock" -o requirements.lock
 

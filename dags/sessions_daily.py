@@ -11,9 +11,9 @@ that failed their audit**, and a red task leaves every table at its last good ve
 | `events.compute` | files could not be read, or a column vanished or changed its type | the log's last lines name column, file and remedy; fix the file or the source file, clear the task |
 | `*.audit` | rows break an invariant (*failed*), or the suite could not run (*errored*): the log says which, and names rows and the candidate's folder | fix the cause, clear the group from `compute` |
 | `*.publish` | another run changed the table meanwhile (it tries again by itself), or storage is full | clear the group from `compute` |
-| `drift` | the night is unlike those before it, and the source's policy is `stop`; its tables stand | the log has the numbers: right after all? mark it as a success; else have the files delivered again and clear from `events.compute` |
+| `drift` | the night is unlike those before it, and the source's policy is `stop`; its tables are published | the log has the numbers: right after all? mark it as a success; else have the files delivered again and clear from `events.compute` |
 | `lists` | what yesterday's lists were worth could not be counted (a night without lists is skipped, green) | the log says why; mark it as a success if models must not wait for it |
-| `announce` | the tables are right; only training was not told | clear the task |
+| `announce` | the tables are right; only the announcement to training failed | clear the task |
 
 Clearing and running again is always safe: every job is idempotent, in any order of days. A night
 that found nothing new writes no version and starts no training. To load a day again by hand,

@@ -10,7 +10,7 @@ Severity = Literal["fail", "warn"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A condition on each row, or on what stands in one of its arrays; null is not concerned.
+    """A condition on each row, or on what is in one of its arrays; null is not concerned.
 
     holds: a Spark SQL condition on one row. `across` says that it speaks of the row before, too.
     each: a condition on every element `{x}` of `array`; pair: on every two neighbours `{a}`, `{b}`.

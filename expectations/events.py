@@ -16,9 +16,7 @@ FIRST_US, LAST_US = (
 
 def checks() -> tuple[Check, ...]:
     return (
-        Check(
-            name="event_id_is_key", says="an event stands in the table once", unique=("event_id",)
-        ),
+        Check(name="event_id_is_key", says="an event is in the table once", unique=("event_id",)),
         Check(
             name="ids_are_there",
             says="event, item, and user or device have an id, and no event has empty text as one",

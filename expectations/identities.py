@@ -91,7 +91,7 @@ def checks_of_events() -> tuple[Check, ...]:
     """Of `silver.events`."""
     return (
         Check(
-            name="event_id_is_key", says="an event stands in the table once", unique=("event_id",)
+            name="event_id_is_key", says="an event is in the table once", unique=("event_id",)
         ),
         Check(
             name="persons_are_there",

@@ -1,9 +1,9 @@
 """The session rule: what orders a user's events, where a session ends, how it is named and flagged.
 
-Two renderings stand side by side: `SessionRule.sql` for Spark SQL, `SessionRule.arrays` for flat
+There are two renderings: `SessionRule.sql` for Spark SQL, `SessionRule.arrays` for flat
 arrays of events. Whoever cuts or checks sessions takes it from here. Rows that one rendering cut are
 audited by the other one, or by what only compares (`near`, `belong`, `rise`, `flagged`), never by the
-text that cut them. Each is held against another engine (tests/expectations).
+text that cut them. Each is compared with another engine (tests/expectations).
 
 Registered models ship this file: it needs NumPy, and pyarrow only where it is given Arrow's arrays.
 """
@@ -197,12 +197,12 @@ class Arrays:
         return found
 
     def reach(self, start: Any, end: Any) -> tuple[Any, Any]:
-        """The first and the last time at which an event may stand that belongs to a session of the
+        """The first and the last time at which an event may be that belongs to a session of the
         gap rule from `start` to `end`, or makes it belong to another."""
         return start - self.rule.gap_us, end + self.rule.gap_us
 
     def near(self, start: Any, end: Any, low: Any, high: Any) -> Any:
-        """Whether something from `low` to `high` stands within the reach of a session: if not, then
+        """Whether something from `low` to `high` is within the reach of a session: if not, then
         neither changes the other. The gap rule's; (low = high: at one time)."""
         first, last = self.reach(start, end)
         return (first <= high) & (low <= last)

@@ -47,6 +47,7 @@ JOBS = {
 
 GUESS = "print a first source file for a log, with reasons: format, columns, unit of time"
 DAY_OF_A_NIGHT = "the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late"
+ONE_STEP = "one step of the three, as the DAG runs them"
 DAY_OF_LISTS = "the night's day, YYYY-MM-DD (UTC); without one: the day of the newest event"
 KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be read by version
 
@@ -127,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
                 "--model-version", type=int, metavar="N", help="in place of an alias"
             )
             command.add_argument("--k", type=int, default=100, help="items of a list, at most")
-            command.add_argument("--step", choices=STEPS, default="all")
+            command.add_argument("--step", choices=STEPS, default="all", help=ONE_STEP)
             continue
         command.add_argument(
             "--day",
@@ -136,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
             required=job == "drift",
         )
         if job in ("ingest", "sessionize", "items", "sequences"):
-            command.add_argument("--step", choices=STEPS, default="all")
+            command.add_argument("--step", choices=STEPS, default="all", help=ONE_STEP)
         anew_options(command, job)
         if job == "validate":
             command.add_argument("--table", help="one table, such as silver.sessions; default all")
@@ -194,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         if remedy is None:
             raise
         print(
-            f"{args.job} stopped: {remedy}, and run it again; the published tables stand as their "
+            f"{args.job} stopped: {remedy}, and run it again; the published tables are as their "
             f"last commits left them. Lake: {settings().table_root()}. "
             f"{str(error).splitlines()[0][:300]}",
             file=sys.stderr,

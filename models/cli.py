@@ -32,6 +32,8 @@ from models.training.options import (
     train_parser,
 )
 
+COMPARISON = "names a set of trainings that are compared with each other"
+
 
 def _tune_options(command: argparse.ArgumentParser) -> None:
     add_fit(command)
@@ -58,12 +60,12 @@ def _evaluate_options(command: argparse.ArgumentParser) -> None:
 
 
 def _compare_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--comparison", required=True, metavar="ID")
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
     command.add_argument("--expect", help="methods that should be there, by comma")
 
 
 def _register_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--comparison", required=True, metavar="ID")
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
 
 
 def _threads(command: argparse.ArgumentParser) -> None:
@@ -122,7 +124,9 @@ def _score_options(command: argparse.ArgumentParser) -> None:
 
 def _promote_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model-version", type=int, metavar="N", help="default: the challenger")
-    command.add_argument("--force", action="store_true", help="whatever the gate would say")
+    command.add_argument(
+        "--force", action="store_true", help="set the champion without the gate's checks"
+    )
     command.add_argument("--reason", default="", help="why; recorded")
     _threads(command)
 
@@ -139,7 +143,7 @@ def _report_options(command: argparse.ArgumentParser) -> None:
 
 
 def _grid_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--comparison", required=True, metavar="ID")
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
     command.add_argument(
         "--methods", required=True, help="by comma; `sasrec*` with its encodings; all"
     )
@@ -187,7 +191,7 @@ def _backtest_options(command: argparse.ArgumentParser) -> None:
 
 
 def _scaling_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--comparison", required=True, metavar="ID")
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
     command.add_argument("--method", required=True, help="such as sessionrec-hstu")
     command.add_argument("--widths", default="8,16,32,64,128", help="D, by comma")
     command.add_argument("--shares", default="0.125,0.25,0.5", help="of the users, by comma")
@@ -204,7 +208,9 @@ def _scaling_options(command: argparse.ArgumentParser) -> None:
 
 
 def _results_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("document", nargs="?", default="RESULTS.md")
+    command.add_argument(
+        "document", nargs="?", default="RESULTS.md", help="a document that names results files"
+    )
 
 
 def _params_options(command: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
-"""Who is told when a task has failed for good, or a run is late: one webhook (jobs/core/webhook.py).
+"""Alarms when a task has failed for good, or a run is late: one webhook (jobs/core/webhook.py).
 
-A task is told after its last try, with what the job itself said (`ops.runs` keeps it), because
-"spark-submit ended with 1" helps nobody. A late run is told once, when its time is over, and goes
-on. Neither can make anything fail.
+A task is reported after its last try, with what the job itself said (`ops.runs` keeps it), because
+"spark-submit ended with 1" helps nobody. A late run is reported once, when its time is over, and
+continues. Neither can make anything fail.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class ScheduledSource:
 
     @property
     def retrained(self) -> Any:
-        """When its methods are trained: once a week, and where the source says so on new sequences.
+        """When its methods are trained: once a week, and with `[training] nightly` on new sequences.
 
         Airflow queues no event for a DAG that is switched off. The newest week that has passed runs
         as soon as the DAG is switched on, once, so that what was announced meanwhile is trained.

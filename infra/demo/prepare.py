@@ -1,7 +1,7 @@
 """The demo's log: a year of a grocer's baskets, delivered as a shop would, with its accidents.
 
 A third of the households (those whose number divides by three: 825 of 2,469), until the end of
-2017: of a fifth, too few are asked for a difference of .011 NDCG@10 to be told from luck at the
+2017: of a fifth, too few are evaluated for a difference of .011 NDCG@10 to be significant at the
 gate's level. Everything here follows from the numbers in the log: no chance, the same files every time.
 
  * **history**: what came until 29 December, a file a month; and the catalogue of the products

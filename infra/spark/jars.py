@@ -101,7 +101,7 @@ def fetch(jars: Jars, into: Path) -> None:
             if not found:
                 sys.exit(
                     f"{name} could not be fetched ({jars.coordinates}).\n{done.stderr[-2000:]}\n"
-                    "The way out: a machine that reaches Maven Central, or copy the jars of "
+                    "To fix it: use a machine that reaches Maven Central, or copy the jars of "
                     f"{HERE / jars.name}-jars.sha256 into {into}."
                 )
             partial = into / f".{name}.{os.getpid()}"

@@ -41,7 +41,7 @@ def all_in(texts: Any, names: tuple[str, ...]) -> bool:
 
 def continues(size: np.ndarray) -> np.ndarray:
     """bool[N-1]: of lists of these sizes laid end to end, whether an element and the one before it
-    stand in the same list; from the second element on."""
+    are in the same list; from the second element on."""
     total = int(size.sum())
     inside = np.ones(total, bool)
     first = np.cumsum(size) - size
@@ -66,7 +66,7 @@ ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def words_of(texts: pa.Array) -> np.ndarray:
-    """A 64-bit hash of each text, the same wherever the text stands: uint64[N]."""
+    """A 64-bit hash of each text, the same wherever the text is: uint64[N]."""
     texts = texts.cast(pa.string())
     hashes = np.zeros(len(texts), np.uint64)
     if not len(texts):

@@ -5,7 +5,7 @@ The statement: fingerprints (`jobs/audit/fingerprints.py`, kept in `ops.fingerpr
 table's files add up to those of its input's, at the version that it was made from; of gold, without
 runaway sessions. A run asks it of the stored tables before it computes anything, because what it
 computes continues the rows that are there, and again when it has published, because what was written
-may be less than what was audited. (All of `gold.sequences` made anew is held against it before, too.)
+may be less than what was audited. (All of `gold.sequences` made anew is compared with it before, too.)
 
 A difference is looked at twice: all files are read again first, so that wrong rows of
 `ops.fingerprints` are corrected and no alarm.

@@ -1,7 +1,7 @@
 """The Data Docs page of an audit: Great Expectations' own, and the checks that nobody evaluated.
 
 Great Expectations knows expectations that hold, that fail and that raise. A check that could not be
-evaluated is none of these, so it is no expectation of the suite: it stands in the result's meta,
+evaluated is none of these, so it is no expectation of the suite: it is in the result's meta,
 and this page shows it in a section of its own, with the reason.
 """
 

@@ -98,8 +98,9 @@ def with_previous(sessions: DataFrame, rule: SessionRule) -> DataFrame:
 
 
 def same_events(sessions: DataFrame, events: DataFrame) -> tuple[int, int, bool]:
-    """How many events stand in the sessions and in the table, and whether they are the same ones
-    of the same users: surely not if this says so, and by the chance of a 64-bit hash if not."""
+    """How many events are in the sessions and in the table, and whether they are the same ones
+    of the same users. False is certain; True may be wrong with the probability of a 64-bit hash
+    collision."""
     inside = sessions.select("user_id", F.explode("events.event_id").alias("event_id"))
     one, other = (_print(frame) for frame in (inside, events))
     return one[0], other[0], one == other
@@ -114,7 +115,7 @@ def balance_of_all(sessions: DataFrame, events: DataFrame) -> dict[str, bool]:
 
 
 def events_are_distinct(sessions: DataFrame) -> bool:
-    """Whether no event stands in the sessions twice."""
+    """Whether no event is in the sessions twice."""
     ids = sessions.select(F.explode("events.event_id").alias("event_id"))
     return ids.groupBy("event_id").count().where("count > 1").isEmpty()
 

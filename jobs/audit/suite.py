@@ -4,7 +4,7 @@ Spark counts, in one pass over the candidate, the rows that break each condition
 `expectations/`; Great Expectations judges the counts, keeps the result and writes the Data Docs
 page (run on the rows themselves, it asks Spark once an expectation, which costs 1 to 2 seconds
 each whatever the size). A suite that *errored* (an expectation could not be evaluated: GX reports
-that as a failure with `exception_info`) is told apart from one that *failed*.
+that as a failure with `exception_info`) is distinguished from one that *failed*.
 
 A check holds, fails, warns, or was *not evaluated*. In a night every check must be evaluated: one
 that no job stated is an error. Whole tables lack what only a run knows (`jobs/whole.py`).
@@ -90,8 +90,8 @@ def _alone(columns: tuple[str, ...]) -> str:
 
 
 def doubled(rows: DataFrame, columns: tuple[str, ...]) -> bool:
-    """Whether two rows may agree in the columns: surely so if they do, and by the chance of a
-    64-bit hash if they do not. Rows need not be sorted by key for it."""
+    """Whether two rows may agree in the columns. False is certain; True may be wrong with the
+    probability of a 64-bit hash collision. Rows need not be sorted by key for it."""
     hashes = rows.groupBy(F.xxhash64(*columns)).count()
     return not hashes.where("count > 1").isEmpty()
 

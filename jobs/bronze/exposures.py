@@ -108,7 +108,7 @@ def chosen(rows: DataFrame, part: ExposuresPart, links: DataFrame | None = None)
     if links is not None:
         rows = rows.join(links, "link", "left_semi")
     order = Window.partitionBy("link").orderBy("place", F.xxhash64("link", "item"), "item")
-    # An item stands in at most `places` places: the best items' best rows are among so many, and
+    # An item is in at most `places` places: the best items' best rows are among so many, and
     # Spark drops the others before it sends any.
     ranked = rows.withColumn("rank", F.dense_rank().over(order))
     rows = ranked.where(F.col("rank") <= part.most * places)
@@ -160,6 +160,6 @@ def told(context: Context, candidate: Candidate) -> list[str]:
         needed = ", ".join([part.item_id, *part.match.values()])
         notes.append(
             f"exposures: {shown['unusable']:,} of {shown['rows']:,} rows lack one of {needed}: "
-            "passed over"
+            "skipped"
         )
     return notes

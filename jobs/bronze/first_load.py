@@ -102,7 +102,7 @@ LISTED = "exposed_with_listed"
 
 
 def without_null_lists(events: DataFrame) -> DataFrame:
-    """Null lists as empty ones, told by a column of their own: a null list costs Spark's way to
+    """Null lists as empty ones, marked by a column of their own: a null list costs Spark's way to
     Python time in proportion to its place in the batch (LAB_LOG.md)."""
     from pyspark.sql import functions as F
 

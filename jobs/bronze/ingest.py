@@ -347,7 +347,7 @@ def stored_of(
         return stored_by_time(context, candidate, usable, base)
     stored = stored_events(context, candidate, usable, base)
     if stored is not None and path is Algorithm.STORED_IDS:
-        # An outer join sends all of the larger side about; this one passes over it once.
+        # An outer join sends all of the larger side about; this one reads it once.
         ids = F.broadcast(usable.select("event_id"))
         stored = stored.join(ids, "event_id", "left_semi")
     return stored

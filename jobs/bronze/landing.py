@@ -58,7 +58,7 @@ MIXED_SHARE = 1 / 20  # of a file's times
 SKIPPED_NAMES = 5
 WITH_COLUMNS = ("csv", "jsonl", "json", "w3c", *TYPED)
 """Formats whose files say which columns they have."""
-FIRST_LOGS = 1985  # ours: a log that ends before this year is told of
+FIRST_LOGS = 1985  # ours: a log that ends before this year is reported
 
 
 # -- which files ----------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def landing_files(context: Context, skipped: list[str] | None = None) -> list[tu
     """Files of the landing: (path, bytes, modified ms).
 
     Args:
-        skipped: is told which files there are left out (`landed`).
+        skipped: gets the files there that are left out (`landed`).
     """
     source = context.source
     if source.source.format == "delta":
@@ -509,7 +509,7 @@ def told(context: Context, facts: list[FileFacts]) -> list[str]:
     notes = [*too_long(facts), *of_elements(context, facts), *unknown_columns(context, facts)]
     notes += [*swallowed(context, facts), *waiting(context, facts)]
     if passed := sum(one.forgotten for one in facts):
-        notes.append(f"{passed} lines of people who were forgotten were passed over")
+        notes.append(f"Skipped {passed} lines of erased users")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Lines that make no event, rejected or left out: found, held against those that the tables have,
+"""Lines that make no event, rejected or left out: found, compared with those that the tables have,
 published."""
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def changed_lines(
     context: Context, candidate: Candidate, rejects: DataFrame, base: int, paths: list[str],
     table: Table,
 ) -> DataFrame:  # fmt: skip
-    """Stored lines of this run's files that go (`gone`) or are told of otherwise: rejects, or (so are
+    """Stored lines of this run's files that go (`gone`) or are described otherwise: rejects, or (so are
     all words here to be read) lines that were left out.
 
     Those go that came good: their lines are events or duplicates now. So do those of a reading

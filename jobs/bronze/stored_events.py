@@ -215,7 +215,7 @@ def stored_events(
     """What `bronze.events` has of the ids in `lines`.
 
     An id that is a hash of its line has the line's time: only those times are read. A native id
-    may stand on any date.
+    may be on any date.
     """
     from jobs.bronze.typed_events import hashed, row_hash
 

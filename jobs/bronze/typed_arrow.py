@@ -3,7 +3,7 @@
 `typed_events` is the rule for every line. This is a second rendering of it for lines in which
 nothing is unusual: ids that are there, a time in its commonest form, numbers of a few digits, no
 list. Such a line is no reject, and its hash is that of `typed_events`. All other lines are left
-to `typed_events`. `tests/jobs/bronze/test_typed_arrow.py` holds the one against the other on
+to `typed_events`. `tests/jobs/bronze/test_typed_arrow.py` compares the one with the other on
 generated lines. What it saves is in benchmarks/README.md (Sessions, by
 size).
 """

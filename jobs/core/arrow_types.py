@@ -24,7 +24,7 @@ def arrow_type(kind: str) -> pa.DataType:
 
 
 def split(inner: str) -> list[str]:
-    """Split at the commas that stand outside angle brackets."""
+    """Split at the commas that are outside angle brackets."""
     parts, depth = [""], 0
     for char in inner:
         depth += (char == "<") - (char == ">")

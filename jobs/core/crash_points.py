@@ -27,7 +27,7 @@ IDENTITY = ("identify.audited", "identify.events-published", "identify.published
 
 
 def point(name: str) -> None:
-    """Die here if the environment says so."""
+    """Die here if the environment names this point."""
     assert name in POINTS + SCORING + IDENTITY, name
     if settings().crash_at == name:
         print(f"crash point {name}: killing myself", file=sys.stderr, flush=True)

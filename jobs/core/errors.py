@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree. Every message names the thing, the value and the way out.
+"""What can go wrong, as a tree. Every message names the thing, the value and the fix.
 
 SessionmillError
 ├── SettingsError     the environment says something that cannot be

@@ -39,7 +39,7 @@ class Algorithm(StrEnum):
     """What is done; the values are printed and stored in `ops.runs`."""
 
     NOTHING = "nothing new"
-    # ingest, replay-rejects: how lines are held against the stored events
+    # ingest, replay-rejects: how lines are compared with the stored events
     FIRST_SLICES = "first load by slices of time"
     FIRST_LINES = "no event is stored"
     STORED_TIMES = "stored events at the lines' times"

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     mlflow_page: str | None = None
     """Where a person's browser finds MLflow, if not at MLFLOW_TRACKING_URI."""
     notify_url: SecretStr | None = None
-    """A webhook that is told of failed tasks, late runs and drift (jobs/core/webhook.py)."""
+    """A webhook that gets failed tasks, late runs and drift (jobs/core/webhook.py)."""
     id_key: SecretStr | None = None
     """The key by which user ids are hashed ([privacy]) and forgotten people are recognised."""
     crash_at: str | None = None

@@ -107,7 +107,7 @@ class SourcePart(Part):
     """How the files are written. `jsonl` has an object in each line; `json` has objects over many
     lines, in arrays or one after another. `combined_log` is the access log of web servers; with
     `vhost_combined` each of its lines begins with the server's name and port. `w3c` is the extended
-    log of IIS and CloudFront, whose columns stand in lines of `#Fields`. With `delta`, `landing` is
+    log of IIS and CloudFront, whose columns are in lines of `#Fields`. With `delta`, `landing` is
     the folder of a Delta table: rows that were added since the last run are read."""
     delimiter: str = Field(default=",", min_length=1)
     """Separates the columns of a CSV file."""
@@ -673,7 +673,7 @@ class ServingPart(Part):
     where: str | None = Field(default=None, min_length=1)
     """An SQL condition on the columns of `gold.items` and the catalogue's attributes, by their
     names, such as `in_stock = 'true' and price < 20`. Only items of which it is true are listed.
-    Categories are texts; names are case sensitive; names with blanks stand in double quotes."""
+    Categories are texts; names are case sensitive; names with blanks are in double quotes."""
     exclude_seen_days: float | None = Field(default=None, gt=0, le=36_500)
     """Items that the user had an event with in so many days before the newest event of all (in a
     request: before its time) are not listed."""
@@ -684,8 +684,8 @@ class ServingPart(Part):
     block_list: str | None = Field(default=None, min_length=1)
     """A file with one item id a line, UTF-8. These items are not listed."""
     nights: int = Field(default=3, ge=1, le=366)
-    """The webhook is told when the lists were worth less than counting in so many nights in a
-    row."""
+    """The webhook gets a message when the lists were worth less than counting in so many nights
+    in a row."""
     deadline_hours: float = Field(default=8.0, gt=0, le=1000)
     """The webhook reports lists as late if they have not been made this long after they were due."""
 
@@ -714,7 +714,7 @@ class LandingPart(Part):
 
     partial_line_hours: float = Field(default=1.0, ge=0, le=1000)
     """A last line without a line end waits until its file was not modified for so many hours, and
-    is then read as it stands. It is counted as `waiting`, and is no line that was read. 0: it is
+    is then read as it is. It is counted as `waiting`, and is no line that was read. 0: it is
     read at once. Compressed files and Parquet end whole, and nothing of them waits."""
 
 

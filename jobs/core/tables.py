@@ -91,7 +91,7 @@ FILTERED = Table(
 IDENTITIES = Table(
     layer="silver", name="identities", key=("anonymous_id", "since_ts"),
     doc="Whose an anonymous id is. Events without a user from `from_ts` (null: always) to before `to_ts` "
-        "(null: still) are this user's; `since_ts`: the login that says so. Only where the source file "
+        "(null: still) are this user's; `since_ts`: the login that links them. Only where the source file "
         "has [identity].",
     columns={
         "anonymous_id": "string", "since_ts": "timestamp", "user_id": "string",
@@ -117,7 +117,7 @@ FLAGS = Table(
     name="flags",
     key=("event_id",),
     doc="One event of which [bots], with policy = 'flag', says that a program made it. An event of "
-    "several lines has a row if one of them says so.",
+    "several lines has a row if one of them is flagged.",
     columns={"event_id": "string", "flag": "string", "first_seen_ts": "timestamp"},
 )
 
@@ -236,8 +236,8 @@ LISTS = Table(
 
 FORGOTTEN = Table(
     layer="ops", name="forgotten", key=("user_hash",),
-    doc="People who were forgotten, as keyed hashes: ingestion passes over their lines. "
-        "`key_check` tells whether a key is the one; the row without a hash is there for it alone.",
+    doc="Erased users, as keyed hashes: ingestion skips their lines. `key_check`: fingerprint of the "
+        "HMAC key; one row stores only that.",
     columns={"user_hash": "string", "key_check": "string", "forgotten_ts": "timestamp"},
 )  # fmt: skip
 

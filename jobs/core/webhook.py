@@ -1,7 +1,7 @@
 """One webhook hears of what wants a person: a task that failed for good, a run that is late, a night
 that looks unlike the others.
 
-`SESSIONMILL_NOTIFY_URL` names it; unset, nobody is told and nothing else changes. What is sent is
+`SESSIONMILL_NOTIFY_URL` names it; unset, nothing is sent and nothing else changes. What is sent is
 JSON by POST; its field `text` says everything in words (chat services show that one), the others
 are for programs. Airflow's callbacks and jobs use it; a webhook that does not answer costs half a
 minute and a line in the log, and never a night.
@@ -32,7 +32,7 @@ def send(kind: str, text: str, **facts: Any) -> bool:
         facts: what a program needs of it; anything that JSON can say, others as their text.
 
     Returns:
-        Whether it was taken. Never raises: what is told about is worth more than the telling.
+        Whether it was taken. Never raises: a failed alert must not fail the job.
     """
     secret = settings().notify_url
     if secret is None:

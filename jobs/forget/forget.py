@@ -11,7 +11,7 @@ Of a source with `[identity]` a person's anonymous ids are those with which they
 table gives to them. What has one of these and no user is removed as theirs, and skipped from then on, on a
 device that others use, too: what they did there under their own names stays.
 
-What it does not reach, and says so: copies outside the lake and MLflow.
+What it does not reach, and reports: copies outside the lake and MLflow.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from jobs.privacy.person import Person
 from jobs.reading.stored import Stored, records_of
 
 IDS = ("user_id", "log_user_id", "anonymous_id")
-NAMING = (*IDS, "raw", "message")  # columns in which a person may stand
+NAMING = (*IDS, "raw", "message")  # columns in which a person may be
 NUMBERS = (".bin", ".npy", ".safetensors")  # files of caches that hold no text, and may be large
 UNREADABLE = (DeltaError, OSError, pa.ArrowException)
 
@@ -172,7 +172,7 @@ def in_words(done: dict[str, Any]) -> str:
         f"forget {done['source']}: {done['events']:,} events, {done['rejects']:,} rejects, "
         f"{done['lists']:,} lists and {done['landing_lines']:,} lines of landing files removed, and "
         f"{done['files_removed']:,} files of older versions, candidates and caches. {marked}{lost}"
-        f"Ingestion passes over {done['user_hash']} from now on ({done['registry']}); "
+        f"Ingestion skips {done['user_hash']} from now on ({done['registry']}); "
         f"{done['artifacts']:,} of MLflow's files, scores and pages, name them no more. Not reached: "
         f"copies outside the lake and MLflow.{log}"
     )
@@ -226,7 +226,7 @@ NOBODY = (None, None)
 
 def _lines_of(context: Context, table: Table, base: int, person: Person) -> list[str]:
     """Keys of the stored lines that are the person's: read as records where they are ones, since an
-    id that is a number stands in many lines; else by the id as a word."""
+    id that is a number is in many lines; else by the id as a word."""
     from pyspark.sql import functions as F
 
     lake, source = context.lake, context.source

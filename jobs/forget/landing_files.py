@@ -155,7 +155,7 @@ def _without(fmt: Format, path: str, bad: dict[int, int], edits: Edits, starts: 
     """A text file without records; what is compressed stays compressed."""
     gone: set[int] = set()
     after = dict(zip(starts, [*starts[1:], 1 << 62], strict=True))
-    # (Only records of a CSV have several lines; between others may stand what the log says of itself.)
+    # (Only records of a CSV have several lines; between others may be what the log says of itself.)
     spans = [(line, after[line] if fmt.format == "csv" else line + 1) for line in bad]
     with filesystem.open_binary(path) as raw:
         stream, codec = decompressed(path, io.BufferedReader(raw))  # type: ignore[type-var,arg-type]

@@ -44,7 +44,7 @@ def checks_of(rows: pa.Table) -> dict[str, bool]:
     times = flat["event_ts"].cast(CLOCK).cast(pa.int64())
     ordinal = flat["session_ordinal"].to_numpy(zero_copy_only=False)
     later = {name: continues(count[name]) for name in ("event_ts", "session_ordinal")}
-    # (Behind a row's last element stands the next row's first, or the end.)
+    # (Behind a row's last element is the next row's first, or the end.)
     first = (np.cumsum(count["session_ordinal"]) - count["session_ordinal"])[
         count["session_ordinal"] > 0
     ]

@@ -289,7 +289,7 @@ def listed(folder: str, hidden: list[str] | None = None) -> list[fs.FileInfo]:
     """Files below a folder, hidden ones and hidden folders left out.
 
     Args:
-        hidden: is told what is left out.
+        hidden: gets what is left out.
     """
     system, inner = located(folder)
     found = []
@@ -306,11 +306,11 @@ def listed(folder: str, hidden: list[str] | None = None) -> list[fs.FileInfo]:
 def glob(pattern: str, hidden: list[str] | None = None) -> list[tuple[str, int, int]]:
     """Files under a folder, a file, a glob or a URI: (path, bytes, modified ms), sorted.
 
-    `*`, `?` and `[…]` match inside one name, `{a,b}` either; what matches and is a folder stands
-    for all files below it. Names that begin with `_` or `.` are left out.
+    `*`, `?` and `[…]` match inside one name, `{a,b}` either; what matches and is a folder means
+    all files below it. Names that begin with `_` or `.` are left out.
 
     Args:
-        hidden: is told what is left out.
+        hidden: gets what is left out.
     """
     found: dict[str, tuple[str, int, int]] = {}
     for one in _alternatives(pattern):

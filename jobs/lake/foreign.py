@@ -98,7 +98,7 @@ def standing(lake: Lake, table: Table) -> list[Commit]:
 
 
 def _restored(commit: Commit) -> int | None:
-    """The version that a RESTORE went back to, where it says so."""
+    """The version that a RESTORE went back to, where its commit names it."""
     if commit.operation != "RESTORE":
         return None
     text = str(commit.parameters.get("version"))

@@ -43,7 +43,7 @@ def landed(
     itself names it, or its ending.
 
     Args:
-        skipped: is told what is left out.
+        skipped: gets what is left out.
     """
     patterns = landing_patterns(absolute(landing), day, lateness_days)
     found: dict[str, tuple[str, int, int]] = {}

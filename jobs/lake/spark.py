@@ -35,7 +35,7 @@ def configured(app_name: str) -> SparkConf:
     from pyspark import SparkConf, SparkContext
 
     if submitted:
-        SparkContext._ensure_initialized()  # else nothing is known of what spark-submit was told
+        SparkContext._ensure_initialized()  # else spark-submit's own settings are not known
     conf = SparkConf()
     conf.setAppName(app_name)
     if master:

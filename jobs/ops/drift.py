@@ -5,11 +5,11 @@ which items, how many of them never seen before, with which pauses between event
 `ops.nights`: of the night's own day always anew, of days before it only where it is missing, so a
 history is read once. Late events therefore count for the days before a day was first looked at.
 
-Counts are held against the median of the days before, those of the same weekday where there are
+Counts are compared with the median of the days before, those of the same weekday where there are
 three: unusual is what is beyond `factor` *and* four standard deviations of a Poisson count, so a
-small log does not cry every night. Pauses are held against the median distribution of all the days
+small log does not cry every night. Pauses are compared with the median distribution of all the days
 before, by the population stability index over powers of two of a second. `[drift] policy` says whether an unusual
-night is told (`warn`), stops the line behind the tables (`stop`), or is not looked at (`off`).
+night is reported (`warn`), stops the line behind the tables (`stop`), or is not checked (`off`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Profile:
 
 
 def look(context: Context) -> Result:
-    """Profile the night's day, hold it against those before, and say what is unusual.
+    """Profile the night's day, compare it with those before, and say what is unusual.
 
     Raises:
         SettingsError: no day, or no sessions yet.
@@ -73,7 +73,7 @@ def look(context: Context) -> Result:
         raise SettingsError(f"{lake.path(SESSIONS)} is no table: run the jobs first")
     result = Result(tables_in={SESSIONS.full_name: version})
     if rules.policy == "off":
-        result.notes.append("drift.policy = 'off': nobody looked")
+        result.notes.append("Drift check skipped (drift.policy = 'off')")
         return result
     profiles = _profiles(context, version, day, rules.nights)
     result.tables[NIGHTS.full_name] = lake.told(NIGHTS)
@@ -105,8 +105,8 @@ def look(context: Context) -> Result:
     )
     if verdict.failed:
         raise AuditFailed(
-            f"{words}\nThe tables have the night as it was delivered; nobody was told to train or "
-            "score on it. If the log is right, mark this task as a success (or set [drift] policy "
+            f"{words}\nThe tables have the night as it was delivered; training and scoring were "
+            "not started. If the log is right, mark this task as a success (or set [drift] policy "
             "= 'warn' and run it again); if it is not, have the files delivered again and run the "
             "night again"
         )

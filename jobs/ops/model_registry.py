@@ -1,4 +1,4 @@
-"""What the model registry says about table versions, and what it is told of erased users."""
+"""What the model registry says about table versions; tags of models that saw erased users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suites over whole published tables, as they stand (`jobs validate`).
+"""The suites over whole published tables, as they are (`jobs validate`).
 
 What a night's audit knows of its batch is computed here from the tables themselves, against the
 versions that they were made from. What only a run knows (how many lines it read), and what cannot
@@ -72,7 +72,7 @@ class Facts:
 
 
 def validate_tables(context: Context, only: str | None) -> Result:
-    """Run the suites on the whole published tables, as they stand.
+    """Run the suites on the whole published tables, as they are.
 
     Raises:
         SettingsError: `only` names no table with a suite, or there is no such table yet.

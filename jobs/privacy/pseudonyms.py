@@ -116,7 +116,7 @@ class Privacy:
 
     def names_forgotten(self, text: str) -> bool:
         """Whether a text that is no record has the id of a forgotten person: as a word, or as up to
-        `WORDS` words in a row with what stands between them."""
+        `WORDS` words in a row with what is between them."""
         return any(self._named(one) for one in writings(text))
 
     def _named(self, text: str) -> bool:

@@ -72,7 +72,7 @@ LESS = {
     "user_id": r"session|agent|name|ip$|host",
     "item_id": r"name|title|categor|page|url|type|count",
 }
-"""Names that say it less surely."""
+"""Names that are weaker evidence."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 `readers.json_values` is the rule for every line. What is plain here gives the same texts: an object
 whose mapped columns are texts, whole numbers, booleans or null, without repeated names. Other
 lines (numbers with a point in a column of ids, nested values, faults) are left to the rule.
-`tests/jobs/reading/test_json_blocks.py` holds the one against the other.
+`tests/jobs/reading/test_json_blocks.py` compares the one with the other.
 """
 
 from __future__ import annotations

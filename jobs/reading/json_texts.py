@@ -15,11 +15,11 @@ from jobs.records.byte_streams import has_broken_bytes, printable
 from jobs.records.records import Batches, FileFacts, Format
 
 BETWEEN = re.compile(r"[\s,\[\]\ufeff\x1e]*")
-"""What may stand between objects: an array has no meaning of its own here."""
+"""What may be between objects: an array has no meaning of its own here."""
 MARK = re.compile(r'["\\{}\[\]]')
 IN_STRING = re.compile(r'["\\]')
 OTHER = re.compile(r'[^\s,\[\]{}"]+|"(?:[^"\\]|\\.)*"|.', re.DOTALL)
-"""What stands where an object is expected."""
+"""What is where an object is expected."""
 
 Values = Callable[[Format, dict[str, Any], FileFacts], dict[str, Any] | None]
 
@@ -131,7 +131,7 @@ class Objects:
             return raw, None
 
     def _too_long(self, span: Span, head: str) -> str:
-        """Pass over the rest of an object; `head` is all of it that is ever in memory."""
+        """Skip the rest of an object; `head` is all of it that is ever in memory."""
         while True:
             self.skip(len(self.buffer))
             if not self.more():

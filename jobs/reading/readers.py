@@ -89,7 +89,7 @@ def read_lines(
     waits: Callable[[], bool] | None = None,
     number: int = 0,
 ) -> Iterator[pa.RecordBatch]:
-    """Args: waits: as in `byte_streams.whole_lines`; number: how many lines stand before."""
+    """Args: waits: as in `byte_streams.whole_lines`; number: how many lines are before."""
     batches = Batches(fmt, facts.file, facts)
 
     def one_by_one(lines: Iterable[tuple[int, str]]) -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 def partitions(path: str) -> dict[str, str | None]:
-    """The columns that stand in a file's path, as Hive and Spark write them: `…/day=2024-01-01/…`."""
+    """The columns that are in a file's path, as Hive and Spark write them: `…/day=2024-01-01/…`."""
     found: dict[str, str | None] = {}
     for folder in path.split("/")[:-1]:
         name, equal, value = folder.partition("=")

@@ -107,7 +107,7 @@ class _Typed:
         self._check_ids(rows)
         inner = [path for path in self.paths.values() if path is not None]
         wanted = list(dict.fromkeys(typed_columns.reading_of(self.schema, one) for one in inner))
-        # (Where all columns stand in the path, one of the file's says how many rows there are.)
+        # (Where all columns are in the path, one of the file's says how many rows there are.)
         line = 1
         for batch in rows(wanted or self.schema.names[:1]):
             count = batch.num_rows

@@ -1,4 +1,4 @@
-"""W3C extended logs (IIS, CloudFront and others): columns stand in lines of `#Fields`."""
+"""W3C extended logs (IIS, CloudFront and others): columns are in lines of `#Fields`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.records.records import Batches, FileFacts, Format, Unusable, missing_c
 
 FIELDS, DATE = "#fields:", "#date:"
 CHANGED = "#Fields changed"
-"""Stands among a file's columns where they are not the same throughout: which of its lines has which
+"""Is among a file's columns where they are not the same throughout: which of its lines has which
 is not kept, so none is read again by the columns of others."""
 
 
@@ -51,7 +51,7 @@ def w3c_values(
 
 
 class _Head:
-    """What the lines that begin with # have said so far."""
+    """What the lines that begin with # have declared up to here."""
 
     def __init__(self, fmt: Format, facts: FileFacts) -> None:
         self.fmt, self.facts = fmt, facts

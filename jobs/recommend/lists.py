@@ -93,7 +93,7 @@ class Answers:
 
 
 def judge(context: Context) -> Result:
-    """Hold the lists against the events of the run's day (default: the day of the newest event).
+    """Compare the lists with the events of the run's day (default: the day of the newest event).
 
     Raises:
         SettingsError: there are no sequences yet.
@@ -183,7 +183,7 @@ def published(context: Context) -> list[Publication]:
 
 
 Spans = list[tuple[Publication, int, int]]
-"""Lists, and the times from and before which events are held against them."""
+"""Lists, and the times from and before which events are compared with them."""
 
 
 def publications(context: Context, every: list[Publication], low: int) -> tuple[Spans, str]:

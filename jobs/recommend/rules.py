@@ -226,7 +226,7 @@ def _no_condition(items: pa.Table, condition: str, error: Exception) -> Settings
     shown = ", ".join(names[:SHOWN_COLUMNS]) + (", …" if len(names) > SHOWN_COLUMNS else "")
     return SettingsError(
         f"serving.where = {condition!r} is no SQL condition on the items: {said[:400]} Correct it in "
-        f"the source file; the columns are {shown} (names are case sensitive, texts stand in single "
+        f"the source file; the columns are {shown} (names are case sensitive, texts are in single "
         "quotes)"
     )
 

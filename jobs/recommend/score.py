@@ -100,7 +100,7 @@ def compute(
     """Score all users.
 
     Raises:
-        SettingsError: no such model, or one that cannot be asked about these sequences.
+        SettingsError: no such model, or one that cannot score these sequences.
     """
     lake, name = context.lake, context.source.name
     if k < 1:

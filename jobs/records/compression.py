@@ -1,4 +1,4 @@
-"""Compressed files: told by their first bytes, whatever they are called.
+"""Compressed files: recognised by their first bytes, whatever they are called.
 
 gzip, bzip2, xz, LZ4 and Zstandard frames, snappy (the framing format, and Hadoop's blocks, which
 have no magic, by the ending `.snappy`), and zip archives of one file. What has none of these
@@ -167,7 +167,7 @@ def _snappy_frames(raw: BinaryIO) -> Iterator[bytes]:
                 yield bytes(cramjam.snappy.decompress(start + head + body))
             except cramjam.DecompressionError as error:
                 raise OSError(f"a damaged snappy block: {error}") from error
-        elif head[0] < 0x80:  # (from there on, chunks may be passed over)
+        elif head[0] < 0x80:  # (from there on, chunks may be skipped)
             raise OSError(f"a chunk of the unknown kind {head[0]} in a snappy stream")
 
 

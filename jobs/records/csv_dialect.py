@@ -1,4 +1,4 @@
-"""How the fields of a CSV are told apart: delimiter, quotes, escapes, comments."""
+"""How the fields of a CSV are distinguished: delimiter, quotes, escapes, comments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single elements of the list in a JSON line: where they stand in its text."""
+"""Single elements of the list in a JSON line: where they are in its text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def _list_at(line: str, column: str) -> int:
     if column in members:
         return members[column]
     for name, _ in steps(column):
-        found = dict(_members(line, at)).get(name)  # (of a name that stands twice, the last counts)
+        found = dict(_members(line, at)).get(
+            name
+        )  # (of a name that is there twice, the last counts)
         if found is None:
             raise ValueError(f"no column {column!r}")
         at = found

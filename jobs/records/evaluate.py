@@ -1,6 +1,6 @@
 """The log's columns to ours, where the source file computes: expressions, `keep` and `[bots]`.
 
-DuckDB evaluates whole Arrow batches. Each expression stands in TRY({'v': …}): a line for which it
+DuckDB evaluates whole Arrow batches. Each expression is in TRY({'v': …}): a line for which it
 fails gives null in place of the struct, and the other lines what they give, without a second pass.
 """
 

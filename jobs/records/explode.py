@@ -22,7 +22,7 @@ from jobs.records.expressions import FIELD, OF_LINE
 from jobs.records.records import Batches, FileFacts, Format, Unusable, cut_text
 
 RAW_CHARS = 32 * 1024 * 1024
-"""Characters: a line stands beside each of its elements, so a batch has at most about so many of
+"""Characters: a line is beside each of its elements, so a batch has at most about so many of
 them, and a line with many elements keeps its beginning only."""
 
 
@@ -179,7 +179,7 @@ class Rows:
 
 
 def cut_raws(fmt: Format, raws: pa.Array, counts: np.ndarray) -> tuple[pa.Array, np.ndarray]:
-    """Lines as they stand beside each of their elements, and their lengths: those with very many
+    """Lines as they are beside each of their elements, and their lengths: those with very many
     elements keep their beginning.
 
     Args:

@@ -61,7 +61,7 @@ class Expression:
     """One expression of a source file.
 
     Args:
-        field: where it stands, such as `columns.item_id`.
+        field: where it is, such as `columns.item_id`.
         sql: as it was written.
         columns: the log's columns that it reads, in the order in which they are named.
         bound: the expression with these columns as quoted names.
@@ -369,7 +369,7 @@ def _named(field: str, sql: str, text: bytes, references: list[dict[str, Any]]) 
         if name.lower() in CLOCKS and text[start : start + 1] != b'"':
             raise mistake(
                 field, sql, f"{name} gives another result in another run, so replays could not "
-                "repeat a night: use the columns of the line (a column of this name stands in double "
+                "repeat a night: use the columns of the line (a column of this name is in double "
                 "quotes)", start - len(HEAD),
             )  # fmt: skip
         columns.append(name)

@@ -36,7 +36,7 @@ class Range:
     end: int = -1
     """-1: to the end of the file, whatever it is."""
     line: int = 0
-    """How many physical lines stand before."""
+    """How many physical lines are before."""
     last: bool = True
 
     @property

@@ -65,7 +65,7 @@ long: a record with a longer text in a mapped column is `unparsable`."""
 DIGITS = {"s": (9, 10), "ms": (12, 13), "us": (15, 16), "ns": (18, 19)}
 """How many digits a time of 1973 to 2286 has, by its unit."""
 CUT = " … [cut: "
-"""Stands in a stored line after its first `LONGEST_TEXT` characters, before how long it was."""
+"""Is in a stored line after its first `LONGEST_TEXT` characters, before how long it was."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Format:
     longest_record: int = LONGEST_RECORD
     longest_text: int = LONGEST_TEXT
     privacy: Privacy | None = None
-    """Whose lines are passed over, and whether ids are hashed."""
+    """Whose lines are skipped, and whether ids are hashed."""
     unit: str | None = None
     """The unit of times that are numbers, where there is one."""
     partial_since: int | None = None
     """Of a file that was modified after this (ms since 1970), a last line without an end waits;
-    None: it is read as it stands."""
+    None: it is read as it is."""
     computing: Computing | None = None
     """What happens to the log's columns before they are ours; `mapped` then also has the columns that
     are read for it, as `field:column`."""
@@ -292,7 +292,7 @@ class Batches:
     def whole(
         self, first: int, lines: list[str], columns: list[tuple[str, ...]], places: dict[str, int]
     ) -> pa.RecordBatch | None:
-        """Records that stand one a line, as `add` would make them; None: a line is no text, or long.
+        """Records that are one a line, as `add` would make them; None: a line is no text, or long.
 
         Args:
             first: the first record's line.

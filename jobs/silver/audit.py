@@ -53,7 +53,7 @@ def to_put(context: Context, candidate: Candidate, manifest: SessionizeManifest)
 
 
 def after_image(context: Context, candidate: Candidate, manifest: SessionizeManifest) -> DataFrame:
-    """The candidate's sessions as they would stand in the table, and the untouched sessions around
+    """The candidate's sessions as they would be in the table, and the untouched sessions around
     them."""
     rule = context.source.sessions
     put = to_put(context, candidate, manifest)
@@ -142,7 +142,7 @@ def facts_by_arrow(
 def bounds_around(
     context: Context, candidate: Candidate, manifest: SessionizeManifest, folder: str
 ) -> list[str]:
-    """The bounds of the sessions that stand near the candidate's and stay as they are."""
+    """The bounds of the sessions that are near the candidate's and stay as they are."""
     rule = context.source.sessions.session_rule
     rows = candidate.arrow("sessions", list(checks.BOUNDED))
     keys = cut_nightly.keys_of(rows["user_id"], rows["start_ts"], rows["end_ts"])

@@ -1,7 +1,7 @@
 """How far the log's own sessions and the gap rule agree, boundary by boundary, before one is chosen.
 
 Between two neighbouring events of a user each rule either sees a boundary or does not. Pairs in
-which neither event has an id of its own are told apart: there the native rule *is* the gap rule.
+which neither event has an id of its own are distinguished: there the native rule *is* the gap rule.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ an event that is another person's now."""
 
 
 def near(rows: pa.Table, keys: pa.Table, rule: SessionRule) -> np.ndarray:
-    """Which sessions stand within the reach of what changed of their user: bool[N].
+    """Which sessions are within the reach of what changed of their user: bool[N].
 
     Args:
         rows: `user_id, start_ts, end_ts`.

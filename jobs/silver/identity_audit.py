@@ -58,7 +58,7 @@ def of_links(context: Context, given: pa.Table, logins: pa.Table) -> None:
 
 
 def against(context: Context) -> str:
-    """By which statement links are held against logins."""
+    """By which statement links are compared with logins."""
     who = context.source.identity
     return "first" if who is not None and who.link == "first" else "last"
 

@@ -78,7 +78,7 @@ class ModelConfig:
     )
     request_time: str = knob(
         "last_event",
-        "known: the model is told the time of the request, and whether it opens a session",
+        "known: the model knows the time of the request, and whether it opens a session",
         choices=("last_event", "known"),
     )
     repeat_policy: str = knob(

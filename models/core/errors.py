@@ -1,4 +1,4 @@
-"""A mistake of the person at the keyboard: the message says what, which value, and the way out."""
+"""A mistake of the person at the keyboard: the message names the thing, the value and the fix."""
 
 
 class UserError(Exception):

@@ -1,6 +1,6 @@
 """What users did with each of their own items: the features of `+habit`. Source: ours.
 
-A position is asked about with a past, the events before it, and with the time and the session's
+A position is scored with a past, the events before it, and with the time and the session's
 ordinal that count as now. An item is the user's own if the past has an event of it that is no
 exposure. A *visit* is a session in which the item had positive or neutral feedback, at the time of
 the first such event. Of an item with k visits, the last in session s at time t, now in session n at
@@ -58,7 +58,7 @@ LEAST = 1e-9  # where nothing has passed and usually nothing does, in days or se
 
 @dataclass(frozen=True)
 class Asked:
-    """N positions that are asked about: each knows the events begin..end-1 (of one user, from that
+    """N positions that are scored: each knows the events begin..end-1 (of one user, from that
     user's first on), that it is `ts` (us since 1970) and that the session is number `ordinal`."""
 
     begin: Ints

@@ -77,7 +77,7 @@ class Knob:
     tune: Tune | None = None
 
     def fault(self, option: str, value: Any, whole: bool) -> str:
-        """What is wrong with a value, with the way out; empty: nothing."""
+        """What is wrong with a value, with the fix; empty: nothing."""
         if self._holds(value, whole):
             return ""
         kind = "" if self.choices else "a whole number, " if whole else "a number "

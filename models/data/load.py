@@ -154,7 +154,7 @@ def split_by_default(lake: str, source: str, version: int | None = None) -> str:
 def nights_to_ask(
     lake: str, source: str, version: int | None, wanted: int | None
 ) -> tuple[int, int]:
-    """The version of gold.sequences that is read, and how many of its nights can be asked about.
+    """The version of gold.sequences that is read, and how many of its nights can be evaluated.
 
     Raises:
         UserError: it has too few.

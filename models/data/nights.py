@@ -1,13 +1,13 @@
-"""The nights of a log: which are asked about, what each knows, how old the items of its targets are.
+"""The nights of a log: which are evaluated, what each knows, how old the items of its targets are.
 
 A night is a UTC day. Days with less than a hundredth of the positive events of the busiest day are
 left out: many logs have stragglers with wrong times, or end minutes after midnight, and such a day
 asks nothing. What happened on it is learnt all the same. With D nights in the log:
- * the last N are asked about: as many as are wanted, at most D - 2. By default 10, or half of the
+ * the last N are evaluated: as many as are wanted, at most D - 2. By default 10, or half of the
    log where that is fewer, because a night that few nights lie before says little;
  * epochs, and all else that is chosen, are chosen on the nights before the first of them: as many
-   as are asked about, at most a quarter of the nights that are there, at least one;
- * where no split is named, `nightly` is taken from five nights on: two to ask about, two to learn
+   as are evaluated, at most a quarter of the nights that are there, at least one;
+ * where no split is named, `nightly` is taken from five nights on: two to evaluate, two to learn
    from, and one to choose on.
 """
 
@@ -23,7 +23,7 @@ from models.data.sequences import Sequences
 from models.data.splits import Cut, Events, Targets, stamp
 
 DAY_US = 86_400_000_000
-NIGHTS, FEWEST = 10, 5  # ours: that are asked about; from how many on a log is cut into nights
+NIGHTS, FEWEST = 10, 5  # ours: that are evaluated; from how many on a log is cut into nights
 QUIET = 0.01  # ours: of the busiest day's positive events; fewer are no night
 BORN = ("born_that_night", "born_in_7_days", "older")
 """By when the item of a target was first seen: in the night itself, in the 7 days before it, earlier."""

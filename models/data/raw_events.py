@@ -2,7 +2,7 @@
 
 `silver.sessions`, at the version that the sequences were made from, has every column of an event.
 Its sessions are read as a stream through delta-rs, parted by user into files of about a million
-events, and each of these is put in order and held against `gold.sequences`, position by position.
+events, and each of these is put in order and compared with `gold.sequences`, position by position.
 So memory does not grow with the table.
 """
 

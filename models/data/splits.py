@@ -10,7 +10,7 @@ Decisions at the edges:
  * `nightly`: the last UTC days of the log are test periods of their own (`models/data/nights.py`).
    For each, a model knows all that lies before it. Its vocabulary is every item seen until then.
  * Filters are applied once each in the order items, sessions, users, to training events only, and
-   ordinals are renumbered after. Histories that a model is asked about are never filtered.
+   ordinals are renumbered after. Histories that a model is evaluated on are never filtered.
  * A session begun before a period is history, never a `next_session` target of it; a validation
    set ends where the test period begins. A session that begins in a night is a target as a whole.
  * Users without a known item before the period are left out and counted; items that no training
@@ -343,7 +343,7 @@ def vocabulary_of(item_ids: list[str], index: Ints, names: list[str]) -> Ints:
 
 
 def known_rows(events: Events, vocabulary: Ints) -> tuple[Rows, Ints, Ints]:
-    """All events of known items, unfiltered: the histories that models are asked about.
+    """All events of known items, unfiltered: the histories that models are evaluated on.
 
     Also, for each event of `events`, how many known ones lie before it (int64[E+1]), and its item
     as vocabulary index (int32[E], 0 = unknown).
@@ -373,7 +373,7 @@ def targets(
 ) -> Targets:
     """Every later positive event (or session) of a period, with all that lies before as history.
 
-    `everyone`: users are asked about as well of whose history no item is in the vocabulary.
+    `everyone`: users without a known item in their history are evaluated, too.
     """
     rows, before, item = known_rows(events, vocabulary)
     asked = (period == which) & events.positive

@@ -151,7 +151,7 @@ class _Totals:
 
     def add_lists(self, scores_RV: torch.Tensor) -> None:
         listing, score = best(scores_RV, max(LIST_KS))  # as they are served
-        listed = torch.isfinite(score)  # what has been excluded stands in no list
+        listed = torch.isfinite(score)  # what has been excluded is in no list
         for n, k in enumerate(LIST_KS):
             item = listing[:, :k][listed[:, :k]]
             self.shown[n] += torch.bincount(item, minlength=self.shown.shape[1]).numpy()

@@ -1,6 +1,6 @@
 """How good a ranking is, on the full catalogue, and how sure we are.
 
-Ties count against the model: an item stands behind every item with the same score that was not
+Ties count against the model: an item is placed after every item with the same score that was not
 asked for. A metric of a set of items (one item is a set of one) at K:
  * hr: 1 if any of them is in the top K;  * recall: hits / min(K, |set|);
  * ndcg: DCG / DCG of the best possible order of min(K, |set|) hits;
@@ -23,9 +23,9 @@ UNRANKED = np.iinfo(np.int64).max
 def ranks(scores_RV: torch.Tensor, item_start: Ints, item: Ints) -> Ints:
     """int64[M]: the place (from 1) of each wanted item among all V; UNRANKED if item is 0.
 
-    Within a set, the m-th best of the known items stands at m plus the number of other items that
+    Within a set, the m-th best of the known items is at m plus the number of other items that
     score as high or higher. Never -inf items: what cannot be returned has no place; nor has what
-    has no score (NaN), which stands before every other item: no number is as good as none.
+    has no score (NaN), which is before every other item: no number is as good as none.
     """
     place = np.full(len(item), UNRANKED, dtype=np.int64)
     length = np.diff(item_start)
@@ -62,7 +62,7 @@ def per_target(
 ) -> dict[str, Floats]:
     """Metric name ("ndcg@10") -> float64[N], one value a target, from the places of its items.
 
-    `first` int64[N]: the places of what came first in each set, asked about alone.
+    `first` int64[N]: the places of what came first in each set, evaluated alone.
     """
     size = np.diff(item_start)
     row = np.repeat(np.arange(len(size)), size)
@@ -93,9 +93,9 @@ def per_user(values: dict[str, Floats], user: Ints) -> tuple[Ints, dict[str, Flo
 
 
 def catalogue(shown_KV: Ints, popularity_V: Ints, ks: tuple[int, ...]) -> dict[str, float]:
-    """What lists of the K best are made of, from how often each item stood in one.
+    """What lists of the K best are made of, from how often each item was in one.
 
-    coverage@K: share of the vocabulary that stands in any list. popularity@K: mean over all places
+    coverage@K: share of the vocabulary that is in any list. popularity@K: mean over all places
     of the share of training events that belong to less popular items, equals half: .5 where items
     are shown as often as they are chosen, 1 where only the most popular one is.
     """

@@ -38,7 +38,7 @@ def rescored(
     stored: Stored, source: Source, lake: str, version: int | None, cut: Cut, target: str
 ) -> tuple[int, list[str], Result]:
     """A stored model's score on the test period of a cut of a table version (None: the newest):
-    the version, the users that it was asked about, and the result."""
+    the version, the users that it was evaluated on, and the result."""
     events, asked = questions(stored, source, lake, version, cut, target)
     result = evaluate(
         stored.model,
@@ -54,7 +54,7 @@ def questions(
     stored: Stored, source: Source, lake: str, version: int | None, cut: Cut, target: str
 ) -> tuple[Events, Targets]:
     """What a stored model is asked in the test period of a cut of a table version (None: the
-    newest), and the events that it is asked about."""
+    newest), and the events that it is evaluated on."""
     _refuse_what_was_taught(stored, cut)
     events, vocabulary = _as_told(stored, source, lake, version)
     asked = targets(events, periods(events, cut), TEST, vocabulary, cast(Target, target))
@@ -81,7 +81,7 @@ def requests(
 
 
 def _as_told(stored: Stored, source: Source, lake: str, version: int | None) -> tuple[Events, Ints]:
-    """The events of a table version as the model was told them, and the model's vocabulary in it."""
+    """The events of a table version as the model gets them, and the model's vocabulary in it."""
     from jobs.core.tables import ITEMS, SEQUENCES
     from models.data.sequences import open_sequences, read_items
 

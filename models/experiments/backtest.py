@@ -22,7 +22,7 @@ DECIDED = ("--split", "--nights", "--each-night", "--table-version", "--valid-fr
 
 @dataclass(frozen=True)
 class Plan:
-    """What every training is told, and the comparison that they belong to."""
+    """What every training gets, and the comparison that they belong to."""
 
     source: str
     comparison: str

@@ -1,9 +1,9 @@
 """RESULTS.md's tables and plots, made from the small files that `grid` writes.
 
-The document is written by hand; what stands between `<!-- results/NAME.json -->` and `<!-- end -->`
+The document is written by hand; what is between `<!-- results/NAME.json -->` and `<!-- end -->`
 is made here, so that no number in it was typed. `results/NAME-*.json` makes one table of several
 grids that were asked the same questions, such as one for each backbone: a large grid is then work
-for several days or machines, because a method is held against its own backbone only.
+for several days or machines, because a method is compared with its own backbone only.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def method_table(written: dict[str, Any]) -> str:
 
 
 def kind_table(written: dict[str, Any]) -> str:
-    """Scores of the chosen seeds by kind of target, where both kinds were asked about."""
+    """Scores of the chosen seeds by kind of target, where both kinds were evaluated."""
     rows = [row for row in written["comparison"]["methods"] if row["by_target"]]
     if not rows:
         return ""
@@ -167,7 +167,7 @@ def kind_table(written: dict[str, Any]) -> str:
 
 
 def age_table(written: dict[str, Any]) -> str:
-    """Scores of the chosen seeds by age of the targets' items, where nights were asked about."""
+    """Scores of the chosen seeds by age of the targets' items, where nights were evaluated."""
     rows = [row for row in written["comparison"]["methods"] if row.get("by_age")]
     if not rows:
         return ""
@@ -227,7 +227,7 @@ def plot(written: dict[str, Any], file: Path, phone: bool = False) -> None:
     parameters that they add; then the baselines. As SVG.
 
     A dot is the mean of the seeds, a bar the interval over users of the chosen seed, which the dot
-    need not be the middle of. Beside it, where both kinds of target were asked about, the chosen
+    need not be the middle of. Beside it, where both kinds of target were evaluated, the chosen
     seed's scores by kind; not on a `phone`.
     """
     import matplotlib

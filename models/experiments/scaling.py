@@ -208,7 +208,7 @@ def in_words(written: dict[str, Any]) -> str:
             text += f"; it {way} towards more {axis} (square term {bend['value']:+.4f}, interval "
             text += f"{bend['low']:+.4f} to {bend['high']:+.4f})"
         elif bend:
-            text += "; no bend can be told from chance"
+            text += "; curvature is not significant"
         sentences.append(text)
     return ". ".join(sentences) + "."
 

@@ -112,7 +112,7 @@ class GPTopFreq(Popularity):
     that hold them (GP-TopFreq of Li et al., "A Next Basket Recommendation Reality Check", 2021).
 
     An item counts once a basket, where `personal_top` counts events. Items in equally many of the
-    user's baskets stand by the number of all baskets, too [ours: the reference code leaves them in
+    user's baskets are by the number of all baskets, too [ours: the reference code leaves them in
     the order in which they were first bought].
     """
 

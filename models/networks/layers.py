@@ -128,7 +128,7 @@ class Wanted:
     """The positions that are asked for, N of B x L: as queries of each row, padded to M a row.
 
     A last layer is worked out for them alone: labels of a cloze model, the newest position when
-    predicting. column int64[B, M]: their columns; at int64[N]: where they stand in B x M, in the order asked.
+    predicting. column int64[B, M]: their columns; at int64[N]: where they are in B x M, in the order asked.
     """
 
     def __init__(self, at_N: torch.Tensor, rows: int, length: int) -> None:

@@ -68,7 +68,7 @@ def _apart(
     others = torch.logsumexp(logits.to(share.dtype), dim=1)
     wrong = torch.sigmoid(others[at] - picked) * share
     total = torch.zeros_like(others).index_add_(0, at, wrong)
-    # Where every class is a label there is nothing to be told apart: softmax has no answer.
+    # Where every class is a label there is nothing to distinguish: softmax has no answer.
     error = torch.softmax(logits, dim=1).nan_to_num(0.0) * total.to(logits.dtype).unsqueeze(1)
     error[at, cls] = -wrong.to(error.dtype)
     return (torch.nn.functional.softplus(others[at] - picked) * share).sum(), error
@@ -267,9 +267,9 @@ def rank_loss(
     ignored_class: torch.Tensor,
     added: Added | None = None,
 ) -> torch.Tensor:
-    """Mean over N positions of 1/(|P||I|) sum log(1 + exp(q.i - q.p)), p right, i shown in vain.
+    """Mean over N positions of 1/(|P||I|) sum log(1 + exp(q.i - q.p)), p right, i shown but not chosen.
 
-    A position where nothing was shown in vain counts 0 [ours: so parts of a batch, and processes,
+    A position where nothing was shown but not chosen counts 0 [ours: so parts of a batch, and processes,
     add up to the whole].
     """
     h_ND = h_ND.to(weight_CD.dtype)

@@ -1,6 +1,6 @@
 """Neighbours without learning: hard to beat where people click on (Ludewig & Jannach, UMUAI 2018).
 
-`item_knn` asks which items stood in the same sessions as the last one; `vsknn` which sessions look
+`item_knn` asks which items were in the same sessions as the last one; `vsknn` which sessions look
 like the present one. For baskets, `tifu_knn` and `up_cf` ask which users buy alike. All see
 positive events only, and fall back on popularity.
 """

@@ -44,12 +44,12 @@ class Recommender(nn.Module):
     that table plus a bias an item; others by a layer D -> V+1, whose class 0 is never returned. A
     backbone with a `temperature` is always tied and scores by cosine / temperature, without bias.
 
-    A backbone has the flags `cloze` and, where its `forward` can be told which positions are asked
-    for, `chooses`.
+    A backbone has the flags `cloze` and, where its `forward` takes which positions are asked for,
+    `chooses`.
     """
 
     full_loss = staticmethod(full_cross_entropy)
-    gives_logits = True  # baselines score by counts, of which no loss can be told
+    gives_logits = True  # baselines score by counts, which give no loss
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Recommender(nn.Module):
         """Count popularity, from which sampled losses draw; start item biases at its log [ours].
 
         Where a catalogue is read, an item that no row has is what the catalogue says of it and nothing
-        else: its own vector is 0, and no loss holds it against what was taken [ours]. It would learn
+        else: its own vector is 0, and no loss scores it against what was taken [ours]. It would learn
         from every label that it is not wanted, and its attributes with it.
         """
         count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
@@ -177,7 +177,7 @@ class Recommender(nn.Module):
         return result if self.temperature is None else nn.functional.normalize(result, dim=-1)
 
     def embedded(self, batch: Batch) -> torch.Tensor:
-        """float[B, L, D]: what stands at each position, before encodings."""
+        """float[B, L, D]: what is at each position, before encodings."""
         known = batch.token.masked_fill(batch.token >= self.item.num_embeddings, 0)
         x_BLD: torch.Tensor = self.item(known)
         if self.side is None:

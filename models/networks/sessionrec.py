@@ -2,7 +2,7 @@
 
 A position is a session. Its vector is pooled from its items, taken, skipped and shown alike, each
 with an embedding of what became of it; a causal encoder runs over the sessions; its output at
-session t is held against every item at once, and all positive items of session t+1 are right.
+session t is compared with every item at once, and all positive items of session t+1 are right.
 There is no public implementation; what the paper leaves open is decided here and marked [ours].
 
  * Feedback is added to items of the *history* only: candidates are scored without it, or a label
@@ -59,8 +59,8 @@ class SessionBatch(Batch):
     """B users x L sessions; `token` is 1 where there is a session.
 
     element_item, element_feedback, element_at int64[E]: the items of the sessions, and where each
-    session stands in B*L. ignored_start int64[N+1], ignored_item int64[...]: what the session to
-    predict at each label showed in vain.
+    session is in B*L. ignored_start int64[N+1], ignored_item int64[...]: what the session to
+    predict at each label showed and the user did not choose.
     """
 
     element_item: torch.Tensor

@@ -109,8 +109,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """L*D positions and the blocks; a final norm (2D) unless it is the reference's net.
 
-    Positions count from the newest token, which is always L-1 [code]: how many tokens follow is told
-    by a token's position, in training as in no request. `from_oldest` the first token of a row is 0,
+    Positions count from the newest token, which is always L-1 [code]: how many tokens follow is known
+    from a token's position, in training as in no request. `from_oldest` the first token of a row is 0,
     and nothing that follows, were it one session token more, changes an output [ours].
 
     `reference` also keeps the padding row (D) of the segment table that the reference carries

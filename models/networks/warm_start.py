@@ -3,7 +3,7 @@
 Weights of items go over by `item_id`. What is new begins where it is expected to end [ours]:
 
  * an item's vector: the mean of the vectors of the known items that its sessions hold, each as
-   often as it stands beside it; where there is none, the mean of all known items
+   often as it is beside it; where there is none, the mean of all known items
  * its bias: the log of its share of the events, as in a training that begins. The bias of a known
    item moves by as much as the log of its share has moved
  * the vector of a category's new value: the mean of the values known before
@@ -31,7 +31,7 @@ COUNTED = ("side.code", "side.value", "side.words")  # filled from the catalogue
 
 @dataclass(frozen=True)
 class Carried:
-    """known, beside, others: items whose weights were there, whose vector is of what they stand
+    """known, beside, others: items whose weights were there, whose vector is of what they are
     beside, and whose is the mean of all."""
 
     known: int
@@ -86,7 +86,7 @@ def carry_over(
 
 
 def _beside(rows: Rows, known: Bools) -> sparse.csr_matrix:
-    """float64[V, V]: of each new item, its share of the known ones that stand in its sessions; rows
+    """float64[V, V]: of each new item, its share of the known ones that are in its sessions; rows
     of known items are empty."""
     size, sessions = len(known), len(rows.session_start) - 1
     item, session = rows.item.astype(np.int64) - 1, rows.session

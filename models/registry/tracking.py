@@ -126,7 +126,7 @@ def log_table(client: MlflowClient, run_id: str, path: str, version: int, table_
     """Name a Delta table at a version as the run's dataset input.
 
     MLflow's server looks whether it knows the dataset and then inserts it: of two trainings that
-    start together one is told that the row exists (a database's integrity error), and only has to
+    start together one gets the answer that the row exists (a database's integrity error), and only has to
     ask again.
     """
     from mlflow.data.delta_dataset_source import DeltaDatasetSource
@@ -173,9 +173,9 @@ def log_values(
 
 
 class Curves:
-    """One value an epoch, told while training goes on; no step twice, also by a run taken up again.
+    """One value an epoch, logged while training runs; no step twice, also by a run taken up again.
 
-    An MLflow that is away costs no training: what could not be told is told at the end.
+    An MLflow that is away costs no training: what could not be logged is logged at the end.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, say: Callable[[str], None]) -> None:

@@ -455,7 +455,7 @@ def _curves(client: Any, outcome: dict[str, Any]) -> str | None:
 
 
 def figure(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
-    """A picture as SVG that stands in a page."""
+    """A picture as SVG that is in a page."""
     import matplotlib
 
     matplotlib.use("svg")

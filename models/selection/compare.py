@@ -1,10 +1,10 @@
 """Who is better than whom, on the same cut of the same table, and where we cannot tell.
 
 Each method is represented by its best seed on validation. Intervals of differences are paired:
-both methods are asked about the same users, users are drawn, 95 % percentile. "Better" means that
+both methods are evaluated on the same users, users are drawn, 95 % percentile. "Better" means that
 the interval excludes 0. Against the vanilla backbone there is also the difference over all seeds,
 where the trainings are drawn too, and the differences by kind of target (the first item of a
-session, an item inside one). A next-session model is held against the next-item model of its
+session, an item inside one). A next-session model is compared with the next-item model of its
 encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test. A trained method is
 recommended only if it is better than the best of the counted baselines. Where methods were tuned
 (`python -m models tune`), the table says by what budget, and a sentence where budgets differ.
@@ -138,7 +138,7 @@ def _same(entries: list[Entry]) -> None:
         if other.user_id != first.user_id:
             raise UserError(
                 f"cannot compare: {first.report['method']} and {other.report['method']} were "
-                f"asked about {len(first.user_id)} and {len(other.user_id)} users that differ"
+                f"evaluated on {len(first.user_id)} and {len(other.user_id)} users that differ"
             )
 
 
@@ -190,7 +190,7 @@ def epoch_s(report: dict[str, Any]) -> float:
 
 
 def _parts(parts: dict[str, Any]) -> dict[str, Any]:
-    """Kinds of target, or ages of items, that somebody was asked about."""
+    """Kinds of target, or ages of items, that were evaluated."""
     return {
         name: {"users": part["counts"]["users"], "targets": part["counts"]["targets"]}
         | {BY: part["metrics"][BY]["value"]}
@@ -201,7 +201,7 @@ def _parts(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def sees_more(outcome: dict[str, Any]) -> str:
-    """Which methods know more than what they are held against, in words; empty if none does."""
+    """Which methods know more than what they are compared with, in words; empty if none does."""
     more = [row["method"] for row in outcome["methods"] if row.get("sees_more")]
     if not more:
         return ""

@@ -3,7 +3,7 @@
 The gate is closed by default. It opens if, on one fresh cut (the challenger's, of the newest
 `gold.sequences`; of a backtest, over all of its nights), the challenger's NDCG@10 is above the
 champion's by more than the margin at the lower end of a paired bootstrap interval over the users
-that both can be asked about, the version of the table was published after a green audit, the
+that both can be evaluated on, the version of the table was published after a green audit, the
 registered model serves what was scored, and coverage and latency are inside their bounds.
 Without a champion it must beat `personal_top` the same way.
 
@@ -156,7 +156,7 @@ def rollback(source: Source, reason: str) -> dict[str, Any]:
             "have been deleted: promote another with --force"
         )
     earlier = find(client, source.name, CHAMPION, int(before[-1]))
-    # The alias first: killed in between, another rollback changes nothing and says so.
+    # The alias first: killed in between, another rollback changes nothing and reports it.
     client.set_registered_model_alias(source.name, CHAMPION, earlier.version)
     serve(client, source.name, earlier.version)
     client.set_registered_model_tag(source.name, BEFORE, json.dumps(before[:-1]))

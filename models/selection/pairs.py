@@ -49,7 +49,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Pair:
-    """NDCG@10 of both by user, users in the same order; `alone`: users that one was asked about alone.
+    """NDCG@10 of both by user, users in the same order; `alone`: users that only one was evaluated on.
 
     judged_anew_s: what it cost to judge the other on the same nights; None: it was judged on them.
     """

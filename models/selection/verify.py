@@ -3,7 +3,7 @@
 It is asked through its pyfunc, by raw ids and with the columns of the log
 (`models/selection/questions.py`), for its whole vocabulary; so a question's rank is that among all
 items, ties counted against the model. The metrics are made by `models/evaluation/evaluate.py` and
-held against those that its training recorded, user by user. The same questions are put to the
+compared with those that its training recorded, user by user. The same questions are put to the
 stored weights directly, and the lists of both are compared: that tells a fault of serving from
 rounding.
 
@@ -113,7 +113,7 @@ def verify(
 
 
 def _left_out(raw: RawEvents) -> dict[str, Any]:
-    """Whose events could not be asked about, and by which sessions."""
+    """Whose events could not be asked, and by which sessions."""
     return {
         "left_out": {"runaway": len(raw.runaway), "events_differ": len(raw.changed)},
         "silver_version": raw.version,
@@ -200,7 +200,7 @@ def _lists_alone(
     seed: int,
     opened: Callable[[str], Any],
 ) -> dict[str, Any]:
-    """The lists that `score` makes, held against those that the registered model returns, of users
+    """The lists that `score` makes, compared with those that the registered model returns, of users
     drawn by `seed` (None: all)."""
     with tracking.downloaded(client, model.run_id, "trained") as folder:
         stored = load(folder)
@@ -309,7 +309,7 @@ class _Compared:
         return scores
 
     def compare(self, part: Targets) -> torch.Tensor:
-        """As `part`, and the lists held against those of the weights themselves."""
+        """As `part`, and the lists compared with those of the weights themselves."""
         own = self.stored.model.score(part.rows, part.begin, part.end, part.request_ts, part.opens)
         if self.stored.facts["repeat_policy"] == "exclude_seen":
             own = exclude(own, part.rows, part.begin, part.end)
@@ -320,7 +320,7 @@ class _Compared:
         return scores
 
     def _bounds(self, part: Targets, index: Ints, scores: torch.Tensor) -> None:
-        """Where the targets' items would stand if their scores were rounded otherwise."""
+        """Where the targets' items would be if their scores were rounded otherwise."""
         targets, size = self.targets, np.diff(part.item_start)
         where, row = ragged(targets.item_start[:-1][index], size)
         by = self.rounding * _largest(scores)

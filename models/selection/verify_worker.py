@@ -23,7 +23,7 @@ PARAMS, ERROR = b"params", b"error"  # metadata of a question, of an answer
 def answer(model: Any, question: pa.Table) -> pa.Table:
     """What `predict` says: `user_id`, and `items` list<struct<item_id, score>>.
 
-    The columns and parameters that the version does not know are left out. What it refuses is told
+    The columns and parameters that the version does not know are left out. What it refuses is
     in the metadata (`error`).
     """
     import pandas as pd

@@ -103,7 +103,7 @@ def best_of(
 
 
 def _number(category_RW: torch.Tensor) -> torch.Tensor:
-    """How many of its category stand before each place of its row; 0 for no category."""
+    """How many of its category are before each place of its row; 0 for no category."""
     sorted_RW, at = category_RW.sort(dim=1, stable=True)
     here = torch.arange(category_RW.shape[1]).expand_as(sorted_RW)
     opens = torch.ones_like(sorted_RW, dtype=torch.bool)
@@ -125,7 +125,7 @@ def of_text(text: str, lookup: pd.Index) -> Rules:
         lookup: the model's item ids.
 
     Raises:
-        ValueError: it says something else; names the key and the way out.
+        ValueError: it says something else; names the key and the fix.
     """
     try:
         told = json.loads(text)

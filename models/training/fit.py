@@ -6,7 +6,7 @@ ranking) on the validation period. Every method's vocabulary and weights end at 
 the validation period begins, or, with `train_until = "test"`, where the test period begins. Then a
 method is trained a second time, from scratch, with the validation period among its training rows,
 for as many epochs as were best the first time and by the same schedule.
-The histories that a model is asked about at test time contain the validation period either way.
+The histories that a model is evaluated on at test time contain the validation period either way.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def fit(
 ) -> Fitted:
     """Train a method. Baselines are counted, not trained.
 
-    With `keep`, go on from its newest checkpoint, and write more. `each_epoch` is told the number
+    With `keep`, go on from its newest checkpoint, and write more. `each_epoch` gets the number
     of the epoch that ended, and all curves so far.
     """
     train = config.train

@@ -138,7 +138,7 @@ def train(request: Request, say: Say = print) -> dict[str, Any] | None:
 
 
 def unrecorded(request: Request, say: Say = print) -> tuple[Prepared, Outcome]:
-    """A backtest that is no run in MLflow: of another model's recipe, to hold a model against."""
+    """A backtest that is no run in MLflow: of another model's recipe, to compare a model with."""
     request.check()
     prepared = prepare(request, say)
     keep = checkpoints_of(request, prepared, Team())
@@ -151,7 +151,7 @@ def unrecorded(request: Request, say: Say = print) -> tuple[Prepared, Outcome]:
 
 
 def prepare(request: Request, say: Say) -> Backtest:
-    """The log read and cut, and the last night ready to be learnt and asked about."""
+    """The log read and cut, and the last night ready to be learnt and evaluated."""
     learnt = read(replace(request, split="nightly"), say)
     if request.recipe is not None:
         request.recipe.check_cut(learnt.facts["cut"], learnt.data.sequences.version)

@@ -1,5 +1,5 @@
 """The options of a training on the command line: settings from their declarations
-(`models/core/config.py`), and what else one run is told."""
+(`models/core/config.py`), and what else one run gets."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def add_training(command: argparse.ArgumentParser) -> None:
 
 
 def add_fit(command: argparse.ArgumentParser) -> None:
-    """What a training and a trial of `tune` are both told."""
+    """Options of both a training and a trial of `tune`."""
     add_method(command)
     add_options(command, TrainConfig)
     command.add_argument(
@@ -87,7 +87,7 @@ def add_fit(command: argparse.ArgumentParser) -> None:
 
 
 def add_nights(command: argparse.ArgumentParser) -> None:
-    """What `--split nightly` is told."""
+    """Options of `--split nightly`."""
     command.add_argument(
         "--nights",
         type=int,

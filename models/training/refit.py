@@ -3,7 +3,7 @@
 What `compare` and the gate decide about is a recipe: a method, its settings, and how many epochs are
 best, measured on events that were held out. What is served is that recipe, taught everything up to
 the newest event: a version of its own, to which the alias `serving` goes. Nothing is held out from
-it, so it has no scores of its own; those of its recipe stand beside it as `recipe_ndcg@10` and so
+it, so it has no scores of its own; those of its recipe are beside it as `recipe_ndcg@10` and so
 on, and nothing scores it on what it was taught.
 
 From scratch, it is trained for as many epochs as were best. Warm, which is the rule, the weights of
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from jobs.core.source_file import Source
 
 KIND = "refit"
-SCORES = ("ndcg@10", "hr@10", "recall@10", "mrr@10")  # of the recipe, told beside a refit
+SCORES = ("ndcg@10", "hr@10", "recall@10", "mrr@10")  # of the recipe, shown beside a refit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,12 @@ END
 """
 
 
-def test_the_readmes_source_files_are_read(tmp_path: Path) -> None:
-    first, *more = boxes("README.md", "toml")
+GUIDE = "docs/guides/source-file.md"
+
+
+def test_the_guides_source_files_are_read(tmp_path: Path) -> None:
+    first, *more = boxes(GUIDE, "toml")
+    assert boxes("README.md", "toml") == [first]
     people, items, shown = sorted(
         more, key=lambda one: ("[identity]", "[items]", "[exposures]").index(one.split()[0])
     )
@@ -104,11 +108,23 @@ def test_the_readmes_source_files_are_read(tmp_path: Path) -> None:
         assert load_source(str(file)).name == tomllib.loads(text)["source"]["name"]
 
 
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len((REPO / "README.md").read_text().splitlines()) <= 120
+
+
 @pytest.mark.long
 def test_the_readme_as_it_is_typed(place: Path) -> None:
-    steps = boxes("README.md", "bash")
-    source = boxes("README.md", "toml")[0]
+    [box], [source] = boxes("README.md", "bash"), boxes("README.md", "toml")
     typed(place, CLICKS.replace("%s", source))
+    said = typed(place, box)
+    assert "2,400 new events" in said and "gru4rec+st" in said
+
+
+@pytest.mark.long
+def test_the_guides_as_they_are_typed(place: Path) -> None:
+    guides = (GUIDE, *(f"docs/guides/{one}.md" for one in ("spark-submit", "methods", "champion")))
+    steps = [box for guide in guides for box in boxes(guide, "bash")]
+    typed(place, CLICKS.replace("%s", boxes(GUIDE, "toml")[0]))
     # (A training here takes seconds anyway: two epochs say what thirty would, of the command.)
     shorter = {"--epochs 30": "--epochs 2", '"sasrec*,': '"sasrec,', "--seeds 1,2": "--seeds 1"}
     shorter["--trials 20"] = "--trials 2"
@@ -122,10 +138,10 @@ def test_the_readme_as_it_is_typed(place: Path) -> None:
     assert "0 new events" in typed(place, spark.replace("make wheel", "make -o .venv/.jars wheel"))
     assert "item_knn" in typed(place, grid)
     assert "the recipe that is used" in typed(place, tuning)
-    # There is one champion to go back to only after another one: the README's number is a person's.
+    # There is one champion to go back to only after another one: the guide's number is a person's.
     forced, rollback = champion.replace("--model-version 7", "--model-version 2"), "models rollback"
     lines = forced.strip().splitlines()
-    assert [rollback in line for line in lines] == [False, False, True, False]
+    assert [rollback in line for line in lines] == [False, False, True, False, False]
     typed(
         place,
         "\n".join(lines[:2]).replace(
@@ -193,7 +209,8 @@ def test_the_runbook_as_it_is_typed(place: Path) -> None:
 
 @pytest.mark.long
 def test_a_cluster_as_it_is_typed(place: Path) -> None:
-    submit, containers = boxes("docs/cluster.md", "bash")
+    [submit] = boxes("docs/cluster.md", "bash")
+    [containers] = boxes("docs/guides/containers.md", "bash")
     typed(place, CLICKS.replace("%s", boxes("README.md", "toml")[0]))
     with cluster(place / "cluster") as standalone:
         for word, meant in {
@@ -217,7 +234,8 @@ def test_a_cluster_as_it_is_typed(place: Path) -> None:
 
 
 def test_what_needs_a_cluster_names_files_that_are_there() -> None:
-    plain = "".join(boxes("docs/cluster.md", ""))
+    documents = ("docs/cluster.md", "docs/guides/object-store.md", "docs/guides/kubernetes.md")
+    plain = "".join(text for document in documents for text in boxes(document, ""))
     named = set(re.findall(r"infra/[\w./-]+", plain))
     assert {"infra/kubernetes/settings.yaml", "infra/docker/Dockerfile"} <= named
     assert [name for name in named if not (REPO / name).exists()] == ["infra/sources/clicks.toml"]

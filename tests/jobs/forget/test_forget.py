@@ -156,7 +156,7 @@ def test_a_person_is_gone_from_everything_and_stays_gone(
     shop.land("again.csv", (tmp_path / "again" / "one.csv").read_bytes())
     result = shop.run()
     assert result.read == result.duplicates == 12
-    assert "4 lines of people who were forgotten were passed over" in result.notes
+    assert "Skipped 4 lines of erased users" in result.notes
     assert said(shop) == said(calm)
     assert where(ANN, shop.lake_root) == []
     again = forget(shop.context(), ANN)
@@ -249,7 +249,7 @@ def test_an_id_that_every_format_escapes_is_gone_too(spark: Any, tmp_path: Path,
 
     shop.land("again.jsonl", text)
     result = shop.run()
-    assert "9 lines of people who were forgotten were passed over" in result.notes
+    assert "Skipped 9 lines of erased users" in result.notes
     assert not [row for row in shop.rows(REJECTS) if person.stands_in(row["raw"])]
     assert {row["user_id"] for row in shop.rows(EVENTS)} == {"bob"}
 

@@ -113,7 +113,7 @@ def test_a_history_then_nights_each_unusual_in_its_own_way(
     assert "mark this task as a success" in str(stopped.value)
     assert shop.version(SEQUENCES) == before
     shop.describe(CLICKS + '\n[drift]\npolicy = "off"\n')
-    assert "nobody looked" in shop.run("drift", str(days[10])).notes[0]
+    assert "Drift check skipped" in shop.run("drift", str(days[10])).notes[0]
     with pytest.raises(SettingsError, match="give its --day"):
         shop.run("drift")
 
