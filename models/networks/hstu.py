@@ -28,9 +28,16 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        grad = grads[0].reshape(-1)
-        counted = torch.bincount(index.reshape(-1), grad.float(), minlength=ctx.size)
-        return counted.to(grad.dtype), None
+        grad = grads[0]
+        if index.device.type == "cpu":
+            counted = torch.bincount(
+                index.reshape(-1), grad.reshape(-1).float(), minlength=ctx.size
+            )
+            return counted.to(grad.dtype), None
+        # A GPU's bincount waits for the largest index, and millions would add to one place.
+        index, each = index.flatten(0, -2), grad.flatten(0, -2).float()
+        by_row = each.new_zeros(len(index), ctx.size).scatter_add_(1, index, each)
+        return by_row.sum(0).to(grad.dtype), None
 
 
 class Layer(nn.Module):
@@ -76,7 +83,8 @@ class Layer(nn.Module):
         at = place[None, :] if wanted is None else wanted.column
         if wanted is not None:
             mask_BLL, bucket_BLL = wanted.of(mask_BLL), wanted.of(bucket_BLL)
-        bias = self.position[at[:, :, None] - place + self.max_len - 1]
+        distance = at[:, :, None] - place + self.max_len - 1
+        bias = _Lookup.apply(self.position, distance)  # type: ignore[no-untyped-call]
         bias = bias + _Lookup.apply(self.time, bucket_BLL)  # type: ignore[no-untyped-call]
         logits = q @ k.transpose(-1, -2)
         logits = logits + bias.to(logits.dtype).unsqueeze(1)
@@ -122,13 +130,14 @@ class HSTU(nn.Module):
         batch: Batch,
         features_BLF: torch.Tensor | None = None,
         at_N: torch.Tensor | None = None,
+        most: int = 0,
     ) -> torch.Tensor:
         x: torch.Tensor = self.dropout(x_BLD * x_BLD.shape[-1] ** 0.5)
         length = x.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         mask = (causal & ~batch.padding[:, None, :]).to(x.dtype)
         bucket = time_bucket(batch.ts)
-        wanted = Wanted.if_few(at_N, len(x), length)
+        wanted = Wanted.if_few(at_N, len(x), length, most)
         for number, layer in enumerate(self.layers, 1):
             last = number == len(self.layers)
             x = layer(x, mask, bucket, features_BLF, wanted if last else None)
