@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.networks.batch import Batch
-from models.networks.layers import Dropout, Wanted, by_head, check_heads, with_features
+from models.networks.layers import Dropout, Wanted, by_head, check_heads, on_gpu, with_features
 from models.networks.transformer import TransformerSizes
 
 TIME_BUCKETS = 129
@@ -29,15 +29,19 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         grad = grads[0]
-        if index.device.type == "cpu":
+        if not on_gpu(index):
             counted = torch.bincount(
                 index.reshape(-1), grad.reshape(-1).float(), minlength=ctx.size
             )
             return counted.to(grad.dtype), None
-        # A GPU's bincount waits for the largest index, and millions would add to one place.
-        index, each = index.flatten(0, -2), grad.flatten(0, -2).float()
-        by_row = each.new_zeros(len(index), ctx.size).scatter_add_(1, index, each)
-        return by_row.sum(0).to(grad.dtype), None
+        return sums_by_row(index, grad.float(), ctx.size).to(grad.dtype), None
+
+
+def sums_by_row(index: torch.Tensor, value: torch.Tensor, size: int) -> torch.Tensor:
+    """float[size]: the values [..., L] of each index, in two steps: a GPU's bincount waits for the
+    largest index, and all at once millions would add to one place."""
+    index, value = index.flatten(0, -2), value.flatten(0, -2)
+    return value.new_zeros(len(index), size).scatter_add_(1, index, value).sum(0)
 
 
 class Layer(nn.Module):

@@ -97,8 +97,9 @@ def working(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def fused(x: torch.Tensor) -> bool:
-    """Whether attention is a fused kernel's, which knows what is causal and need not read a mask."""
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether what is best on a GPU is done: attention by a fused kernel, which knows what is causal
+    and need not read a mask; nothing that waits for a value."""
     return x.device.type != "cpu"
 
 
@@ -120,7 +121,7 @@ def attention(
 
     Args:
         hidden: of q's type, added to the logits: 0, or -inf where a query must not look. None:
-            query i looks at keys j <= i (where attention is `fused`).
+            query i looks at keys j <= i (where attention is a GPU's).
 
     On CPUs the weights are made: that takes half the time of PyTorch's fused kernel at these
     lengths, which knows no dropout either (LAB_LOG.md). Elsewhere, and for long rows, values
@@ -128,11 +129,11 @@ def attention(
     of eight.
     """
     scale = q_BHMF.shape[-1] ** -0.5
-    if not fused(q_BHMF) and (p > 0 or k_BHLF.shape[2] <= SHORT):
+    if not on_gpu(q_BHMF) and (p > 0 or k_BHLF.shape[2] <= SHORT):
         weight = torch.softmax((q_BHMF * scale) @ k_BHLF.transpose(-1, -2) + hidden, dim=-1)
         return dropout(weight, p, True) @ v_BHLE
     width, kept = k_BHLF.shape[-1], v_BHLE.shape[-1]
-    if fused(q_BHMF) and width % MULTIPLE:
+    if on_gpu(q_BHMF) and width % MULTIPLE:
         width += MULTIPLE - width % MULTIPLE
         q_BHMF, k_BHLF = (
             functional.pad(one, (0, width - one.shape[-1])) for one in (q_BHMF, k_BHLF)

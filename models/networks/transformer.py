@@ -19,7 +19,7 @@ from models.networks.layers import (
     by_head,
     check_heads,
     dropout,
-    fused,
+    on_gpu,
     rolled,
     with_features,
     working,
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
             position = self.position[batch.max_len - length :]
         x = self.dropout(x_BLD + position)
         # Where padding comes last, "causal" is all of the mask, and fused kernels read none.
-        last = not self.cloze and fused(x)
+        last = not self.cloze and on_gpu(x)
         mask = None
         if not last:
             mask = working(x.new_zeros(()).masked_fill(~self._mask(batch.padding), -torch.inf))
