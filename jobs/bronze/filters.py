@@ -56,7 +56,7 @@ def said(context: Context) -> str:
 def fill_flags(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """The events of this candidate's lines that are flagged, those that are stored already, too."""
     bots = context.source.bots
-    if bots is None or bots.policy != "flag":
+    if bots is None or bots.policy != "flag" or manifest.settled:
         return
     lines = candidate.part("lines").where("reason IS NULL")
     if candidate.has("judged"):
@@ -71,7 +71,7 @@ def fill_flags(context: Context, candidate: Candidate, manifest: IngestManifest)
 
 
 def publish_flags(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    if not manifest.flagged:
+    if not manifest.flagged + manifest.flags_changed:
         return
 
     def attempt(_: int) -> None:

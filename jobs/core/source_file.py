@@ -135,6 +135,10 @@ class SourcePart(Part):
     """Separates the items of `exposed_with` where the log has them as one text."""
     on_new_column: Literal["ignore", "fail"] = "ignore"
     """What happens when a file has a column that the log did not have before."""
+    redelivery: Literal["append", "replace"] = "append"
+    """What happens when a file comes again with other content. `append`: its new lines are added.
+    `replace`: what the file no longer has, and no other file has, is removed, too; of each file its
+    newest version counts. A file that is no longer there changes nothing."""
     keep: str | None = Field(default=None, min_length=1)
     """An SQL condition on the log's columns (DuckDB's dialect), such as `method = 'GET' AND status
     BETWEEN 200 AND 299`. Lines for which it is false are left out and counted as `filtered`; lines
@@ -172,6 +176,11 @@ class SourcePart(Part):
                     f"source.{name} = {value!r} is for format = 'csv', and format = "
                     f"{self.format!r}: leave it out"
                 )
+        if self.redelivery == "replace" and self.format == "delta":
+            raise ValueError(
+                "source.redelivery = 'replace' is for files that are written again, and the data files of a "
+                "Delta table never are: leave it out"
+            )
         for name in ("quote", "escape"):
             mark = given[name]
             if mark and (mark in "\r\n" or mark in self.delimiter):
