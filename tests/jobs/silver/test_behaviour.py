@@ -57,9 +57,9 @@ def test_sessions_of_programs_are_flagged_and_left_out_of_gold(spark: Any, tmp_p
     assert result.runaways == 3 and flags(shop) == FLAGS
     assert users(shop) == {"person", "slow"}
 
-    # A late event makes a person's session a program's, and another one parts a program's. What the
+    # Late events make a person's session a program's. What the
     # night made is audited in Arrow, and by the suite in Spark, which refuses any other flag.
-    shop.land("b.csv", log({"slow": (2, 30)}, T + 30))
+    shop.land("b.csv", log({"slow": (6, 61)}, T + 30))
     shop.run("ingest")
     candidate = sessionize.compute(shop.context(batch="night"))
     sessionize.audit(shop.context(batch="night"), candidate)
