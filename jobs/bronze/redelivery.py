@@ -166,9 +166,13 @@ def known_of(
     touched = F.col("ingest_file").isin(files) | F.col("asked").isNotNull()
     events = events.join(asked, "event_id", "left").where(touched).select(*EVENTS.columns)
     events = candidate.write("events-before", events)
-    alone = events.join(stored, "event_id", "left_anti").withColumn(
-        "file", F.coalesce("ingest_file", F.lit(""))
+    # (A row that was written while nobody kept deliveries may be of none that is known.)
+    many = stored.select("event_id").distinct().withColumn("many", F.lit(True))
+    alone = events.withColumn("file", F.coalesce("ingest_file", F.lit("")))
+    alone = alone.join(many, "event_id", "left").where(
+        F.col("many").isNull() | unknown_since(context)
     )
+    alone = alone.join(stored.select(*KEY), KEY, "left_anti")
     if lake.version(FLAGS) is None:
         alone = alone.withColumn("flag", F.lit(None).cast("string"))
     else:
@@ -179,12 +183,13 @@ def known_of(
 def in_span_of(*rows: DataFrame) -> Column:
     """Whether an event has a time within those of other rows: an id that is a hash of its line has
     the line's time."""
-    found = [one.agg(F.min("event_ts"), F.max("event_ts")).first() for one in rows]
-    spans = [(one[0], one[1]) for one in found if one is not None and one[0] is not None]
-    if not spans:
+    ends = [F.min(F.unix_micros("event_ts")), F.max(F.unix_micros("event_ts"))]
+    found = [one.agg(*ends).first() for one in rows]
+    times = [one for span in found if span is not None for one in span if one is not None]
+    if not times:
         return F.lit(False)
-    first, last = min(one for one, _ in spans), max(one for _, one in spans)
-    return F.col("event_ts").between(F.lit(first), F.lit(last))
+    first, last = (F.timestamp_micros(F.lit(one)) for one in (min(times), max(times)))
+    return F.col("event_ts").between(first, last)
 
 
 def not_changed(context: Context, rows: DataFrame) -> DataFrame:
