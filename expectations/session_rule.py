@@ -13,10 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # (registered models, which ship this file, flag no sessions)
+    from expectations.behaviour_rule import BehaviourRule
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -36,12 +39,14 @@ class SessionRule:
         none of both, as without it. Else: if the silence between them is at most `gap_us`.
     gap_us: microseconds, as `max_session_us`.
     max_session_us, max_session_events: a session that is longer, or has more events, is runaway.
+    behaviour: what else is runaway, by its events (`behaviour_rule`); None: nothing.
     """
 
     native: bool
     gap_us: int
     max_session_us: int = UNBOUNDED
     max_session_events: int = UNBOUNDED
+    behaviour: BehaviourRule | None = None
 
     @property
     def ties(self) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
     """The suite for one session rule (`[sessions]` of the source file)."""
     order_key, belong = rule.sql.order_key, rule.sql.belong
     flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
+    if rule.behaviour is not None:
+        flag = f"coalesce({flag}, {rule.behaviour.sql('events')})"
     before = order_key("{a}") + " < " + order_key("{b}")
     return (
         Check(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from expectations.behaviour_rule import without
 from expectations.session_rule import SessionRule
 from jobs.audit.arrow_columns import (
     continues,
@@ -72,6 +73,10 @@ class SessionsHold:
         first = np.cumsum(count) - count
         flags = one_array(rows["runaway"]).to_numpy(zero_copy_only=False)
         rule = self.rule.arrays
+        if (behaviour := self.rule.behaviour) is not None:
+            if not behaviour.flagged(flags, times, count).all():
+                return False
+            flags = without(flags)
         before, after = times[:-1], times[1:]
         together = rule.near(before, before, after, after)
         if self.rule.native:  # every id is that of its session's first event

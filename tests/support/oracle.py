@@ -109,3 +109,60 @@ def expected_sequences(
         ordinals[user] = ordinals.get(user, 0) + 1
         users.setdefault(user, []).extend((item, ordinals[user]) for item in session["items"])
     return users
+
+
+def behaviour_of(
+    db: duckdb.DuckDBPyConnection, times: Any, count: Any, rule: dict[str, Any]
+) -> list[str | None]:
+    """The flag of each session by its events: `rate`, `no_pause`, or None.
+
+    Args:
+        times: microseconds, of the events of one session after another.
+        count: how many each session has.
+        rule: `events_per_minute` and `events_without_pause` (None: not asked), `pause_us`.
+    """
+    owner = [at for at, size in enumerate(count) for _ in range(size)]
+    db.register("e", pa.table({"owner": pa.array(owner, pa.int64()), "us": times}))
+    rate, steady = rule["events_per_minute"], rule["events_without_pause"]
+    found = db.sql(f"""
+        WITH windows AS (
+            SELECT owner, us,
+                count(*) OVER (PARTITION BY owner ORDER BY us
+                    RANGE BETWEEN CURRENT ROW AND 59999999 FOLLOWING) AS many,
+                us - lag(us) OVER (PARTITION BY owner ORDER BY us) > {rule["pause_us"]} AS pause
+            FROM e
+        ), runs AS (
+            SELECT *, count(*) FILTER (pause) OVER (PARTITION BY owner ORDER BY us
+                RANGE UNBOUNDED PRECEDING) AS run FROM windows
+        ), sized AS (SELECT owner, max(many) AS many, count(*) AS size FROM runs GROUP BY owner, run)
+        SELECT CASE WHEN max(many) > {rate or 2**60} THEN 'rate'
+                    WHEN max(size) > {steady or 2**60} THEN 'no_pause' END
+        FROM sized GROUP BY owner ORDER BY owner
+    """).fetchall()
+    return [flag for (flag,) in found]
+
+
+def with_behaviour(
+    sessions: list[dict[str, Any]], events: pa.Table, rule: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Sessions as `expected_sessions` has them, those of programs flagged that no bound flags.
+
+    Args:
+        rule: as `behaviour_of` takes it; None: nothing is flagged.
+    """
+    if rule is None or not sessions:
+        return sessions
+    us = dict(
+        zip(
+            events["event_id"].to_pylist(),
+            events["event_ts"].cast(pa.int64()).to_pylist(),
+            strict=True,
+        )
+    )
+    times = pa.array([us[one] for row in sessions for one in row["events"]], pa.int64())
+    with duckdb.connect() as db:
+        flags = behaviour_of(db, times, [len(row["events"]) for row in sessions], rule)
+    return [
+        {**row, "runaway": row["runaway"] or flag}
+        for row, flag in zip(sessions, flags, strict=True)
+    ]
