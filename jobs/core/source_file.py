@@ -411,8 +411,18 @@ class SessionsPart(Part):
     """With `--day D`, events dated before D minus this many days are rejected as late."""
     max_session_hours: float = Field(default=24, gt=0)
     """Longer sessions are flagged as runaway: kept in silver, left out of gold."""
+    on_max_hours: Literal["flag", "split"] = "flag"
+    """What happens to sessions longer than `max_session_hours`. `flag`: they are runaway. `split`: they
+    are cut into pieces, counted from the first event: the first has the events up to
+    `max_session_hours` after it, the second those up to twice that, and so on."""
     max_session_events: int = Field(default=5000, ge=1)
     """Sessions with more events are flagged as runaway, too."""
+    native_gap: StrictBool = False
+    """Under `rule = "source_session_id"`, whether a silence of more than `gap_s` also ends a session
+    of the log."""
+    midnight: Annotated[str, BeforeValidator(_zone)] | None = None
+    """A time zone, such as `Europe/Amsterdam`, whose midnight ends sessions: events on different days
+    there are in different sessions. By default midnight ends none."""
 
     @property
     def gap_us(self) -> int:
@@ -428,18 +438,26 @@ class SessionsPart(Part):
 
         return SessionRule(
             native=self.rule != "gap", gap_us=self.gap_us, max_session_us=self.max_session_us,
-            max_session_events=self.max_session_events,
+            max_session_events=self.max_session_events, native_gap=self.native_gap,
+            midnight=self.midnight, split=self.on_max_hours == "split",
         )  # fmt: skip
 
     def rule_text(self) -> str:
         """The rule as stored with `silver.sessions`: a table made by another one is not touched."""
-        rule = {
+        rule: dict[str, Any] = {
             "rule": self.rule,
             "gap_us": self.gap_us,
             "max_session_us": self.max_session_us,
             "max_session_events": self.max_session_events,
         }
-        return json.dumps(rule, sort_keys=True)
+        return json.dumps(rule | self.more_rules(), sort_keys=True)
+
+    def more_rules(self) -> dict[str, Any]:
+        """The keys of later versions that are not their default, as they are stored with tables and
+        models: those of earlier versions have none."""
+        names = ("on_max_hours", "native_gap", "midnight")
+        said = {name: getattr(self, name) for name in names}
+        return {n: one for n, one in said.items() if one != type(self).model_fields[n].default}
 
 
 class BotsPart(Part):
@@ -827,6 +845,11 @@ class Source(Part):
             raise ValueError(
                 "sessions.rule = 'source_session_id' needs columns.source_session_id: name the "
                 "log's session column, or use rule = 'gap'"
+            )
+        if self.sessions.native_gap and self.sessions.rule == "gap":
+            raise ValueError(
+                "sessions.native_gap = true is for sessions.rule = 'source_session_id', and rule = "
+                "'gap', where a silence always ends a session: leave it out"
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(

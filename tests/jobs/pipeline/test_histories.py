@@ -161,7 +161,7 @@ class Mill:
             people = with_persons(events, kind.link, kind.max_days)
         expected = expected_sessions(
             people, native=self.kind.native_rule, gap_s=GAP_S, max_hours=MAX_HOURS,
-            max_events=MAX_EVENTS,
+            max_events=MAX_EVENTS, more=kind.more,
         )  # fmt: skip
         cut: dict[str, Any] = defaultdict(list)
         for row in read(SESSIONS).to_pylist():
@@ -250,6 +250,10 @@ def check(
         ("native sessions and ids, local times", (False,)),
         pytest.param("people", (True,), marks=pytest.mark.slow),
         pytest.param("order in files", (True,), marks=pytest.mark.long),
+        pytest.param(
+            "native sessions with a gap, split, midnight", (True, False), marks=pytest.mark.slow
+        ),
+        pytest.param("split", (True,), marks=pytest.mark.slow),
         pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.long),
     ],
 )
