@@ -229,7 +229,7 @@ class SessionizeFacts:
     """What decides how sessions are cut."""
 
     gap_rule: bool
-    """Whether `[sessions] rule` is gap, not the log's own sessions."""
+    """Whether silence alone parts sessions, so that they can be cut by slices of time."""
     events: int
     """Rows of `bronze.events`."""
     grown: int

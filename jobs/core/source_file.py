@@ -422,8 +422,18 @@ class SessionsPart(Part):
     """With `--day D`, events dated before D minus this many days are rejected as late."""
     max_session_hours: float = Field(default=24, gt=0)
     """Longer sessions are flagged as runaway: kept in silver, left out of gold."""
+    on_max_hours: Literal["flag", "split"] = "flag"
+    """What happens to sessions longer than `max_session_hours`. `flag`: they are runaway. `split`: they
+    are cut into pieces, counted from the first event: the first has the events up to
+    `max_session_hours` after it, the second those up to twice that, and so on."""
     max_session_events: int = Field(default=5000, ge=1)
     """Sessions with more events are flagged as runaway, too."""
+    native_gap: StrictBool = False
+    """Under `rule = "source_session_id"`, whether a silence of more than `gap_s` also ends a session
+    of the log."""
+    midnight: Annotated[str, BeforeValidator(_zone)] | None = None
+    """A time zone, such as `Europe/Amsterdam`, whose midnight ends sessions: events on different days
+    there are in different sessions. By default midnight ends none."""
     _bots: BotsPart | None = PrivateAttr(default=None)
 
     @property
@@ -441,6 +451,7 @@ class SessionsPart(Part):
         return SessionRule(
             native=self.rule != "gap", gap_us=self.gap_us, max_session_us=self.max_session_us,
             max_session_events=self.max_session_events, behaviour=self.behaviour,
+            native_gap=self.native_gap, midnight=self.midnight, split=self.on_max_hours == "split",
         )  # fmt: skip
 
     @property
@@ -450,17 +461,24 @@ class SessionsPart(Part):
 
     def rule_text(self) -> str:
         """The rule as stored with `silver.sessions`: a table made by another one is not touched."""
-        rule = {
+        rule: dict[str, Any] = {
             "rule": self.rule,
             "gap_us": self.gap_us,
             "max_session_us": self.max_session_us,
             "max_session_events": self.max_session_events,
         }
-        return json.dumps(rule | self._rules_of_behaviour(), sort_keys=True)
+        return json.dumps(rule | self.more_rules() | self._rules_of_behaviour(), sort_keys=True)
+
+    def more_rules(self) -> dict[str, Any]:
+        """The keys of later versions that are not their default, as they are stored with tables and
+        models: those of earlier versions have none."""
+        names = ("on_max_hours", "native_gap", "midnight")
+        said = {name: getattr(self, name) for name in names}
+        return {n: one for n, one in said.items() if one != type(self).model_fields[n].default}
 
     def _rules_of_behaviour(self) -> dict[str, Any]:
-        """What a rule text says of sessions of programs: where they are not told, nothing, as in the
-        texts of earlier versions."""
+        """What a rule text says of sessions of programs: without such keys nothing, as in the texts of
+        earlier versions."""
         return (
             {} if self.behaviour is None else {k: v for k, v in vars(self.behaviour).items() if v}
         )
@@ -907,6 +925,11 @@ class Source(Part):
             raise ValueError(
                 "sessions.rule = 'source_session_id' needs columns.source_session_id: name the "
                 "log's session column, or use rule = 'gap'"
+            )
+        if self.sessions.native_gap and self.sessions.rule == "gap":
+            raise ValueError(
+                "sessions.native_gap = true is for sessions.rule = 'source_session_id', and rule = "
+                "'gap', where a silence always ends a session: leave it out"
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(

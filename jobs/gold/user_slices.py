@@ -154,8 +154,8 @@ class Gather:
         since = None if self.since is None else filesystem.read_parquet(self.since)
         earliest = None if since is None else pc.min(since["since_us"]).as_py()
         made = []
-        # Only native ids make sessions of a user that start at the same time.
-        ties = self.rule.ties if self.rule.native else ()
+        # (Else no two sessions of a user start at the same time.)
+        ties = () if self.rule.apart_in_time else self.rule.ties
         for path in paths:
             sessions = read_sessions(path, earliest, ties)
             users = pc.dictionary_encode(sessions["user_id"].combine_chunks())
@@ -269,8 +269,8 @@ def of_rows(rows: pa.Table) -> Positions:
 def spliced(stored: Positions, tails: Positions, since: pa.Table) -> Positions:
     """The stored positions before each user's first change, and the new ones from there on.
 
-    Under the gap rule a session that did not change, and starts before one that did, ends before it
-    starts: so positions before the first change of a user are the same positions.
+    Where sessions are apart in time, one that did not change, and starts before one that did, ends
+    before it starts: so positions before the first change of a user are the same positions.
 
     Args:
         since: `user_id`, `since_us`: the start of the first session that changed, was or is there;

@@ -18,6 +18,8 @@ from zoneinfo import ZoneInfo
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.support.oracle import NOTHING_MORE, More
+
 GAP_S, LATENESS_DAYS, MAX_HOURS, MAX_EVENTS = 600, 5, 2, 7
 ZONE = "Europe/Paris"
 # Three nights around the hour that clocks leave out; the first is the 30th of March 2024.
@@ -67,6 +69,7 @@ class Kind:
     """Whether files come again, and take the place of what they were."""
     behaviour: dict[str, int] | None = None
     """`[bots]`, as the oracle takes it."""
+    more: More = NOTHING_MORE
     columns: tuple[str, ...] = field(default=())
 
     def names(self, user: int) -> list[str]:
@@ -201,6 +204,12 @@ def again(text: str) -> str:
     return text.replace('format = "csv"', f'format = "csv"\n{REPLACE}')
 
 
+def with_sessions(text: str, *keys: str) -> str:
+    """A source file with more keys in `[sessions]`."""
+    return text.replace("[sessions]\n", "\n".join(("[sessions]", *keys, "")))
+
+
+SPLIT, MIDNIGHT, NATIVE_GAP = 'on_max_hours = "split"', f'midnight = "{ZONE}"', "native_gap = true"
 IN_FILES = 'tie_break = { order = "file" }'
 
 
@@ -296,6 +305,27 @@ KINDS = {
         Kind(
             "files that come again, people", again(toml(TIE, UNIX, GAP)) + identity("last"),
             link="last", again=True, columns=("u", "c", "i", "t", "n"),
+        ),
+        Kind(
+            "split", with_sessions(toml(TIE, UNIX, GAP), SPLIT), more=More(split=True),
+            columns=("u", "i", "t", "n"),
+        ),
+        Kind(
+            "midnight, people", with_sessions(toml(TIE, UNIX, GAP), MIDNIGHT) + identity("last"),
+            link="last", more=More(midnight=ZONE), columns=("u", "c", "i", "t", "n"),
+        ),
+        Kind(
+            "native sessions, split",
+            with_sessions(toml(f"{NATIVE_SESSION}\n{TIE}", UNIX, NATIVE), SPLIT),
+            native_rule=True, more=More(split=True), columns=("u", "i", "t", "s", "n"),
+        ),
+        Kind(
+            "native sessions with a gap, split, midnight",
+            with_sessions(
+                toml(f"{NATIVE_SESSION}\n{TIE}", UNIX, NATIVE), NATIVE_GAP, SPLIT, MIDNIGHT
+            ),
+            native_rule=True, more=More(native_gap=True, midnight=ZONE, split=True),
+            columns=("u", "i", "t", "s", "n"),
         ),
         Computed("computed, exploded and filtered", computed(), columns=("u", "e")),
     )

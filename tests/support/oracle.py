@@ -5,15 +5,34 @@ It takes event ids from `bronze.events` (they order events of equal time) and no
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 
+@dataclass(frozen=True)
+class More:
+    """What else of `[sessions]` parts events.
+
+    parted: SQL over the columns of an event, and of the one before it as `before_<column>`: true
+        where a session begins.
+    """
+
+    native_gap: bool = False
+    midnight: str | None = None
+    split: bool = False
+    parted: str = "false"
+
+
+NOTHING_MORE = More()
+
+
 def expected_sessions(
-    events: pa.Table, *, native: bool, gap_s: float, max_hours: float, max_events: int
-) -> list[dict[str, Any]]:
+    events: pa.Table, *, native: bool, gap_s: float, max_hours: float, max_events: int,
+    more: More = NOTHING_MORE,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Sessions of a set of events: id, user, start, end, count, runaway, ordered event ids."""
     order = "event_ts, tie_break NULLS LAST, event_id"
     near = f"epoch_us(event_ts) - epoch_us(before_ts) <= {round(gap_s * 1e6)}"
@@ -22,10 +41,23 @@ def expected_sessions(
         belongs = (
             "CASE WHEN source_session_id IS NULL AND before_id IS NULL THEN " + near
             + " WHEN source_session_id IS NULL OR before_id IS NULL THEN false"
-            + " ELSE source_session_id = before_id END"
+            + " ELSE source_session_id = before_id"
+            + (f" AND {near}" if more.native_gap else "") + " END"
         )  # fmt: skip
     else:
         belongs = near
+    days = ["true"]
+    if more.midnight is not None:
+        days = [
+            f"strftime(timezone('{more.midnight}', {one}), '%x')"
+            for one in ("event_ts", "before_ts")
+        ]
+    belongs = f"({belongs}) AND {' = '.join(days)} AND NOT coalesce({more.parted}, false)"
+    max_us = round(max_hours * 3.6e9)
+    # Of a session that is split, events belong to the piece that ends first, not before them.
+    piece = f"greatest(ceil((epoch_us(event_ts) - since) / {max_us}), 1)"
+    piece = piece if more.split else "number"
+    names = [f"lag({name}) OVER w AS before_{name}" for name in events.column_names]
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
         db.register("events", events)
@@ -33,7 +65,7 @@ def expected_sessions(
             WITH placed AS (
                 SELECT *, row_number() OVER w AS place,
                        lag(event_ts) OVER w AS before_ts,
-                       lag(source_session_id) OVER w AS before_id
+                       lag(source_session_id) OVER w AS before_id, {", ".join(names)}
                 FROM events WINDOW w AS (PARTITION BY user_id ORDER BY {order})
             ), marked AS (
                 SELECT *, place = 1 OR NOT ({belongs}) AS opens FROM placed
@@ -41,20 +73,24 @@ def expected_sessions(
                 SELECT *, count(*) FILTER (opens) OVER (
                     PARTITION BY user_id ORDER BY place ROWS UNBOUNDED PRECEDING) AS number
                 FROM marked
+            ), cut AS (
+                SELECT *, {piece} AS piece FROM (
+                    SELECT *, epoch_us(min(event_ts) OVER (PARTITION BY user_id, number)) AS since
+                    FROM numbered)
             ), sessions AS (
-                SELECT user_id, number, list(event_id ORDER BY place) AS events,
+                SELECT user_id, number, piece, list(event_id ORDER BY place) AS events,
                        list(item_id ORDER BY place) AS items,
                        epoch_us(min(event_ts)) AS start_us, epoch_us(max(event_ts)) AS end_us,
                        count(*) AS event_count
-                FROM numbered GROUP BY user_id, number
+                FROM cut GROUP BY user_id, number, piece
             )
             SELECT left(sha256(length(user_id) || ':' || user_id || '/' || events[1]), 32)
                        AS session_id,
                    user_id, start_us, end_us, event_count,
-                   CASE WHEN end_us - start_us > {round(max_hours * 3.6e9)} THEN 'hours'
+                   CASE WHEN end_us - start_us > {max_us} THEN 'hours'
                         WHEN event_count > {max_events} THEN 'events' END AS runaway,
                    events, items
-            FROM sessions ORDER BY user_id, number
+            FROM sessions ORDER BY user_id, number, piece
         """)
         rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
         return rows

@@ -196,7 +196,7 @@ class Mill:
             people = with_persons(events, kind.link, kind.max_days)
         expected = expected_sessions(
             people, native=self.kind.native_rule, gap_s=GAP_S, max_hours=MAX_HOURS,
-            max_events=MAX_EVENTS,
+            max_events=MAX_EVENTS, more=kind.more,
         )  # fmt: skip
         expected = with_behaviour(expected, people, kind.behaviour)
         cut: dict[str, Any] = defaultdict(list)
@@ -288,6 +288,10 @@ def check(
         pytest.param("files that come again", (True,), marks=pytest.mark.slow),
         pytest.param("sessions of programs", (True,), marks=pytest.mark.slow),
         pytest.param("order in files", (True,), marks=pytest.mark.long),
+        pytest.param(
+            "native sessions with a gap, split, midnight", (True, False), marks=pytest.mark.slow
+        ),
+        pytest.param("split", (True,), marks=pytest.mark.slow),
         pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.long),
     ],
 )
