@@ -7,10 +7,23 @@ from expectations.session_rule import SessionRule
 
 
 def checks(rule: SessionRule) -> tuple[Check, ...]:
-    """The suite for one session rule (`[sessions]` of the source file)."""
+    """The suite for one session rule (`[sessions]` of the source file).
+
+    Conditions across rows read `previous_last`, the last event of the user's session before, and
+    where sessions are split `whole_start`, when the first piece of the whole session starts.
+    """
     order_key, belong = rule.sql.order_key, rule.sql.belong
     flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
+    if rule.behaviour is not None:
+        flag = f"coalesce({flag}, {rule.behaviour.sql('events')})"
     before = order_key("{a}") + " < " + order_key("{b}")
+    apart = "previous_last IS NULL OR NOT " + belong("previous_last", "get(events, 0)")
+    if rule.split:
+        first, last = (
+            rule.sql.piece("whole_start", time)
+            for time in ("get(events, 0).event_ts", "previous_last.event_ts")
+        )
+        apart += f" OR {last} < {first}"
     return (
         Check(
             name="session_id_is_key", says="a session is in the table once",
@@ -29,11 +42,10 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
         Check(
             name="neighbours_are_apart",
             says="the last event of a session and the first of the user's next one do not belong "
-                 "together by the session rule",
-            across=True,
-            holds="previous_last IS NULL OR NOT "
-                  + belong("previous_last", "get(events, 0)"),
+                 "together by the session rule" + ", or to one piece" * rule.split,
+            across=True, holds=apart,
         ),
+        *(pieces(rule) if rule.split else ()),
         Check(
             name="neighbours_in_order",
             says="a user's sessions do not overlap in the total order",
@@ -63,3 +75,20 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
                  "the sessions after",
         ),
     )  # fmt: skip
+
+
+def pieces(rule: SessionRule) -> tuple[Check, ...]:
+    """Of sessions that are split."""
+    first, last = (
+        rule.sql.piece("whole_start", f"{event}.event_ts")
+        for event in ("get(events, 0)", "try_element_at(events, -1)")
+    )
+    return (
+        Check(
+            name="pieces_are_cut",
+            says="a session that is longer than max_session_hours is cut at multiples of them from "
+            "its first event",
+            across=True,
+            holds=f"{first} = {last}",
+        ),
+    )

@@ -349,7 +349,7 @@ def left_out(result: Result) -> str:
     filtered = ", ".join(f"{count:,} {reason}" for reason, count in result.filtered.items())
     said = f"; filtered: {filtered}" if filtered else ""
     removed = result.events_removed
-    return said + (f"; {removed:,} stored events filtered and removed" if removed else "")
+    return said + (f"; {removed:,} stored events removed" if removed else "")
 
 
 def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:

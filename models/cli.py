@@ -264,6 +264,7 @@ def _request(
     wanted = settings_ | {"target": args.target or source.training.target}
     wanted.setdefault("seed", source.training.seeds[0])
     environment.use_threads(args.threads)
+    environment.use_deterministic(args.deterministic)
     return run.Request(
         source=source,
         lake=lake,

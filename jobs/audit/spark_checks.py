@@ -54,9 +54,9 @@ def times_are_apart(sessions: DataFrame, rule: SessionRule) -> bool:
     """Whether a user's sessions are further apart than the gap by their `start_ts` and `end_ts`.
 
     If they are, and if these are the times of their first and last events, then neighbours are
-    apart under the gap rule, and in order: no event needs to be looked at.
+    apart where silence alone parts them, and in order: no event needs to be looked at.
     """
-    if rule.native:
+    if not rule.by_silence:
         return False
     by_user = Window.partitionBy("user_id").orderBy("start_ts", "end_ts")
     last, first = F.lag("end_ts").over(by_user), F.col("start_ts")
@@ -89,12 +89,20 @@ def ends_only(sessions: DataFrame, rule: SessionRule) -> DataFrame:
 
 
 def with_previous(sessions: DataFrame, rule: SessionRule) -> DataFrame:
-    """Add `previous_last`: the last event of the user's session before this one."""
+    """Add `previous_last`: the last event of the user's session before this one; and where sessions
+    are split, `whole_start`: when the first piece of the whole session starts."""
     key = F.expr(rule.sql.order_key("get(events, 0)"))
     by_user = Window.partitionBy("user_id").orderBy(key)
-    return sessions.withColumn(
+    found = sessions.withColumn(
         "previous_last", F.lag(F.try_element_at("events", F.lit(-1))).over(by_user)
     )
+    if not rule.split:
+        return found
+    together = F.expr(rule.sql.belong("previous_last", "get(events, 0)"))
+    opens = F.col("previous_last").isNull() | ~together
+    start = F.when(opens, F.expr("get(events, 0).event_ts"))
+    so_far = by_user.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    return found.withColumn("whole_start", F.last(start, ignorenulls=True).over(so_far))
 
 
 def same_events(sessions: DataFrame, events: DataFrame) -> tuple[int, int, bool]:

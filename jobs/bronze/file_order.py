@@ -50,19 +50,24 @@ def placed(events: pa.Table) -> pa.Table:
     return events.set_column(at, "tie_break", pa.array((rank << LINE_BITS) + line))
 
 
-def regrouped(context: Context, events: DataFrame, base: int) -> DataFrame:
+def regrouped(
+    context: Context, events: DataFrame, base: int, gone: DataFrame | None = None
+) -> DataFrame:
     """Events with `tie_break`, and the stored ones whose `tie_break` changes by them (`replaces`).
 
     Args:
         events: `EVENTS.columns`, `replaces`, `stored_ts`, and `line` of the smallest delivery: those
             that are new, or take the place of a stored one.
         base: the version of `bronze.events` that they were judged against.
+        gone: `EVENTS.columns` of stored events that go.
     """
     key, native = list(GROUP), context.source.columns.event_id is not None
     events = events.withColumn("known", F.lit(None).cast("bigint"))
     if context.lake.rows(EVENTS):
         stored = context.lake.read(EVENTS, base).select(*EVENTS.columns)
         groups = events.select(*key)
+        if gone is not None:
+            groups = groups.unionByName(gone.select(*key))
         if native:  # an id may have left the user and time that it had
             old = stored.join(events.where("replaces").select("event_id"), "event_id", "left_semi")
             groups = groups.unionByName(old.select(*key))
@@ -70,6 +75,8 @@ def regrouped(context: Context, events: DataFrame, base: int) -> DataFrame:
             span = groups.agg(F.min("event_ts"), F.max("event_ts")).first()
             assert span is not None
             stored = stored.where(F.col("event_ts").between(*map(F.lit, span)))
+        if gone is not None:
+            stored = stored.join(gone.select("event_id"), "event_id", "left_anti")
         near = stored.where("tie_break IS NOT NULL").join(groups.distinct(), key, "left_semi")
         near = near.join(events.select("event_id"), "event_id", "left_anti")
         near = near.withColumns(

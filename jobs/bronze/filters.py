@@ -35,10 +35,10 @@ def make_ready(context: Context) -> None:
     """Make the table of lines that are left out, where it is wanted; note the list of bots."""
     if context.source.source.keep_filtered:
         context.lake.create(FILTERED)
-    if context.source.bots is not None and context.source.bots.policy == "flag":
+    if context.source.agents is not None and context.source.agents.policy == "flag":
         context.lake.create(FLAGS)
-    if context.source.bots is not None:
-        own = len(context.source.bots.patterns)
+    if context.source.agents is not None:
+        own = len(context.source.agents.patterns)
         context.lists["bots"] = bot_list() + (f", {own} own patterns" if own else "")
 
 
@@ -47,16 +47,19 @@ def said(context: Context) -> str:
     source = context.source
     if not source.leaves_out:
         return ""
-    by_list = source.bots is not None and source.bots.policy == "filter"
-    bots = source.bots.model_dump() if source.bots is not None and by_list else None
+    by_list = source.agents is not None and source.agents.policy == "filter"
+    names = {"user_agent", "policy", "patterns"}
+    bots = (
+        source.agents.model_dump(include=names) if source.agents is not None and by_list else None
+    )
     text = json.dumps({"keep": source.source.keep, "bots": bots}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fill_flags(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """The events of this candidate's lines that are flagged, those that are stored already, too."""
-    bots = context.source.bots
-    if bots is None or bots.policy != "flag":
+    bots = context.source.agents
+    if bots is None or bots.policy != "flag" or manifest.settled:
         return
     lines = candidate.part("lines").where("reason IS NULL")
     if candidate.has("judged"):
@@ -71,7 +74,7 @@ def fill_flags(context: Context, candidate: Candidate, manifest: IngestManifest)
 
 
 def publish_flags(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
-    if not manifest.flagged:
+    if not manifest.flagged + manifest.flags_changed:
         return
 
     def attempt(_: int) -> None:

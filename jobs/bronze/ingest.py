@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, suite
-from jobs.bronze import checks, exposures, file_order, filters, landing, quality
+from jobs.bronze import checks, exposures, file_order, filters, landing, quality, redelivery
 from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.manifest import Counts, IngestManifest, version_of
 from jobs.bronze.rejects import (
@@ -51,6 +51,7 @@ from jobs.core.errors import (
 from jobs.core.plan import Algorithm, IngestFacts, Publish, idle, ingest_plan
 from jobs.core.tables import (
     CHANGED_EVENTS,
+    DELIVERIES,
     EVENTS,
     FILES,
     FILTERED,
@@ -87,7 +88,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
     """
     lake = context.lake
     landing.file_format(context.source)  # (mistakes in expressions are said before all else)
-    foreign.make_ready(context, EVENTS, REJECTS, FILTERED)
+    foreign.make_ready(context, EVENTS, REJECTS, FILTERED, DELIVERIES)
     landing.null_ids(context)
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table, upgrade=False)
@@ -104,7 +105,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         plan=idle("ingest"),
         base={
             table.full_name: version_of(context, table)
-            for table in (EVENTS, REJECTS, FILES, FILTERED)
+            for table in (EVENTS, REJECTS, FILES, FILTERED, DELIVERIES)
             if lake.version(table) is not None
         },
         empty=not facts,
@@ -142,6 +143,7 @@ def lines_of(
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table)
     filters.make_ready(context)
+    redelivery.make_ready(context)
     if not landing.is_parsed(context, candidate, chosen):
         candidate.remove()
         lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
@@ -184,7 +186,7 @@ def chosen_files(
             context.lake.set_property(EVENTS, foreign.REPLACED, foreign.READING + context.run_id)
         notes += foreign.begin_reading_again(context, *tables_of_lines(context))
     else:
-        foreign.refuse_loss(context, EVENTS, REJECTS)
+        foreign.refuse_loss(context, EVENTS, REJECTS, *redelivery.tables(context))
         for target in READERS:
             foreign.refuse_older_copy(context, target, EVENTS)
         chosen, notes = landing.unread(context, landed), []
@@ -193,7 +195,7 @@ def chosen_files(
 
 def tables_of_lines(context: Context) -> list[Table]:
     """Tables that lines of the log become rows of, as far as they are there."""
-    tables = (EVENTS, REJECTS, FILTERED)
+    tables = (EVENTS, REJECTS, FILTERED, *redelivery.tables(context))
     return [table for table in tables if context.lake.version(table) is not None]
 
 
@@ -227,7 +229,8 @@ def facts_of(context: Context, manifest: IngestManifest, oldest: Column | None) 
     return IngestFacts(
         lines=manifest.counts.read, stored=context.lake.rows(EVENTS),
         native_ids=context.source.columns.event_id is not None,
-        late=oldest is not None or manifest.reload or context.lake.rows(CHANGED_EVENTS) > 0,
+        late=oldest is not None or manifest.reload or context.lake.rows(CHANGED_EVENTS) > 0
+        or context.lake.rows(DELIVERIES) > 0,
     )  # fmt: skip
 
 
@@ -269,6 +272,8 @@ def fill_events(
     usable = candidate.part("lines").where("reason IS NULL")
     if manifest.plan.path is Algorithm.FIRST_SLICES:
         fill_by_slices(context, candidate, manifest, usable)
+        if redelivery.replaces(context):
+            redelivery.fill_first(context, candidate, manifest, usable)
         return
     judged = judged_lines(context, candidate, manifest, usable, oldest)
     # Duplicates are counted from the lines themselves, not as what is left over: the audit's
@@ -280,26 +285,56 @@ def fill_events(
         F.count_if(first & F.col("replaces")).alias("replaced"), F.count_if(again).alias("again")
     ).first()
     assert counted is not None
-    removed = None
-    if manifest.reload and context.source.leaves_out and choice.stored:
-        unwanted = filters.unwanted(context, candidate, manifest, usable)
-        removed = candidate.write("unwanted", unwanted)
-        manifest.counts.events_removed = candidate.row_count("unwanted")
-    events = judged.where(first).withColumns(
-        {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
-    )
-    replaces = counted["replaced"] > 0 or manifest.counts.events_removed > 0
+    manifest.counts.events_replaced = counted["replaced"]
+    manifest.counts.duplicates = counted["again"]
+    removed: DataFrame | None
+    if redelivery.replaces(context):
+        events, removed = settled_events(context, candidate, manifest, judged, oldest)
+    else:
+        events, removed = first_lines(context, candidate, manifest, judged.where(first), usable)
+    replaces = manifest.counts.events_replaced + manifest.counts.events_removed > 0
     if context.source.columns.file_order:
         events = events.select(*EVENTS.columns, "replaces", "stored_ts", "line")
         base = manifest.base[EVENTS.full_name]
-        events = candidate.write("placed", file_order.regrouped(context, events, base))
+        placed = file_order.regrouped(context, events, base, removed)
+        events = candidate.write("placed", placed)
         replaces = replaces or bool(events.where("replaces").head(1))
     choice = replace(choice, replaces=replaces)
     manifest.plan = ingest_plan(choice, context.thresholds, manifest.plan.job)
     events = laid_out(events.select(*EVENTS.columns, "replaces", "stored_ts"), context)
     manifest.counts.events_new = write_events(context, candidate, manifest, events, removed)
-    manifest.counts.events_replaced = counted["replaced"]
-    manifest.counts.duplicates = counted["again"]
+
+
+def first_lines(
+    context: Context, candidate: Candidate, manifest: IngestManifest, first: DataFrame,
+    usable: DataFrame,
+) -> tuple[DataFrame, DataFrame | None]:  # fmt: skip
+    """The events of some lines, and the stored ones that a reload removes.
+
+    Args:
+        first: of each event that is new, or replaces a stored one, the line.
+    """
+    removed = None
+    if manifest.reload and context.source.leaves_out and context.lake.rows(EVENTS):
+        unwanted = filters.unwanted(context, candidate, manifest, usable)
+        removed = candidate.write("unwanted", unwanted)
+        manifest.counts.events_removed = candidate.row_count("unwanted")
+    stamps = {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
+    return first.withColumns(stamps), removed
+
+
+def settled_events(
+    context: Context, candidate: Candidate, manifest: IngestManifest, judged: DataFrame,
+    oldest: Column | None,
+) -> tuple[DataFrame, DataFrame]:  # fmt: skip
+    """The events that are new or changed, and those that go, by the deliveries of all files."""
+    found = redelivery.settle(context, candidate, manifest, judged, oldest)
+    counts = manifest.counts
+    counts.events_replaced = found.changed.where("replaces").count()
+    counts.events_removed = candidate.row_count("gone")
+    manifest.settled = True
+    manifest.notes += redelivery.told_of_gone(found.gone, counts.events_removed)
+    return found.changed, found.gone
 
 
 def judged_lines(
@@ -479,9 +514,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         for aside in (REJECTED, LEFT_OUT):
             publish_aside(context, candidate, manifest, aside)
         crash_points.point("ingest.rejects-published")
-        publish_events(context, candidate, manifest)
-        crash_points.point("ingest.events-published")
-        filters.publish_flags(context, candidate, manifest)
+        publish_all_events(context, candidate, manifest)
         for aside in (REJECTED, LEFT_OUT):
             clear_aside(context, candidate, manifest, aside)
         filters.remember(context)
@@ -494,9 +527,25 @@ def publish(context: Context, candidate: Candidate) -> Result:
             base = version_of(context, table)
             lake.commit(table, [], base, lake.guard(table), base + 1, context.run_id)
         foreign.end_reading_again(context, *tables_of_lines(context))
+        redelivery.all_read_again(context)
     for table in (EVENTS, REJECTS):
         result.tables[table.full_name] = lake.told(table)
     return result
+
+
+def publish_all_events(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
+    """Events, and what the tables beside them say of them.
+
+    Raises:
+        Conflict: another run changed one of the tables since the candidate was computed.
+    """
+    redelivery.publish(context, candidate, manifest)
+    if manifest.settled:  # (flags of events that go are found by these events)
+        filters.publish_flags(context, candidate, manifest)
+    publish_events(context, candidate, manifest)
+    crash_points.point("ingest.events-published")
+    if not manifest.settled:
+        filters.publish_flags(context, candidate, manifest)
 
 
 def publish_events(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:

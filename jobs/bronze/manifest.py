@@ -22,7 +22,8 @@ class Counts:
     waiting: int = 0
     """Last lines without an end, which are not among those read."""
     events_removed: int = 0
-    """Stored events that `source.keep` or `[bots]` leave out, of a reload."""
+    """Stored events that `source.keep` or `[bots]` leave out, of a reload; and those that no file has
+    any more (`source.redelivery`)."""
 
 
 @dataclass
@@ -44,6 +45,12 @@ class IngestManifest(Manifest):
     """How many stored ones go, or have another reason now."""
     flagged: int = 0
     """How many events are flagged."""
+    flags_changed: int = 0
+    """How many rows of `bronze.flags` change, where that is not `flagged`."""
+    settled: bool = False
+    """Whether events and flags are those of all deliveries (`jobs/bronze/redelivery.py`)."""
+    deliveries_changed: int = 0
+    """How many rows of `bronze.deliveries` change."""
     files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     staged: Staged | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from jobs.bronze import redelivery
 from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.core.errors import Conflict
 from jobs.core.tables import FILES, FILTER_REASONS, FILTERED, REJECTS, Table
@@ -95,7 +96,7 @@ def fill_aside(
     if lake.rows(aside.table):
         paths = manifest.files
         known = lake.read(aside.table, base).where(F.col("file").isin(paths))
-        changed = changed_lines(context, candidate, rows, base, paths, aside.table)
+        changed = changed_lines(context, candidate, rows, base, manifest, aside.table)
         candidate.write(f"{aside.part}-changed", changed)
         setattr(manifest, f"{aside.part}_changed", candidate.row_count(f"{aside.part}-changed"))
         rows = rows.join(known.select(*key), key, "left_anti")
@@ -106,7 +107,7 @@ def fill_aside(
 
 
 def changed_lines(
-    context: Context, candidate: Candidate, rejects: DataFrame, base: int, paths: list[str],
+    context: Context, candidate: Candidate, rejects: DataFrame, base: int, manifest: IngestManifest,
     table: Table,
 ) -> DataFrame:  # fmt: skip
     """Stored lines of this run's files that go (`gone`) or are described otherwise: rejects, or (so are
@@ -115,9 +116,10 @@ def changed_lines(
     Those go that came good: their lines are events or duplicates now. So do those of a reading
     that no run finished (it failed, or was killed), if this reading does not repeat them: under
     another encoding, or other columns of a Parquet file, the same line has another text. Those that
-    are repeated take the reason and the columns that hold now.
+    are repeated take the reason and the columns that hold now. Of a file that takes the place of
+    what it was, all go that it does not have any more.
     """
-    lake, key = context.lake, list(REJECTS.key)
+    lake, key, paths = context.lake, list(REJECTS.key), manifest.files
     known = lake.read(table, base).where(F.col("file").isin(paths)).select(*table.columns)
     # (A line that is left out is no reject any more, and the other way round.)
     stays = left_out() if table is FILTERED else F.col("reason").isNotNull() & ~left_out()
@@ -132,7 +134,9 @@ def changed_lines(
     unfinished = known.join(finished, "file").where(
         "read_us IS NULL OR unix_micros(first_seen_ts) > read_us"
     )
-    left = unfinished.join(rejects.select(*key), key, "left_anti").select(*known.columns)
+    replaced = redelivery.whole_files(context, candidate, manifest)
+    left = unfinished.select(*known.columns).unionByName(known.where(F.col("file").isin(replaced)))
+    left = left.join(rejects.select(*key), key, "left_anti")
     gone = known.join(good, key, "left_semi").unionByName(left).dropDuplicates(key)
     now = rejects.select(
         *key, F.col("reason").alias("now_reason"), F.col("file_columns").alias("now_columns")

@@ -25,7 +25,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bronze import exposures, filters, ingest, landing, rejects
+from jobs.bronze import exposures, filters, ingest, landing, redelivery, rejects
 from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.reject_columns import Ledger
 from jobs.bronze.rejects import LEFT_OUT, REJECTED, Aside
@@ -35,7 +35,7 @@ from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
 from jobs.core.source_file import TYPED
-from jobs.core.tables import EVENTS, FILES, FILTERED, REJECTS, Table
+from jobs.core.tables import DELIVERIES, EVENTS, FILES, FILTERED, REJECTS, Table
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
 from jobs.reading.stored import Stored, records_of
@@ -270,14 +270,17 @@ def computed(context: Context, aside: Aside) -> Candidate:
     """The candidate of a replay of rejected lines, or of those that were left out."""
     lake, candidate, table = context.lake, context.candidate(EVENTS), aside.table
     landing.file_format(context.source)  # (mistakes in expressions are said before all else)
-    foreign.make_ready(context, EVENTS, REJECTS, FILTERED)
+    foreign.make_ready(context, EVENTS, REJECTS, FILTERED, DELIVERIES)
     landing.null_ids(context)
     for one in dict.fromkeys((EVENTS, REJECTS, FILES, table)):
         lake.create(one)
     filters.make_ready(context)
-    foreign.refuse_loss(context, EVENTS, REJECTS)
+    redelivery.make_ready(context)
+    beside = redelivery.tables(context)
+    foreign.refuse_loss(context, EVENTS, REJECTS, *beside)
     notes = learn_changed(context)
-    base = {one.full_name: version_of(context, one) for one in dict.fromkeys((EVENTS, table))}
+    based = dict.fromkeys((EVENTS, table, *beside))
+    base = {one.full_name: version_of(context, one) for one in based}
     job = JOBS[aside]
     manifest = IngestManifest(plan=idle(job), base=base, empty=lake.rows(table) == 0, notes=notes)
     if manifest.empty and aside is LEFT_OUT and not context.source.source.keep_filtered:
@@ -352,8 +355,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         notes=manifest.notes,
     )  # fmt: skip
     if not manifest.empty:
-        ingest.publish_events(context, candidate, manifest)
-        filters.publish_flags(context, candidate, manifest)
+        ingest.publish_all_events(context, candidate, manifest)
         for aside in (REJECTED, LEFT_OUT):
             rejects.clear_aside(context, candidate, manifest, aside)
         if result.events_new or result.events_replaced:

@@ -242,8 +242,8 @@ def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
     Args:
         file_order: whether of equal lines the first by file and line is the smallest.
     """
-    mine = _placed("event_ts", "row_hash", "anonymous_id")
-    theirs = _placed("stored_ts", "stored_hash", "stored_anonymous")
+    mine = place_of("event_ts", "row_hash", "anonymous_id")
+    theirs = place_of("stored_ts", "stored_hash", "stored_anonymous")
     smaller = mine < theirs
     if file_order:
         place = F.struct("file", "line")
@@ -255,7 +255,7 @@ def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
         smaller = smaller | (mine.eqNullSafe(theirs) & earlier)
     replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
     order = Window.partitionBy("event_id", "usable").orderBy(
-        _placed("event_ts", "row_hash", "anonymous_id"), "file", "line"
+        place_of("event_ts", "row_hash", "anonymous_id"), "file", "line"
     )
     fresh = ~F.col("stored") & ~F.col("late") & ~F.col("too_old")
     marked = judged.withColumn("replaces", replaces)
@@ -263,7 +263,7 @@ def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
     return marked.withColumn("rank", F.row_number().over(order))
 
 
-def _placed(time: str, digest: str, anonymous: str) -> Column:
+def place_of(time: str, digest: str, anonymous: str) -> Column:
     """What orders lines of one event, no anonymous id last."""
     return F.struct(
         F.col(time).alias("time"), F.col(digest).alias("digest"),

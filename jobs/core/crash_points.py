@@ -25,10 +25,13 @@ SCORING = ("score.computed", "score.audited", "score.published")
 IDENTITY = ("identify.audited", "identify.events-published", "identify.published")
 """Those of `sessionize` where the source has `[identity]`."""
 
+REDELIVERY = ("ingest.deliveries-published",)
+"""Those of `ingest` where `source.redelivery` is replace."""
+
 
 def point(name: str) -> None:
     """Die here if the environment names this point."""
-    assert name in POINTS + SCORING + IDENTITY, name
+    assert name in POINTS + SCORING + IDENTITY + REDELIVERY, name
     if settings().crash_at == name:
         print(f"crash point {name}: killing myself", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -54,7 +54,7 @@ class Algorithm(StrEnum):
     # items
     COUNT_ARROW = "items of new events, in Arrow"
     COUNT_CHANGES = "items of changed events, in Spark SQL"
-    COUNT_ALL = "items of all events, in Spark SQL"
+    COUNT_ALL = "items of all events, file by file"
     # sequences
     WEAVE_ALL = "all users, from all sessions"
     WEAVE_KEPT = "all users, from the stored rows and the changed sessions"
@@ -229,7 +229,7 @@ class SessionizeFacts:
     """What decides how sessions are cut."""
 
     gap_rule: bool
-    """Whether `[sessions] rule` is gap, not the log's own sessions."""
+    """Whether silence alone parts sessions, so that they can be cut by slices of time."""
     events: int
     """Rows of `bronze.events`."""
     grown: int

@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     StrictBool,
     Tag,
     ValidationError,
@@ -33,6 +34,7 @@ from jobs.core.errors import SourceError
 from jobs.core.settings import settings
 
 if TYPE_CHECKING:
+    from expectations.behaviour_rule import BehaviourRule
     from expectations.session_rule import SessionRule
 
 COMBINED_LOG_COLUMNS = (
@@ -135,6 +137,10 @@ class SourcePart(Part):
     """Separates the items of `exposed_with` where the log has them as one text."""
     on_new_column: Literal["ignore", "fail"] = "ignore"
     """What happens when a file has a column that the log did not have before."""
+    redelivery: Literal["append", "replace"] = "append"
+    """What happens when a file comes again with other content. `append`: its new lines are added.
+    `replace`: what the file no longer has, and no other file has, is removed, too; of each file its
+    newest version counts. A file that is no longer there changes nothing."""
     keep: str | None = Field(default=None, min_length=1)
     """An SQL condition on the log's columns (DuckDB's dialect), such as `method = 'GET' AND status
     BETWEEN 200 AND 299`. Lines for which it is false are left out and counted as `filtered`; lines
@@ -172,6 +178,11 @@ class SourcePart(Part):
                     f"source.{name} = {value!r} is for format = 'csv', and format = "
                     f"{self.format!r}: leave it out"
                 )
+        if self.redelivery == "replace" and self.format == "delta":
+            raise ValueError(
+                "source.redelivery = 'replace' is for files that are written again, and the data files of a "
+                "Delta table never are: leave it out"
+            )
         for name in ("quote", "escape"):
             mark = given[name]
             if mark and (mark in "\r\n" or mark in self.delimiter):
@@ -411,8 +422,19 @@ class SessionsPart(Part):
     """With `--day D`, events dated before D minus this many days are rejected as late."""
     max_session_hours: float = Field(default=24, gt=0)
     """Longer sessions are flagged as runaway: kept in silver, left out of gold."""
+    on_max_hours: Literal["flag", "split"] = "flag"
+    """What happens to sessions longer than `max_session_hours`. `flag`: they are runaway. `split`: they
+    are cut into pieces, counted from the first event: the first has the events up to
+    `max_session_hours` after it, the second those up to twice that, and so on."""
     max_session_events: int = Field(default=5000, ge=1)
     """Sessions with more events are flagged as runaway, too."""
+    native_gap: StrictBool = False
+    """Under `rule = "source_session_id"`, whether a silence of more than `gap_s` also ends a session
+    of the log."""
+    midnight: Annotated[str, BeforeValidator(_zone)] | None = None
+    """A time zone, such as `Europe/Amsterdam`, whose midnight ends sessions: events on different days
+    there are in different sessions. By default midnight ends none."""
+    _bots: BotsPart | None = PrivateAttr(default=None)
 
     @property
     def gap_us(self) -> int:
@@ -428,31 +450,95 @@ class SessionsPart(Part):
 
         return SessionRule(
             native=self.rule != "gap", gap_us=self.gap_us, max_session_us=self.max_session_us,
-            max_session_events=self.max_session_events,
+            max_session_events=self.max_session_events, behaviour=self.behaviour,
+            native_gap=self.native_gap, midnight=self.midnight, split=self.on_max_hours == "split",
         )  # fmt: skip
+
+    @property
+    def behaviour(self) -> BehaviourRule | None:
+        """What [bots] says of sessions (`Source` gives it)."""
+        return None if self._bots is None else self._bots.behaviour
 
     def rule_text(self) -> str:
         """The rule as stored with `silver.sessions`: a table made by another one is not touched."""
-        rule = {
+        rule: dict[str, Any] = {
             "rule": self.rule,
             "gap_us": self.gap_us,
             "max_session_us": self.max_session_us,
             "max_session_events": self.max_session_events,
         }
-        return json.dumps(rule, sort_keys=True)
+        return json.dumps(rule | self.more_rules() | self._rules_of_behaviour(), sort_keys=True)
+
+    def more_rules(self) -> dict[str, Any]:
+        """The keys of later versions that are not their default, as they are stored with tables and
+        models: those of earlier versions have none."""
+        names = ("on_max_hours", "native_gap", "midnight")
+        said = {name: getattr(self, name) for name in names}
+        return {n: one for n, one in said.items() if one != type(self).model_fields[n].default}
+
+    def _rules_of_behaviour(self) -> dict[str, Any]:
+        """What a rule text says of sessions of programs: without such keys nothing, as in the texts of
+        earlier versions."""
+        return (
+            {} if self.behaviour is None else {k: v for k, v in vars(self.behaviour).items() if v}
+        )
 
 
 class BotsPart(Part):
-    """Lines of programs, by their user agent: by the list of the package `crawler-user-agents`, whose
-    version `ops.runs` has, and by own patterns."""
+    """What programs did: lines, by their user agent (by the list of the package `crawler-user-agents`,
+    whose version `ops.runs` has, and by own patterns), and sessions, by their pace."""
 
-    user_agent: ColumnName
-    """The log's column that has the user agent. Lines without one are kept."""
+    user_agent: ColumnName | None = None
+    """The log's column that has the user agent. Lines without one are kept. By default no line is
+    looked at."""
     policy: Literal["filter", "flag"] = "filter"
-    """`filter`: they are left out and counted as `filtered`. `flag`: they are events like others, and
-    their ids are in `bronze.flags`."""
+    """What happens to lines of bots. `filter`: they are left out and counted as `filtered`. `flag`: they
+    are events like others, and their ids are in `bronze.flags`."""
     patterns: list[Pattern] = []
     """More regular expressions; a user agent that has a match of one is a bot's."""
+    events_per_minute: int | None = Field(default=None, ge=1)
+    """A session with more events than this in some sixty seconds is flagged: its `runaway` is `rate`. It is
+    kept in silver and left out of gold, as other runaway sessions are."""
+    events_without_pause: int | None = Field(default=None, ge=1)
+    """A session in which more events than this follow each other without a pause is flagged: its `runaway`
+    is `no_pause`."""
+    pause_s: float = Field(default=30, gt=0, le=10 * 366 * 86400)
+    """A pause is longer than this many seconds."""
+
+    @model_validator(mode="after")
+    def _says_how(self) -> BotsPart:
+        given = self.model_fields_set
+        paces = (self.events_per_minute, self.events_without_pause)
+        if self.user_agent is None and paces == (None, None):
+            raise ValueError(
+                "[bots] says nothing of how bots are told: name the column of the user agent "
+                "(user_agent), or set events_per_minute or events_without_pause"
+            )
+        for name in ("policy", "patterns"):
+            if self.user_agent is None and name in given:
+                raise ValueError(
+                    f"bots.{name} = {getattr(self, name)!r} is about user agents: name their column "
+                    "(bots.user_agent), or leave it out"
+                )
+        if self.events_without_pause is None and "pause_s" in given:
+            raise ValueError(
+                f"bots.pause_s = {self.pause_s:g} needs bots.events_without_pause: how many events without "
+                "such a pause are too many"
+            )
+        return self
+
+    @property
+    def behaviour(self) -> BehaviourRule | None:
+        """How sessions of programs are told; None: they are not."""
+        from expectations.behaviour_rule import BehaviourRule  # (needs NumPy; DAG files do not)
+
+        if self.events_per_minute is None and self.events_without_pause is None:
+            return None
+        pause_us = 0 if self.events_without_pause is None else round(self.pause_s * 1_000_000)
+        return BehaviourRule(
+            events_per_minute=self.events_per_minute,
+            events_without_pause=self.events_without_pause, pause_us=pause_us,
+        )  # fmt: skip
 
 
 class QualityPart(Part):
@@ -800,13 +886,18 @@ class Source(Part):
     @property
     def leaves_out(self) -> bool:
         """Whether lines are left out by `keep` or `[bots]`."""
-        bots = self.bots is not None and self.bots.policy == "filter"
+        bots = self.agents is not None and self.agents.policy == "filter"
         return self.source.keep is not None or bots
+
+    @property
+    def agents(self) -> BotsPart | None:
+        """[bots], where it tells lines by their user agent."""
+        return self.bots if self.bots is not None and self.bots.user_agent is not None else None
 
     @property
     def computes(self) -> bool:
         """Whether something happens to the log's columns before they are ours."""
-        filters = self.source.keep is not None or self.bots is not None
+        filters = self.source.keep is not None or self.agents is not None
         return bool(self.columns.expressions()) or filters or self.source.explode is not None
 
     @model_validator(mode="before")
@@ -820,6 +911,13 @@ class Source(Part):
         return file
 
     @model_validator(mode="after")
+    def _sessions_know_of_bots(self) -> Source:
+        if self.bots is not None:  # (a part that is not given is shared by all sources)
+            self.__dict__["sessions"] = self.sessions.model_copy()
+            self.sessions._bots = self.bots
+        return self
+
+    @model_validator(mode="after")
     def _parts_agree(self) -> Source:
         columns = self.columns
         self._names_the_user_once()
@@ -827,6 +925,11 @@ class Source(Part):
             raise ValueError(
                 "sessions.rule = 'source_session_id' needs columns.source_session_id: name the "
                 "log's session column, or use rule = 'gap'"
+            )
+        if self.sessions.native_gap and self.sessions.rule == "gap":
+            raise ValueError(
+                "sessions.native_gap = true is for sessions.rule = 'source_session_id', and rule = "
+                "'gap', where a silence always ends a session: leave it out"
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(

@@ -88,6 +88,13 @@ FILTERED = Table(
     "is true. The columns are those of bronze.rejects.",
     columns=REJECTS.columns,
 )
+DELIVERIES = Table(
+    layer="bronze", name="deliveries", key=("event_id", "file"),
+    doc="One event in one file, `file`, of the events that several files had, or have, as this file has it. "
+        "Only where `source.redelivery` is replace. `flag`: what [bots] says of its lines.",
+    columns={**EVENTS.columns, "file": "string", "flag": "string"},
+)  # fmt: skip
+
 IDENTITIES = Table(
     layer="silver", name="identities", key=("anonymous_id", "since_ts"),
     doc="Whose an anonymous id is. Events without a user from `from_ts` (null: always) to before `to_ts` "
@@ -267,7 +274,7 @@ FINGERPRINTS = Table(
 )  # fmt: skip
 
 ALL = (
-    EVENTS, REJECTS, FILTERED, FLAGS, IDENTITIES, PERSON_EVENTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
+    EVENTS, REJECTS, FILTERED, FLAGS, DELIVERIES, IDENTITIES, PERSON_EVENTS, SESSIONS, ITEMS, ITEM_ATTRIBUTES, SEQUENCES, RECOMMENDATIONS, RUNS, FILES,
     NIGHTS, LISTS, FORGOTTEN, CHANGED_EVENTS, FINGERPRINTS,
 )  # fmt: skip
 

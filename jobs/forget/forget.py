@@ -36,6 +36,7 @@ from jobs.core.errors import SettingsError
 from jobs.core.settings import settings
 from jobs.core.tables import (
     ALL,
+    DELIVERIES,
     EVENTS,
     FILTERED,
     FLAGS,
@@ -100,6 +101,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     )
     lines = from_landing(context, person, lambda name: secret.of_anonymous(name) in of_anonymous)
     _delete(context, FLAGS, person)  # (while their events say which they are)
+    _delete(context, DELIVERIES, person)  # (what it has comes back into bronze.events)
     events = _delete(context, EVENTS, person)
     for job in ("sessionize", "items", "sequences"):
         one_job(context, job, "all", {})
@@ -214,7 +216,7 @@ def _condition(context: Context, table: Table, base: int, person: Person) -> Any
     if table in (REJECTS, FILTERED):
         place = F.concat_ws("\n", "file", F.col("line").cast("string"), "raw_hash")
         return place.isin(_lines_of(context, table, base, person))
-    if table is EVENTS:
+    if table in (EVENTS, DELIVERIES):
         alone = F.col("user_id").isNull() & F.col("anonymous_id").isin(sorted(person.anonymous))
         return (F.col("user_id") == F.lit(person.stored)) | alone
     return F.col("user_id").isin(person.names)

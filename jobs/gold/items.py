@@ -9,6 +9,7 @@ says of them goes along (`jobs/gold/item_attributes.py`). Its items without any 
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,8 @@ from jobs.lake.change_feed import CAME, GONE, TYPE, only_came
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
 from jobs.lake.manifest import Manifest, Staged
+from jobs.lake.tasks import run
+from jobs.lake.time_slices import CLOCK
 
 
 @dataclass
@@ -81,6 +84,75 @@ def summarised(seen: DataFrame) -> DataFrame:
     return seen.groupBy("item_id").agg(
         F.min("event_ts").alias("first_seen_ts"), F.sum("count").cast("bigint").alias("event_count")
     )
+
+
+SEEN = "seen"  # the candidate's part: what each data file of the events has of its items
+SEEN_TYPES = {"item_id": "string", "event_ts": "timestamp", "count": "bigint"}
+SEEN_COLUMNS = ["item_id", "event_ts", "exposed_with"]
+
+
+def seen_in(came: pa.Table, unseen: pa.Array) -> pa.Table:
+    """One row an item of events and exposures: `sightings` and `summarised`, in Arrow.
+
+    Args:
+        came: `item_id, event_ts, exposed_with` of the events.
+        unseen: items that happened at no time.
+
+    Returns:
+        `item_id`, `event_ts_min` (us) and `count_sum`.
+    """
+    came = came.combine_chunks()
+    times = came["event_ts"].combine_chunks().cast(CLOCK).cast(pa.int64())
+    shown = came["exposed_with"].combine_chunks()
+    place = pc.list_parent_indices(shown)
+    seen = pa.table(
+        {
+            "item_id": pa.chunked_array(
+                [came["item_id"].combine_chunks(), pc.list_flatten(shown), unseen], pa.string()
+            ),
+            "event_ts": pa.chunked_array(
+                [times, times.take(place), pa.nulls(len(unseen), pa.int64())]
+            ),
+            "count": np.repeat([1, 0], [came.num_rows, len(place) + len(unseen)]),
+        }
+    )
+    return seen.group_by("item_id", use_threads=False).aggregate(
+        [("event_ts", "min"), ("count", "sum")]
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A task: a data file of `bronze.events` -> a file of `SEEN_TYPES`, one row an item of a row group.
+
+    (Spark reads the file twice for it, events and exposures: LAB_LOG.md.)
+    """
+
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        none, found = pa.nulls(0, pa.string()), []
+        with filesystem.data_file(path) as file:
+            for number in range(file.num_row_groups):
+                rows = file.read_row_group(number, SEEN_COLUMNS, use_threads=False)
+                found.append(seen_in(rows, none))
+        if not found:
+            return []
+        seen = pa.concat_tables(found).select(["item_id", "event_ts_min", "count_sum"])
+        seen = seen.rename_columns(["item_id", "event_ts", "count"]).cast(arrow_schema(SEEN_TYPES))
+        out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        filesystem.write_parquet(out, seen)
+        return [{"path": out}]
+
+
+def all_seen(context: Context, candidate: Candidate, upto: int) -> DataFrame:
+    """`sightings` of all events of a version, each data file's items once or a few times."""
+    lake = context.lake
+    paths, number = lake.file_uris(EVENTS, upto), lake.rows(EVENTS)
+    spark = context.tasks(context.thresholds.tasks(number))
+    run(spark, Seen(candidate.path(SEEN)), paths, "path string", "string")
+    candidate.adopt(SEEN, ", ".join(f"{name} {kind}" for name, kind in SEEN_TYPES.items()))
+    return with_unseen(candidate.part(SEEN), candidate)
 
 
 def updated(items: DataFrame, seen: DataFrame, highest: int) -> DataFrame:
@@ -211,7 +283,7 @@ def recount(context: Context, candidate: Candidate, manifest: ItemsManifest) -> 
             "trained before use other numbers"
         )
         old = lake.read(ITEMS).where("false")
-    seen = summarised(with_unseen(sightings(lake.read(EVENTS, manifest.upto)), candidate))
+    seen = summarised(all_seen(context, candidate, manifest.upto))
     rows = recounted(old.select(*ITEMS.columns), seen)
     manifest.staged = lake.stage(ITEMS, rows.coalesce(1), context.run_id)
     manifest.rows = sum(one["rows"] for one in manifest.staged)
@@ -282,7 +354,7 @@ def count(
                 return
             manifest.plan = items_plan(replace(facts, whole=True), context.thresholds)
             context.decide(manifest.plan)
-    whole = summarised(with_unseen(sightings(events), candidate)).withColumn("whole", F.lit(True))
+    whole = summarised(all_seen(context, candidate, upto)).withColumn("whole", F.lit(True))
     fill(context, candidate, manifest, whole)
 
 
@@ -331,22 +403,7 @@ def grown(items: pa.Table, came: pa.Table, unseen: pa.Array) -> pa.Table:
     """
     schema = arrow_schema(ITEMS.columns)
     items = items.select(schema.names).cast(schema).combine_chunks()
-    came = came.combine_chunks()
-    times = came["event_ts"].combine_chunks().cast(pa.int64())
-    shown = came["exposed_with"].combine_chunks()
-    place = pc.list_parent_indices(shown)
-    seen = pa.table(
-        {
-            "item_id": pa.chunked_array(
-                [came["item_id"].combine_chunks(), pc.list_flatten(shown), unseen], pa.string()
-            ),
-            "event_ts": pa.chunked_array(
-                [times, times.take(place), pa.nulls(len(unseen), pa.int64())]
-            ),
-            "count": np.repeat([1, 0], [came.num_rows, len(place) + len(unseen)]),
-        }
-    )
-    seen = seen.group_by("item_id").aggregate([("event_ts", "min"), ("count", "sum")])
+    seen = seen_in(came, unseen)
     at = pc.index_in(seen["item_id"], items["item_id"].combine_chunks()).combine_chunks()
     first, count = items["first_seen_ts"].cast(pa.int64()).take(at), items["event_count"].take(at)
     earliest = pc.min_element_wise(seen["event_ts_min"], first)

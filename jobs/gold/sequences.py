@@ -275,7 +275,7 @@ def changed_users(
         feed = pa.table({"user_id": feed["user_id"], "since_us": times})
         found = feed.group_by("user_id").aggregate([("since_us", "min")])
         found = found.rename_columns(["user_id", "since_us"])
-    if context.source.sessions.rule != "gap":
+    if not context.source.sessions.session_rule.apart_in_time:
         ever = pa.array([np.iinfo(np.int64).min], pa.int64()).take(
             pa.array(np.zeros(found.num_rows, np.int64))
         )

@@ -154,8 +154,8 @@ class Gather:
         since = None if self.since is None else filesystem.read_parquet(self.since)
         earliest = None if since is None else pc.min(since["since_us"]).as_py()
         made = []
-        # Only native ids make sessions of a user that start at the same time.
-        ties = self.rule.ties if self.rule.native else ()
+        # (Else no two sessions of a user start at the same time.)
+        ties = () if self.rule.apart_in_time else self.rule.ties
         for path in paths:
             sessions = read_sessions(path, earliest, ties)
             users = pc.dictionary_encode(sessions["user_id"].combine_chunks())
@@ -254,7 +254,10 @@ def _chunk(column: Any) -> Any:
 
 def of_rows(rows: pa.Table) -> Positions:
     """Rows of `gold.sequences`, as positions."""
-    rows = rows.take(pc.sort_indices(rows["user_id"])).combine_chunks()
+    order = pc.sort_indices(rows["user_id"]).to_numpy()
+    if (np.diff(order) < 0).any():  # (files are laid out by user: lists are moved only if need be)
+        rows = rows.take(pa.array(order))
+    rows = rows.combine_chunks()
     flat = {name: _chunk(rows[name]).flatten() for name in rows.column_names if name != "user_id"}
     flat["event_ts"] = flat["event_ts"].cast(CLOCK).cast(pa.int64())
     known = flat["feedback"].cast(pa.string())
@@ -266,8 +269,8 @@ def of_rows(rows: pa.Table) -> Positions:
 def spliced(stored: Positions, tails: Positions, since: pa.Table) -> Positions:
     """The stored positions before each user's first change, and the new ones from there on.
 
-    Under the gap rule a session that did not change, and starts before one that did, ends before it
-    starts: so positions before the first change of a user are the same positions.
+    Where sessions are apart in time, one that did not change, and starts before one that did, ends
+    before it starts: so positions before the first change of a user are the same positions.
 
     Args:
         since: `user_id`, `since_us`: the start of the first session that changed, was or is there;

@@ -108,9 +108,12 @@ def matching(
         except pa.ArrowNotImplementedError:
             groups = fragment.split_by_row_group()
         for group in groups:
-            if group.to_table(data.schema, columns=by).filter(where).num_rows:
+            keys = group.to_table(data.schema, columns=by)
+            held = keys.filter(where).num_rows
+            if held:
                 rows = group.to_table(data.schema, columns=list(dict.fromkeys([*wanted, *by])))
-                yield rows.filter(where).select(wanted).combine_chunks()
+                rows = rows if held == keys.num_rows else rows.filter(where)
+                yield rows.select(wanted).combine_chunks()
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -164,7 +167,28 @@ def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
     """Write rows as one file of row groups of `group` rows, its folder made where there is none."""
     system, inner = located(path)
     system.create_dir(inner.rpartition("/")[0], recursive=True)
-    pq.write_table(rows, inner, filesystem=system, row_group_size=group)
+    coded = [one for field in rows.schema for one in repeating(field.name, field.type)]
+    pq.write_table(
+        rows, inner, filesystem=system, row_group_size=group, use_dictionary=coded or False
+    )
+
+
+NEARLY_UNIQUE = {"event_id", "session_id", "event_ts", "start_ts", "end_ts"}
+
+
+def repeating(path: str, kind: pa.DataType) -> list[str]:
+    """Parquet's names of the columns below a field that are worth a dictionary.
+
+    Of `NEARLY_UNIQUE` ones Parquet gives the dictionary up at a megabyte, having built it: times cost
+    two to four times as much to write so, and are larger (LAB_LOG.md).
+    """
+    if path.rpartition(".")[2] in NEARLY_UNIQUE:
+        return []
+    if pa.types.is_struct(kind):
+        return [one for part in kind for one in repeating(f"{path}.{part.name}", part.type)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return repeating(f"{path}.list.element", kind.value_type)
+    return [path]
 
 
 class DataParquet(pq.ParquetFile):

@@ -191,9 +191,9 @@ def computing_of(source: Source) -> Computing | None:
         },
         None if one.keep is None else parsed("source.keep", one.keep),
         tuple(types.items()),
-        None if source.bots is None else source.bots.user_agent,
-        () if source.bots is None else tuple(source.bots.patterns),
-        source.bots is not None and source.bots.policy == "flag",
+        None if source.agents is None else source.agents.user_agent,
+        () if source.agents is None else tuple(source.agents.patterns),
+        source.agents is not None and source.agents.policy == "flag",
         tuple(source.time.units),
         Explode(one.explode, one.explode_separator, one.explode_pattern) if one.explode else None,
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from expectations.behaviour_rule import without
 from expectations.session_rule import SessionRule
 from jobs.audit.arrow_columns import (
     continues,
@@ -72,12 +73,18 @@ class SessionsHold:
         first = np.cumsum(count) - count
         flags = one_array(rows["runaway"]).to_numpy(zero_copy_only=False)
         rule = self.rule.arrays
+        if (behaviour := self.rule.behaviour) is not None:
+            if not behaviour.flagged(flags, times, count).all():
+                return False
+            flags = without(flags)
         before, after = times[:-1], times[1:]
         together = rule.near(before, before, after, after)
         if self.rule.native:  # every id is that of its session's first event
             ids = flat.field("source_session_id")
             heads = ids.take(pa.array(np.repeat(first, count)))
             together = rule.belong(together, heads[1:], ids[1:])
+        if self.rule.midnight is not None:
+            together &= rule.same_day(before, after)
         inside = continues(count)
         if not (
             np.array_equal(times[first], start)
@@ -152,13 +159,22 @@ def sessions_apart(bounds: list[str], rule: SessionRule) -> bool:
     if rule.native:
         order, rank = by_native_id(bounds, user, start, end)
     user, start, end = user[order], start[order], end[order]
-    apart = ~rule.arrays.near(start[:-1], end[:-1], start[1:], end[1:])
+    together = rule.arrays.near(start[:-1], end[:-1], start[1:], end[1:])
+    rises = end[:-1] < start[1:]
     if rule.native:
         native = rows["native"].combine_chunks().take(pa.array(order))
         rank = rank[order]
-        rises = (end[:-1] < start[1:]) | ((end[:-1] == start[1:]) & (rank[:-1] < rank[1:]))
-        apart = rises & ~rule.arrays.belong(~apart, native[:-1], native[1:])
-    return bool((apart | (user[1:] != user[:-1])).all())
+        rises |= (end[:-1] == start[1:]) & (rank[:-1] < rank[1:])
+        together = rule.arrays.belong(together, native[:-1], native[1:])
+    if rule.midnight is not None:
+        together &= rule.arrays.same_day(end[:-1], start[1:])
+    other = user[1:] != user[:-1]
+    if rule.split:
+        whole = np.append(True, ~together | other)
+        if not rule.arrays.in_pieces(whole, start, end).all():
+            return False
+        together = np.zeros(len(together), bool)  # (pieces of one whole session are apart)
+    return bool(((rises & ~together) | other).all())
 
 
 def by_native_id(

@@ -2,6 +2,8 @@
 
 Between two neighbouring events of a user each rule either sees a boundary or does not. Pairs in
 which neither event has an id of its own are distinguished: there the native rule *is* the gap rule.
+What else may part events (`native_gap`, `midnight`, `boundary`, `on_max_hours`) is in neither rule: it
+would part the same pairs of both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """All sessions anew, from all events, staged where they will stay.
 
-Under the gap rule by slices of time; native sessions are local in no time: they go by slices of users.
+By slices of time where silence alone parts sessions; native sessions are local in no time: they go by
+slices of users, as do sessions that something else parts, too (what is put aside at two edges of a
+slice may then be neighbours within the gap, and have others between them).
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
 
 
 def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
-    """Stage all sessions anew, under the gap rule: see `jobs/lake/time_slices.py`."""
+    """Stage all sessions anew, where silence alone parts them: see `jobs/lake/time_slices.py`."""
     lake, rule, spark = context.lake, context.source.sessions, context.spark
     known = time_slices.extents(lake.file_uris(lake.session_events(), upto))
     size = context.thresholds.slice_size(

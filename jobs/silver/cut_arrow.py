@@ -15,7 +15,7 @@ from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem
-from jobs.lake.time_slices import CLOCK, read
+from jobs.lake.time_slices import CLOCK, micros, read
 
 EVENT_FIELDS = (
     "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
@@ -103,6 +103,9 @@ def cut(
     fields = [rows[name].combine_chunks() for name in how.fields]
     struct = pa.StructArray.from_arrays(fields, fields=list(schema.field("events").type.value_type))
     started = pa.array(start, pa.int64()).cast(CLOCK)
+    flags = rule.runaway(end - start, size)
+    if (behaviour := how.rule.behaviour) is not None:
+        flags = behaviour.behind(flags, micros(rows["event_ts"]), size)
     sessions = pa.Table.from_arrays(
         [
             pa.array(rule.session_ids(users, ids), pa.string()),
@@ -111,7 +114,7 @@ def cut(
             pa.array(end, pa.int64()).cast(CLOCK),
             started.cast(pa.timestamp("us")).cast(pa.date32()),
             pa.array(size, pa.int32()),
-            pa.array(rule.runaway(end - start, size), pa.string()),
+            pa.array(flags, pa.string()),
             pa.ListArray.from_arrays(pa.array(offsets), struct, type=schema.field("events").type),
         ],
         schema=schema,

@@ -83,8 +83,8 @@ def cut_in_arrow(
     if not gone.num_rows + came.num_rows:
         return None
     moved = pa.concat_tables([gone, came])
-    # Under the gap rule each event for itself: between two of a user's may lie weeks of sessions.
-    keys = (cut_nightly.keys_of if rule.native else cut_nightly.spans_of)(
+    # Where silence parts sessions, each event for itself: between two of a user's may lie weeks.
+    keys = (cut_nightly.spans_of if rule.silence_parts else cut_nightly.keys_of)(
         moved["user_id"], moved["event_ts"], moved["event_ts"]
     )
     schema = arrow_schema(SESSIONS.columns)
@@ -103,12 +103,14 @@ def cut_in_arrow(
 def stored_near(
     context: Context, candidate: Candidate, part: str, base: int, keys: pa.Table, **wanted: Any
 ) -> list[pa.Table]:
-    """The stored sessions near changes or sessions: under the native rule those between the last one
-    before them and the first one after.
+    """The stored sessions near changes or sessions: all that no silence parts from them, or where
+    silence does not part sessions, those between the last one before them and the first one after
+    (all of a user where sessions are split: who knows where a whole one begins).
 
     Args:
         part: the candidate's folder for what is found.
-        keys: `user_id, lo, hi`, as `cut_nightly.near` takes them; under the native rule a user once.
+        keys: `user_id, lo, hi`, as `cut_nightly.near` takes them; a user once, where silence does not
+            part sessions.
         wanted: `columns` and `fields` of `cut_nightly.Near`.
     """
     rule, limits = context.source.sessions.session_rule, context.thresholds
@@ -122,9 +124,8 @@ def stored_near(
         done = run(spark, task, [one.path for one in files], cut_nightly.NEAR_DDL, "string")
         return [filesystem.read_parquet(one["path"]) for one in done]
 
-    if rule.native:
-        edges = read(cut_nightly.Edges(path, candidate.path(f"{part}.edges")), stored)
-        keys = cut_nightly.widened(keys, edges)
+    around = candidate.path(f"{part}.edges")
+    keys = cut_nightly.reached(keys, rule, path, around, lambda task: read(task, stored))
     first, last = rule.arrays.reach(pc.min(keys["lo"]).as_py(), pc.max(keys["hi"]).as_py())
     near = [one for one in stored if one.first_us("start_ts") <= last]
     near = [one for one in near if one.last_us("end_ts") >= first]

@@ -1,7 +1,10 @@
 """The sessions around changes, cut again in Arrow: the nights.
 
-Under the gap rule only the sessions within reach of a user's changes can change (`near`); under the
-native rule, those between the last one before a user's changes and the first one after (`Edges`).
+Under the gap rule only the sessions within reach of a user's changes can change (`near`). Where more
+parts events than silence, neighbours may be within the gap of each other, and not all of them within
+reach: whatever no silence parts from a change is cut again (`Stretches`). Where silence does not
+part events (native ids), it is what lies between the last session before a user's changes and the
+first one after (`Edges`).
 Tasks look for them by the bounds of each data file's sessions; what they find is small, is cut
 together with what came, and compared with what was, in one process, or by slices of users in Spark
 (`jobs/silver/cut_spark.py`).
@@ -10,7 +13,7 @@ together with what came, and compared with what was, in one process, or by slice
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,12 +162,80 @@ class Edges:
         return [{"path": out}]
 
 
+@dataclass(frozen=True)
+class Stretches:
+    """A task: of a file of `silver.sessions`, when each session was of users with changes, as a file:
+    `user_id, lo, hi`."""
+
+    keys: str
+    """A Parquet file: as `spans_of` makes it."""
+    folder: str
+
+    def __call__(self, path: str) -> list[dict[str, Any]]:
+        users = filesystem.read_parquet(self.keys, ["user_id"])["user_id"].combine_chunks()
+        rows = filesystem.read_parquet(path, ["user_id", "start_ts", "end_ts"])
+        rows = rows.filter(pc.is_in(rows["user_id"], users))
+        if not rows.num_rows:
+            return []
+        out = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
+        filesystem.write_parquet(
+            out, spans_of(rows["user_id"], rows["start_ts"], rows["end_ts"]).combine_chunks()
+        )
+        return [{"path": out}]
+
+
+def stretched(keys: pa.Table, stored: list[pa.Table], rule: SessionRule) -> pa.Table:
+    """`keys`, each as far as no silence parts it from stored sessions; spans of one user do not
+    overlap.
+
+    Args:
+        keys, stored: `user_id, lo, hi` of changes, and of the sessions of their users.
+    """
+    spans = pa.concat_tables([keys, *stored]).combine_chunks()
+    if not spans.num_rows:
+        return keys
+    users = pc.dictionary_encode(spans["user_id"].combine_chunks())
+    owner = users.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    lo, hi = (spans[name].to_numpy() for name in ("lo", "hi"))
+    order = np.lexsort((lo, owner))
+    owner, lo, hi = owner[order], lo[order], hi[order]
+    # The latest end so far of each user: of pairs (user, time) as numbers, times by their rank.
+    times, rank = np.unique(hi, return_inverse=True)
+    latest = times[np.maximum.accumulate(owner * len(times) + rank) - owner * len(times)]
+    parted = (owner[1:] != owner[:-1]) | rule.arrays.silent(latest[:-1], lo[1:])
+    first = np.concatenate([[0], np.flatnonzero(parted) + 1])
+    last = np.append(first[1:], len(lo)) - 1
+    changed = np.logical_or.reduceat(order < keys.num_rows, first)
+    names = users.dictionary.take(pa.array(owner[first]))
+    found = pa.table({"user_id": names, "lo": lo[first], "hi": latest[last]})
+    return found.filter(pa.array(changed))
+
+
 def widened(keys: pa.Table, edges: list[pa.Table]) -> pa.Table:
     """`keys`, each user's span as far as the `Edges` of all files; FAR where there is no session."""
     none = {"lo": np.full(keys.num_rows, -FAR), "hi": np.full(keys.num_rows, FAR)}
     every = pa.concat_tables([pa.table({"user_id": keys["user_id"], **none}), *edges])
     found = every.group_by("user_id").aggregate([("lo", "max"), ("hi", "min")])
     return found.rename_columns(["user_id", "lo", "hi"])
+
+
+def reached(
+    keys: pa.Table, rule: SessionRule, path: str, folder: str, ask: Callable[[Any], list[pa.Table]]
+) -> pa.Table:
+    """How far what is near changes may reach: `user_id, lo, hi`, as `near` takes it.
+
+    Args:
+        keys: changes, as `near` takes them; a user once, where silence does not part sessions.
+        path: where `keys` are written; folder: for the files of tasks.
+        ask: the answers of a task over all files of `silver.sessions`.
+    """
+    if rule.by_silence:
+        return keys
+    if rule.silence_parts:
+        return stretched(keys, ask(Stretches(path, folder)), rule)
+    if rule.split:  # (who knows where a whole session begins)
+        return widened(keys, [])
+    return widened(keys, ask(Edges(path, folder)))
 
 
 def net(feed: pa.Table) -> tuple[pa.Table, pa.Table]:

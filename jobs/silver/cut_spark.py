@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from expectations.session_rule import SessionRule
@@ -65,10 +65,11 @@ def spans(changes: DataFrame) -> DataFrame:
 def touched(sessions: DataFrame, changed: DataFrame, rule: SessionRule) -> DataFrame:
     """The sessions that the changes may alter; no other session's row depends on them.
 
-    Gap rule: those within `gap_s` of a user's changes. Native rule: those from the last session
-    that ends before the first change to the first that starts after the last.
+    Gap rule: those within `gap_s` of a user's changes. Where more parts sessions than silence: all
+    that no silence parts from these. Where silence does not: those from the last session that ends
+    before the first change to the first that starts after the last; all, if sessions are split.
     """
-    if not rule.native:
+    if rule.by_silence:
         ends = changed.agg(F.min(F.unix_micros("lo")), F.max(F.unix_micros("hi"))).first()
         if ends is None or ends[0] is None:
             return sessions.where("false")
@@ -77,8 +78,11 @@ def touched(sessions: DataFrame, changed: DataFrame, rule: SessionRule) -> DataF
             (F.col("end_ts") >= F.timestamp_micros(F.lit(first)))
             & (F.col("start_ts") <= F.timestamp_micros(F.lit(last)))
         )
-        near = rule.arrays.near(*(F.unix_micros(n) for n in ("start_ts", "end_ts", "lo", "hi")))
-        return sessions.join(F.broadcast(changed), "user_id").where(near).drop("lo", "hi")
+        return sessions.join(F.broadcast(changed), "user_id").where(_near(rule)).drop("lo", "hi")
+    if rule.silence_parts:
+        return stretch(sessions.join(F.broadcast(changed), "user_id"), rule)
+    if rule.split:
+        return sessions.join(F.broadcast(changed), "user_id").drop("lo", "hi")
     bounds = (
         sessions.select("user_id", "start_ts", "end_ts")
         .join(F.broadcast(changed), "user_id")
@@ -92,6 +96,27 @@ def touched(sessions: DataFrame, changed: DataFrame, rule: SessionRule) -> DataF
         F.col("_to").isNull() | (F.col("start_ts") <= F.col("_to"))
     )
     return sessions.join(F.broadcast(bounds), "user_id").where(near).drop("_from", "_to")
+
+
+def _near(rule: SessionRule, start: str = "start_ts", end: str = "end_ts") -> Column:
+    near: Column = rule.arrays.near(*(F.unix_micros(name) for name in (start, end, "lo", "hi")))
+    return near
+
+
+def stretch(sessions: DataFrame, rule: SessionRule) -> DataFrame:
+    """The sessions (with the `lo` and `hi` of their users' changes) that no silence parts from the
+    changes."""
+    by_start = Window.partitionBy("user_id").orderBy("start_ts", "end_ts")
+    before = by_start.rowsBetween(Window.unboundedPreceding, -1)
+    latest = F.unix_micros(F.max("end_ts").over(before))
+    opens = F.coalesce(rule.arrays.silent(latest, F.unix_micros("start_ts")), F.lit(True))
+    so_far = by_start.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    numbered = sessions.withColumn("_opens", opens.cast("int"))
+    numbered = numbered.withColumn("_stretch", F.sum("_opens").over(so_far))
+    all_of = Window.partitionBy("user_id", "_stretch")
+    ends = {"_from": F.min("start_ts").over(all_of), "_to": F.max("end_ts").over(all_of)}
+    near = numbered.withColumns(ends).where(_near(rule, "_from", "_to"))
+    return near.drop("lo", "hi", "_opens", "_stretch", "_from", "_to")
 
 
 def recut(old: DataFrame, changes: DataFrame, how: Cut, parts: int) -> DataFrame:

@@ -78,7 +78,7 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
         manifest.notes += balance.hold(context, SESSIONS)
     after = None if rebuild else lake.consumed(SESSIONS, of)
     facts = SessionizeFacts(
-        gap_rule=rule.rule == "gap", events=lake.rows(of), grown=lake.grown(of, after),
+        gap_rule=rule.session_rule.by_silence, events=lake.rows(of), grown=lake.grown(of, after),
         whole=after is None, replaces=rebuild or after is not None or lake.rows(SESSIONS) > 0,
     )  # fmt: skip
     if after is not None and after < upto:

@@ -25,6 +25,14 @@ def use_threads(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
+def use_deterministic(yes: bool) -> None:
+    """Take only algorithms that give the same each time; a GPU has faster ones that do not. An
+    operation that has none ends with torch's error."""
+    if yes:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(yes)
+
+
 def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.core.on_device import OnDevice
 from models.core.rows import EXPOSED, NEGATIVE, NEUTRAL, Ints, Rows, ragged, run_starts
 
 SESSION_RATES = (2.0, 8.0, 32.0)
@@ -68,16 +69,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class OwnItems:
+class OwnItems(OnDevice):
     """Of N positions the users' own items, P pairs: row int64[P] (rising), item int64[P] (1..V), each
-    pair once; feature float32[F, P]."""
+    pair once; feature float32[F, P]. host_row: `row` on the host."""
 
     row: torch.Tensor
     item: torch.Tensor
     feature: torch.Tensor
-
-    def to(self, device: torch.device | str) -> OwnItems:
-        return OwnItems(*(one.to(device) for one in (self.row, self.item, self.feature)))
+    host_row: Ints
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,8 @@ class Habits:
         element, row = element[live], row[live]
         last = rows.ordinal[np.maximum(asked.end - 1, 0)]
         feature = self._features(element, row, asked, last)
-        return OwnItems(torch.from_numpy(row), torch.from_numpy(self.item[element]), feature)
+        item = torch.from_numpy(self.item[element])
+        return OwnItems(torch.from_numpy(row), item, feature, row)
 
     def _features(self, element: Ints, row: Ints, asked: Asked, last: Ints) -> torch.Tensor:
         """float32[F, P]. Large temporary arrays cost more than what is computed in them: few."""

@@ -2,8 +2,8 @@
 
 Every process makes the same global batches and takes its share of their rows; gradients are summed
 over all labels, so that uneven shares change nothing. Evaluation shares targets out and puts the
-places together: exact, not a mean of means. gloo on CPUs, nccl where there are GPUs. The processes
-share a file system.
+places together: exact, not a mean of means. nccl where each process has a GPU of its own; else gloo,
+which exchanges on the host. The processes share a file system.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Team:
             if one.grad is None:
                 one.grad = torch.zeros_like(one)
         flat = torch.cat([one.grad.reshape(-1) for one in all_of if one.grad is not None])
-        distributed.all_reduce(flat)
+        flat = self.total(flat)
         low = 0
         for one in all_of:
             assert one.grad is not None
@@ -74,12 +74,15 @@ def start(device: str) -> tuple[Team, str]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE, device
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    exchange, backend = "cpu", "gloo"
     if device == "cuda":
-        torch.cuda.set_device(local)
-        device = f"cuda:{local}"
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Team(distributed.get_rank(), distributed.get_world_size(), device), device
+        local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        device = f"cuda:{local % cards}"
+        torch.cuda.set_device(device)
+        if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= cards:
+            exchange, backend = device, "nccl"  # which refuses two processes on one GPU
+    distributed.init_process_group(backend)
+    return Team(distributed.get_rank(), distributed.get_world_size(), exchange), device
 
 
 def stop() -> None:

@@ -34,8 +34,8 @@ COLUMNS = {
     "event_type": pa.string(), "value": pa.float64(), "tie_break": pa.int64(),
     "event_id": pa.string(), "exposed_with": pa.list_(pa.string()),
 }  # fmt: skip
-# (Sessions of a user begin at one time under the native rule only; order knows no gap.)
-ORDER = SessionRule(native=True, gap_us=0)
+OPENS = "opens_session"
+"""Whether an event is the first of its session."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,12 @@ def raw_events(
     items: tuple[Ints, list[str]],
     folder: Path,
     make_with: str,
+    native: bool = True,
 ) -> RawEvents:
     """The rows of these users (places in `sequences`, rising).
 
     Args:
+        native: whether the log's own sessions were cut, whose ids then order events of one time.
         consumed: version of `silver.sessions` that the sequences were made from; where it is not
             known, or its files are gone, the newest one is read.
         items: `gold.items` as (item_index, item_id).
@@ -89,7 +91,8 @@ def raw_events(
     for version in dict.fromkeys([consumed, None]):
         try:
             table = open_table(sessions_path, version, make_with)
-            found = _Reading(sequences, users, folder / f"v{version}")
+            rule = SessionRule(native=native, gap_us=0)  # (order knows no gap)
+            found = _Reading(sequences, users, folder / f"v{version}", rule)
             found.scatter(table)
             return found.gathered(items, int(table.version()), version is not None)
         except (FileNotFoundError, UserError) as error:
@@ -104,6 +107,7 @@ class _Reading:
     sequences: Sequences
     users: Ints
     folder: Path
+    rule: SessionRule
     runaway: set[int] = field(default_factory=set)
     edges: Ints = field(init=False)
 
@@ -207,15 +211,18 @@ class _Reading:
         starts = _whole(sessions["start_ts"]).cast(CLOCK).cast(pa.int64()).to_numpy()
 
         def ties(places: Ints) -> dict[str, Any]:
-            return {name: heads.field(name).take(pa.array(places)) for name in ORDER.ties}
+            return {name: heads.field(name).take(pa.array(places)) for name in self.rule.ties}
 
-        order = ORDER.arrays.order(sessions["place"].to_numpy(), starts, ties)
+        order = self.rule.arrays.order(sessions["place"].to_numpy(), starts, ties)
         size = np.diff(offsets)[order]
         index, _ = ragged(offsets[:-1][order].astype(np.int64), size)
         place = sessions["place"].to_numpy()[order]
         users, begins = np.unique(place, return_index=True)
         rows = pa.Table.from_struct_array(events).take(pa.array(index))
         start = np.concatenate([[0], np.cumsum(size)])
+        opens = np.zeros(len(index), bool)
+        opens[start[:-1][size > 0]] = True
+        rows = rows.append_column(OPENS, pa.array(opens))
         return users, np.append(start[begins], len(index)), rows
 
 

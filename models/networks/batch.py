@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from models.core.habit import OwnItems
+from models.core.on_device import OnDevice
 from models.core.rows import NO_LABEL, Bools, Ints, Rows, Target, ragged, run_starts
 
 NO_FEEDBACK = -1  # of tokens that are no event, or whose event is to be predicted
@@ -63,6 +64,11 @@ class Tokens:
         """int64[T]: the place of the first token of each token's event."""
         first = run_starts(self.event, self.row)
         return np.asarray(np.flatnonzero(first)[np.cumsum(first) - 1])
+
+    def labels(self, max_len: int) -> int:
+        """How many tokens have a label once rows are cut to their newest `max_len` tokens."""
+        age = self.row_end[self.row] - 1 - np.arange(len(self.row))
+        return int(((age < max_len) & (self.label != NO_LABEL)).sum())
 
     @property
     def row_end(self) -> Ints:
@@ -112,7 +118,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(OnDevice):
     """Padded tensors. Left padding: column L-1 is the newest token of every row.
 
     token, ts, ordinal, feedback int64[B, L] (feedback: NO_FEEDBACK where there is none); newest int64[B] (the last ordinal); label_at int64[N] (indices
@@ -120,6 +126,10 @@ class Batch:
     `max_len` is the model's L; learned positions count from there, so padding changes nothing.
     `own`: what is known of users' own items, where an encoding reads it; its rows are the labels'
     positions in training, and the batch's rows in a request.
+
+    What a step must know as numbers is counted where the batch is made, so that no step asks the
+    device for it: `tokens` without padding, `most_labels` of one row, and `label_edges`,
+    `label_start` on the host.
     """
 
     token: torch.Tensor
@@ -132,22 +142,15 @@ class Batch:
     label_at: torch.Tensor
     label_start: torch.Tensor
     label_item: torch.Tensor
+    tokens: int
+    most_labels: int
+    label_edges: Ints
     own: OwnItems | None = field(default=None, kw_only=True)
 
     @property
     def padding(self) -> torch.Tensor:
         """bool[B, L]"""
         return self.token == 0
-
-    @property
-    def tokens(self) -> int:
-        return int((self.token > 0).sum())
-
-    def to(self, device: torch.device | str) -> Batch:
-        tensors: dict[str, Any] = {
-            k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor | OwnItems)
-        }
-        return replace(self, **tensors)
 
 
 def take(rows: Rows, begin: Ints, end: Ints, num_items: int, target: Target | None) -> Tokens:
@@ -300,12 +303,11 @@ def pad(
     feedback = np.full(size, NO_FEEDBACK, dtype=np.int64)
     feedback[at] = tokens.feedback
     label_at = np.flatnonzero(tokens.label != NO_LABEL)
-    label_start: Ints
-    label_item: Ints
-    if rows is None or target is None:
-        label_start, label_item = np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    else:
+    label_start: Ints = np.zeros(1, dtype=np.int64)
+    label_item: Ints = np.zeros(0, dtype=np.int64)
+    if rows is not None and target is not None:
         label_start, label_item = rows.label_items(tokens.label[label_at], target)
+    label_start = np.asarray(label_start, dtype=np.int64)
     shape = (tokens.num_rows, width)
     return Batch(
         token=torch.from_numpy(token.reshape(shape)),
@@ -316,8 +318,11 @@ def pad(
         max_len=max_len,
         num_items=tokens.num_items,
         label_at=torch.from_numpy(at[label_at]),
-        label_start=torch.from_numpy(np.asarray(label_start, dtype=np.int64)),
+        label_start=torch.from_numpy(label_start),
         label_item=torch.from_numpy(np.asarray(label_item, dtype=np.int64)),
+        tokens=int((tokens.token > 0).sum()),
+        most_labels=int(np.bincount(tokens.row[label_at], minlength=1).max()),
+        label_edges=label_start,
     )
 
 

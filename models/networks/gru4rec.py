@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.networks.batch import Batch
-from models.networks.layers import Dropout
+from models.networks.layers import Dropout, rolled
 
 
 class GRU4RecSizes(Protocol):
@@ -40,17 +40,10 @@ class GRU4Rec(nn.Module):
         self, x_BLD: torch.Tensor, batch: Batch, features_BLF: torch.Tensor | None = None
     ) -> torch.Tensor:
         # Padding is moved behind the newest token, where a causal layer cannot see it.
-        length = x_BLD.shape[1]
-        pads = batch.padding.sum(1, keepdim=True)
-        column = torch.arange(length, device=x_BLD.device)
-        to_left, back = (column + pads) % length, (column - pads) % length
-        h = self.dropout(self._move(x_BLD, to_left))
-        features = None if features_BLF is None else self._move(features_BLF, to_left)
+        pads = batch.padding.sum(1)
+        h = self.dropout(rolled(x_BLD, pads))
+        features = None if features_BLF is None else rolled(features_BLF, pads)
         for layer in self.layers:
             h, _ = layer(h if features is None else torch.cat([h, features], dim=-1))
             h = self.dropout(h)
-        return self._move(h, back)
-
-    @staticmethod
-    def _move(x: torch.Tensor, index_BL: torch.Tensor) -> torch.Tensor:
-        return x.gather(1, index_BL.unsqueeze(-1).expand_as(x))
+        return rolled(h, -pads)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.networks.batch import Batch
-from models.networks.layers import Dropout, Wanted, by_head, check_heads, with_features
+from models.networks.layers import Dropout, Wanted, by_head, check_heads, on_gpu, with_features
 from models.networks.transformer import TransformerSizes
 
 TIME_BUCKETS = 129
@@ -28,9 +28,20 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        grad = grads[0].reshape(-1)
-        counted = torch.bincount(index.reshape(-1), grad.float(), minlength=ctx.size)
-        return counted.to(grad.dtype), None
+        grad = grads[0]
+        if not on_gpu(index):
+            counted = torch.bincount(
+                index.reshape(-1), grad.reshape(-1).float(), minlength=ctx.size
+            )
+            return counted.to(grad.dtype), None
+        return sums_by_row(index, grad.float(), ctx.size).to(grad.dtype), None
+
+
+def sums_by_row(index: torch.Tensor, value: torch.Tensor, size: int) -> torch.Tensor:
+    """float[size]: the values [..., L] of each index, in two steps: a GPU's bincount waits for the
+    largest index, and all at once millions would add to one place."""
+    index, value = index.flatten(0, -2), value.flatten(0, -2)
+    return value.new_zeros(len(index), size).scatter_add_(1, index, value).sum(0)
 
 
 class Layer(nn.Module):
@@ -76,7 +87,8 @@ class Layer(nn.Module):
         at = place[None, :] if wanted is None else wanted.column
         if wanted is not None:
             mask_BLL, bucket_BLL = wanted.of(mask_BLL), wanted.of(bucket_BLL)
-        bias = self.position[at[:, :, None] - place + self.max_len - 1]
+        distance = at[:, :, None] - place + self.max_len - 1
+        bias = _Lookup.apply(self.position, distance)  # type: ignore[no-untyped-call]
         bias = bias + _Lookup.apply(self.time, bucket_BLL)  # type: ignore[no-untyped-call]
         logits = q @ k.transpose(-1, -2)
         logits = logits + bias.to(logits.dtype).unsqueeze(1)
@@ -122,13 +134,14 @@ class HSTU(nn.Module):
         batch: Batch,
         features_BLF: torch.Tensor | None = None,
         at_N: torch.Tensor | None = None,
+        most: int = 0,
     ) -> torch.Tensor:
         x: torch.Tensor = self.dropout(x_BLD * x_BLD.shape[-1] ** 0.5)
         length = x.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         mask = (causal & ~batch.padding[:, None, :]).to(x.dtype)
         bucket = time_bucket(batch.ts)
-        wanted = Wanted.if_few(at_N, len(x), length)
+        wanted = Wanted.if_few(at_N, len(x), length, most)
         for number, layer in enumerate(self.layers, 1):
             last = number == len(self.layers)
             x = layer(x, mask, bucket, features_BLF, wanted if last else None)

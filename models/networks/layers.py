@@ -20,6 +20,7 @@ from models.core.errors import UserError
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "24")
 
 BYTE = 256
+MULTIPLE = 8  # fused attention reads widths of a multiple of 16 bytes
 SHORT = 512  # ours: rows up to this length have their attention weights made, on CPUs
 FEW = 0.7  # ours: below this share of the positions, the last block is worked out for them alone
 
@@ -96,32 +97,57 @@ def working(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether what is best on a GPU is done: attention by a fused kernel, which knows what is causal
+    and need not read a mask; nothing that waits for a value."""
+    return x.device.type != "cpu"
+
+
+def rolled(x_BLF: torch.Tensor, by_B: torch.Tensor) -> torch.Tensor:
+    """Every row moved `by` columns to the left; what leaves there comes back on the right."""
+    length = x_BLF.shape[1]
+    at = (torch.arange(length, device=x_BLF.device) + by_B.unsqueeze(1)) % length
+    return x_BLF.gather(1, at.unsqueeze(-1).expand_as(x_BLF))
+
+
 def attention(
     q_BHMF: torch.Tensor,
     k_BHLF: torch.Tensor,
     v_BHLE: torch.Tensor,
-    hidden: torch.Tensor,
+    hidden: torch.Tensor | None,
     p: float,
 ) -> torch.Tensor:
     """Softmax attention scaled by 1/sqrt(F), with dropout p on its weights: [B, H, M, E].
 
     Args:
-        hidden: of q's type, added to the logits: 0, or -inf where a query must not look.
+        hidden: of q's type, added to the logits: 0, or -inf where a query must not look. None:
+            query i looks at keys j <= i (where attention is a GPU's).
 
     On CPUs the weights are made: that takes half the time of PyTorch's fused kernel at these
     lengths, which knows no dropout either (LAB_LOG.md). Elsewhere, and for long rows, values
-    narrower than keys are filled up with zeros: fused kernels want one width.
+    narrower than keys are filled up with zeros: fused kernels want one width, on GPUs a multiple
+    of eight.
     """
     scale = q_BHMF.shape[-1] ** -0.5
-    if q_BHMF.device.type == "cpu" and (p > 0 or k_BHLF.shape[2] <= SHORT):
+    if not on_gpu(q_BHMF) and (p > 0 or k_BHLF.shape[2] <= SHORT):
         weight = torch.softmax((q_BHMF * scale) @ k_BHLF.transpose(-1, -2) + hidden, dim=-1)
         return dropout(weight, p, True) @ v_BHLE
-    width = v_BHLE.shape[-1]
-    v_BHLE = functional.pad(v_BHLE, (0, k_BHLF.shape[-1] - width))
+    width, kept = k_BHLF.shape[-1], v_BHLE.shape[-1]
+    if on_gpu(q_BHMF) and width % MULTIPLE:
+        width += MULTIPLE - width % MULTIPLE
+        q_BHMF, k_BHLF = (
+            functional.pad(one, (0, width - one.shape[-1])) for one in (q_BHMF, k_BHLF)
+        )
     h = functional.scaled_dot_product_attention(
-        q_BHMF, k_BHLF, v_BHLE, attn_mask=hidden, dropout_p=p, scale=scale
+        q_BHMF,
+        k_BHLF,
+        functional.pad(v_BHLE, (0, width - kept)),
+        attn_mask=hidden,
+        dropout_p=p,
+        is_causal=hidden is None,
+        scale=scale,
     )
-    return h[..., :width]
+    return h[..., :kept]
 
 
 class Wanted:
@@ -129,31 +155,44 @@ class Wanted:
 
     A last layer is worked out for them alone: labels of a cloze model, the newest position when
     predicting. column int64[B, M]: their columns; at int64[N]: where they are in B x M, in the order asked.
+    `most`: of one row, at most; 0: not known, and a GPU waits until they are counted.
     """
 
-    def __init__(self, at_N: torch.Tensor, rows: int, length: int) -> None:
+    def __init__(self, at_N: torch.Tensor, rows: int, length: int, most: int = 0) -> None:
         row, column = at_N // length, at_N % length
-        count = torch.bincount(row, minlength=rows)
-        order = torch.argsort(row, stable=True)
+        in_order, order = torch.sort(row, stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(at_N), device=at_N.device)
-        place = place - (torch.cumsum(count, 0) - count)[row]
-        most = int(count.max())
+        first = torch.searchsorted(in_order, torch.arange(rows, device=at_N.device))
+        place = place - first[row]
+        most = most or int(place.max()) + 1
         self.at = row * most + place
         self.column = at_N.new_full((rows * most,), length - 1)
         self.column[self.at] = column
         self.column = self.column.view(rows, most)
 
     @staticmethod
-    def if_few(at_N: torch.Tensor | None, rows: int, length: int) -> Wanted | None:
+    def if_few(at_N: torch.Tensor | None, rows: int, length: int, most: int = 0) -> Wanted | None:
         """None: all positions, or nearly all, are asked for."""
         if at_N is None or len(at_N) >= FEW * rows * length:
             return None
-        return Wanted(at_N, rows, length)
+        return Wanted(at_N, rows, length, most)
 
     def of(self, x_BLF: torch.Tensor) -> torch.Tensor:
         """[B, M, F]"""
         return x_BLF.gather(1, self.column.unsqueeze(-1).expand(-1, -1, x_BLF.shape[-1]))
+
+    def hidden(self, hidden: torch.Tensor | None, x_BLF: torch.Tensor) -> torch.Tensor:
+        """[B, 1, M or 1, L]: what `attention` takes for these queries, of all positions' [B or 1,
+        1, L or 1, L]; None: position i looks at j <= i. Of x's type."""
+        if hidden is None:
+            place = torch.arange(x_BLF.shape[1], device=x_BLF.device)
+            later = place > self.column.unsqueeze(-1)
+            return x_BLF.new_zeros(()).masked_fill(later, -torch.inf).unsqueeze(1)
+        if hidden.shape[2] == 1:
+            return hidden
+        rows = hidden.expand(len(x_BLF), -1, -1, -1).squeeze(1)
+        return self.of(rows).unsqueeze(1)
 
     def flat(self, x_BMF: torch.Tensor) -> torch.Tensor:
         """[N, F]: without what fills the rows up."""

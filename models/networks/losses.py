@@ -12,20 +12,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from models.core.rows import Ints
+
 FULL_ITEMS = 50_000  # the largest catalogue that `auto` scores in full
-CHUNK_LOGITS = 2_000_000  # logits of one chunk: 8 MB in float32
+# Logits of one chunk: on a CPU 8 MB in float32, which stay in its cache; a GPU wants few and large ones.
+CHUNK_LOGITS = {"cpu": 2_000_000, "cuda": 100_000_000}
 
 
 @dataclass(frozen=True)
 class Added:
     """What is added to single logits, P of them: row int64[P] (rising), cls int64[P], value
-    float[P]; no (row, cls) twice. It costs what it has, however many classes there are."""
+    float[P]; no (row, cls) twice. It costs what it has, however many classes there are. host_row:
+    `row` on the host."""
 
     row: torch.Tensor
     cls: torch.Tensor
     value: torch.Tensor
+    host_row: Ints
 
     def at(self, row: torch.Tensor, cls: torch.Tensor, classes: int) -> torch.Tensor:
         """float[M]: of the logits (row, cls), 0 where nothing is added."""
@@ -38,14 +44,14 @@ class Added:
 
     def among(self, drawn_K: torch.Tensor, num: int) -> torch.Tensor:
         """float[num, K]: of the logits of all rows and the classes `drawn_K`."""
-        order, place = torch.sort(drawn_K)
-        first = torch.searchsorted(order, self.cls)
-        count = torch.searchsorted(order, self.cls, right=True) - first
-        pair = torch.repeat_interleave(torch.arange(len(self.cls), device=count.device), count)
-        before = torch.cumsum(count, 0) - count
-        column = torch.arange(len(pair), device=count.device) - before[pair] + first[pair]
-        none = self.value.new_zeros(num, len(drawn_K))
-        return none.index_put((self.row[pair], place[column]), self.value[pair])
+        # A class drawn twice has one column, its first; what was not drawn goes to a column beyond.
+        order, place = torch.sort(drawn_K, stable=True)
+        beyond = len(order)
+        at = torch.searchsorted(order, self.cls).clamp(max=beyond - 1)
+        column = torch.where(order[at] == self.cls, place[at], beyond)
+        none = self.value.new_zeros(num, beyond + 1)
+        found = none.index_put((self.row, column), self.value)
+        return found.index_select(1, place[torch.searchsorted(order, drawn_K)])
 
 
 def _together(
@@ -83,15 +89,14 @@ class _FullCrossEntropy(torch.autograd.Function):
         bias_C: torch.Tensor,
         label_start: torch.Tensor,
         label_class: torch.Tensor,
+        edges: Ints,
         apart: bool,
         value_P: torch.Tensor | None,
         added: Added | None,
     ) -> torch.Tensor:
         num, classes = h_ND.shape[0], weight_CD.shape[0]
-        step = max(1, CHUNK_LOGITS // classes)
-        count = label_start[1:] - label_start[:-1]
-        row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
-        share = (1.0 / count.to(weight_CD.dtype))[row]
+        step = max(1, CHUNK_LOGITS[h_ND.device.type] // classes)
+        row, share = _rows(label_start, len(label_class), weight_CD.dtype)
         loss = weight_CD.new_zeros(())
         grad_h = torch.empty_like(h_ND)
         grad_w, grad_b = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
@@ -100,7 +105,7 @@ class _FullCrossEntropy(torch.autograd.Function):
         grad_value = None if value_P is None else torch.empty_like(value_P)
         for begin in range(0, num, step):
             end = min(begin + step, num)
-            low, high = int(label_start[begin]), int(label_start[end])
+            low, high = int(edges[begin]), int(edges[end])
             at, cls = row[low:high] - begin, label_class[low:high]
             h = h_ND[begin:end]
             of_chunk = _apart if apart else _together
@@ -123,7 +128,8 @@ class _FullCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_h, grad_w, grad_b, *found = (grads[0] * one for one in ctx.saved_tensors)
-        return grad_h, grad_w, grad_b, None, None, None, found[0] if found else None, None
+        value = found[0] if found else None
+        return grad_h, grad_w, grad_b, None, None, None, None, value, None
 
 
 def _cells(
@@ -132,9 +138,24 @@ def _cells(
     """Places in the logits of all rows, and where those of each chunk of `step` rows begin."""
     if added is None:
         return torch.zeros(0, dtype=torch.long), [0] * (-(-num // step) + 1)
-    edges = torch.arange(0, num + step, step, device=added.row.device).clamp(max=num)
-    bounds: list[int] = torch.searchsorted(added.row, edges).tolist()
+    edges = np.minimum(np.arange(0, num + step, step), num)
+    bounds: list[int] = np.searchsorted(added.host_row, edges).tolist()
     return added.row * classes + added.cls, bounds
+
+
+def _rows(
+    label_start: torch.Tensor, labels: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of M labels their positions int64[M], and their shares of these [M]."""
+    count = label_start[1:] - label_start[:-1]
+    row = torch.arange(len(count), device=count.device)
+    row = torch.repeat_interleave(row, count, output_size=labels)
+    return row, (1.0 / count.to(dtype))[row]
+
+
+def on_host(label_start: torch.Tensor) -> Ints:
+    """Where labels begin, as numbers; a GPU waits for it, so batches bring theirs along."""
+    return label_start.cpu().numpy()
 
 
 def full_cross_entropy(
@@ -144,14 +165,17 @@ def full_cross_entropy(
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     added: Added | None = None,
+    edges: Ints | None = None,
 ) -> torch.Tensor:
     """Mean over N positions of the mean over a position's labels of -log softmax.
 
     label_start int64[N+1], label_class int64[M]: position n has the classes
     label_class[label_start[n]:label_start[n+1]] (one for next item, a set for next session).
+    edges: `label_start` on the host.
     """
+    edges = on_host(label_start) if edges is None else edges
     result: torch.Tensor = _FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        h_ND, weight_CD, bias_C, label_start, label_class, False, _value(added), added
+        h_ND, weight_CD, bias_C, label_start, label_class, edges, False, _value(added), added
     )
     return result
 
@@ -173,9 +197,7 @@ def _meet(
     -inf where a position's own label was drawn."""
     num = h_ND.shape[0]
     h_ND = h_ND.to(weight_CD.dtype)
-    count = label_start[1:] - label_start[:-1]
-    row = torch.repeat_interleave(torch.arange(num, device=h_ND.device), count)
-    share = (1.0 / count.to(h_ND.dtype))[row]
+    row, share = _rows(label_start, len(label_class), h_ND.dtype)
     picked = (h_ND[row] * weight_CD[label_class]).sum(-1) + bias_C[label_class]
     drawn = torch.addmm(bias_C[drawn_K], h_ND, weight_CD[drawn_K].T)
     if added is not None:
@@ -244,6 +266,7 @@ def session_cross_entropy(
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     added: Added | None = None,
+    edges: Ints | None = None,
 ) -> torch.Tensor:
     """`full_cross_entropy`, but a position's other labels are not among a label's negatives.
 
@@ -251,8 +274,9 @@ def session_cross_entropy(
     e^n)): paper B's retrieval loss with the whole catalogue as its sample. Equal to
     `full_cross_entropy` where positions have one label; 0 where every class is a label.
     """
+    edges = on_host(label_start) if edges is None else edges
     result: torch.Tensor = _FullCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        h_ND, weight_CD, bias_C, label_start, label_class, True, _value(added), added
+        h_ND, weight_CD, bias_C, label_start, label_class, edges, True, _value(added), added
     )
     return result
 
@@ -266,18 +290,20 @@ def rank_loss(
     ignored_start: torch.Tensor,
     ignored_class: torch.Tensor,
     added: Added | None = None,
+    num_pairs: int | None = None,
 ) -> torch.Tensor:
     """Mean over N positions of 1/(|P||I|) sum log(1 + exp(q.i - q.p)), p right, i shown but not chosen.
 
     A position where nothing was shown but not chosen counts 0 [ours: so parts of a batch, and processes,
-    add up to the whole].
+    add up to the whole]. num_pairs: how many (p, i) there are; None: they are counted, and a GPU
+    waits for it.
     """
     h_ND = h_ND.to(weight_CD.dtype)
     num, device = h_ND.shape[0], h_ND.device
     row = torch.arange(num, device=device)
 
     def logits(start: torch.Tensor, cls: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        of = torch.repeat_interleave(row, start[1:] - start[:-1])
+        of = torch.repeat_interleave(row, start[1:] - start[:-1], output_size=len(cls))
         found = (h_ND[of] * weight_CD[cls]).sum(-1) + bias_C[cls]
         if added is not None:
             found = found + added.at(of, cls, weight_CD.shape[0])
@@ -286,7 +312,8 @@ def rank_loss(
     of, right = logits(label_start, label_class)
     _, shown = logits(ignored_start, ignored_class)
     against = (ignored_start[1:] - ignored_start[:-1])[of]  # of each label
-    left = torch.repeat_interleave(torch.arange(len(of), device=device), against)
+    left = torch.arange(len(of), device=device)
+    left = torch.repeat_interleave(left, against, output_size=num_pairs)
     first = torch.cumsum(against, 0) - against
     other = torch.arange(len(left), device=device) - first[left] + ignored_start[of[left]]
     each = torch.nn.functional.softplus(shown[other] - right[left])

@@ -10,7 +10,8 @@ from models.networks.batch import Batch
 from models.networks.gru4rec import GRU4Rec, GRU4RecSizes
 from models.networks.layers import Dropout
 
-CHUNK_SUMS = 3_000_000  # of query + key, held at once: what a processor's cache still holds
+# Of query + key, held at once: what a processor's cache still holds; a GPU has no use for small ones.
+CHUNK_SUMS = {"cpu": 3_000_000, "cuda": 200_000_000}
 CHUNK_LEAST = 4  # positions; fewer cost more in calls than the cache gives
 
 
@@ -42,7 +43,7 @@ class NARM(nn.Module):
         query, key = self.query(read), self.key(read)
         seen = h.masked_fill(batch.padding.unsqueeze(-1), 0.0)
         rows, length, dim = h.shape
-        step, parts = max(CHUNK_LEAST, CHUNK_SUMS // (rows * length * dim)), []
+        step, parts = max(CHUNK_LEAST, CHUNK_SUMS[h.device.type] // (rows * length * dim)), []
         for begin in range(0, length, step):
             end = min(begin + step, length)
             # B x L x L x D never exists: a chunk's sums are made again for its gradients.

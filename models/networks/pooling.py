@@ -7,39 +7,68 @@ transformer; the mean won [3p].
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
+from models.core.on_device import OnDevice
+from models.core.rows import Ints
 from models.networks.layers import working
 from models.networks.transformer import Block, TransformerSizes
 
 
-class Mean(nn.Module):
-    """The mean. No parameters."""
+@dataclass(frozen=True)
+class Group(OnDevice):
+    """Sessions of similar size, padded to rows x width: element int64[e] of the E elements stand at
+    row int64[e], column int64[e]."""
+
+    element: torch.Tensor
+    row: torch.Tensor
+    column: torch.Tensor
+    rows: int
+    width: int
+
+
+class Pooling(nn.Module):
+    """float[size, D] of E elements: `forward(x_ED, at_E, size, groups)` pools the elements
+    `at_E == n` for each n; 0 where there are none."""
 
     def __init__(self, config: TransformerSizes) -> None:
         super().__init__()
 
-    def forward(self, x_ED: torch.Tensor, at_E: torch.Tensor, size: int) -> torch.Tensor:
-        """float[size, D]: of the elements `at_E == n` for each n; 0 where there are none."""
+    def groups(self, at_E: Ints) -> tuple[Group, ...]:
+        """What a pooling must know as numbers, worked out where the batch is made."""
+        return ()
+
+
+class Mean(Pooling):
+    """The mean. No parameters."""
+
+    def forward(
+        self, x_ED: torch.Tensor, at_E: torch.Tensor, size: int, groups: tuple[Group, ...] = ()
+    ) -> torch.Tensor:
         total = x_ED.new_zeros(size, x_ED.shape[1]).index_add(0, at_E, x_ED)
-        count = torch.bincount(at_E, minlength=size).clamp(min=1)
-        return total / count.unsqueeze(1).to(total.dtype)
+        one = torch.ones(1, dtype=torch.long, device=at_E.device).expand(len(at_E))
+        count = torch.zeros(size, dtype=torch.long, device=at_E.device).index_add_(0, at_E, one)
+        return total / count.clamp(min=1).unsqueeze(1).to(total.dtype)
 
 
-class Attention(nn.Module):
+class Attention(Pooling):
     """Additive attention with a learned query: v . tanh(W x + b), softmax within the session.
 
     D^2 + 2 D parameters.
     """
 
     def __init__(self, config: TransformerSizes) -> None:
-        super().__init__()
+        super().__init__(config)
         self.key = nn.Linear(config.dim, config.dim)
         self.query = nn.Parameter(torch.randn(config.dim) * config.dim**-0.5)
 
-    def forward(self, x_ED: torch.Tensor, at_E: torch.Tensor, size: int) -> torch.Tensor:
+    def forward(
+        self, x_ED: torch.Tensor, at_E: torch.Tensor, size: int, groups: tuple[Group, ...] = ()
+    ) -> torch.Tensor:
         logit = (torch.tanh(self.key(x_ED)) @ self.query.to(x_ED.dtype)).float()
         highest = logit.new_full((size,), -torch.inf).scatter_reduce(0, at_E, logit, "amax")
         weight = torch.exp(logit - highest.detach()[at_E])
@@ -48,7 +77,7 @@ class Attention(nn.Module):
         return x_ED.new_zeros(size, x_ED.shape[1]).index_add(0, at_E, x_ED * share.unsqueeze(1))
 
 
-class SetTransformer(nn.Module):
+class SetTransformer(Pooling):
     """One transformer block among a session's items, without positions, then the mean.
 
     12 D^2 + 13 D parameters. Sessions of similar size are worked on together, so that one long
@@ -56,31 +85,43 @@ class SetTransformer(nn.Module):
     """
 
     def __init__(self, config: TransformerSizes) -> None:
-        super().__init__()
+        super().__init__(config)
         self.block, self.mean = Block(config, 0), Mean(config)
 
-    def forward(self, x_ED: torch.Tensor, at_E: torch.Tensor, size: int) -> torch.Tensor:
-        count = torch.bincount(at_E, minlength=size)
-        order = torch.argsort(at_E, stable=True)
-        first = torch.cumsum(count, 0) - count
-        column = torch.arange(len(order), device=order.device) - first[at_E[order]]
-        octave = count.clamp(min=1).float().log2().ceil().long()[at_E[order]]
-        seen = torch.empty_like(x_ED)
-        for one in torch.unique(octave).tolist():
+    def groups(self, at_E: Ints) -> tuple[Group, ...]:
+        count = np.bincount(at_E)
+        order = np.argsort(at_E, kind="stable")
+        of = at_E[order]
+        column = np.arange(len(order)) - (np.cumsum(count) - count)[of]
+        octave = np.ceil(np.log2(np.maximum(count, 1).astype(np.float32))).astype(np.int64)[of]
+        found = []
+        for one in np.unique(octave):
             mine = octave == one
-            element, place = order[mine], column[mine]
-            _, row = torch.unique(at_E[element], return_inverse=True)
-            shape = (int(row.max()) + 1, int(place.max()) + 1)
-            x = x_ED.new_zeros(*shape, x_ED.shape[1]).index_put((row, place), x_ED[element])
+            _, row = np.unique(of[mine], return_inverse=True)
+            place = column[mine]
+            parts = (torch.from_numpy(part) for part in (order[mine], row, place))
+            found.append(Group(*parts, rows=int(row.max()) + 1, width=int(place.max()) + 1))
+        return tuple(found)
+
+    def forward(
+        self, x_ED: torch.Tensor, at_E: torch.Tensor, size: int, groups: tuple[Group, ...] = ()
+    ) -> torch.Tensor:
+        seen = torch.empty_like(x_ED)
+        if len(x_ED) and not groups:
+            groups = tuple(one.to(x_ED.device) for one in self.groups(at_E.cpu().numpy()))
+        for group in groups:
+            element, at = group.element, (group.row, group.column)
+            shape = (group.rows, group.width)
+            x = x_ED.new_zeros(*shape, x_ED.shape[1]).index_put(at, x_ED[element])
             there = torch.zeros(shape, dtype=torch.bool, device=x.device)
-            there[row, place] = True
+            there[at] = True
             mask = working(x.new_zeros(()).masked_fill(~there[:, None, None, :], -torch.inf))
-            seen = seen.index_put((element,), self.block(x, mask, None)[row, place].to(seen.dtype))
+            seen = seen.index_put((element,), self.block(x, mask, None)[at].to(seen.dtype))
         mean: torch.Tensor = self.mean(seen, at_E, size)
         return mean
 
 
-POOLINGS: dict[str, Callable[[TransformerSizes], nn.Module]] = {
+POOLINGS: dict[str, Callable[[TransformerSizes], Pooling]] = {
     "mean": Mean,
     "attention": Attention,
     "transformer": SetTransformer,

@@ -44,8 +44,8 @@ class Recommender(nn.Module):
     that table plus a bias an item; others by a layer D -> V+1, whose class 0 is never returned. A
     backbone with a `temperature` is always tied and scores by cosine / temperature, without bias.
 
-    A backbone has the flags `cloze` and, where its `forward` takes which positions are asked for,
-    `chooses`.
+    A backbone has the flags `cloze` and, where its `forward` takes which positions are asked for, and
+    how many of one row at most, `chooses`.
     """
 
     full_loss = staticmethod(full_cross_entropy)
@@ -78,6 +78,9 @@ class Recommender(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_items)) if biased else None
         self.share: torch.Tensor  # float32[V], of positive training events; see `fit`
         self.register_buffer("share", torch.full((num_items,), 1 / num_items), persistent=False)
+        self.share_up_to: torch.Tensor  # float64[V]: of the items up to each
+        summed = torch.arange(1, num_items + 1, dtype=torch.float64) / num_items
+        self.register_buffer("share_up_to", summed, persistent=False)
         self.unseen: torch.Tensor  # bool[V]: items of a catalogue alone; see `fit`
         self.register_buffer("unseen", torch.zeros(num_items, dtype=torch.bool), persistent=False)
         self.some_unseen = False
@@ -131,6 +134,7 @@ class Recommender(nn.Module):
         count = np.bincount(rows.item[rows.positive], minlength=self.num_items + 1)[1:]
         share = (count + 1) / (count.sum() + self.num_items)
         self.share = torch.from_numpy(share.astype(np.float32))
+        self.share_up_to = torch.from_numpy(np.cumsum(share))
         if self.bias is not None:
             with torch.no_grad():
                 self.bias.copy_(torch.from_numpy(np.log(share) - np.log(share).mean()))
@@ -152,20 +156,23 @@ class Recommender(nn.Module):
         """float[B, L, D]"""
         return self._run(batch)
 
-    def states(self, batch: Batch, at_N: torch.Tensor) -> torch.Tensor:
-        """[N, D]: of `forward`, the positions `at_N` (indices into B*L), in the model's precision."""
+    def states(self, batch: Batch, at_N: torch.Tensor, most: int = 0) -> torch.Tensor:
+        """[N, D]: of `forward`, the positions `at_N` (indices into B*L), in the model's precision.
+
+        most: of one row, at most; 0: they are counted, and a GPU waits for it.
+        """
         low = self.precision == "bfloat16"
         if not self.backbone_joins:
             kind = torch.bfloat16 if low else torch.float32
             return torch.zeros(len(at_N), self.config.dim, dtype=kind, device=at_N.device)
         with torch.autocast(at_N.device.type, torch.bfloat16, enabled=low):
             if getattr(self.backbone, "chooses", False):
-                h_ND = self._run(batch, at_N)
+                h_ND = self._run(batch, at_N, most)
             else:
                 h_ND = self._run(batch).flatten(0, 1).index_select(0, at_N)
         return h_ND.to(torch.bfloat16) if low else h_ND
 
-    def _run(self, batch: Batch, *at_N: torch.Tensor) -> torch.Tensor:
+    def _run(self, batch: Batch, *asked: torch.Tensor | int) -> torch.Tensor:
         x_BLD = self.embedded(batch)
         extra = []
         for encoding in self.all_encodings():
@@ -173,7 +180,7 @@ class Recommender(nn.Module):
             extra.append(encoding.features(batch))
         parts = [part for part in extra if part is not None]
         features = torch.cat(parts, dim=-1) if parts else None
-        result: torch.Tensor = self.backbone(x_BLD, batch, features, *at_N)
+        result: torch.Tensor = self.backbone(x_BLD, batch, features, *asked)
         return result if self.temperature is None else nn.functional.normalize(result, dim=-1)
 
     def embedded(self, batch: Batch) -> torch.Tensor:
@@ -269,7 +276,8 @@ class Recommender(nn.Module):
 
     def loss(self, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """The mean loss over the batch's labels."""
-        return self.retrieval(self.states(batch, batch.label_at), batch, train)
+        h_ND = self.states(batch, batch.label_at, batch.most_labels)
+        return self.retrieval(h_ND, batch, train)
 
     def added(self, batch: Batch) -> Added | None:
         """What encodings add to the scores of users' own items, from their history."""
@@ -279,7 +287,7 @@ class Recommender(nn.Module):
         for encoding in self.all_encodings():
             value = encoding.added(batch.own)
             if value is not None:
-                return Added(batch.own.row, cls, value)
+                return Added(batch.own.row, cls, value, batch.own.host_row)
         return None
 
     def retrieval(self, h_ND: torch.Tensor, batch: Batch, train: TrainConfig) -> torch.Tensor:
@@ -293,14 +301,26 @@ class Recommender(nn.Module):
         if kind == "auto":
             kind = "full" if self.num_items <= FULL_ITEMS else "sampled"
         if kind == "full":
-            return self.full_loss(*given, added=self.added(batch))
+            return self.full_loss(*given, added=self.added(batch), edges=batch.label_edges)
         if kind == "sampled":
-            item = torch.multinomial(self.share, train.negatives, replacement=True)
+            item = self.drawn(train.negatives)
             drawn = item + 1 - self.first_class
             return sampled_softmax(*given, drawn, self.share[item], added=self.added(batch))
-        item = torch.randint(self.num_items, (train.negatives,), device=h_ND.device)
+        item = self.drawn(train.negatives, evenly=True)
         drawn = item + 1 - self.first_class
         return gbce(*given, drawn, self.num_items, train.gbce_t, added=self.added(batch))
+
+    def drawn(self, number: int, evenly: bool = False) -> torch.Tensor:
+        """int64[number]: items 0..V-1 with replacement, by popularity or evenly.
+
+        `torch.multinomial` reads all V shares each time, and takes 2^24 at most.
+        """
+        device = self.share.device
+        if evenly:
+            return torch.randint(self.num_items, (number,), device=device)
+        at = torch.rand(number, dtype=torch.float64, device=device) * self.share_up_to[-1]
+        found = torch.searchsorted(self.share_up_to, at, right=True)
+        return found.clamp(max=self.num_items - 1)
 
     def request(
         self,
@@ -371,7 +391,7 @@ class Recommender(nn.Module):
         batch = batch.to(weight.device)
         many, length = batch.token.shape
         last = torch.arange(1, many + 1, device=weight.device) * length - 1
-        h_RD = self.states(batch, last).to(weight.dtype)
+        h_RD = self.states(batch, last, 1).to(weight.dtype)
         scores = torch.addmm(bias, h_RD, weight.T)
         added = self.added(batch)
         if added is not None:

@@ -34,7 +34,7 @@ from models.core.rows import EXPOSED, FEEDBACK, Bools, Ints, Rows, chosen, ragge
 from models.networks.batch import Batch, Tokens, label_next, pad, take
 from models.networks.encodings import Encoding
 from models.networks.losses import rank_loss, session_cross_entropy
-from models.networks.pooling import POOLINGS
+from models.networks.pooling import POOLINGS, Group
 from models.networks.recommender import Recommender
 
 
@@ -60,7 +60,8 @@ class SessionBatch(Batch):
 
     element_item, element_feedback, element_at int64[E]: the items of the sessions, and where each
     session is in B*L. ignored_start int64[N+1], ignored_item int64[...]: what the session to
-    predict at each label showed and the user did not choose.
+    predict at each label showed and the user did not choose; num_pairs: (label, ignored) of all
+    positions. groups: of the pooling that works on sessions of similar size.
     """
 
     element_item: torch.Tensor
@@ -68,10 +69,8 @@ class SessionBatch(Batch):
     element_at: torch.Tensor
     ignored_start: torch.Tensor
     ignored_item: torch.Tensor
-
-    @property
-    def tokens(self) -> int:
-        return len(self.element_item)
+    num_pairs: int
+    groups: tuple[Group, ...]
 
 
 class SessionRec(Recommender):
@@ -114,7 +113,8 @@ class SessionRec(Recommender):
             became = batch.element_feedback
             x_ED = x_ED * self.gate(became) + self.feedback(became)
         rows, length = batch.token.shape
-        pooled: torch.Tensor = self.mix(self.pooling(x_ED, batch.element_at, rows * length))
+        pooled = self.pooling(x_ED, batch.element_at, rows * length, batch.groups)
+        pooled = self.mix(pooled)
         return pooled.view(rows, length, -1)
 
     def windows(self, rows: Rows, shift: Ints | None) -> tuple[Ints, Ints]:
@@ -183,12 +183,15 @@ class SessionRec(Recommender):
         tensors: dict[str, Any] = {
             name: torch.from_numpy(part.astype(np.int64)) for name, part in parts.items()
         }
-        return SessionBatch(**vars(plain), **tensors)
+        groups = self.pooling.groups(parts["element_at"])
+        pairs = int(np.dot(np.diff(plain.label_edges), np.diff(ignored[0])))
+        known = vars(plain) | {"tokens": len(parts["element_item"])}
+        return SessionBatch(**known, **tensors, num_pairs=pairs, groups=groups)
 
     def loss(self, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """L_retrieval + alpha L_rank, means over the batch's labels."""
         assert isinstance(batch, SessionBatch)
-        h_ND = self.states(batch, batch.label_at)
+        h_ND = self.states(batch, batch.label_at, batch.most_labels)
         loss = self.retrieval(h_ND, batch, train)
         if train.alpha and len(batch.ignored_item):
             label, ignored = batch.label_item - 1, batch.ignored_item - 1  # as classes
@@ -200,6 +203,7 @@ class SessionRec(Recommender):
                 batch.ignored_start,
                 ignored,
                 added=self.added(batch),
+                num_pairs=batch.num_pairs,
             )
         return loss
 

@@ -19,6 +19,8 @@ from models.networks.layers import (
     by_head,
     check_heads,
     dropout,
+    on_gpu,
+    rolled,
     with_features,
     working,
 )
@@ -70,12 +72,12 @@ class Block(nn.Module):
     def forward(
         self,
         x_BLD: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         features_BLF: torch.Tensor | None,
         wanted: Wanted | None = None,
     ) -> torch.Tensor:
         """float[B, L, D]; with `wanted` float[N, D]: these positions look at all, and only they
-        are worked out."""
+        are worked out. mask: as of `attention`."""
         normed = working(self.norm_1(x_BLD))
         h = self._attend(normed, mask, features_BLF, wanted)
         if wanted is not None:
@@ -88,7 +90,7 @@ class Block(nn.Module):
     def _attend(
         self,
         x: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         features: torch.Tensor | None,
         wanted: Wanted | None,
     ) -> torch.Tensor:
@@ -97,10 +99,8 @@ class Block(nn.Module):
         q, k, v = (by_head(layer(of), self.heads) for layer, of in given)
         if self.feature is not None and features is not None:
             q, k = with_features(q, k, self.feature(features), wanted)
-        if wanted is not None and mask.shape[2] > 1:
-            mask = mask.expand(len(x), -1, -1, -1).squeeze(1)
-            mask = mask.gather(1, wanted.column.unsqueeze(-1).expand(-1, -1, mask.shape[-1]))
-            mask = mask.unsqueeze(1)
+        if wanted is not None:
+            mask = wanted.hidden(mask, x)
         p = self.attention_dropout if self.training else 0.0
         h = attention(q, k, v, mask, p)
         return h.transpose(1, 2).reshape(len(x), asking.shape[1], -1)
@@ -135,6 +135,7 @@ class Transformer(nn.Module):
         batch: Batch,
         features_BLF: torch.Tensor | None = None,
         at_N: torch.Tensor | None = None,
+        most: int = 0,
     ) -> torch.Tensor:
         rows, length, _ = x_BLD.shape
         if self.from_oldest:
@@ -142,11 +143,22 @@ class Transformer(nn.Module):
         else:
             position = self.position[batch.max_len - length :]
         x = self.dropout(x_BLD + position)
-        mask = working(x.new_zeros(()).masked_fill(~self._mask(batch.padding), -torch.inf))
-        wanted = Wanted.if_few(at_N, rows, length)
+        # Where padding comes last, "causal" is all of the mask, and fused kernels read none.
+        last = not self.cloze and on_gpu(x)
+        mask = None
+        if not last:
+            mask = working(x.new_zeros(()).masked_fill(~self._mask(batch.padding), -torch.inf))
+        else:
+            pads = batch.padding.sum(1)
+            x = rolled(x, pads)
+            features_BLF = None if features_BLF is None else rolled(features_BLF, pads)
+            at_N = None if at_N is None else at_N - pads[at_N // length]
+        wanted = Wanted.if_few(at_N, rows, length, most)
         for number, block in enumerate(self.blocks, 1):
             x = block(x, mask, features_BLF, wanted if number == len(self.blocks) else None)
-        if at_N is not None and wanted is None:
+        if at_N is None:
+            x = rolled(x, -batch.padding.sum(1)) if last else x
+        elif wanted is None:
             x = x.flatten(0, 1).index_select(0, at_N)
         result: torch.Tensor = self.norm(x)
         return result

@@ -36,6 +36,7 @@ BESIDE = (Path(__file__).parents[2] / "expectations",)  # what serving needs of 
 OPTIONAL = (
     "source_session_id", "event_type", "value", "tie_break", "event_id", "exposed_with",
 )  # fmt: skip
+OPENS = "opens_session"  # of models whose source has sessions.boundary
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "pyarrow", "scipy")
 
 
@@ -118,6 +119,7 @@ def make_version(
 def served(trained: Path) -> Iterator[dict[str, Any]]:
     """A trained model's folder as what MLflow's `log_model` and `save_model` are given."""
     item_ids = tracking.read_json(trained / "items.json")
+    facts = tracking.read_json(trained / "model.json")["facts"]
     code = package(ROOT, ENTRY, BESIDE)
     with tempfile.TemporaryDirectory() as scratch:
         loader, folder = code.write(Path(scratch))
@@ -126,7 +128,7 @@ def served(trained: Path) -> Iterator[dict[str, Any]]:
                 "python_model": str(loader),
                 "artifacts": {"model": str(trained)},
                 "code_paths": [str(folder)],
-                "signature": signature(),
+                "signature": signature("boundary" in facts.get("sessions", {})),
                 "input_example": (example(item_ids), {"k": 10, "request_ts": ""}),
                 "pip_requirements": [f"{p}=={importlib.metadata.version(p)}" for p in REQUIREMENTS],
             }
@@ -269,9 +271,13 @@ def trained_on(source: str) -> tuple[dict[int, list[str]], str]:
             return found, tracking.tracking_uri()
 
 
-def signature() -> ModelSignature:
+def signature(boundary: bool = False) -> ModelSignature:
     """Events in, nested recommendations out; parameters `k`, `request_ts`, `request_session_id`,
-    `rules`."""
+    `rules`.
+
+    Args:
+        boundary: whether an expression of the source ends sessions, so that requests may say where.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array, Object, Property
@@ -284,7 +290,7 @@ def signature() -> ModelSignature:
     # as nothing.
     inputs = Schema(
         [ColSpec(AnyType(), name) for name in ("user_id", "item_id", "event_ts")]
-        + [ColSpec(AnyType(), name, required=False) for name in OPTIONAL]
+        + [ColSpec(AnyType(), name, required=False) for name in OPTIONAL + (OPENS,) * boundary]
     )
     item = Object([Property("item_id", text), Property("score", DataType.double)])
     outputs = Schema([ColSpec(text, "user_id"), ColSpec(Array(item), "items")])

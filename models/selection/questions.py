@@ -27,7 +27,7 @@ from models.data.splits import Events, Targets, stamp
 from models.networks.saved_model import Stored
 from models.registry import tracking
 from models.selection import verify_worker
-from models.serving.answer import NATIVE
+from models.serving.answer import NATIVE, OPENS
 
 if TYPE_CHECKING:
     from jobs.core.source_file import Source
@@ -103,7 +103,9 @@ class Questions:
         mapped = {*source.columns.mapped(), "user_id", "event_id"}
         if source.exposures is not None:
             mapped.add("exposed_with")
-        names = raw.parts[0].schema.names
+        # (What a boundary says of two events is told to the models that were trained under one.)
+        told = "boundary" in stored.facts.get("sessions", {})
+        names = [n for n in raw.parts[0].schema.names if n != OPENS or told]
         self.columns = [n for n in names if n in mapped or n in raw.filled]
 
     def scores(self, part: Targets) -> tuple[torch.Tensor, int]:

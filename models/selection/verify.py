@@ -185,7 +185,8 @@ def _raw(source: Source, lake: str, events: Events, users: Ints, folder: Path) -
     named = SEQUENCES.app_id(source.name, SESSIONS)
     consumed = DeltaTable(gold, version=events.sequences.version).transaction_version(named)
     items = read_items(rust_uri(ITEMS.path(lake, source.name)), make)
-    return raw_events(silver, consumed, events.sequences, users, items, folder, make)
+    native = source.sessions.rule != "gap"
+    return raw_events(silver, consumed, events.sequences, users, items, folder, make, native)
 
 
 # -- a refit, from which nothing is held out -------------------------------------------------------

@@ -4,6 +4,11 @@ One row an event in, one row a user out, in order of first appearance. Decisions
  * Sessions are cut by the rule that the model was trained under. Under the native rule neighbours
    belong together if both `source_session_id` are non-null and equal, or both null and the silence
    is at most the gap; without that column the gap rule cuts. Under the gap rule it is not read.
+   What else ends the source's sessions (`native_gap`, `midnight`, `on_max_hours`) does so here, of
+   the events that the request has: pieces of a long session are counted from the first of these.
+ * A `boundary` of the source is SQL of another engine on columns that a request need not have. It is
+   not evaluated: `opens_session` says of a row whether it is true of it and the event before; without
+   that column, or where it is null, the rest of the rule cuts.
  * Events are put in the order of the tables: (event_ts, [source_session_id under the native rule],
    tie_break, event_id), nulls last; what these columns leave equal stays in the order of the rows.
  * Unknown items are skipped after sessions are cut. Without a known item: popularity.
@@ -25,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +48,7 @@ from models.serving.rules import Rules, best_of, moment, only_allowed, permitted
 CHUNK_SCORES = 16_000_000
 TEXTS = ("user_id", "item_id", "source_session_id", "event_id", "event_type")
 NATIVE = "source_session_id"  # the session rule, and the column that it reads
+OPENS = "opens_session"
 
 
 def recommend(
@@ -214,14 +220,34 @@ class Told:
 
     `rows`: the events that the model knows. Of each user's newest event, known or not: its time
     `newest` int64[U] (0 without one), its id of a session `native` object[U] (None: null; no array
-    where ids are not read), and whether it is of a later session than the newest known one,
-    `moved_on` bool[U].
+    where ids are not read), whether it is of a later session than the newest known one, `moved_on`
+    bool[U], and when its session, all pieces together, began, `since` int64[U].
     """
 
     rows: Rows
     newest: Ints
     moved_on: Bools
     native: NDArray[Any] | None
+    since: Ints
+
+
+def rule_of(facts: dict[str, Any], by_ids: bool) -> SessionRule:
+    """The rule that a model was trained under.
+
+    Args:
+        by_ids: whether the log's own sessions are read.
+    """
+    more = facts.get("sessions", {})
+    found = SessionRule(
+        native=by_ids,
+        gap_us=int(facts["gap_us"]),
+        native_gap=bool(more.get("native_gap", False)),
+        midnight=more.get("midnight"),
+        boundary="boundary" in more,
+    )
+    if more.get("on_max_hours") != "split":
+        return found
+    return replace(found, split=True, max_session_us=int(more["max_session_us"]))
 
 
 def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> Told:
@@ -233,7 +259,8 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
     table, rule = _table(stored, frame, user)
     owner, when = table["user"], table["ts"]
     codes = distinct(table["native"])[0] if rule.native else None
-    every = np.cumsum(rule.arrays.opens(owner, when, codes))
+    apart = table["opens"][1:] if rule.boundary else None
+    every = np.cumsum(rule.arrays.opens(owner, when, codes, apart))
     index = stored.lookup.get_indexer(table["item"]) + 1
     known = index > 0
     last = np.searchsorted(owner, np.arange(num_users), "right") - 1
@@ -243,6 +270,12 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
     there = start[1:] > start[:-1]
     newest[there] = when[last[there]]
     moved_on[there] = every[last[there]] > session[start[1:][there] - 1]
+    since = newest
+    if rule.split:
+        whole = replace(rule, split=False).arrays.opens(owner, when, codes, apart)
+        begun = np.maximum.accumulate(np.where(whole, np.arange(len(when)), 0))
+        since = np.zeros(num_users, np.int64)
+        since[there] = when[begun[last[there]]]
     native = None
     if rule.native:
         native = np.full(num_users, None, dtype=object)
@@ -262,7 +295,7 @@ def _told(stored: Stored, frame: pd.DataFrame, user: Ints, num_users: int) -> To
         shown_start=shown_start,
         shown=shown,
     )
-    return Told(rows, newest, moved_on, native)
+    return Told(rows, newest, moved_on, native, since)
 
 
 def _table(
@@ -274,7 +307,7 @@ def _table(
     """
     ts = times(frame["event_ts"])
     by_ids = stored.facts.get("session_rule", "gap") == NATIVE and NATIVE in frame.columns
-    rule = SessionRule(native=by_ids, gap_us=int(stored.facts["gap_us"]))
+    rule = rule_of(stored.facts, by_ids)
     columns: dict[str, NDArray[Any]] = {
         "user": user,
         "ts": ts.dt.as_unit("us").astype("int64").to_numpy(),
@@ -286,6 +319,10 @@ def _table(
         columns["shown"] = _objects(frame["exposed_with"])
     if by_ids:
         columns["native"] = _objects(frame[NATIVE])
+    if rule.boundary:
+        columns["opens"] = np.zeros(len(frame), bool)
+        if OPENS in frame.columns:
+            columns["opens"] = frame[OPENS].astype("boolean").fillna(False).to_numpy(bool)
     if "tie_break" in frame.columns:
         columns["tie_break"] = _objects(whole_numbers(frame["tie_break"]))
     if "event_id" in frame.columns:
@@ -343,11 +380,20 @@ def _request(
         return when, np.zeros(len(when), dtype=bool)
     if request_ts:
         when = np.full(len(when), _asked_at(request_ts), dtype=np.int64)
+    # (What a boundary says of an event that has not happened nobody knows.)
+    rule = rule_of(stored.facts, told.native is not None).arrays
+    newest = told.newest[asked]
+    silent = rule.silent(newest, when)
     if named and told.native is not None:
         apart = np.array([one != request_session_id for one in told.native[asked]], dtype=bool)
+        apart |= silent & rule.rule.native_gap
     else:
-        rule = SessionRule(native=False, gap_us=int(stored.facts["gap_us"]))
-        apart = rule.arrays.silent(told.newest[asked], when)
+        apart = silent
+    apart |= ~rule.same_day(newest, when)
+    if rule.rule.split:
+        pieces = (rule.pieces(told.since[asked], one) for one in (newest, when))
+        before, now = pieces
+        apart |= before != now
     return when, told.moved_on[asked] | apart
 
 

@@ -33,15 +33,17 @@ from models.data.splits import (
 )
 from models.evaluation.evaluate import evaluate
 from models.networks.baselines import Popularity
-from models.networks.batch import Batch
 from models.networks.methods import build
 from models.networks.recommender import Recommender
 from models.training.checkpoints import Checkpoints, Tensors
-from models.training.epoch import Epoch
+from models.training.epoch import Epoch, Parts
 from models.training.sides import sizes_of
 
 SELECT_BY = "ndcg@10"
 WARM_UP = 0.05  # ours: of the epochs
+READ_EVERY = (
+    50  # ours: steps on a GPU after which their losses are read, and a checkpoint may be due
+)
 BF16_DIM = 128  # ours: narrower models gain nothing by bfloat16
 
 
@@ -233,6 +235,9 @@ class Run:
     ) -> None:
         self.model, self.config, self.rows = model, config, rows
         self.device, self.team, self.at = device, team, Place()
+        # Of the steps since `read`: batch and loss, which is on the device; tokens.
+        self.unread: list[tuple[int, torch.Tensor]] = []
+        self.unread_tokens = 0
         model.precision = precision(config, device)
         train = config.train
         first = model.learns_first()
@@ -254,33 +259,51 @@ class Run:
     def _weights(self) -> Tensors:
         return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
-    def step(self, parts: list[Batch], share: float) -> None:
-        """One step over the parts of a batch; `share` of all training is done after it."""
-        at, train, team = self.at, self.config.train, self.team
+    def step(self, parts: Parts, share: float) -> None:
+        """One step over the parts of a batch; `share` of all training is done after it.
+
+        Nothing in it waits for the device: its loss stays there until `read`.
+        """
+        train = self.config.train
         for group in self.optimiser.param_groups:
             group["lr"] = _rate(train.schedule, share) * group["peak"]
-        labels = sum(len(part.label_at) for part in parts)
-        sums = team.total(torch.tensor([labels, sum(part.tokens for part in parts)]))
-        if not int(sums[0]):
+        if not parts.labels:
             return
         self.optimiser.zero_grad(set_to_none=True)
-        loss = torch.zeros(1, dtype=torch.float64)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in parts:
             mean = self.model.loss(part.to(self.device), train)
-            its = mean * (len(part.label_at) / int(sums[0]))
+            its = mean * (len(part.label_at) / parts.labels)
             if its.requires_grad:  # (before the backbone joins in: where somebody has own items)
                 its.backward()  # type: ignore[no-untyped-call]
-            loss += its.detach().cpu().double()
-        team.total_gradients(self.model.parameters())
+            loss += its.detach()
+        self.team.total_gradients(self.model.parameters())
         if train.clip_norm:
             for scale in self.scales:
                 torch.nn.utils.clip_grad_norm_(scale, train.clip_norm)
         self.optimiser.step()
-        together = float(team.total(loss))
-        if not math.isfinite(together):
-            raise self._diverged(f"the loss of batch {at.batch + 1} is {together}")
-        at.total += together
-        at.count, at.step, at.seen = at.count + 1, at.step + 1, at.seen + int(sums[1])
+        self.unread.append((self.at.batch + 1, loss))
+        self.unread_tokens += sum(part.tokens for part in parts)
+        self.at.step += 1
+
+    def read(self) -> None:
+        """The losses of the steps since the last time into `at`. All processes must ask together.
+
+        Raises:
+            UserError: one of them is no number.
+        """
+        if not self.unread:
+            return
+        at, (numbers, losses) = self.at, zip(*self.unread, strict=True)
+        tokens = torch.tensor([self.unread_tokens], dtype=torch.float64)
+        sums = self.team.total(torch.cat([torch.stack(losses).cpu(), tokens]))
+        *losses, seen = sums.tolist()
+        self.unread, self.unread_tokens = [], 0
+        for number, loss in zip(numbers, losses, strict=True):
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss of batch {number} is {loss}")
+            at.total += loss
+        at.count, at.seen = at.count + len(losses), at.seen + int(seen)
 
     def _diverged(self, how: str) -> UserError:
         train = self.config.train
@@ -338,7 +361,8 @@ class Run:
         self.at = Place(**values["at"])
 
     def keep_if_due(self, keep: Checkpoints | None, now: bool = False) -> None:
-        """A checkpoint when one is due: the first process decides, all take part."""
+        """A checkpoint when one is due: the first process decides, all take part. Losses are read
+        before it (`read`)."""
         due = torch.tensor([int(keep is not None and (now or keep.due))])
         if not int(self.team.each(due)[0]):
             return
@@ -407,11 +431,16 @@ def _learn(run: Run, began: float, say: Say, keep: Checkpoints | None) -> None:
     train, at = run.config.train, run.at
     epoch = Epoch(run.model, run.rows, run.config, at.epoch, run.team, run.device)
     run.model.train()
+    every = 1 if epoch.kind == "cpu" or (keep is not None and not keep.every_s) else READ_EVERY
     start, said, earlier_s = time.perf_counter(), time.perf_counter(), at.epoch_s
-    for number in range(at.batch, len(epoch)):
-        run.step(epoch[number], (at.epoch - 1 + (number + 1) / len(epoch)) / train.epochs)
+    for number, parts in epoch.after(at.batch):
+        run.step(parts, (at.epoch - 1 + (number + 1) / len(epoch)) / train.epochs)
+        at.batch = number + 1
+        if at.batch % every and at.batch < len(epoch):
+            continue
+        run.read()
         now = time.perf_counter()
-        at.batch, at.epoch_s, at.elapsed_s = number + 1, earlier_s + now - start, now - began
+        at.epoch_s, at.elapsed_s = earlier_s + now - start, now - began
         if now - said > 5 and at.count:
             said = now
             say(f"epoch {at.epoch}: batch {at.batch}/{len(epoch)}, loss {at.total / at.count:.3f}")

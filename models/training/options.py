@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # How and not what: a training's names, and what leaves its outcome as it is.
 NAMES = ("command", "source", "method", "seed", "comparison", "variant")
-HOW = (*NAMES, "threads", "device", "checkpoint_s", "json")
+HOW = (*NAMES, "threads", "device", "deterministic", "checkpoint_s", "json")
 
 
 def add_method(command: argparse.ArgumentParser) -> None:
@@ -83,6 +83,12 @@ def add_fit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, help="CPU threads; 1 is best when others run, too")
     command.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train"
+    )
+    command.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU the same seed gives the same weights to the last bit; slower. On a CPU it does "
+        "anyway",
     )
 
 

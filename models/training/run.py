@@ -445,8 +445,17 @@ def facts_of(
         "attributes_version": None if data.side is None else data.side.version,
         "session_rule": "gap" if again else source.sessions.rule,
         "gap_us": PAPER_A_GAP_US if again else source.sessions.gap_us,
+        **({} if again else more_rules(source)),
         "feedback": source.feedback.model_dump(),
     }
+
+
+def more_rules(source: Source) -> dict[str, Any]:
+    """What else ends sessions, where something does: models of earlier versions have no such key."""
+    more = source.sessions.more_rules()
+    if "on_max_hours" in more:
+        more["max_session_us"] = source.sessions.max_session_us
+    return {"sessions": more} if more else {}
 
 
 def _report(prepared: Prepared, outcome: Outcome, run_id: str, device: str) -> dict[str, Any]:

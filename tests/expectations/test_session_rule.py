@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 import numpy as np
@@ -12,17 +16,32 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from expectations.session_rule import SessionRule
-from tests.support.oracle import expected_sessions
+from expectations.session_rule import SessionRule, local_clock
+from tests.support.oracle import More, expected_sessions
 
 GAP_US, MOST_US, MOST = 10, 25, 4
 GAP, NATIVE = (
     SessionRule(native=native, gap_us=GAP_US, max_session_us=MOST_US, max_session_events=MOST)
     for native in (False, True)
 )
+ZONE = "America/St_Johns"  # whose clocks once went back over midnight
+NIGHT_US = 1_162_092_660_000_000  # when they did: at a minute past, on the 29th of October 2006
+RULES = {
+    "gap": GAP, "native": NATIVE, "native with a gap": replace(NATIVE, native_gap=True),
+    "split": replace(GAP, split=True), "native split": replace(NATIVE, split=True),
+    "midnight": replace(GAP, midnight=ZONE), "native midnight": replace(NATIVE, midnight=ZONE),
+    "all": replace(NATIVE, native_gap=True, split=True, midnight=ZONE),
+}  # fmt: skip
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 EVENT = st.tuples(
     st.sampled_from(["ann", "bob", "zoë", "\U0001f600", *"123456"]),
-    st.one_of(st.integers(0, 3), st.integers(-30, 60)),  # microseconds, many of them equal
+    # microseconds, many of them equal
+    st.one_of(
+        st.integers(0, 3),
+        st.integers(-30, 60),
+        st.integers(-30, 60).map(NIGHT_US.__add__),
+        st.integers(-30, 60).map((NIGHT_US + 3_540_000_000).__add__),
+    ),
     st.sampled_from([None, -1, 0, 5]),
     st.sampled_from([None, None, "a", "b", "é"]),
 )
@@ -98,7 +117,13 @@ def db() -> Iterator[duckdb.DuckDBPyConnection]:
         made.execute("SET TimeZone = 'UTC'")
         made.execute("CREATE MACRO unix_micros(moment) AS epoch_us(moment)")
         made.execute("CREATE MACRO sha2(words, bits) AS sha256(words)")
+        made.execute("CREATE MACRO from_utc_timestamp(moment, zone) AS timezone(zone, moment)")
+        made.execute("CREATE MACRO to_date(moment) AS CAST(moment AS DATE)")
         yield made
+
+
+def more(rule: SessionRule) -> More:
+    return More(native_gap=rule.native_gap, midnight=rule.midnight, split=rule.split)
 
 
 def by_sql(
@@ -108,6 +133,7 @@ def by_sql(
     order = ", ".join(f"{name} NULLS LAST" for name in rule.sql.order_columns)
     if keyed:
         order = rule.sql.order_key("e").replace("struct(", "row(")
+    piece = rule.sql.piece("since", "event_ts") if rule.split else "number"
     db.register("events", events)
     return sorted(
         db.sql(f"""
@@ -120,10 +146,12 @@ def by_sql(
                 SELECT *, count(*) FILTER (place = 1 OR NOT {rule.sql.belong("a", "b")}) OVER (
                     PARTITION BY user_id ORDER BY place ROWS UNBOUNDED PRECEDING) AS number
                 FROM placed
+            ), cut AS (
+                SELECT *, min(event_ts) OVER (PARTITION BY user_id, number) AS since FROM numbered
             ), sessions AS (
                 SELECT user_id, list(event_id ORDER BY place) AS ids, epoch_us(min(event_ts)) AS lo,
                     epoch_us(max(event_ts)) AS hi, count(*) AS event_count
-                FROM numbered GROUP BY user_id, number
+                FROM cut GROUP BY user_id, number, {piece}
             )
             SELECT {rule.sql.session_id("user_id", "ids[1]")}, user_id, lo, hi,
                 {rule.sql.runaway("hi - lo", "event_count")}, ids
@@ -133,8 +161,8 @@ def by_sql(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", [GAP, NATIVE], ids=["gap", "native"])
-@settings(max_examples=12, deadline=None)  # a query costs more than many rows
+@each_rule
+@settings(max_examples=5, deadline=None)  # a query costs more than many rows
 @given(events=st.lists(EVENT, min_size=1, max_size=150))
 @example(events=EDGES)
 def test_both_renderings_are_the_oracles(
@@ -145,7 +173,7 @@ def test_both_renderings_are_the_oracles(
         (row["session_id"], row["user_id"], row["start_us"], row["end_us"], row["runaway"],
          tuple(row["events"]))
         for row in expected_sessions(log, native=rule.native, gap_s=GAP_US / 1e6,
-                                     max_hours=MOST_US / 3.6e9, max_events=MOST)
+                                     max_hours=MOST_US / 3.6e9, max_events=MOST, more=more(rule))
     )  # fmt: skip
     assert by_arrays(log, rule) == wanted
     for keyed in (False, True):
@@ -153,8 +181,8 @@ def test_both_renderings_are_the_oracles(
         assert [(*row[:5], tuple(row[5])) for row in found] == wanted
 
 
-@pytest.mark.parametrize("rule", [GAP, NATIVE], ids=["gap", "native"])
-@settings(max_examples=100, deadline=None)
+@each_rule
+@settings(max_examples=50, deadline=None)
 @given(events=st.lists(EVENT, max_size=25))
 def test_order_asks_for_ties_alone_and_rise_agrees(rule: SessionRule, events: list[Event]) -> None:
     log = table(events)
@@ -171,8 +199,8 @@ def test_order_asks_for_ties_alone_and_rise_agrees(rule: SessionRule, events: li
     assert not rule.arrays.rise(before, before).any()  # an event does not come after itself
 
 
-@pytest.mark.parametrize("rule", [GAP, NATIVE], ids=["gap", "native"])
-@settings(max_examples=100, deadline=None)
+@each_rule
+@settings(max_examples=50, deadline=None)
 @given(events=st.lists(EVENT, min_size=1, max_size=25))
 @example(events=EDGES)
 def test_neighbours_belong_together_where_no_session_opens(
@@ -183,13 +211,25 @@ def test_neighbours_belong_together_where_no_session_opens(
     before, after = done.times[:-1], done.times[1:]
     near = rule.arrays.near(before, before, after, after)
     ids = done.rows["source_session_id"].combine_chunks()
-    belong = rule.arrays.belong(near, ids[:-1], ids[1:])
+    belong = rule.arrays.belong(near, ids[:-1], ids[1:]) & rule.arrays.same_day(before, after)
     same = done.users[1:] == done.users[:-1]
-    opens = rule.arrays.opens(done.users, done.times, done.native)[1:]
-    assert (same & belong).tolist() == (~opens).tolist()
+    whole = replace(rule, split=False).arrays.opens(done.users, done.times, done.native)
+    assert (same & belong).tolist() == (~whole[1:]).tolist()
+    if not rule.split:
+        return
+    opens = rule.arrays.opens(done.users, done.times, done.native)
+    first = np.flatnonzero(opens)
+    last = np.append(first[1:], len(opens)) - 1
+    start, end = done.times[first], done.times[last]
+    assert rule.arrays.in_pieces(whole[first], start, end).all()
+    # One piece more, or one less, is found wherever it is not the whole session's only one.
+    for at in np.flatnonzero(~whole[first]):
+        keep = np.delete(np.arange(len(first)), at)
+        ends = np.where(keep == at - 1, end[at], end[keep])
+        assert not rule.arrays.in_pieces(whole[first][keep], start[keep], ends).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(events=st.lists(EVENT, min_size=1, max_size=25))
 def test_sessions_are_not_near_and_their_events_are(events: list[Event]) -> None:
     """What audits look at says the same as what cuts: under the gap rule."""
@@ -220,3 +260,15 @@ def test_each_flag_is_right_for_its_bounds_alone() -> None:
     for flag in (None, "hours", "events", "other"):
         told = np.full(len(span), flag, object)
         assert GAP.arrays.flagged(told, span, count).tolist() == (right == told).tolist()
+
+
+@pytest.mark.parametrize("zone", [ZONE, "Asia/Beirut", "Pacific/Apia", "Africa/Monrovia", "UTC"])
+def test_clocks_of_a_zone_are_pythons(zone: str) -> None:
+    drawn = random.Random(zone)
+    seconds = [drawn.randrange(-2_000_000_000, 4_000_000_000) for _ in range(300)]
+    seconds += [NIGHT_US // 10**6 + n for n in (-3601, -3600, -1, 0, 1)]
+    seconds += [-62_135_596_800, 253_402_300_799]  # the first second that is a time, and the last
+    found = local_clock(np.array(seconds) * 1_000_000, zone)
+    for second, there in list(zip(seconds, found.tolist(), strict=True))[:-2]:
+        clock = datetime.fromtimestamp(second, ZoneInfo(zone)).replace(tzinfo=UTC)
+        assert there == clock.timestamp() * 1_000_000

@@ -8,6 +8,7 @@ becomes of the lines is computed here from the sentences of ARCHITECTURE.md, lin
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,8 @@ from zoneinfo import ZoneInfo
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+from tests.support.oracle import NOTHING_MORE, More
 
 GAP_S, LATENESS_DAYS, MAX_HOURS, MAX_EVENTS = 600, 5, 2, 7
 ZONE = "Europe/Paris"
@@ -62,6 +65,11 @@ class Kind:
     """`[identity] link`; null: users are known."""
     max_days: float | None = None
     file_order: bool = False
+    again: bool = False
+    """Whether files come again, and take the place of what they were."""
+    behaviour: dict[str, int] | None = None
+    """`[bots]`, as the oracle takes it."""
+    more: More = NOTHING_MORE
     columns: tuple[str, ...] = field(default=())
 
     def names(self, user: int) -> list[str]:
@@ -188,6 +196,20 @@ on_exceed = "warn"
 """
 
 
+REPLACE = 'redelivery = "replace"'
+
+
+def again(text: str) -> str:
+    """A source file whose files take the place of what they were."""
+    return text.replace('format = "csv"', f'format = "csv"\n{REPLACE}')
+
+
+def with_sessions(text: str, *keys: str) -> str:
+    """A source file with more keys in `[sessions]`."""
+    return text.replace("[sessions]\n", "\n".join(("[sessions]", *keys, "")))
+
+
+SPLIT, MIDNIGHT, NATIVE_GAP = 'on_max_hours = "split"', f'midnight = "{ZONE}"', "native_gap = true"
 IN_FILES = 'tie_break = { order = "file" }'
 
 
@@ -210,6 +232,8 @@ tie_break = { sql = "CAST(n AS BIGINT)" }
 NATIVE_SESSION, TIE, NATIVE_ID = 'source_session_id = "s"', 'tie_break = "n"', 'event_id = "id"'
 UNIX, LOCAL = 'unit = "s"', f'unit = "iso8601"\nzone = "{ZONE}"'
 GAP, NATIVE = "gap", "source_session_id"
+BEHAVIOUR = {"events_per_minute": 2, "events_without_pause": 3, "pause_us": (GAP_S - 1) * 1_000_000}
+BOTS = f"[bots]\nevents_per_minute = 2\nevents_without_pause = 3\npause_s = {GAP_S - 1}\n"
 COOKIES, LOGINS = (None, 0, 1), (None, 0, 1)
 """Devices, and those who use them, of a history."""
 
@@ -255,6 +279,53 @@ KINDS = {
         Kind(
             "order in files, native ids", toml(f"{IN_FILES}\n{NATIVE_ID}", UNIX, GAP),
             native_ids=True, file_order=True, columns=("u", "i", "t", "id"),
+        ),
+        Kind("sessions of programs", toml(TIE, UNIX, GAP) + BOTS, behaviour=BEHAVIOUR,
+             columns=("u", "i", "t", "n")),
+        Kind(
+            "sessions of programs, native sessions and ids",
+            toml(f"{NATIVE_SESSION}\n{NATIVE_ID}", UNIX, NATIVE) + BOTS, behaviour=BEHAVIOUR,
+            native_rule=True, native_ids=True, columns=("u", "i", "t", "s", "id"),
+        ),
+        Kind("files that come again", again(toml(TIE, UNIX, GAP)), again=True,
+             columns=("u", "i", "t", "n")),
+        Kind(
+            "files that come again, native ids", again(toml(NATIVE_ID, LOCAL, GAP)),
+            native_ids=True, local_times=True, again=True, columns=("u", "i", "t", "id"),
+        ),
+        Kind(
+            "files that come again, order in files", again(toml(IN_FILES, UNIX, GAP)),
+            file_order=True, again=True, columns=("u", "i", "t"),
+        ),
+        Kind(
+            "files that come again, native ids in the order of files",
+            again(toml(f"{IN_FILES}\n{NATIVE_ID}", UNIX, GAP)),
+            native_ids=True, file_order=True, again=True, columns=("u", "i", "t", "id"),
+        ),
+        Kind(
+            "files that come again, people", again(toml(TIE, UNIX, GAP)) + identity("last"),
+            link="last", again=True, columns=("u", "c", "i", "t", "n"),
+        ),
+        Kind(
+            "split", with_sessions(toml(TIE, UNIX, GAP), SPLIT), more=More(split=True),
+            columns=("u", "i", "t", "n"),
+        ),
+        Kind(
+            "midnight, people", with_sessions(toml(TIE, UNIX, GAP), MIDNIGHT) + identity("last"),
+            link="last", more=More(midnight=ZONE), columns=("u", "c", "i", "t", "n"),
+        ),
+        Kind(
+            "native sessions, split",
+            with_sessions(toml(f"{NATIVE_SESSION}\n{TIE}", UNIX, NATIVE), SPLIT),
+            native_rule=True, more=More(split=True), columns=("u", "i", "t", "s", "n"),
+        ),
+        Kind(
+            "native sessions with a gap, split, midnight",
+            with_sessions(
+                toml(f"{NATIVE_SESSION}\n{TIE}", UNIX, NATIVE), NATIVE_GAP, SPLIT, MIDNIGHT
+            ),
+            native_rule=True, more=More(native_gap=True, midnight=ZONE, split=True),
+            columns=("u", "i", "t", "s", "n"),
         ),
         Computed("computed, exploded and filtered", computed(), columns=("u", "e")),
     )
@@ -344,6 +415,8 @@ class Fate:
     events: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     late: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     unusable: set[tuple[str, str]] = field(default_factory=set)
+    places: dict[tuple[Any, ...], tuple[str, int]] = field(default_factory=dict)
+    """Where files come again: of each event the file and the line that count."""
 
 
 def fate(kind: Kind, user: int, history: History, nights: Iterable[date | None]) -> Fate:
@@ -378,11 +451,104 @@ Delivery = tuple[str, int, str, int]
 """A line's text, and the night, the file and the line with which it came."""
 
 
+COMES_AGAIN = ("again.csv", "other.csv")
+"""Files that every night brings anew."""
+
+
+def file_of(text: str, night: int, number: int) -> str:
+    """The file in which a line comes.
+
+    Args:
+        number: how often it came before in that night.
+    """
+    told = text if number == 0 else f"{text} {night} {number}"
+    return (*COMES_AGAIN, f"{night}.csv")[zlib.crc32(told.encode()) % 3]
+
+
+Stored = tuple[Line, tuple[str, int]]
+"""A line that counts, and its place: file and line."""
+
+
+def fate_of_files(
+    kind: Kind,
+    user: int,
+    history: History,
+    deliveries: Iterable[Delivery],
+    nights: list[date | None],
+) -> Fate:
+    """`fate` where the newest version of each file counts.
+
+    What a file has of an event is its smallest line that was not too old on its night. It goes when
+    the file comes again without it, unless it is too old then. A line that is too old confirms the
+    event as it was stored before the night.
+    """
+    lines = {kind.text(user, line): line for line in history}
+    mine = [one for one in deliveries if one[0] in lines]
+    of_files: dict[tuple[Any, ...], dict[str, Stored]] = {}
+    late: dict[str, dict[str, tuple[Any, ...]]] = {}
+    unusable: dict[str, set[tuple[str, str]]] = {}
+
+    def size(one: Stored) -> tuple[Any, ...]:
+        return (kind.placed(one[0]), one[1] if kind.file_order else ())
+
+    for number, day in enumerate(nights):
+        oldest = day - timedelta(days=LATENESS_DAYS) if day else date.min
+        last = len(NIGHTS) - 1
+        read = [
+            (lines[text], (file, line))
+            for text, night, file, line in mine
+            for again in [file.rpartition("/")[2] in COMES_AGAIN]
+            if night == number or (day is None and (night == last or not again))
+        ]
+        stored = {name: min(found.values(), key=size) for name, found in of_files.items()}
+        confirmed, came = set(), dict[tuple[Any, str], Stored]()
+        for files in (late, unusable):
+            for file in [one for one in files if one.rpartition("/")[2] in COMES_AGAIN]:
+                del files[file]
+        for line, place in read:
+            file, name = place[0], kind.identity(line)
+            if fault := kind.fault(line):
+                unusable.setdefault(file, set()).add((kind.text(user, line), fault))
+            elif kind.moment(line).date() >= oldest:
+                one = (line, place)
+                came[name, file] = min(came.get((name, file), one), one, key=size)
+            elif name in stored:
+                confirmed.add((name, file))
+            else:
+                late.setdefault(file, {})[kind.text(user, line)] = name
+        confirmed -= came.keys()
+        for name, found in of_files.items():
+            for file, one in list(found.items()):
+                again = file.rpartition("/")[2] in COMES_AGAIN
+                in_reach = kind.moment(one[0]).date() >= oldest
+                if again and in_reach and (name, file) not in confirmed:
+                    del found[file]
+        for name, file in confirmed:
+            of_files.setdefault(name, {}).setdefault(file, stored[name])
+        for (name, file), one in came.items():
+            found = of_files.setdefault(name, {})
+            found[file] = min(found.get(file, one), one, key=size)
+        of_files = {name: found for name, found in of_files.items() if found}
+    best = {name: min(found.values(), key=size) for name, found in of_files.items()}
+    return Fate(
+        {name: line for name, (line, _) in best.items()},
+        {text: name for found in late.values() for text, name in found.items()},
+        {one for found in unusable.values() for one in found},
+        {name: place for name, (_, place) in best.items()},
+    )
+
+
 def in_order_of_files(
     kind: Kind, user: int, found: Fate, deliveries: Iterable[Delivery], nights: list[date | None]
 ) -> list[tuple[datetime, str]]:
     """Time and item of a user's events, those of one time in the order of file and line: of all
     deliveries of the event that were not too old on their night, the first."""
+    if kind.again:
+        told = [
+            (kind.moment(line), found.places[name], f"i{line.item}")
+            for name, line in found.events.items()
+        ]
+        return [(moment, item) for moment, _, item in sorted(told)]
     first: dict[str, list[tuple[int, tuple[str, int]]]] = {}
     for text, night, file, line in deliveries:
         first.setdefault(text, []).append((night, (file, line)))

@@ -48,6 +48,25 @@ def test_a_good_source_file_has_the_documented_defaults(tmp_path: Path) -> None:
     assert source.source.null_values is None and source.source.header
 
 
+def test_a_session_rule_without_programs_is_stored_as_before(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.toml"
+    file.write_text(GOOD)
+    before = load_source(str(file)).sessions
+    assert before.rule_text() == (
+        '{"gap_us": 1800000000, "max_session_events": 5000, "max_session_us": 86400000000, '
+        '"rule": "gap"}'
+    )
+    file.write_text(GOOD.replace("[sessions]", "") + "[bots]\nevents_without_pause = 9\n")
+    source = load_source(str(file))
+    assert source.agents is None and not source.computes and not source.leaves_out
+    behaviour = source.sessions.session_rule.behaviour
+    assert behaviour is not None
+    assert (behaviour.events_without_pause, behaviour.pause_us) == (9, 30_000_000)
+    assert '"events_without_pause": 9' in source.sessions.rule_text()
+    file.write_text(GOOD.replace("[sessions]", ""))
+    assert load_source(str(file)).sessions.rule_text() == before.rule_text()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -57,6 +76,23 @@ def test_a_good_source_file_has_the_documented_defaults(tmp_path: Path) -> None:
         ('format = "csv"', "", ["source.format", "missing", "[source]"]),
         ('landing = "landing/*.csv"', "", ["source.landing", "missing"]),
         ('user_id = "u"', "", ["columns.user_id", "missing"]),
+        ("[sessions]", "[bots]\n[sessions]", ["[bots]", "user_agent", "events_per_minute"]),
+        (
+            "[sessions]",
+            "[bots]\nevents_per_minute = 0\n[sessions]",
+            ["bots.events_per_minute", "0"],
+        ),
+        (
+            "[sessions]",
+            '[bots]\nevents_per_minute = 9\npolicy = "flag"\n[sessions]',
+            ["bots.policy", "'flag'", "user agents"],
+        ),
+        (
+            "[sessions]",
+            "[bots]\nevents_per_minute = 9\npause_s = 5\n[sessions]",
+            ["bots.pause_s = 5", "bots.events_without_pause"],
+        ),
+        ('format = "csv"', 'format = "csv"\nredelivery = "replaces"', ["redelivery", "'replace'"]),
         ('user_id = "u"', "user_id = 3", ["columns.user_id", "3", "string"]),
         ('user_id = "u"', 'user_id = ""', ["columns.user_id", "''"]),
         ('format = "csv"', 'format = "csv"\nheader = "no"', ["source.header", "'no'"]),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 
@@ -49,8 +51,22 @@ def night(drawn: random.Random) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=CAME)
 
 
+def assert_files_say_the_same(folder: Path, came: pa.Table, by_spark: Any) -> None:
+    """What tasks write of the events' files is, added up, what Spark says of the events."""
+    for number, part in enumerate((came.slice(0, 7), came.slice(7))):
+        pq.write_table(part, folder / f"{number}.parquet", row_group_size=5)
+    task = items.Seen(str(folder / "seen"))
+    paths = [one["path"] for number in (0, 1) for one in task(f"{folder}/{number}.parquet")]
+    written = pa.concat_tables([pq.read_table(path) for path in paths])
+    assert written.schema.equals(arrow_schema(items.SEEN_TYPES))
+    summed = written.group_by("item_id").aggregate([("event_ts", "min"), ("count", "sum")])
+    told = {row["item_id"]: (row["event_ts_min"], row["count_sum"]) for row in summed.to_pylist()}
+    rows = by_spark.where("first_seen_ts IS NOT NULL").toArrow().to_pylist()
+    assert told == {row["item_id"]: (row["first_seen_ts"], row["event_count"]) for row in rows}
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_items_are_counted_and_numbered_alike(spark: Any, seed: int) -> None:
+def test_items_are_counted_and_numbered_alike(spark: Any, tmp_path: Path, seed: int) -> None:
     drawn = random.Random(seed)
     before, came = known(drawn), night(drawn)
     listed_only = [f"i{number}" for number in range(25, 45)]
@@ -65,6 +81,8 @@ def test_items_are_counted_and_numbered_alike(spark: Any, seed: int) -> None:
     )  # fmt: skip
     by_arrow = items.grown(before, came, pa.array(listed_only, pa.string()))
     assert by_arrow.num_rows and by_arrow["item_index"].null_count == 0
+
+    assert_files_say_the_same(tmp_path, came, seen)
 
     def listed(table: pa.Table) -> Rows:
         rows: Rows = table.cast(arrow_schema(ITEMS.columns)).sort_by("item_id").to_pylist()

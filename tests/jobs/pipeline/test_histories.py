@@ -23,8 +23,23 @@ from jobs.core.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
 from jobs.lake import time_slices
 from jobs.silver import audit as silver_audit
 from tests.support import histories
-from tests.support.histories import GAP_S, KINDS, MAX_EVENTS, MAX_HOURS, NIGHTS, Fate, History, Kind
-from tests.support.oracle import expected_sequences, expected_sessions, with_persons
+from tests.support.histories import (
+    COMES_AGAIN,
+    GAP_S,
+    KINDS,
+    MAX_EVENTS,
+    MAX_HOURS,
+    NIGHTS,
+    Fate,
+    History,
+    Kind,
+)
+from tests.support.oracle import (
+    expected_sequences,
+    expected_sessions,
+    with_behaviour,
+    with_persons,
+)
 from tests.support.spark_tools import Workshop
 
 HISTORIES = 252  # of each of two kinds: 504
@@ -46,9 +61,6 @@ class Mill:
         self.deliveries: list[histories.Delivery] = []
         shop = Workshop(self.spark, folder, self.kind.toml)
         nights = NIGHTS if by_nights else [None]
-        fates = [
-            histories.fate(self.kind, user, history, nights) for user, history in enumerate(batch)
-        ]
         for number in range(len(NIGHTS)):
             self.land(shop, batch, number)
             if by_nights:
@@ -68,10 +80,20 @@ class Mill:
                 if next(self.turns) % 2:
                     patch.setattr(time_slices, "parted", lambda *_: None)
                 shop.run()
+        fates = [self.fate(user, history, nights) for user, history in enumerate(batch)]
         return self.differences(shop, fates, nights)
 
+    def fate(self, user: int, history: History, nights: list[Any]) -> Fate:
+        if self.kind.again:
+            return histories.fate_of_files(self.kind, user, history, self.deliveries, nights)
+        return histories.fate(self.kind, user, history, nights)
+
     def land(self, shop: Workshop, batch: list[History], night: int) -> None:
-        """What arrives on a night: a new file, and an older one that has grown."""
+        """What arrives on a night: a new file, and an older one that has grown; or a new file, and
+        others that come again."""
+        if self.kind.again:
+            self.land_again(shop, batch, night)
+            return
         lines = [
             self.kind.text(user, line)
             for user, history in enumerate(batch)
@@ -93,6 +115,19 @@ class Mill:
         ):
             path = str(shop.landing / file)
             self.deliveries += [(line, night, path, n) for n, line in enumerate(some, first)]
+
+    def land_again(self, shop: Workshop, batch: list[History], night: int) -> None:
+        files: dict[str, list[str]] = {name: [] for name in (*COMES_AGAIN, f"{night}.csv")}
+        for user, history in enumerate(batch):
+            for line in history:
+                text = self.kind.text(user, line)
+                for number in range(line.nights.count(night)):
+                    files[histories.file_of(text, night, number)].append(text)
+        head = ",".join(self.kind.columns)
+        for name, some in files.items():
+            random.Random(len(some)).shuffle(some)
+            path = str(shop.land(name, "\n".join([head, *some]) + "\n"))
+            self.deliveries += [(line, night, path, n) for n, line in enumerate(some, 2)]
 
     def accepted(self, fates: list[Fate]) -> dict[str, Any]:
         """Whose each accepted event is, as the log says it, with its anonymous id."""
@@ -161,8 +196,9 @@ class Mill:
             people = with_persons(events, kind.link, kind.max_days)
         expected = expected_sessions(
             people, native=self.kind.native_rule, gap_s=GAP_S, max_hours=MAX_HOURS,
-            max_events=MAX_EVENTS,
+            max_events=MAX_EVENTS, more=kind.more,
         )  # fmt: skip
+        expected = with_behaviour(expected, people, kind.behaviour)
         cut: dict[str, Any] = defaultdict(list)
         for row in read(SESSIONS).to_pylist():
             assert row["start_date"] == row["start_ts"].date()
@@ -249,7 +285,13 @@ def check(
         ("gap", (True,)),
         ("native sessions and ids, local times", (False,)),
         pytest.param("people", (True,), marks=pytest.mark.slow),
+        pytest.param("files that come again", (True,), marks=pytest.mark.slow),
+        pytest.param("sessions of programs", (True,), marks=pytest.mark.slow),
         pytest.param("order in files", (True,), marks=pytest.mark.long),
+        pytest.param(
+            "native sessions with a gap, split, midnight", (True, False), marks=pytest.mark.slow
+        ),
+        pytest.param("split", (True,), marks=pytest.mark.slow),
         pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.long),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,17 +20,22 @@ from jobs.lake import filesystem
 from jobs.silver import cut_arrow, cut_nightly
 
 GAP_US = 10
-HOW = {
-    native: cut_arrow.Cut(
-        rule=SessionRule(native=native, gap_us=GAP_US, max_session_us=40, max_session_events=5),
-        fields=cut_arrow.EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns,
-    )
+GAP, NATIVE = (
+    SessionRule(native=native, gap_us=GAP_US, max_session_us=40, max_session_events=5)
     for native in (False, True)
+)
+RULES = {
+    "gap": GAP, "native": NATIVE, "native with a gap": replace(NATIVE, native_gap=True),
+    "split": replace(GAP, split=True, max_session_us=8),
+    "native split": replace(NATIVE, split=True, max_session_us=12),
+    "midnight": replace(GAP, midnight="UTC"), "native midnight": replace(NATIVE, midnight="UTC"),
+    "all": replace(NATIVE, native_gap=True, midnight="UTC", split=True, max_session_us=12),
 }  # fmt: skip
+HOW = {name: cut_arrow.cut_of(rule) for name, rule in RULES.items()}
 COLUMNS = {name: EVENTS.columns[name] for name in ("user_id", *cut_arrow.EVENT_FIELDS)}
 Event = tuple[str, int, int | None, str | None, int]
 EVENT = st.tuples(
-    st.sampled_from(["ann", "bob"]), st.integers(0, 80), st.sampled_from([None, 0, 1]),
+    st.sampled_from(["ann", "bob"]), st.integers(-40, 40), st.sampled_from([None, 0, 1]),
     st.sampled_from([None, "a", "a", "b"]), st.integers(0, 1),
 )  # fmt: skip
 """User, time (us), tie break, id of a session, item."""
@@ -74,12 +80,16 @@ def feed_of(history: History) -> tuple[pa.Table, pa.Table, pa.Table]:
 def around(folder: str, paths: list[str], moved: pa.Table, rule: SessionRule) -> pa.Table:
     """The stored sessions that the changes may alter."""
     places = moved["user_id"], moved["event_ts"], moved["event_ts"]
-    keys = cut_nightly.keys_of(*places) if rule.native else cut_nightly.spans_of(*places)
-    filesystem.write_parquet(f"{folder}/keys.parquet", keys)
-    if rule.native:
-        task = cut_nightly.Edges(f"{folder}/keys.parquet", f"{folder}/edges")
-        edges = [filesystem.read_parquet(one["path"]) for path in paths for one in task(path)]
-        filesystem.write_parquet(f"{folder}/keys.parquet", cut_nightly.widened(keys, edges))
+    of_user = not rule.silence_parts
+    keys = (cut_nightly.keys_of if of_user else cut_nightly.spans_of)(*places)
+    path = f"{folder}/keys.parquet"
+    filesystem.write_parquet(path, keys)
+
+    def ask(task: Any) -> list[pa.Table]:
+        return [filesystem.read_parquet(one["path"]) for file in paths for one in task(file)]
+
+    keys = cut_nightly.reached(keys, rule, path, f"{folder}/edges", ask)
+    filesystem.write_parquet(path, keys)
     near = cut_nightly.Near(f"{folder}/keys.parquet", rule, f"{folder}/near")
     schema = arrow_schema(SESSIONS.columns)
     found = [filesystem.read_parquet(one["path"]) for path in paths for one in near(path)]
@@ -95,7 +105,7 @@ def by_id(rows: pa.Table) -> dict[str, dict[str, Any]]:
 A, B = ("ann", 0, None, "a", 0), ("ann", 1, None, "b", 0)
 
 
-@pytest.mark.parametrize("native", [False, True], ids=["gap", "native"])
+@pytest.mark.parametrize("name", RULES)
 @settings(max_examples=60, deadline=None)
 @given(history=HISTORY)
 @example(history=[(A, None, 0), (A, 0, 0)])  # one goes
@@ -105,12 +115,15 @@ A, B = ("ann", 0, None, "a", 0), ("ann", 1, None, "b", 0)
 @example(history=[(None, A, None)])  # comes and goes
 @example(history=[(A, ("bob", 0, None, "a", 0), 0)])  # moves to another user
 @example(history=[(A, (*A[:4], 1), 0)])  # the same place, another content
+# Silence parts none of these; what lies between two changes, and is near none of them, is cut with them.
+@example(history=[(("ann", at, None, None, 0), 0, 0) for at in range(-18, 19, 6)]
+         + [(None, ("ann", at, None, None, 0), 0) for at in (-28, 28)])  # fmt: skip
 # As many events under the same first one, but others: b comes between, a in front of it.
 @example(history=[(("ann", at, None, "a", 0), 0, 0) for at in (0, 30, 31)]
          + [(None, ("ann", at, None, name, 0), 0) for at, name in ((1, "a"), (2, "a"), (3, "b"))])  # fmt: skip
-def test_a_night_gives_the_sessions_of_what_is_there(history: History, native: bool) -> None:
+def test_a_night_gives_the_sessions_of_what_is_there(history: History, name: str) -> None:
     before, feed, after = feed_of(history)
-    how = HOW[native]
+    how = HOW[name]
     gone, came = cut_nightly.net(feed)
     old, _ = cut_arrow.cut(before, how)
     wanted = by_id(cut_arrow.cut(after, how)[0])
@@ -126,14 +139,14 @@ def test_a_night_gives_the_sessions_of_what_is_there(history: History, native: b
     there = by_id(old)
     assert by_id(kinds["retired"]).items() <= there.items()
     assert by_id(kinds["new"]).keys().isdisjoint(there)
-    for name, one in by_id(kinds["changed"]).items():
-        assert there[name] != one
+    for session, one in by_id(kinds["changed"]).items():
+        assert there[session] != one
     put = by_id(kinds["new"]) | by_id(kinds["changed"])
-    kept = {name: one for name, one in there.items() if name not in by_id(kinds["retired"])}
+    kept = {n: one for n, one in there.items() if n not in by_id(kinds["retired"])}
     assert kept | put == wanted
     counts = cut_nightly.counted(changed)
     assert counts["events_before"] + came.num_rows - gone.num_rows == counts["events_after"]
-    of = {event["event_id"]: name for name, one in there.items() for event in one["events"]}
+    of = {event["event_id"]: n for n, one in there.items() for event in one["events"]}
     for event in came["event_id"].to_pylist():
         of.pop(event, None)
     for one in changed.filter(pc.not_equal(changed["change"], "retired")).to_pylist():
@@ -143,7 +156,7 @@ def test_a_night_gives_the_sessions_of_what_is_there(history: History, native: b
 
 def test_a_file_without_a_session_near_is_not_copied(tmp_path: Path) -> None:
     """A file without a session near the changes is not written again."""
-    how = HOW[False]
+    how = HOW["gap"]
     old, _ = cut_arrow.cut(table([row(1, ("ann", 0, None, None, 0))]), how)
     filesystem.write_parquet(f"{tmp_path}/0.parquet", old)
     far = table([row(2, ("ann", GAP_US + 1, None, None, 0))])

@@ -396,7 +396,7 @@ def test_the_heads_gradients_are_the_formulas() -> None:
     feature = torch.randn(
         len(FEATURES), 3 * encodings.BLOCK // 2, dtype=torch.float64, device=DEVICE
     )
-    own = OwnItems(torch.zeros(0), torch.zeros(0), feature)
+    own = OwnItems(torch.zeros(0), torch.zeros(0), feature, np.zeros(0, dtype=np.int64))
     weight = torch.randn(feature.shape[1], dtype=torch.float64, device=DEVICE)
     got = head.added(own)
     assert got is not None

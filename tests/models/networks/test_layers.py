@@ -56,7 +56,7 @@ def test_attention_takes_values_narrower_than_keys(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("sums", [1, 3_000_000])
 def test_narm_attends_as_its_formula_says(sums: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks of four positions (ten: the last is of two) and in one, gradients included."""
-    monkeypatch.setattr("models.networks.narm.CHUNK_SUMS", sums)
+    monkeypatch.setattr("models.networks.narm.CHUNK_SUMS", dict.fromkeys(("cpu", "cuda"), sums))
     torch.manual_seed(0)
     model = NARM(config("narm", "tiny", dim=6, layers=1, max_len=10, dropout=0.0).model)
     model.to(DEVICE)

@@ -35,7 +35,9 @@ def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("chunk", [4_000_000, 30])
 def test_the_loss_is_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.networks.losses.CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(
+        "models.networks.losses.CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), chunk)
+    )
     h, w, b = given()
     got = full_cross_entropy(h, w, b, START, CLASSES)
     log_p = torch.log_softmax(h @ w.T + b, dim=1)
@@ -51,7 +53,9 @@ def test_the_loss_is_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_right_is_no_negative_of_what_else_is_right(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.networks.losses.CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(
+        "models.networks.losses.CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), chunk)
+    )
     h, w, b = given()
     got = session_cross_entropy(h, w, b, START, CLASSES)
     s = h @ w.T + b
@@ -179,13 +183,15 @@ def test_what_is_added_to_single_logits_is_as_if_the_model_had_said_it(
     name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same loss of a wider model whose further columns are the additions, and its gradients."""
-    monkeypatch.setattr("models.networks.losses.CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(
+        "models.networks.losses.CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), chunk)
+    )
     h, w, b = given()
     row, cls = torch.nonzero(torch.rand(7, 11, device=DEVICE) < 0.4, as_tuple=True)
     kept = row != 3  # a row without additions
     row, cls = row[kept], cls[kept]
     value = torch.randn(len(row), dtype=h.dtype, device=DEVICE, requires_grad=True)
-    got = LOSSES[name](h, w, b, START, CLASSES, added=Added(row, cls, value))
+    got = LOSSES[name](h, w, b, START, CLASSES, added=Added(row, cls, value, row.cpu().numpy()))
     cells = torch.zeros(11, 7, dtype=h.dtype, device=DEVICE).index_put((cls, row), value)
     wide = torch.cat([h, torch.eye(7, dtype=h.dtype, device=DEVICE)], 1), torch.cat([w, cells], 1)
     want = LOSSES[name](*wide, b, START, CLASSES)
@@ -195,7 +201,7 @@ def test_what_is_added_to_single_logits_is_as_if_the_model_had_said_it(
     theirs = torch.autograd.grad(3 * want, (h, w, b, value))
     for one, other in zip(mine, theirs, strict=True):
         assert torch.allclose(one, other)
-    nothing = Added(row[:0], cls[:0], value[:0])
+    nothing = Added(row[:0], cls[:0], value[:0], row[:0].cpu().numpy())
     assert torch.allclose(
         LOSSES[name](h, w, b, START, CLASSES, added=nothing),
         LOSSES[name](h, w, b, START, CLASSES),

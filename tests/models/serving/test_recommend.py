@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,26 @@ from models.networks.baselines import Popularity
 from models.networks.methods import config
 from models.networks.saved_model import Stored
 from models.serving.answer import _feedback, _told, recommend
-from tests.support.histories import GAP_S, KINDS, History, in_words, make, shrunk, user_name
-from tests.support.oracle import expected_sessions
+from tests.support.histories import (
+    GAP_S,
+    KINDS,
+    MAX_HOURS,
+    ZONE,
+    History,
+    in_words,
+    make,
+    shrunk,
+    user_name,
+)
+from tests.support.oracle import NOTHING_MORE, More, expected_sessions
 
 HISTORIES = 400
 ITEMS = [f"i{n}" for n in range(4)]
+
+
+@cache
+def made() -> list[History]:
+    return make(HISTORIES, 20261128)
 
 
 def stored(rule: str, **facts: Any) -> Stored:
@@ -47,12 +63,27 @@ def events_of(histories: list[History]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema)
 
 
-def cut(rule: str, events: pa.Table, seed: int) -> dict[str, list[tuple[str, int]]]:
+ALL_KEYS = {
+    "native_gap": True, "midnight": ZONE, "on_max_hours": "split",
+    "max_session_us": round(MAX_HOURS * 3.6e9),
+}  # fmt: skip
+MORE = {
+    "nothing": ({}, NOTHING_MORE),
+    "all keys": (ALL_KEYS, More(native_gap=True, midnight=ZONE, split=True)),
+    "boundary": ({"boundary": "prev.item_id = 'i3'"}, More(parted="before_item_id = 'i3'")),
+}  # fmt: skip
+"""What else ends sessions: as models store it, and as the oracle says it."""
+
+
+def cut(
+    rule: str, events: pa.Table, seed: int, more: str = "nothing"
+) -> dict[str, list[tuple[str, int]]]:
     """What serving makes of the events, in any order: (item, session) of each user's."""
     frame = events.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     frame = frame.sample(frac=1, random_state=seed, ignore_index=True)
     user, users = pd.factorize(frame["user_id"])
-    rows = _told(stored(rule), frame, user, len(users)).rows
+    facts = {"sessions": MORE[more][0]} if MORE[more][0] else {}
+    rows = _told(stored(rule, **facts), frame, user, len(users)).rows
     return {
         name: [
             (ITEMS[rows.item[at] - 1], int(rows.ordinal[at]))
@@ -62,10 +93,16 @@ def cut(rule: str, events: pa.Table, seed: int) -> dict[str, list[tuple[str, int
     }
 
 
-def oracle(rule: str, events: pa.Table) -> dict[str, list[tuple[str, int]]]:
-    sessions = expected_sessions(
-        events, native=rule != "gap", gap_s=GAP_S, max_hours=10_000, max_events=10_000
-    )
+def sessions_of(rule: str, events: pa.Table, more: str) -> list[dict[str, Any]]:
+    hours = MAX_HOURS if more == "all keys" else 10_000
+    return expected_sessions(
+        events, native=rule != "gap", gap_s=GAP_S, max_hours=hours, max_events=10_000,
+        more=MORE[more][1],
+    )  # fmt: skip
+
+
+def oracle(rule: str, events: pa.Table, more: str = "nothing") -> dict[str, list[tuple[str, int]]]:
+    sessions = sessions_of(rule, events, more)
     users: dict[str, list[tuple[str, int]]] = {}
     count: dict[str, int] = {}
     for one in sessions:
@@ -75,25 +112,39 @@ def oracle(rule: str, events: pa.Table) -> dict[str, list[tuple[str, int]]]:
     return users
 
 
+def told_where(rule: str, events: pa.Table, more: str) -> pa.Table:
+    """Events with `opens_session`, which is null of every other one that opens none."""
+    heads = {(one["user_id"], one["events"][0]) for one in sessions_of(rule, events, more)}
+    rows = zip(*(events[name].to_pylist() for name in ("user_id", "event_id")), strict=True)
+    says = [one in heads or (False if at % 2 else None) for at, one in enumerate(rows)]
+    return events.append_column("opens_session", pa.array(says))
+
+
+@pytest.mark.parametrize("more", MORE)
 @pytest.mark.parametrize("rule", ["gap", "source_session_id"])
-def test_a_request_is_ordered_and_cut_as_the_oracle_says(rule: str) -> None:
+def test_a_request_is_ordered_and_cut_as_the_oracle_says(rule: str, more: str) -> None:
     def failing(some: list[History]) -> list[History]:
         events = events_of(some)
-        mine, theirs = cut(rule, events, 1), oracle(rule, events)
+        theirs = oracle(rule, events, more)
+        mine = cut(rule, told_where(rule, events, more), 1, more)
         names = [f"{user}/{user_name(user)}" for user in range(len(some))]
         return [h for name, h in zip(names, some, strict=True) if mine[name] != theirs[name]]
 
-    wrong = failing(make(HISTORIES, 20261128))
+    wrong = failing(made())
     assert not wrong, in_words(shrunk(wrong[0], failing))
 
 
 def test_the_oracle_would_see_another_order_and_another_rule() -> None:
     """The generated histories have what tells the rules apart."""
-    events = events_of(make(HISTORIES, 20261128))
+    events = events_of(made())
     assert cut("source_session_id", events, 1) != oracle("gap", events)
     without = events.drop_columns(["event_id"])
     assert cut("gap", without, 1) != oracle("gap", events)
     assert cut("gap", events.drop_columns(["tie_break"]), 1) != oracle("gap", events)
+    for more in ("all keys", "boundary"):
+        assert cut("gap", events, 1) != oracle("gap", events, more)
+    # Of what a request does not say of boundaries, the rest of the rule decides.
+    assert cut("gap", events, 1, "boundary") == oracle("gap", events)
 
 
 def test_ties_without_columns_stay_in_the_order_of_the_rows() -> None:
@@ -146,9 +197,11 @@ def test_a_request_may_say_in_which_session_it_is_made() -> None:
             told.extend(new_session.tolist())
             return torch.zeros(len(begin), len(ITEMS))
 
-    def opens(newest: str | None, session: str | None, silence_s: int, rule: str) -> bool:
+    def opens(
+        newest: str | None, session: str | None, silence_s: int, rule: str, **more: Any
+    ) -> bool:
         chosen = config("gru4rec+st", "tiny", request_time="known")
-        facts = {"gap_us": GAP_S * 1_000_000, "session_rule": rule}
+        facts = {"gap_us": GAP_S * 1_000_000, "session_rule": rule, "sessions": more}
         model = Stored(Listens(), chosen, ITEMS, torch.ones(len(ITEMS)), facts)  # type: ignore[arg-type]
         frame = pd.DataFrame(
             {"user_id": "u", "item_id": "i0", "source_session_id": [newest],
@@ -163,6 +216,17 @@ def test_a_request_may_say_in_which_session_it_is_made() -> None:
     assert opens(None, "b", 0, native) and opens("a", "", 0, native)
     assert not opens("a", None, GAP_S, native) and opens("a", None, GAP_S + 1, native)
     assert not opens("a", "b", GAP_S, "gap") and opens("a", "a", GAP_S + 1, "gap")
+    # What else ends sessions. (The newest event is at midnight of UTC, of 1970.)
+    assert not opens("a", "a", GAP_S, native, native_gap=True)
+    assert opens("a", "a", GAP_S + 1, native, native_gap=True)
+    assert not opens("a", None, 0, "gap", midnight="UTC")
+    far = {"native_gap": False, "midnight": "Africa/Monrovia"}  # 44.5 minutes behind
+    assert not opens("a", "a", 44 * 60 + 29, native, **far)
+    assert opens("a", "a", 44 * 60 + 30, native, **far)
+    cut_at = {"on_max_hours": "split", "max_session_us": GAP_S * 500_000}
+    assert not opens("a", None, GAP_S // 2, "gap", **cut_at)
+    assert opens("a", None, GAP_S // 2 + 1, "gap", **cut_at)
+    assert not opens("a", None, GAP_S // 2 + 1, "gap", max_session_us=GAP_S * 500_000)
 
 
 def test_what_a_request_does_not_say_about_feedback() -> None:
