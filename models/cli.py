@@ -653,7 +653,9 @@ COMMANDS = {
         _backtest,
     ),
     "scaling": Command(
-        "loss against parameters and against data; continues where it stopped", _scaling_options, _scaling
+        "loss against parameters and against data; continues where it stopped",
+        _scaling_options,
+        _scaling,
     ),
     "results": Command(
         "make a document's tables from results/*.json", _results_options, _results, source=False

@@ -504,7 +504,7 @@ def report(source: ScheduledSource) -> PageOperator:
 
 
 def score(source: ScheduledSource) -> Any:
-    """The champion's recipe taught the newest events, its lists for all users, and the page of the
+    """The champion's recipe trained on the newest events, its lists for all users, and the page of the
     newest comparison with them; nothing where there is no champion yet."""
 
     @task.short_circuit(task_id="is_there_a_champion")

@@ -51,7 +51,7 @@ COMBINED_LOG_NUMBERS = ("status", "bytes")
 """Columns of a combined log that are numbers in expressions."""
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
+MIN_NIGHTS = 7  # ours: before, what is usual is not known
 NULL_VALUES = ("",)
 """Texts that mean nothing in every column, unless `null_values` names others."""
 NULL_IDS = (
@@ -511,7 +511,7 @@ class BotsPart(Part):
         paces = (self.events_per_minute, self.events_without_pause)
         if self.user_agent is None and paces == (None, None):
             raise ValueError(
-                "[bots] says nothing of how bots are told: name the column of the user agent "
+                "[bots] does not say how bots are recognised: name the column of the user agent "
                 "(user_agent), or set events_per_minute or events_without_pause"
             )
         for name in ("policy", "patterns"):
@@ -529,7 +529,7 @@ class BotsPart(Part):
 
     @property
     def behaviour(self) -> BehaviourRule | None:
-        """How sessions of programs are told; None: they are not."""
+        """How sessions of programs are recognised; None: they are not."""
         from expectations.behaviour_rule import BehaviourRule  # (needs NumPy; DAG files do not)
 
         if self.events_per_minute is None and self.events_without_pause is None:
@@ -974,8 +974,8 @@ class Source(Part):
         number = next((one for one in time.units if one in NUMERIC_UNITS), None)
         if two and number and not time.offset:
             raise ValueError(
-                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is no "
-                f"number of time.unit = {number!r}: set time.offset, or a pattern for both"
+                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is "
+                f"not a number of time.unit = {number!r}: set time.offset, or a pattern for both"
             )
 
     def _names_the_user_once(self) -> None:

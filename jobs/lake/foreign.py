@@ -52,7 +52,7 @@ class Change:
 
 
 def last_known(lake: Lake, table: Table) -> int | None:
-    """The version of our last commit; None: nobody knows."""
+    """The version of our last commit; None: not known."""
     found = lake.open(table)
     if found is None:
         return None

@@ -210,6 +210,8 @@ def parse_ts(text: str | None) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise UserError(f"{text!r} is not a time: write 2017-10-01 or 2017-10-01T12:00:00Z") from None
+        raise UserError(
+            f"{text!r} is not a time: write 2017-10-01 or 2017-10-01T12:00:00Z"
+        ) from None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

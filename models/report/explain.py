@@ -23,7 +23,7 @@ def explain(source: Source, lake: str, user: str, number: int | None = None) -> 
 
     Returns:
         `list` (model version, when it was made, the first items), `served` (that version: what it
-        was taught, until when, how), `recipe` (method, scores, comparison, what the gate said),
+        was trained on, until when, how), `recipe` (method, scores, comparison, what the gate said),
         `tables` (the version of gold.sequences, the runs that published it, the files they read).
 
     Raises:

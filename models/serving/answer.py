@@ -380,7 +380,7 @@ def _request(
         return when, np.zeros(len(when), dtype=bool)
     if request_ts:
         when = np.full(len(when), _asked_at(request_ts), dtype=np.int64)
-    # (What a boundary says of an event that has not happened nobody knows.)
+    # (What a boundary says of an event that has not happened is not known.)
     rule = rule_of(stored.facts, told.native is not None).arrays
     newest = told.newest[asked]
     silent = rule.silent(newest, when)

@@ -290,7 +290,7 @@ class Run:
         """The losses of the steps since the last time into `at`. All processes must ask together.
 
         Raises:
-            UserError: one of them is no number.
+            UserError: one of them is not a number.
         """
         if not self.unread:
             return

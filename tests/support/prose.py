@@ -32,7 +32,7 @@ OLD = {
     r"go(?:es|ing)? on where": "continue where",
     r"nobody knows": "is not known",
     r"forgotten people|people who were forgotten": "erased users",
-    r"is no (?:number|day|Delta|SQL|regular|text|time)|are no numbers": "is not a",
+    r"is no (?:number|Delta|SQL|regular|text|time\b)|are no numbers": "is not a",
     r"whatever the (?:gate|suite) would say": "without the gate",
 }
 """Words of an English of our own, as regular expressions -> what to write."""
