@@ -4,7 +4,7 @@ Packs the nights' small files, removes what no version needs any more and what k
 and says what it freed. Kept are: everything of the last `keep_days` days, every version of
 `gold.sequences` that a registered model was trained on, and what a derived table has not yet read.
 
-**It went red?** Most likely MLflow did not answer: without the registry nobody knows which versions
+**It went red?** Most likely MLflow did not answer: without the registry it is not known which versions
 its models need, so nothing was removed. Start MLflow and clear the task; it can wait for days.
 """
 

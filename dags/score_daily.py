@@ -1,7 +1,7 @@
-"""# New sequences, or a new champion -> the champion taught anew -> lists for all users
+"""# New sequences, or a new champion -> refit of the champion -> lists for all users
 
 Starts when a night announces a new version of `gold.sequences`, or the gate a new champion. The
-champion's recipe is taught everything (`refit`, in the pool `gpu`; not with `[training] refit =
+champion's recipe is trained on everything (`refit`, in the pool `gpu`; not with `[training] refit =
 false`), the model that is served is asked whether it answers as it was stored (`verify`), and
 `gold.recommendations` is written; then the page is made anew, with the lists. Without a champion it
 does nothing.

@@ -1,4 +1,4 @@
-"""Sessions of programs, told by their events alone: too many in a minute, or too many without a pause.
+"""Sessions of programs, recognised by their events alone: too many in a minute, or too many without a pause.
 
 A session is flagged `rate` if some sixty seconds of it have more events than a bound (the last one is
 less than sixty seconds after the first), and `no_pause` if more events than another bound follow each
@@ -6,7 +6,7 @@ other without a pause that is longer than `pause_us`. Both look at windows, not 
 session of three events within a second would flag people, and one over a program's day would miss it.
 
 As in `session_rule`, whoever makes flags (`flags`) and whoever audits them (`flagged`, `sql`) take them
-from here, and the second does not evaluate what the first does. The flags stand in
+from here, and the second does not evaluate what the first does. The flags are in
 `silver.sessions.runaway`, behind those of `session_rule`.
 """
 
@@ -92,7 +92,7 @@ class BehaviourRule:
 
     @staticmethod
     def _in_a_minute(times: Ints, count: Ints) -> Ints:
-        """Of each event, how many of its session stand in the sixty seconds that end with it."""
+        """Of each event, how many of its session are in the sixty seconds that end with it."""
         # (One line of time for all sessions, in which no two of them share a minute.)
         step = np.full(len(times), MINUTE_US, np.int64)
         step[1:] = np.minimum(np.diff(times), MINUTE_US)

@@ -70,9 +70,9 @@ def parse_day(text: str) -> date:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no day: write YYYY-MM-DD") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date: write YYYY-MM-DD") from None
     if day.year < 1900:
-        raise argparse.ArgumentTypeError(f"{text!r} is no night's day: it is before 1900")
+        raise argparse.ArgumentTypeError(f"{text!r}: the day must be 1900-01-01 or later")
     return day
 
 
@@ -82,7 +82,7 @@ def parse_days(text: str) -> float:
     except ValueError:
         days = -1.0
     if not 0 <= days < 36_500:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days: 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days: 0 or more")
     return days
 
 

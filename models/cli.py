@@ -97,7 +97,7 @@ def _refit_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--from-scratch",
         action="store_true",
-        help="train for the recipe's best epochs; default: go on from the newest weights",
+        help="train for the recipe's best epochs; default: continue from the newest weights",
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda")
     command.add_argument("--checkpoint-s", type=float, help="seconds between checkpoints")
@@ -188,7 +188,7 @@ def _backtest_options(command: argparse.ArgumentParser) -> None:
         "--comparison",
         metavar="ID",
         help="default: named after the table version, the nights and --each-night, so that the same "
-        "command goes on where it was",
+        "command continues where it stopped",
     )
     command.add_argument(
         "--tuned",
@@ -619,7 +619,7 @@ class Command:
 COMMANDS = {
     "train": Command("train one method, score it, record it in MLflow", add_training, _train),
     "tune": Command(
-        "look for one method's settings on the validation period; goes on where it was",
+        "look for one method's settings on the validation period; continues where it stopped",
         _tune_options,
         _tune,
     ),
@@ -664,7 +664,7 @@ COMMANDS = {
         "one HTML page: nights, log, methods, gate, lists, lineage", _report_options, _report
     ),
     "grid": Command(
-        "train many methods and seeds, one after another; goes on where it was",
+        "train many methods and seeds, one after another; continues where it stopped",
         _grid_options,
         _grid,
     ),
@@ -674,7 +674,9 @@ COMMANDS = {
         _backtest,
     ),
     "scaling": Command(
-        "loss against parameters and against data; goes on where it was", _scaling_options, _scaling
+        "loss against parameters and against data; continues where it stopped",
+        _scaling_options,
+        _scaling,
     ),
     "results": Command(
         "make a document's tables from results/*.json", _results_options, _results, source=False

@@ -214,7 +214,7 @@ def arrived(source: ScheduledSource) -> Any:
         raise AirflowFailException(
             f"no file matches {pattern}, {hours:g} hours (schedule.wait_hours) after the night of "
             f"{day} was due. Have the day delivered and clear this task; if there is nothing to "
-            "come, mark it as a success, and the night goes on with what else there is. A night "
+            "come, mark it as a success, and the night continues with what else there is. A night "
             f"within {source.spec.sessions.lateness_days} days (sessions.lateness_days) reads the "
             "files, too, if they come by then"
         )
@@ -374,7 +374,7 @@ def plan(
 
         place = SEQUENCES.path(settings().table_root(), source)
         if not DeltaTable.is_deltatable(place):
-            raise AirflowSkipException(f"{place} is no table yet: no night has run")
+            raise AirflowSkipException(f"there is no table at {place} yet: no night has run")
         version = DeltaTable(place).version()
         if _asked_by(context) == "scheduled":
             _skip_what_was_trained(source, int(version), params["methods"], params["seeds"], tuning)
@@ -504,7 +504,7 @@ def report(source: ScheduledSource) -> PageOperator:
 
 
 def score(source: ScheduledSource) -> Any:
-    """The champion's recipe taught the newest events, its lists for all users, and the page of the
+    """The champion's recipe trained on the newest events, its lists for all users, and the page of the
     newest comparison with them; nothing where there is no champion yet."""
 
     @task.short_circuit(task_id="is_there_a_champion")

@@ -464,7 +464,7 @@ def main() -> int:
     running = Servers.load(state) if processes(state) else None
     same = not (args.airflow_port or args.mlflow_port or args.database)
     if args.action == "start" and same and running and not unhealthy(running):
-        print("they are running already: `make down` first starts them anew")
+        print("they are running already: `make down` first, to restart them")
     elif args.action == "start":
         print(f"starting Airflow and MLflow (state and logs in {state}) ...", flush=True)
         try:

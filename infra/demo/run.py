@@ -461,7 +461,7 @@ def main() -> int:
         console.print(Text(f"\nThe demo failed.\n{error}", "red"))
         return 1
     except KeyboardInterrupt:
-        console.print("\nInterrupted; `make demo` starts anew.")
+        console.print("\nInterrupted; `make demo` starts again.")
         return 130
     finally:
         if STATE.exists():

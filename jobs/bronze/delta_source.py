@@ -28,7 +28,7 @@ def files_of(landing: str) -> list[tuple[str, int, int]]:
     """The data files of the table: (path, bytes, modified ms), sorted.
 
     Raises:
-        SourceError: `landing` is no Delta table, or one whose files are not its rows.
+        SourceError: `landing` is not a Delta table, or one whose files are not its rows.
     """
     folder = absolute(landing).rstrip("/")
     if MAGIC.search(landing) or DAY_FIELD.search(landing):
@@ -38,7 +38,7 @@ def files_of(landing: str) -> list[tuple[str, int, int]]:
         )
     if not DeltaTable.is_deltatable(rust_uri(folder)):
         raise SourceError(
-            f"source.landing = {landing!r} is no Delta table (from {os.getcwd()}): name the folder "
+            f"source.landing = {landing!r} is not a Delta table (from {os.getcwd()}): name the folder "
             "that has _delta_log, or set source.format to how the files are written"
         )
     try:

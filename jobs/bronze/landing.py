@@ -44,7 +44,7 @@ TYPE_OF = {
     "bad_value": ("value", "a number"),
     "bad_tie_break": ("tie_break", "a whole number"),
 }
-# Small row groups: a slice of time reads those that it needs. A dictionary of hashes is none.
+# Small row groups: a slice of time reads those that it needs. Dictionary encoding does not help hash columns.
 LINES_AS = {"parquet.block.size": str(8 * 1024 * 1024)} | {
     f"parquet.enable.dictionary#{name}": "false" for name in ("event_id", "row_hash", "raw_hash")
 }

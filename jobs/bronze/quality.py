@@ -191,7 +191,7 @@ def of_column(context: Context, ours: str, value: str | None, there: str) -> str
         looks = None if looks in source.time.units else looks
         hint = f"it looks like time.unit = {looks!r}" if looks else "correct time.unit"
         return (
-            f"{this}, which is no time of time.unit = {source.time.unit!r} (zone "
+            f"{this}, which is not a time of time.unit = {source.time.unit!r} (zone "
             f"{source.time.zone!r}): {hint}; or name another column of: {there}"
         )
     kind = "number" if ours == "value" else "whole number of 64 bits"

@@ -201,7 +201,7 @@ def not_changed(context: Context, rows: DataFrame) -> DataFrame:
 
 
 def unknown_since(context: Context) -> Column:
-    """Whether nobody knows which other files had an event, by `ingest_ts`."""
+    """Whether it is not known which other files had an event, by `ingest_ts`."""
     since = context.lake.property(DELIVERIES, SINCE) or "0"
     return F.unix_micros("ingest_ts") < int(since if since != AWAY else 0)
 

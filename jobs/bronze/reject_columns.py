@@ -3,7 +3,7 @@
 A line of a CSV is known by the order of its file's columns, and a file may be delivered again with
 another order. Rejects therefore keep theirs (`file_columns`). Those of version 0.1.0 have none: the
 ledger's columns are taken where the ledger's reading of the file is the one that rejected the line,
-and of all other lines nobody knows: they are left as they are rather than guessed at.
+and those of all other lines are not known: they are left as they are rather than guessed at.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Ledger:
             self._readings[row["file"]] = {until, max(before, default=None)}
 
     def columns_then(self, file: str, first_seen_us: int | None) -> list[str] | None:
-        """A file's columns, in order, when it had a line rejected; None: nobody knows."""
+        """A file's columns, in order, when it had a line rejected; None: not known."""
         if first_seen_us is None or first_seen_us not in self._readings.get(file, ()):
             return None
         return list(self.columns[file])

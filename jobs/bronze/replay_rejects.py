@@ -10,7 +10,7 @@ reject that is left out now goes to `bronze.filtered`, where such lines are kept
 Not replayed: lines whose bytes were no text (their stored text is escaped; correct
 `source.encoding` and deliver the file again), lines of which the table has only the beginning (a
 note names the first), lines of files that the ledger does not know (the next ingest reads those
-anyway), and lines of CSVs of which nobody knows in which order their file's columns were
+anyway), and lines of CSVs of which it is not known in which order their file's columns were
 (`jobs/bronze/reject_columns.py`).
 """
 
@@ -128,7 +128,7 @@ class Left:
     """Rejects that are not replayed."""
 
     unknown: Counter[str] = field(default_factory=Counter)
-    """How many of each file, because nobody knows which columns it had."""
+    """How many of each file, because its columns are not known."""
     unread: int = 0
     """How many of files that the ledger does not know."""
 
@@ -361,7 +361,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         if result.events_new or result.events_replaced:
             result.notes.append(
                 f"{EVENTS.full_name} has grown: python -m jobs run --source "
-                f"{context.source.name} takes the sessions along (so does the next night)"
+                f"{context.source.name} updates sessions; so will the next scheduled run"
             )
     for table in (EVENTS, REJECTS):
         result.tables[table.full_name] = lake.told(table)

@@ -34,7 +34,7 @@ def looked_up_of(source: Source) -> dict[str, str]:
 
 
 def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
-    """Tell each usable line's fate: columns `stored`, `too_old`, `late`, and what is stored.
+    """Classify each valid line: columns `stored`, `too_old`, `late`, and what is stored.
 
     Args:
         lines: usable typed lines.
@@ -250,7 +250,7 @@ def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
         before = F.struct(
             F.col("stored_file").alias("file"), line_of(F.col("stored_tie")).alias("line")
         )
-        # (Of an event that was stored under another rule nobody knows the line.)
+        # (The line of an event that was stored under another rule is not known.)
         earlier = F.col("stored_tie").isNull() | (place < before)
         smaller = smaller | (mine.eqNullSafe(theirs) & earlier)
     replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))

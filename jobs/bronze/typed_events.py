@@ -74,7 +74,7 @@ def number_time(text: Column, unit: str) -> Column:
 
 
 def event_time(text: Column, clock: Column, time: TimePart) -> Column:
-    """The event's UTC timestamp, or null where the text is no time the source file describes, or
+    """The event's UTC timestamp, or null where the text is not a time the source file describes, or
     one that is not in the years 1 to 9999 in UTC.
 
     Args:
@@ -110,7 +110,7 @@ def _time_of_unit(text: Column, unit: str, zone: str, several: bool) -> Column:
 
 
 def with_offset(moment: Column, text: Column, unit: str) -> Column:
-    """A time and a number of `unit` after it; null where that is no time."""
+    """A time and a number of `unit` after it; null where that is not a time."""
     us = F.unix_micros(moment) + F.unix_micros(number_time(text, unit))
     return F.when(us.between(FIRST_US, LAST_US), F.timestamp_micros(us))
 

@@ -46,7 +46,7 @@ MEANING = {
     "end_ts": "Time of the last event.",
     "start_date": "The UTC date of `start_ts`.",
     "event_count": "Number of events.",
-    "runaway": "Why the session is left out of gold (too long, too many events); null: it is not.",
+    "runaway": "Why the session is left out of gold: `hours`, `events`, `rate` or `no_pause`; null: it is not.",
     "events": "The session's events, in order.",
     # items, sequences
     "item_index": "The number that models use for the item, from 1. It never changes; 0 is padding.",

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     notify_url: SecretStr | None = None
     """A webhook that gets failed tasks, late runs and drift (jobs/core/webhook.py)."""
     id_key: SecretStr | None = None
-    """The key by which user ids are hashed ([privacy]) and forgotten people are recognised."""
+    """The key by which user ids are hashed ([privacy]) and erased users are recognised."""
     crash_at: str | None = None
     """For tests: the name of a crash point at which the process kills itself with SIGKILL."""
 

@@ -51,7 +51,7 @@ COMBINED_LOG_NUMBERS = ("status", "bytes")
 """Columns of a combined log that are numbers in expressions."""
 COMBINED_LOG_TIME = "dd/MMM/yyyy:HH:mm:ss Z"
 NUMERIC_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-MIN_NIGHTS = 7  # ours: before, nobody knows what is usual
+MIN_NIGHTS = 7  # ours: before, what is usual is not known
 NULL_VALUES = ("",)
 """Texts that mean nothing in every column, unless `null_values` names others."""
 NULL_IDS = (
@@ -86,7 +86,7 @@ def _pattern(value: object) -> object:
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
     return value
 
 
@@ -511,7 +511,7 @@ class BotsPart(Part):
         paces = (self.events_per_minute, self.events_without_pause)
         if self.user_agent is None and paces == (None, None):
             raise ValueError(
-                "[bots] says nothing of how bots are told: name the column of the user agent "
+                "[bots] does not say how bots are recognised: name the column of the user agent "
                 "(user_agent), or set events_per_minute or events_without_pause"
             )
         for name in ("policy", "patterns"):
@@ -529,7 +529,7 @@ class BotsPart(Part):
 
     @property
     def behaviour(self) -> BehaviourRule | None:
-        """How sessions of programs are told; None: they are not."""
+        """How sessions of programs are recognised; None: they are not."""
         from expectations.behaviour_rule import BehaviourRule  # (needs NumPy; DAG files do not)
 
         if self.events_per_minute is None and self.events_without_pause is None:
@@ -744,7 +744,7 @@ class TrainingPart(Part):
     """Whether every night with new sequences trains and compares all methods; otherwise only `cron`
     does, and between its runs refits keep what is served fresh."""
     refit: StrictBool = True
-    """Whether the champion's recipe is taught every night's events before lists are made."""
+    """Whether the champion's recipe is trained on every night's events before lists are made."""
     cron: Annotated[str, BeforeValidator(_cron)] = "0 6 * * 0"
     """When methods are also trained, UTC, unless they were trained on the newest sequences
     already: five fields, a preset such as `@daily`, or `never`."""
@@ -933,12 +933,12 @@ class Source(Part):
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(
-                "feedback speaks of `value`, but columns.value is not mapped: name the log's column"
+                "feedback names `value`, but columns.value is not mapped: name the log's column"
             )
         typed = [entry for entry in self.feedback.entries() if not CONDITION.match(entry)]
         if typed and columns.event_type is None:
             raise ValueError(
-                f"feedback speaks of the event type {typed[0]!r}, but columns.event_type is not "
+                f"feedback names the event type {typed[0]!r}, but columns.event_type is not "
                 "mapped: name the log's column"
             )
         if self.exposures is not None and columns.exposed_with is not None:
@@ -974,8 +974,8 @@ class Source(Part):
         number = next((one for one in time.units if one in NUMERIC_UNITS), None)
         if two and number and not time.offset:
             raise ValueError(
-                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is no "
-                f"number of time.unit = {number!r}: set time.offset, or a pattern for both"
+                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is "
+                f"not a number of time.unit = {number!r}: set time.offset, or a pattern for both"
             )
 
     def _names_the_user_once(self) -> None:

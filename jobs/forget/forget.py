@@ -254,7 +254,7 @@ def _lines_of(context: Context, table: Table, base: int, person: Person) -> list
                 (one["user_id"], one["anonymous_id"]) if one["kind"] != "unparsable" else NOBODY
                 for one in records_of(fmt, [line])[0]
             ]
-        except (KeyError, ValueError):  # a file or a column that nobody knows any more
+        except (KeyError, ValueError):  # a file or a column that is not known any more
             found_in = [NOBODY]
         if any(user in (person.said, person.stored) for user, _ in found_in) or any(
             user is None

@@ -138,7 +138,7 @@ def _whose(
     fmt: Format, person: Person, is_theirs: IsTheirs, batch: pa.RecordBatch
 ) -> Iterator[bool]:
     """Whether each record is the person's: by the user, by an anonymous id without one, or by the
-    text of a line of which nobody knows whose it is."""
+    text of a line whose person is not known."""
     names = ("kind", "user_id", "anonymous_id", "raw")
     for kind, user, name, raw in zip(*(batch[one].to_pylist() for one in names), strict=True):
         unclear = kind == "unparsable" or (

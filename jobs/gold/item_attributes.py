@@ -140,7 +140,7 @@ def _refuse_texts(path: str, name: str, column: pa.ChunkedArray) -> None:
     wrong = column.filter(pc.invert(pc.fill_null(number, True)))
     if len(wrong):
         raise SchemaError(
-            f"{path}: {name} = {wrong[0].as_py()!r} is no number ({len(wrong):,} such rows): name "
+            f"{path}: {name} = {wrong[0].as_py()!r} is not a number ({len(wrong):,} such rows): name "
             f"the column under items.categories, or correct the file"
         )
 

@@ -209,7 +209,7 @@ def compute(context: Context) -> Candidate:
     lake = context.lake
     if lake.version(EVENTS) is None:
         raise SettingsError(
-            f"{lake.path(EVENTS)} is no table: run python -m jobs ingest --source "
+            f"there is no table at {lake.path(EVENTS)}: run python -m jobs ingest --source "
             f"{context.source.name} first"
         )
     foreign.make_ready(context, EVENTS, ITEMS)

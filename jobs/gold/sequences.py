@@ -102,7 +102,7 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     for table, job in ((SESSIONS, "sessionize"), (ITEMS, "items")):
         if lake.version(table) is None:
             raise SettingsError(
-                f"{lake.path(table)} is no table: run python -m jobs {job} --source "
+                f"there is no table at {lake.path(table)}: run python -m jobs {job} --source "
                 f"{context.source.name} first"
             )
     foreign.make_ready(context, SESSIONS, ITEMS, SEQUENCES)

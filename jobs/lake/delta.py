@@ -98,7 +98,7 @@ class Lake:
         )
 
     def _refuse_clone(self, table: Table, found: DeltaTable) -> None:
-        """Raises: TableRefused: data files lie in another table, where we may neither pack nor remove
+        """Raises: TableRefused: data files are in another table, where we may neither pack nor remove
         them, and delta-rs does not read them."""
         there = features.elsewhere(found)
         if not there:
@@ -106,7 +106,7 @@ class Lake:
         path, place = self.path(table), f"{table.layer}/{table.name}"
         origin = re.sub(r"^file:/*", "/", there[0].partition(f"/{place}/")[0]) + f"/{place}"
         raise TableRefused(
-            f"{table.full_name} is a shallow clone: {len(there):,} of its data files lie in another table, "
+            f"{table.full_name} is a shallow clone: {len(there):,} of its data files are in another table, "
             f"the first is {there[0]}. delta-rs cannot read them. Nothing was written. Use a copy of the "
             f"whole table: rm -r {path} && cp -r {origin} {path} (on an object store, its own tool)"
         )

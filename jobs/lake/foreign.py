@@ -52,7 +52,7 @@ class Change:
 
 
 def last_known(lake: Lake, table: Table) -> int | None:
-    """The version of our last commit; None: nobody knows."""
+    """The version of our last commit; None: not known."""
     found = lake.open(table)
     if found is None:
         return None
@@ -188,7 +188,7 @@ that they have read."""
 
 
 def tell_readers_of_older_copy(context: Context, table: Table) -> None:
-    """Where a derived table is an older one than a run reported last: it goes on from where it is, by
+    """Where a derived table is an older one than a run reported last: it continues from where it is, by
     the changes of its own input, and what reads it is rebuilt. A new item may have got another number,
     and a version that was read may come again with other rows."""
     lake, told = context.lake, reported(context.lake, table) if table in READERS_ASK else []

@@ -106,7 +106,7 @@ def _bounds(chunks: list[Any]) -> tuple[Any, Any] | None:
             ends += [found.min, found.max]
         except (ValueError, OverflowError):  # a time beyond Python's, a text that is cut in a sign
             return None
-    # (Floats have no bounds: what is no number is beyond all of them.)
+    # (Floats have no bounds: what is not a number is beyond all of them.)
     if not ends or isinstance(ends[0], bool) or not isinstance(ends[0], BOUNDED):
         return None
     low, high = min(ends), max(ends)

@@ -73,7 +73,7 @@ def opened(root: str, source: Source, table: Table) -> DeltaTable:
     path = rust_uri(table.path(root, source.name))
     if not DeltaTable.is_deltatable(path):
         raise SettingsError(
-            f"{path} is no table: run python -m jobs run --source {source.name} first"
+            f"there is no table at {path}: run python -m jobs run --source {source.name} first"
         )
     return DeltaTable(path)
 

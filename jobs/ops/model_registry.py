@@ -64,7 +64,7 @@ def registry_pins(source: str) -> tuple[dict[int, list[str]], str]:
         pins, where = trained_on(source)
     except UserError as error:
         raise SettingsError(
-            f"{error}. Without the registry nobody knows which versions its models need: nothing "
+            f"{error}. The registry is needed to know which versions its models use: nothing "
             "was removed"
         ) from error
     return pins, f"{len(pins)} versions are kept for registered models of {where}"

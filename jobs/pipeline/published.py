@@ -89,7 +89,9 @@ def validate_tables(context: Context, only: str | None) -> Result:
         if version is None and table in MAY_BE_MISSING and only is None:
             continue  # nobody has scored yet, or judged; the source has no [identity]
         if version is None:
-            raise SettingsError(f"{context.lake.path(table)} is no table: run the jobs first")
+            raise SettingsError(
+                f"there is no table at {context.lake.path(table)}: run the jobs first"
+            )
         engine = context.thresholds.whole_tables()
         context.enter(engine)
         rows = context.lake.read(table, version)

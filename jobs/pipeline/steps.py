@@ -115,7 +115,7 @@ def one_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
         except Conflict as conflict:
             if attempt == ATTEMPTS:
                 raise Conflict(
-                    f"{conflict}; computed {ATTEMPTS} times and never first. Run it again when the "
+                    f"{conflict}; computed {ATTEMPTS} times, and another run was first each time. Run it again when the "
                     "other run has ended"
                 ) from conflict
             print(f"{conflict}: computing again ({attempt + 1} of {ATTEMPTS})", flush=True)

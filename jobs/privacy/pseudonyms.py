@@ -1,7 +1,7 @@
 """Who a line is about: ids hashed as they are read, and people who must not come back.
 
 A pseudonym is an HMAC-SHA256 of source and user id under `SESSIONMILL_ID_KEY`; without the key it
-cannot be made again or tried out. `ops.forgotten` keeps the pseudonyms of people who were forgotten
+cannot be made again or tried out. `ops.forgotten` keeps the pseudonyms of erased users
 (`jobs forget`), so that a file that is delivered again does not bring them back, and a check of the
 key, so that another key is noticed rather than obeyed.
 """
@@ -88,7 +88,7 @@ class Privacy:
         return hmac.new(self.key, b"sessionmill: is it this key?", hashlib.sha256).hexdigest()[:16]
 
     def guarded(self, batches: Iterable[pa.RecordBatch]) -> Generator[pa.RecordBatch, None, int]:
-        """The records of one file without those of forgotten people; user ids hashed, if so.
+        """The records of one file without those of erased users; user ids hashed, if so.
 
         Returns:
             How many records were skipped; the file's facts count them apart.

@@ -176,7 +176,7 @@ def _text(data: bytes) -> Sample:
             if encoding != "utf-8":
                 sample.keys["encoding"] = encoding
             return sample
-    raise SettingsError(f"no format that is known: the first line is {lines[0][:120]!r}")
+    raise SettingsError(f"the format is unknown: the first line is {lines[0][:120]!r}")
 
 
 def _w3c(_: str, lines: list[str]) -> Sample | None:

@@ -77,7 +77,7 @@ def object_values(fmt: Format, record: dict[str, Any], facts: FileFacts) -> dict
         isinstance(value, str) and not value.isascii() and has_broken_bytes(value)
         for value in values.values()
     ):
-        return None  # a JSON escape such as \\ud800 is no text
+        return None  # a JSON escape such as \\ud800 is not text
     return values
 
 
@@ -281,7 +281,7 @@ def reader(
 def taken(
     records: Iterator[pa.RecordBatch], facts: FileFacts, fmt: Format, taking: Taker | None
 ) -> Iterator[pa.RecordBatch]:
-    """The records of a file that are left when people who were forgotten are skipped, and what
+    """The records of a file that are left when erased users are skipped, and what
     `taking` takes is gone."""
     if fmt.privacy is not None:
         records = _allowed(records, facts, fmt.privacy)

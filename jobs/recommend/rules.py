@@ -225,7 +225,7 @@ def _no_condition(items: pa.Table, condition: str, error: Exception) -> Settings
     names = items.column_names
     shown = ", ".join(names[:SHOWN_COLUMNS]) + (", …" if len(names) > SHOWN_COLUMNS else "")
     return SettingsError(
-        f"serving.where = {condition!r} is no SQL condition on the items: {said[:400]} Correct it in "
+        f"serving.where = {condition!r} is not an SQL condition on the items: {said[:400]} Correct it in "
         f"the source file; the columns are {shown} (names are case sensitive, texts are in single "
         "quotes)"
     )
@@ -235,7 +235,7 @@ def block_list(serving: ServingPart) -> pa.Array:
     """The ids of the block list, each once.
 
     Raises:
-        SettingsError: there is no such file, or it is no text.
+        SettingsError: there is no such file, or it is not text.
     """
     assert serving.block_list is not None
     path = absolute(serving.block_list)
@@ -299,7 +299,7 @@ def export(context: Context) -> dict[str, Any]:
     upto = lake.version(SEQUENCES)
     if upto is None or lake.version(ITEMS) is None:
         raise SettingsError(
-            f"{lake.path(SEQUENCES)} is no table: run python -m jobs run --source {source.name} first"
+            f"there is no table at {lake.path(SEQUENCES)}: run python -m jobs run --source {source.name} first"
         )
     items = item_table(context)
     ids = items["item_id"].to_pylist()

@@ -203,7 +203,7 @@ def computing_of(source: Source) -> Computing | None:
         if other != column:
             raise SourceError(
                 f"expressions name the columns {other!r} and {column!r}, which differ in upper and "
-                "lower case only, and SQL cannot tell them apart: use one of them"
+                "lower case only, and SQL does not distinguish them: use one of them"
             )
     if one.format in LOG_COLUMNS and made.explode is None:
         check_names(made, LOG_COLUMNS[one.format], f"a {one.format}")

@@ -139,7 +139,7 @@ class FileFacts:
 
     file: str
     lines: int = 0
-    """Read lines, without those of forgotten people."""
+    """Read lines, without those of erased users."""
     columns: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     size: int = 0
@@ -153,7 +153,7 @@ class FileFacts:
     point_zero: list[str] = field(default_factory=list)
     """Those of `IDS` in which an id ends in `.0`."""
     forgotten: int = 0
-    """Lines of forgotten people, which were skipped."""
+    """Lines of erased users, which were skipped."""
     units: dict[str, int] = field(default_factory=dict)
     """How many times are numbers that are of this century in a unit."""
     first_of: dict[str, int] = field(default_factory=dict)
@@ -292,7 +292,7 @@ class Batches:
     def whole(
         self, first: int, lines: list[str], columns: list[tuple[str, ...]], places: dict[str, int]
     ) -> pa.RecordBatch | None:
-        """Records that are one a line, as `add` would make them; None: a line is no text, or long.
+        """Records that are one a line, as `add` would make them; None: a line is not text, or long.
 
         Args:
             first: the first record's line.
@@ -422,7 +422,7 @@ def fields_of_lines(
 
     Raises:
         csv.Error: a line is not one record.
-        ArrowInvalid: a field is no text.
+        ArrowInvalid: a field is not text.
     """
     has_quote = np.zeros(len(lines), bool)
     for mark in dialect.marks:

@@ -56,7 +56,7 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     lake, rule = context.lake, context.source.sessions
     if lake.version(EVENTS) is None:
         raise SettingsError(
-            f"{lake.path(EVENTS)} is no table: run python -m jobs ingest --source "
+            f"there is no table at {lake.path(EVENTS)}: run python -m jobs ingest --source "
             f"{context.source.name} first"
         )
     foreign.make_ready(context, EVENTS, SESSIONS)

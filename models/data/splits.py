@@ -32,7 +32,7 @@ from models.core.rows import POSITIVE, Bools, Ints, Rows, Target, chosen, ragged
 from models.data.sequences import Sequences
 
 SPLITS = ("temporal", "last_session", "last_item", "nightly")
-NOTHING_HELD_OUT = "none"  # the split of a model that was taught everything
+NOTHING_HELD_OUT = "none"  # the split of a model that was trained on everything
 VALIDATION, TEST, LATER = 1, 2, 3
 PERIODS = {"validation": VALIDATION, "test": TEST}
 

@@ -95,7 +95,7 @@ def _as_told(stored: Stored, source: Source, lake: str, version: int | None) -> 
 
 def _refuse_what_was_taught(stored: Stored, cut: Cut) -> None:
     """Raises:
-    UserError: the model is a refit, and the test period begins before it ends what it was taught.
+    UserError: the model is a refit, and the test period begins before it ends what it was trained on.
     """
     until = stored.facts.get("trained_until")
     if until is None:
@@ -104,7 +104,7 @@ def _refuse_what_was_taught(stored: Stored, cut: Cut) -> None:
     assert taught is not None
     if cut.test_from is None or cut.test_from <= taught:
         raise UserError(
-            f"this model is a refit of version {stored.facts['refit_of']}, taught everything until "
+            f"this model is a refit of version {stored.facts['refit_of']}, trained on everything until "
             f"{until}: nothing before that is held out from it. The scores of its recipe are those of "
             f"version {stored.facts['refit_of']}"
         )
@@ -210,6 +210,8 @@ def parse_ts(text: str | None) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise UserError(f"{text!r} is no time: write 2017-10-01 or 2017-10-01T12:00:00Z") from None
+        raise UserError(
+            f"{text!r} is not a time: write 2017-10-01 or 2017-10-01T12:00:00Z"
+        ) from None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

@@ -1,6 +1,6 @@
 """Many methods and seeds, one after another, each in a process of its own; stops and goes on.
 
-A cell that MLflow has as finished is not trained again, one that was killed goes on from its
+A cell that MLflow has as finished is not trained again, one that was killed continues from its
 checkpoint. What came of the grid is a small JSON file: enough to make tables and plots from, with
 the command, the commit, the machine and the data version of every number.
 """

@@ -87,7 +87,7 @@ def together(files: list[Path]) -> dict[str, Any]:
             ours, theirs = (one["comparison"].get(name) for one in (first, other))
             if ours != theirs:
                 raise UserError(
-                    f"{files[0]} and {file} are no one table: {name} is {ours} and {theirs}"
+                    f"{files[0]} and {file} cannot be one table: {name} is {ours} and {theirs}"
                 )
     if len(parts) == 1:
         return dict(first)

@@ -3,7 +3,7 @@
 A trial is a training as `train` would make it, without its score: the targets of the test period
 are never made. Each is an MLflow run of kind `tune`; the best settings become a recipe
 (`models/registry/recipes.py`). A tuning that is killed goes on when the same is asked for again:
-ended trials count, and so does the time that was spent; the interrupted trial goes on from its
+ended trials count, and so does the time that was spent; the interrupted trial continues from its
 checkpoint. What is asked for is the source, method, settings, seed, cut and table version; the
 budget may grow.
 """
@@ -337,7 +337,7 @@ def _recipe(search: Search, given: Mapping[str, Any]) -> dict[str, Any]:
         why = trials[-1].user_attrs["reason"] if trials else "the first one took too long"
         raise UserError(
             f"no trial of {key.method} finished, of {len(trials)} that ended: {why}. Give more "
-            "--minutes or --trials; the same command goes on"
+            "--minutes or --trials; the same command continues"
         )
     states = [STATES[one.state] for one in trials]
     first = trials[0]

@@ -200,7 +200,7 @@ def label_cloze(
     set [ours: a served request has one [MASK] and does not know how many items will follow].
     Hidden tokens keep time, segment and [ST]; the newest takes those of the event before it and
     has no [ST], which is how a request looks under `last_event`. They lose their feedback and the
-    other tokens of their event: nobody knows these before it happens.
+    other tokens of their event: these are not known before it happens.
     """
     count = len(tokens.row)
     token, ts, ordinal = tokens.token.copy(), tokens.ts.copy(), tokens.ordinal.copy()

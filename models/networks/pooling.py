@@ -21,7 +21,7 @@ from models.networks.transformer import Block, TransformerSizes
 
 @dataclass(frozen=True)
 class Group(OnDevice):
-    """Sessions of similar size, padded to rows x width: element int64[e] of the E elements stand at
+    """Sessions of similar size, padded to rows x width: element int64[e] of the E elements are at
     row int64[e], column int64[e]."""
 
     element: torch.Tensor

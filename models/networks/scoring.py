@@ -64,7 +64,7 @@ def _highest(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 
 def best(scores_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best of each row, falling, equal scores in order of the vocabulary: (place int64[R, K],
-    score [R, K]), K = min(k, V). What is not finite is among them: it is no answer.
+    score [R, K]), K = min(k, V). May include non-finite scores; callers drop them.
     """
     size = min(k, scores_RV.shape[1])
     score, place = _highest(scores_RV, min(size + 1, scores_RV.shape[1]))

@@ -23,7 +23,7 @@ def explain(source: Source, lake: str, user: str, number: int | None = None) -> 
 
     Returns:
         `list` (model version, when it was made, the first items), `served` (that version: what it
-        was taught, until when, how), `recipe` (method, scores, comparison, what the gate said),
+        was trained on, until when, how), `recipe` (method, scores, comparison, what the gate said),
         `tables` (the version of gold.sequences, the runs that published it, the files they read).
 
     Raises:
@@ -152,7 +152,7 @@ def in_words(found: dict[str, Any]) -> str:
     if served["refit_of"] is not None:
         lines.append(
             f"version {served['version']} is a refit of version {served['refit_of']}, "
-            f"{served['how']}: taught everything until {served['trained_until']} (MLflow run "
+            f"{served['how']}: trained on everything until {served['trained_until']} (MLflow run "
             f"{served['mlflow_run_id']})"
         )
     lines.append(
@@ -162,7 +162,7 @@ def in_words(found: dict[str, Any]) -> str:
     )
     by = ", ".join(f"{run['run_id']} (batch {run['batch']})" for run in tables["published_by"])
     lines.append(
-        f"it was taught gold.sequences version {tables['gold.sequences']}, published by run "
+        f"it was trained on gold.sequences version {tables['gold.sequences']}, published by run "
         f"{by or 'unknown: ops.runs has none'}"
     )
     if tables["files"]:

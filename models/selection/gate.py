@@ -126,7 +126,7 @@ def _refuse_refit(client: MlflowClient, model: Registered) -> None:
     of = client.get_model_version(model.name, model.version).tags.get(REFIT_OF)
     if of is not None:
         raise UserError(
-            f"version {model.version} of {model.name} is a refit of version {of}, taught everything: "
+            f"version {model.version} of {model.name} is a refit of version {of}, trained on everything: "
             f"nothing is held out from it. The gate decides about recipes: --model-version {of}"
         )
 
@@ -313,7 +313,7 @@ def _before(client: MlflowClient, name: str) -> list[str]:
 
 def _crown(client: MlflowClient, name: str, version: str, champion: Registered | None) -> None:
     """Remember the champion, then move the alias: killed in between, nobody serves another model,
-    and the same command goes on."""
+    and the same command continues."""
     before = _before(client, name)
     if champion is not None and before[-1:] != [champion.version]:
         client.set_registered_model_tag(name, BEFORE, json.dumps([*before, champion.version]))

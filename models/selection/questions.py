@@ -103,7 +103,7 @@ class Questions:
         mapped = {*source.columns.mapped(), "user_id", "event_id"}
         if source.exposures is not None:
             mapped.add("exposed_with")
-        # (What a boundary says of two events is told to the models that were trained under one.)
+        # (What a boundary says of two events is given to the models that were trained under one.)
         told = "boundary" in stored.facts.get("sessions", {})
         names = [n for n in raw.parts[0].schema.names if n != OPENS or told]
         self.columns = [n for n in names if n in mapped or n in raw.filled]

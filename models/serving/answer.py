@@ -106,7 +106,7 @@ def _seen_until(told: Told, asked: Ints, request_ts: str, rules: Rules | None) -
     user's newest event, known or not; None: the rules say it, or do not ask.
 
     Raises:
-        ValueError: `request_ts` is no time.
+        ValueError: `request_ts` is not a time.
     """
     if rules is None or rules.seen_us is None:
         return None
@@ -135,7 +135,7 @@ def times(column: pd.Series) -> pd.Series:
     """Timestamps or ISO 8601 texts as UTC; without a zone they are UTC already. Null stays null.
 
     Raises:
-        ValueError: numbers, or a text that is no time; says which.
+        ValueError: numbers, or a text that is not a time; says which.
     """
     if pd.api.types.is_numeric_dtype(column) and column.notna().any():
         raise ValueError(
@@ -162,7 +162,7 @@ def _far(column: pd.Series) -> pd.Series:
 
 def texts(column: pd.Series) -> None:
     """Raises:
-    ValueError: something is no text, and not null.
+    ValueError: something is not text, and not null.
     """
     what = "types of events" if column.name == "event_type" else "ids"
     for value in column:
@@ -370,7 +370,7 @@ def _request(
     the newest known one, the model has heard nothing of the session that is open.
 
     Raises:
-        ValueError: `request_ts` is no time.
+        ValueError: `request_ts` is not a time.
     """
     if stored.config.model.request_time != "known":
         return None, None
@@ -380,7 +380,7 @@ def _request(
         return when, np.zeros(len(when), dtype=bool)
     if request_ts:
         when = np.full(len(when), _asked_at(request_ts), dtype=np.int64)
-    # (What a boundary says of an event that has not happened nobody knows.)
+    # (What a boundary says of an event that has not happened is not known.)
     rule = rule_of(stored.facts, told.native is not None).arrays
     newest = told.newest[asked]
     silent = rule.silent(newest, when)
@@ -401,7 +401,7 @@ def _asked_at(request_ts: str) -> int:
     """In microseconds.
 
     Raises:
-        ValueError: it is no time.
+        ValueError: it is not a time.
     """
     try:
         return int(moment(request_ts).astype(np.int64))

@@ -1,4 +1,4 @@
-"""A training run that is killed goes on where it was: weights, optimiser, random numbers, place.
+"""A training run that is killed continues where it stopped: weights, optimiser, random numbers, place.
 
 One folder a checkpoint, `step-<number>/`: tensors in safetensors, the rest in JSON with the
 tensors' digest, written aside and renamed into place. The two newest are kept: one that cannot be

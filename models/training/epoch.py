@@ -1,7 +1,7 @@
 """An epoch of training as batches, each made when it is asked for.
 
 Windows, their order, masks and noise follow from the seed, the epoch and the batch's number, and
-from nothing that happened before: a training that goes on from a checkpoint sees what it would
+from nothing that happened before: a training that continues from a checkpoint sees what it would
 have seen, and so do several processes that share the rows of each batch.
 
 A batch is worked on in parts of rows of similar length, whose gradients are summed: little padding,

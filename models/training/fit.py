@@ -1,7 +1,7 @@
 """Train one method on the training rows, and stop when validation stops improving.
 
 AdamW. Deterministic on one kind of CPU: weights, masks, windows and order follow from the seed,
-also where a killed training goes on from a checkpoint. A model's epoch is chosen by NDCG@10 (full
+also where a killed training continues from a checkpoint. A model's epoch is chosen by NDCG@10 (full
 ranking) on the validation period. Every method's vocabulary and weights end at the same cut: where
 the validation period begins, or, with `train_until = "test"`, where the test period begins. Then a
 method is trained a second time, from scratch, with the validation period among its training rows,
@@ -91,7 +91,7 @@ def fit(
 ) -> Fitted:
     """Train a method. Baselines are counted, not trained.
 
-    With `keep`, go on from its newest checkpoint, and write more. `each_epoch` gets the number
+    With `keep`, continue from its newest checkpoint, and write more. `each_epoch` gets the number
     of the epoch that ended, and all curves so far.
     """
     train = config.train
@@ -290,7 +290,7 @@ class Run:
         """The losses of the steps since the last time into `at`. All processes must ask together.
 
         Raises:
-            UserError: one of them is no number.
+            UserError: one of them is not a number.
         """
         if not self.unread:
             return
@@ -317,11 +317,11 @@ class Run:
         is none, the newest weights are taken, and the score is NaN.
 
         Raises:
-            UserError: some weight is no number any more.
+            UserError: some weight is not a number any more.
         """
         for name, weight in self.model.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                raise self._diverged(f"{name} has values that are no numbers")
+                raise self._diverged(f"{name} has values that are not numbers")
         policy = self.config.model.repeat_policy
         value = math.nan
         if validation is not None:

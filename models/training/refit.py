@@ -1,10 +1,10 @@
-"""`refit`: the recipe of a registered version, taught everything in gold.sequences.
+"""`refit`: the recipe of a registered version, trained on everything in gold.sequences.
 
 What `compare` and the gate decide about is a recipe: a method, its settings, and how many epochs are
-best, measured on events that were held out. What is served is that recipe, taught everything up to
+best, measured on events that were held out. What is served is that recipe, trained on everything up to
 the newest event: a version of its own, to which the alias `serving` goes. Nothing is held out from
 it, so it has no scores of its own; those of its recipe are beside it as `recipe_ndcg@10` and so
-on, and nothing scores it on what it was taught.
+on, and nothing scores it on what it was trained on.
 
 From scratch, it is trained for as many epochs as were best. Warm, which is the rule, the weights of
 the newest refit (or of the recipe's version) are taken over (`models/networks/warm_start.py`), and a
@@ -65,7 +65,7 @@ SCORES = ("ndcg@10", "hr@10", "recall@10", "mrr@10")  # of the recipe, shown bes
 class Request:
     """One refit as it is asked for.
 
-    number: of the version whose recipe is taught; None: the one that `alias` names. version: of
+    number: of the version whose recipe is trained; None: the one that `alias` names. version: of
     gold.sequences; None: the newest. checkpoint_s: seconds between checkpoints.
     """
 
@@ -96,7 +96,7 @@ class Recipe:
 class Before:
     """The model whose weights are taken over.
 
-    until: the newest event that it was taught, microseconds since 1970.
+    until: the newest event that it was trained on, microseconds since 1970.
     """
 
     model: Registered
@@ -132,7 +132,7 @@ def refit(request: Request, say: Say = print) -> dict[str, Any]:
     """Teach a recipe everything, register it, and give it the alias `serving` if its recipe is the
     champion's.
 
-    A refit that was killed goes on where it was when the same is asked for again. One that is there
+    A refit that was killed continues where it stopped when the same is asked for again. One that is there
     is not made twice.
 
     Raises:
@@ -190,7 +190,7 @@ def recipe_of(client: MlflowClient, model: Registered) -> Recipe:
     if stored.facts.get("preprocess", "gold") != "gold":
         raise UserError(
             f"{model.uri} was trained on what --preprocess {stored.facts['preprocess']} left of "
-            "gold.sequences: a refit is taught gold.sequences as it is. Register a model of gold"
+            "gold.sequences: a refit is trained on gold.sequences as it is. Register a model of gold"
         )
     with tracking.downloaded(client, model.run_id, "evaluation/result.json") as file:
         report = tracking.read_json(file)["report"]
@@ -321,7 +321,7 @@ def _taught(
                 client.log_artifacts(run_id, scratch)
                 says = (
                     f"{recipe.stored.facts['method']}: version {recipe.model.version}'s recipe, "
-                    f"taught everything until {stamp(task.until)}"
+                    f"trained on everything until {stamp(task.until)}"
                 )
                 number = (
                     int(made[0].version)
@@ -360,7 +360,7 @@ def _checkpoints(request: Request, task: Task) -> Checkpoints:
 
 
 def _stored(source: Source, task: Task, fitted: Fitted) -> Stored:
-    """As the recipe's settings say, which the next refit goes by; with what it was taught."""
+    """As the recipe's settings say, which the next refit goes by; with what it was trained on."""
     data, recipe = task.data, task.recipe
     filters = Filters(**recipe.stored.facts["filters"])
     facts = facts_of(source, data, task.config, filters, "gold") | {
@@ -411,7 +411,7 @@ def in_words(done: dict[str, Any]) -> str:
     name = f"version {done['version']} of {done['model']}"
     of = f"version {done['refit_of']} ({done['method']})"
     said = (
-        f"{name} is a refit of {of}, {done['how']}: it was taught everything until "
+        f"{name} is a refit of {of}, {done['how']}: it was trained on everything until "
         f"{done['trained_until']} (gold.sequences version {done['table_version']}, "
         f"{done['items']:,} items)"
     )

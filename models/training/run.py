@@ -181,7 +181,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Train one method, score it on the test period, record everything in MLflow.
 
-    `prepare` and `judge` do it in another way (`models/training/nightly.py`). A training that was killed goes on from its last checkpoint, in the same MLflow run, when the
+    `prepare` and `judge` do it in another way (`models/training/nightly.py`). A training that was killed continues from its last checkpoint, in the same MLflow run, when the
     same is asked for again. Under torchrun the first process records and answers; others: None.
     """
     began = time.perf_counter()

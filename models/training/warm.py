@@ -1,4 +1,4 @@
-"""Training that goes on from weights that are there (`models/networks/warm_start.py`), on what has
+"""Training that continues from weights that are there (`models/networks/warm_start.py`), on what has
 happened since."""
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def fit_warm(
     keep: Checkpoints | None = None,
     team: Team = ALONE,
 ) -> Fitted:
-    """The weights of `old`, with the items that are new, taught the events after `until`; where there
+    """The weights of `old`, with the items that are new, trained on the events after `until`; where there
     are none, as they are.
 
     Args:
-        until: the newest event that `old` was taught, microseconds since 1970.
+        until: the newest event that `old` was trained on, microseconds since 1970.
         best: the epochs of a training from scratch.
     """
     config, data, begin = _warmed(config, data, old, until, best)
@@ -67,7 +67,7 @@ def _warmed(
     no better.
 
     Args:
-        until: the newest event that `old` was taught, microseconds since 1970.
+        until: the newest event that `old` was trained on, microseconds since 1970.
         best: the recipe's epochs.
     """
     train = config.train

@@ -28,6 +28,11 @@ OLD = {
     r"nobody looked": "the check was skipped",
     r"held against|holds? (?:\w+ ){1,4}against": "compared with",
     r"way out": "fix",
+    r"taught": "trained on",
+    r"go(?:es|ing)? on where": "continue where",
+    r"nobody knows": "is not known",
+    r"forgotten people|people who were forgotten": "erased users",
+    r"is no (?:number|Delta|SQL|regular|text|time\b)|are no numbers": "is not a",
     r"whatever the (?:gate|suite) would say": "without the gate",
 }
 """Words of an English of our own, as regular expressions -> what to write."""

@@ -152,7 +152,7 @@ def test_a_delta_table_by_version(spark: Any, tmp_path: Path) -> None:
     table = str(tmp_path / "theirs")
     columns = 'user_id = "user"\nitem_id = "item"\nevent_ts = "ts"\nevent_type = "day of"'
     shop = Workshop(spark, tmp_path, toml("delta", columns).replace("{landing}/*", table))
-    with pytest.raises(SourceError, match=r"is no Delta table .*_delta_log"):
+    with pytest.raises(SourceError, match=r"is not a Delta table .*_delta_log"):
         shop.run("ingest")
     write_deltalake(table, delta_rows("a", "b"), partition_by=["day of"])
     write_deltalake(table, delta_rows("gone"), mode="append")
@@ -297,7 +297,7 @@ def test_seconds_among_milliseconds_stop_the_run(spark: Any, tmp_path: Path) -> 
     ("columns", "time", "said"),
     [
         ('event_ts = ["a"]', "", "columns.event_ts"),
-        ('event_ts = ["a", "b"]', 'unit = "ms"', "are joined by a blank, which is no number"),
+        ('event_ts = ["a", "b"]', 'unit = "ms"', "are joined by a blank, which is not a number"),
         ('event_ts = "a"', 'offset = "ms"', "time.offset = 'ms' is the unit of a second column"),
         ('event_ts = "a"', 'unit = ["s", "s"]', "write one or more units, each once"),
         ('event_ts = "a"', 'unit = ["s", "sooner"]', "use s, ms, us"),

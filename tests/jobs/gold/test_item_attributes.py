@@ -79,7 +79,10 @@ def test_of_two_rows_of_an_item_the_last_counts_and_one_without_an_id_does_not(
     ("text", "says"),
     [
         ("sku,brand,price\n1,X,2\n", "column 'aisle' of \\[items\\] is not there"),
-        ("sku,brand,aisle,price\n1,X,,2\n2,X,,cheap\n", "price = 'cheap' is no number \\(1 such"),
+        (
+            "sku,brand,aisle,price\n1,X,,2\n2,X,,cheap\n",
+            "price = 'cheap' is not a number \\(1 such",
+        ),
         ("sku,brand,aisle,price\n1,X\n", "cannot be read as items.format = csv"),
         ("", "Empty CSV file. Name its format and delimiter"),
         ("sku;brand;aisle;price\n1;X;;\n", "Correct the name or items.delimiter"),

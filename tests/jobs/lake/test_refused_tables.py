@@ -68,7 +68,7 @@ def test_a_shallow_clone_is_refused(lake: Lake, scheme: str) -> None:
         again(lake).lake.rows(ITEMS)
     said = str(red.value)
     assert said.startswith(
-        "gold.items is a shallow clone: 1 of its data files lie in another table"
+        "gold.items is a shallow clone: 1 of its data files are in another table"
     )
     assert f"rm -r {path} && cp -r {path}-origin/gold/items {path} " in said
 

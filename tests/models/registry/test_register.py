@@ -444,7 +444,7 @@ def test_a_session_method_by_the_commands(world: World) -> None:
         (["--method", "pop", "--preset", "huge"], "unknown preset 'huge': one of small, tiny"),
         (["--method", "pop", "--table-version", "9"], "has no version 9"),
         (["--method", "pop", "--target", "sales"], "--target sales: one of next_item"),
-        (["--method", "pop", "--test-from", "soon"], "'soon' is no time"),
+        (["--method", "pop", "--test-from", "soon"], "'soon' is not a time"),
         (["--method", "pop", "--test-from", "2099-01-01"], "has no target"),
         (["--method", "gru4rec", "--request-time", "never"], "one of last_event, known"),
         (["--method", "bert4rec", "--dim", "9"], "dim 9 must be a multiple of heads 2"),
