@@ -107,7 +107,10 @@ def _refit_options(command: argparse.ArgumentParser) -> None:
 def _explain_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--user", required=True, metavar="ID", help="whose list")
     command.add_argument(
-        "--model-version", type=int, metavar="N", help="whose list of several; default: served"
+        "--model-version",
+        type=int,
+        metavar="N",
+        help="which version's list; default: the one that is served",
     )
 
 
@@ -138,12 +141,12 @@ def _promote_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--force", action="store_true", help="set the champion without the gate's checks"
     )
-    command.add_argument("--reason", default="", help="why; recorded")
+    command.add_argument("--reason", default="", help="the reason, which is recorded")
     _threads(command)
 
 
 def _rollback_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--reason", default="", help="why; recorded")
+    command.add_argument("--reason", default="", help="the reason, which is recorded")
 
 
 def _report_options(command: argparse.ArgumentParser) -> None:
@@ -171,7 +174,7 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every method with the newest recipe of `tune`; options that are given win",
     )
-    command.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
+    command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
     command.add_argument(
         "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
     )
@@ -195,7 +198,7 @@ def _backtest_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every method with the newest recipe of `tune`; options that are given win",
     )
-    command.add_argument("--results", metavar="FILE", help="a small JSON file of what came of it")
+    command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
     command.add_argument(
         "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
     )
@@ -214,7 +217,9 @@ def _scaling_options(command: argparse.ArgumentParser) -> None:
         metavar="D",
         help="only the first seed where width times share is this or more",
     )
-    command.add_argument("--results", metavar="FILE", required=True, help="a small JSON file")
+    command.add_argument(
+        "--results", metavar="FILE", required=True, help="a JSON file for the results"
+    )
     command.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`")
 
 
@@ -619,12 +624,12 @@ class Command:
 COMMANDS = {
     "train": Command("train one method, score it, record it in MLflow", add_training, _train),
     "tune": Command(
-        "look for one method's settings on the validation period; continues where it stopped",
+        "search one method's settings on the validation period; continues where it stopped",
         _tune_options,
         _tune,
     ),
     "recipes": Command(
-        "the newest recipe of each method, as `tune` recorded it", _recipes_options, _recipes
+        "list the newest recipe of each method, as `tune` recorded it", _recipes_options, _recipes
     ),
     "evaluate": Command(
         "score a recorded run's model again on its cut", _evaluate_options, _evaluate
@@ -635,7 +640,7 @@ COMMANDS = {
         "make versions of the source's registered model", _register_options, _register
     ),
     "verify": Command(
-        "ask a registered model its test period: are its scores those stored?",
+        "check that a registered model gives the scores that its training recorded",
         _verify_options,
         _verify,
     ),
@@ -643,25 +648,25 @@ COMMANDS = {
         "write gold.recommendations; the same as python -m jobs score", _score_options, _score
     ),
     "promote": Command(
-        "make the challenger the champion, if it has shown itself better",
+        "make the challenger the champion, if it passes the gate",
         _promote_options,
         _promote,
     ),
     "refit": Command(
-        "teach the champion's recipe everything in gold.sequences, and serve that",
+        "train the champion's recipe on everything in gold.sequences, and serve that",
         _refit_options,
         _refit,
     ),
     "rollback": Command(
-        "make the champion before this one the champion again", _rollback_options, _rollback
+        "make the previous champion the champion again", _rollback_options, _rollback
     ),
     "explain": Command(
-        "where a user's list comes from: refit, recipe, comparison, table version, files",
+        "show where a user's list comes from: refit, recipe, comparison, table version, files",
         _explain_options,
         _explain,
     ),
     "report": Command(
-        "one HTML page: nights, log, methods, gate, lists, lineage", _report_options, _report
+        "make one HTML page: nights, log, methods, gate, lists, lineage", _report_options, _report
     ),
     "grid": Command(
         "train many methods and seeds, one after another; continues where it stopped",
@@ -669,12 +674,12 @@ COMMANDS = {
         _grid,
     ),
     "backtest": Command(
-        "evaluate methods night by night, as they are used; resumes where it was stopped",
+        "evaluate methods night by night, as they are used; continues where it stopped",
         _backtest_options,
         _backtest,
     ),
     "scaling": Command(
-        "loss against parameters and against data; continues where it stopped",
+        "measure loss against parameters and data; continues where it stopped",
         _scaling_options,
         _scaling,
     ),

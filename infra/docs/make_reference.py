@@ -81,8 +81,9 @@ def _options(
             ", ".join(f"`{one}`" for one in action.option_strings)
             or f"`{action.metavar or action.dest}`"
         )
-        default = "required" if action.required else ""
-        if action.default not in (None, False, argparse.SUPPRESS, []):
+        open_end = action.nargs in ("*", "?", argparse.REMAINDER)
+        default = "required" if action.required and not open_end else ""
+        if action.default not in (None, False, "", argparse.SUPPRESS, []):
             default = f"`{action.default}`"
         allowed = ", ".join(f"`{one}`" for one in action.choices or ())
         meaning = (action.help or "") % {**vars(action), "prog": parser.prog}
