@@ -10,7 +10,9 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
     """The suite for one session rule (`[sessions]` of the source file).
 
     Conditions across rows read `previous_last`, the last event of the user's session before, and
-    where sessions are split `whole_start`, when the first piece of the whole session starts.
+    where sessions are split `whole_start`, when the first piece of the whole session starts. Where
+    the rule has a boundary, conditions read `boundary_inside` and `boundary_before`: whether it is
+    true of two neighbours inside a session, and of the session's first event and the one before it.
     """
     order_key, belong = rule.sql.order_key, rule.sql.belong
     flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
@@ -24,6 +26,8 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
             for time in ("get(events, 0).event_ts", "previous_last.event_ts")
         )
         apart += f" OR {last} < {first}"
+    if rule.boundary:
+        apart += " OR boundary_before"
     return (
         Check(
             name="session_id_is_key", says="a session is in the table once",
@@ -46,6 +50,7 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
             across=True, holds=apart,
         ),
         *(pieces(rule) if rule.split else ()),
+        *(BOUNDARY if rule.boundary else ()),
         Check(
             name="neighbours_in_order",
             says="a user's sessions do not overlap in the total order",
@@ -92,3 +97,18 @@ def pieces(rule: SessionRule) -> tuple[Check, ...]:
             holds=f"{first} = {last}",
         ),
     )
+
+
+BOUNDARY = (
+    Check(
+        name="no_boundary_of_the_source_inside",
+        says="sessions.boundary is true of no two neighbours inside a session",
+        holds="NOT boundary_inside",
+    ),
+    Check(
+        name="boundary_values_are_the_events",
+        says="there are as many boundary values as events, or none",
+        holds="boundary_values IS NULL OR size(boundary_values) = size(events)",
+    ),
+)
+"""Of sessions whose source has a boundary."""

@@ -1,4 +1,4 @@
-"""`python -m models train|tune|recipes|grid|backtest|scaling|evaluate|compare|register|verify|score|
+"""`python -m models train|tune|recipes|grid|backtest|scaling|evaluate|compare|power|register|verify|score|
 promote|refit|rollback|explain|report|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
@@ -62,6 +62,17 @@ def _evaluate_options(command: argparse.ArgumentParser) -> None:
 def _compare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
     command.add_argument("--expect", help="methods that should be there, by comma")
+
+
+def _power_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", metavar="ID", help="a pilot; default: the newest one")
+    command.add_argument("--split", help="of the newest one that has this split")
+    command.add_argument(
+        "--methods", help="by comma; default: all that have another to compare with"
+    )
+    command.add_argument(
+        "--against", metavar="METHOD", help="default: each method's backbone alone"
+    )
 
 
 def _register_options(command: argparse.ArgumentParser) -> None:
@@ -372,6 +383,15 @@ def _evaluate(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
     )
 
 
+def _power(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.selection.power import power, show
+
+    methods = [name.strip() for name in (args.methods or "").split(",") if name.strip()]
+    outcome = power(source.name, args.comparison, args.split, methods, args.against)
+    show(outcome)
+    return outcome
+
+
 def _compare(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     from models.selection.compare import compare, show
 
@@ -615,6 +635,7 @@ COMMANDS = {
         "score a recorded run's model again on its cut", _evaluate_options, _evaluate
     ),
     "compare": Command("compare the finished runs of a comparison", _compare_options, _compare),
+    "power": Command("how much evidence a comparison has", _power_options, _power),
     "register": Command(
         "make versions of the source's registered model", _register_options, _register
     ),

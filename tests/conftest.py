@@ -22,7 +22,7 @@ os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeri
 QUICK = (
     "test_rooms.py", "infra/test_reference.py", "infra/test_prose.py", "jobs/audit/test_arrow_checks.py", "jobs/audit/test_balance.py",
     "jobs/reading/test_readers.py", "jobs/reading/test_marks.py", "jobs/records/test_compression.py",
-    "jobs/reading/test_formats.py", "jobs/records/test_expressions.py", "jobs/records/test_ranges.py",
+    "jobs/reading/test_formats.py", "jobs/records/test_expressions.py", "jobs/records/test_boundary.py", "jobs/records/test_ranges.py",
     "jobs/records/test_explode.py", "jobs/reading/test_json_blocks.py", "jobs/reading/test_guess.py",
     "jobs/lake/test_landed.py", "jobs/core/", "jobs/lake/test_commits.py",
     "jobs/lake/test_filesystem.py", "jobs/lake/test_refused_tables.py",

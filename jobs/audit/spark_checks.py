@@ -85,7 +85,8 @@ def ends_only(sessions: DataFrame, rule: SessionRule) -> DataFrame:
     names = rule.sql.order_columns
     # (Structs of fields of `get(events, 0)` are Java that does not compile.)
     ends = (end(F.try_element_at("events", F.lit(place))) for place in (1, -1))
-    return sessions.select("user_id", F.array(*ends).alias("events"))
+    said = ["boundary_before"] if rule.boundary else []
+    return sessions.select("user_id", *said, F.array(*ends).alias("events"))
 
 
 def with_previous(sessions: DataFrame, rule: SessionRule) -> DataFrame:
@@ -100,6 +101,8 @@ def with_previous(sessions: DataFrame, rule: SessionRule) -> DataFrame:
         return found
     together = F.expr(rule.sql.belong("previous_last", "get(events, 0)"))
     opens = F.col("previous_last").isNull() | ~together
+    if rule.boundary:
+        opens = opens | F.col("boundary_before")
     start = F.when(opens, F.expr("get(events, 0).event_ts"))
     so_far = by_user.rowsBetween(Window.unboundedPreceding, Window.currentRow)
     return found.withColumn("whole_start", F.last(start, ignorenulls=True).over(so_far))

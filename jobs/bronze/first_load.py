@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 from jobs.bronze import file_order
 from jobs.core.arrays import run_starts
 from jobs.core.arrow_types import arrow_schema
+from jobs.core.source_file import BOUNDARY_VALUES
 from jobs.lake import filesystem
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ from jobs.lake.time_slices import CLOCK, micros, read
 
 def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
     """Sort the lines of one slice of time by time, and keep one of each event: of lines that are
-    one event, the first by anonymous id (none last), file and line.
+    one event, the first by anonymous id and boundary values (none last), file and line.
 
     Args:
-        events: `event_id` (equal ids have equal times), `event_ts`, `anonymous_id`, `file`, `line`,
-            and others.
+        events: `event_id` (equal ids have equal times), `event_ts`, `anonymous_id`, `boundary_values`,
+            `file`, `line`, and others.
 
     Returns:
         The events, and how many lines were repeats.
@@ -45,7 +46,9 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
     at = np.flatnonzero(tied)
     keep = np.ones(len(order), bool)
     if len(at):
-        rows = events.select(["event_id", "anonymous_id", "file", "line"]).take(pa.array(order[at]))
+        rows = events.select(
+            ["event_id", "anonymous_id", *which_of(events, BOUNDARY_VALUES), "file", "line"]
+        ).take(pa.array(order[at]))
         run = np.cumsum(first)[at]
         keys = [("run", "ascending"), *((name, "ascending") for name in rows.column_names)]
         places = pc.sort_indices(rows.append_column("run", pa.array(run)), keys)
@@ -54,6 +57,12 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
         codes = ids.to_numpy(zero_copy_only=False)
         keep[at] = run_starts(codes, run)
     return events.take(pa.array(order[keep])), int((~keep).sum())
+
+
+def which_of(rows: pa.Table, name: str) -> list[str]:
+    """The column, if it is there and not null throughout: sorting by it costs."""
+    there = name in rows.column_names and rows[name].null_count < rows.num_rows
+    return [name] if there else []
 
 
 @dataclass(frozen=True)

@@ -342,6 +342,7 @@ def judged_lines(
     oldest: Column | None,
 ) -> DataFrame:  # fmt: skip
     """The usable lines, each with its fate."""
+    source = context.source
     stored = with_changed(context, stored_of(context, candidate, manifest, usable))
     oldest = F.lit(None).cast("date") if oldest is None else oldest
     if "row_hash" not in usable.columns:
@@ -349,7 +350,9 @@ def judged_lines(
     rows = judge(usable, stored, oldest)
     if manifest.reload:
         rows = late_before(context, rows)
-    return candidate.write("judged", ranked(rows, context.source.columns.file_order))
+    return candidate.write(
+        "judged", ranked(rows, source.columns.file_order, source.boundary_reads_log)
+    )
 
 
 def write_events(

@@ -34,6 +34,7 @@ from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.readers import read_file, reader
 from jobs.reading.typed_columns import same_kind
 from jobs.records import expressions, paths, ranges
+from jobs.records.boundary import with_boundary
 from jobs.records.expressions import Names, computing_of, names_of
 from jobs.records.records import LONGEST_RECORD, LONGEST_TEXT, RECORD_DDL, FileFacts, Format
 
@@ -125,7 +126,7 @@ def partial_since(context: Context) -> int | None:
 
 def file_format(source: Source) -> Format:
     """How the files are written; what a source's tables say of it is in `reading_format`."""
-    computing = computing_of(source)
+    computing = with_boundary(computing_of(source), source)
     wanted, names = source.named(), Names({})
     if computing is not None:
         wanted = wanted | computing.inputs()

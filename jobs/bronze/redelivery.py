@@ -29,6 +29,7 @@ from jobs.bronze.stored_events import place_of
 from jobs.bronze.typed_events import hashed, row_hash
 from jobs.core import crash_points
 from jobs.core.lateness import is_late
+from jobs.core.source_file import BOUNDARY_VALUES
 from jobs.core.tables import CHANGED_EVENTS, DELIVERIES, EVENTS, FLAGS, Table
 from jobs.lake.context import Candidate, Context
 
@@ -231,7 +232,7 @@ def first_of(rows: DataFrame, by: list[str], then: list[Column]) -> DataFrame:
         by: the columns in which those deliveries agree.
         then: what decides between deliveries that are equal.
     """
-    order = [place_of("event_ts", "digest", "anonymous_id"), *then]
+    order = [place_of("event_ts", "digest", "anonymous_id", BOUNDARY_VALUES), *then]
     rank = F.row_number().over(Window.partitionBy(*by).orderBy(*order))
     flag = F.max("flag").over(Window.partitionBy(*by))
     return rows.withColumns({"rank": rank, "flag": flag}).where("rank = 1").drop("rank")

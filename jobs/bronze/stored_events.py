@@ -12,13 +12,14 @@ from pyspark.sql import functions as F
 from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.file_order import line_of
 from jobs.core.lateness import is_late, oldest_date
-from jobs.core.source_file import Source
+from jobs.core.source_file import BOUNDARY_VALUES, Source
 from jobs.core.tables import CHANGED_EVENTS, EVENTS, REJECTS, RUNS
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.change_feed import GONE, TYPE
 from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import FeedGone
 from jobs.lake.tasks import run
+from jobs.records.boundary import boundary_of
 
 STORED = {
     "event_id": "string", "stored_ts": "timestamp", "stored_hash": "string",
@@ -29,8 +30,13 @@ PLACE = {"stored_file": "string", "stored_tie": "bigint"}
 """And this, where events are in the order of their files."""
 
 
+VALUES = {"stored_values": "string"}
+"""And this, where sessions.boundary reads columns of the log."""
+
+
 def looked_up_of(source: Source) -> dict[str, str]:
-    return STORED | PLACE if source.columns.file_order else STORED
+    found = STORED | PLACE if source.columns.file_order else STORED
+    return found | VALUES if source.boundary_reads_log else found
 
 
 def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFrame:
@@ -42,7 +48,7 @@ def judge(lines: DataFrame, stored: DataFrame | None, oldest: Column) -> DataFra
         oldest: the oldest date that is not late, per line; null: nothing is.
     """
     if stored is None:
-        nothing = (STORED | PLACE).items()
+        nothing = (STORED | PLACE | VALUES).items()
         lines = lines.withColumns(
             {name: F.lit(None).cast(kind) for name, kind in nothing if name != "event_id"}
         )
@@ -104,8 +110,11 @@ def changed_by_others(context: Context) -> DataFrame | None:
         return None
     first, nothing = F.lit("0001-01-01 00:00:00").cast("timestamp"), F.lit("")
     rows = context.lake.read(CHANGED_EVENTS).select("event_id")
-    more = {name: F.lit(None).cast(kind) for name, kind in PLACE.items()}
-    more = more if context.source.columns.file_order else {}
+    more = {
+        name: F.lit(None).cast(kind)
+        for name, kind in looked_up_of(context.source).items()
+        if name not in STORED
+    }
     unknown = {"stored_hash": nothing, "stored_anonymous": nothing}
     return rows.withColumns({"stored_ts": first} | unknown | more)
 
@@ -187,7 +196,10 @@ def stored_by_time(
     first, last = (time_slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
     old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
     paths = [one.path for one in old if one.last_us("event_ts") >= first]
-    columns = (*HASHED, "ingest_file") if context.source.columns.file_order else HASHED
+    columns: tuple[str, ...] = (
+        (*HASHED, "ingest_file") if context.source.columns.file_order else HASHED
+    )
+    columns += (BOUNDARY_VALUES,) if context.source.boundary_reads_log else ()
     look = bronze_first_load.AtTimes(
         candidate.path("times.parquet"), columns, candidate.path("stored")
     )
@@ -206,7 +218,18 @@ def looked_up(events: DataFrame, digest: Column, source: Source) -> DataFrame:
              "stored_anonymous": F.col("anonymous_id")}  # fmt: skip
     if source.columns.file_order:
         found |= {"stored_file": F.col("ingest_file"), "stored_tie": F.col("tie_break")}
+    if source.boundary_reads_log:
+        found |= {"stored_values": as_named_now(F.col(BOUNDARY_VALUES), source)}
     return events.select(*(column.alias(name) for name, column in found.items()))
+
+
+def as_named_now(values: Column, source: Source) -> Column:
+    """Boundary values as they are stored, null if they are of other columns than the source file
+    names now: a line that comes again has them all."""
+    boundary = boundary_of(source)
+    names = sorted(name for name, _ in boundary.log) if boundary is not None else []
+    keys = F.array_sort(F.json_object_keys(values))
+    return F.when(keys == F.array(*map(F.lit, names)).cast("array<string>"), values)
 
 
 def stored_events(
@@ -234,16 +257,21 @@ def stored_events(
     return looked_up(events, digest, context.source)
 
 
-def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
+def ranked(judged: DataFrame, file_order: bool = False, values: bool = False) -> DataFrame:
     """Rank the lines that may become events: new ids, and ids whose smaller line arrived now
     (`replaces`): by time and hash where ids are the log's own, then by anonymous id, which an id that
-    is a hash does not have where there is a user. Rank 1 of the `usable` lines of an id is the event.
+    is a hash does not have where there is a user, and by boundary values. Rank 1 of the `usable` lines
+    of an id is the event.
 
     Args:
         file_order: whether of equal lines the first by file and line is the smallest.
+        values: whether lines have boundary values.
     """
-    mine = place_of("event_ts", "row_hash", "anonymous_id")
-    theirs = place_of("stored_ts", "stored_hash", "stored_anonymous")
+    ours = ("event_ts", "row_hash", "anonymous_id", *((BOUNDARY_VALUES,) if values else ()))
+    mine = place_of(*ours)
+    theirs = place_of(
+        "stored_ts", "stored_hash", "stored_anonymous", *(tuple(VALUES) if values else ())
+    )
     smaller = mine < theirs
     if file_order:
         place = F.struct("file", "line")
@@ -254,18 +282,19 @@ def ranked(judged: DataFrame, file_order: bool = False) -> DataFrame:
         earlier = F.col("stored_tie").isNull() | (place < before)
         smaller = smaller | (mine.eqNullSafe(theirs) & earlier)
     replaces = F.coalesce(F.col("stored") & ~F.col("too_old") & smaller, F.lit(False))
-    order = Window.partitionBy("event_id", "usable").orderBy(
-        place_of("event_ts", "row_hash", "anonymous_id"), "file", "line"
-    )
+    order = Window.partitionBy("event_id", "usable").orderBy(place_of(*ours), "file", "line")
     fresh = ~F.col("stored") & ~F.col("late") & ~F.col("too_old")
     marked = judged.withColumn("replaces", replaces)
     marked = marked.withColumn("usable", fresh | F.col("replaces"))
     return marked.withColumn("rank", F.row_number().over(order))
 
 
-def place_of(time: str, digest: str, anonymous: str) -> Column:
-    """What orders lines of one event, no anonymous id last."""
+def place_of(time: str, digest: str, anonymous: str, values: str | None = None) -> Column:
+    """What orders lines of one event, no anonymous id last, nor boundary values."""
+    told = [] if values is None else [
+        F.col(values).isNull().alias("valueless"), F.col(values).alias("values")
+    ]  # fmt: skip
     return F.struct(
         F.col(time).alias("time"), F.col(digest).alias("digest"),
-        F.col(anonymous).isNull().alias("nameless"), F.col(anonymous).alias("anonymous"),
+        F.col(anonymous).isNull().alias("nameless"), F.col(anonymous).alias("anonymous"), *told,
     )  # fmt: skip

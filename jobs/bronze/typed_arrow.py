@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from expectations import feedback_rule
 from jobs.bronze.typed_events import HASHED
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.source_file import NUMERIC_UNITS, Source
+from jobs.core.source_file import BOUNDARY_VALUES, NUMERIC_UNITS, Source
 from jobs.core.tables import EVENTS
 from jobs.lake import filesystem
 
@@ -33,7 +33,7 @@ WRITTEN = {
     for name in (
         "event_id", "user_id", "item_id", "event_ts", "event_date", "event_type",
         "source_session_id", "value", "tie_break", "exposed_with", "feedback",
-        "anonymous_id",
+        "anonymous_id", BOUNDARY_VALUES,
     )
 } | {"row_hash": "string", "reason": "string", "file": "string", "line": "bigint"}  # fmt: skip
 """The columns of a typed line, with their types; `row_hash` where the log has ids of its own."""
@@ -101,6 +101,7 @@ class Typing:
     def of(cls, source: Source, oldest: date | None) -> Typing | None:
         """None: every line of this source is left to `typed_events`."""
         mapped, units = frozenset(source.mapped()), source.time.units
+        mapped |= {BOUNDARY_VALUES} if source.boundary_reads_log else set()
         several = len(units) > 1 or "event_ts_2" in mapped or source.source.decimal != "."
         if source.exposures is not None or several:
             return None

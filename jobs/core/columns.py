@@ -24,6 +24,7 @@ MEANING = {
     "ingest_file": "The landing file that the event was read from.",
     "ingest_ts": "When the run that stored the event began.",
     "anonymous_id": "The log's id of a visitor who is not logged in.",
+    "boundary_values": "What `sessions.boundary` reads of the log's columns, as a JSON object; null: nothing.",
     "log_user_id": "The user that the log names; null: it names none.",
     # rejects, filtered lines, flags
     "raw": "The line as it was read.",
@@ -119,6 +120,7 @@ BY_TABLE = {
     ("silver.identities", "anonymous_id"): "The visitor's id before the login.",
     ("silver.identities", "user_id"): "The user whose events these are.",
     ("silver.events", "user_id"): "The person: the log's user, or the user of `silver.identities`, or `anonymous:` and the anonymous id.",
+    ("silver.sessions", "boundary_values"): "Of each event that of `bronze.events`; null: nothing is read.",
     ("silver.sessions", "user_id"): "Whose session it is; with `[identity]` the person.",
     ("gold.items", "first_seen_ts"): "Time of the item's first event; null: only the catalogue has it.",
     ("gold.sequences", "item_index"): "The items of the user's events, oldest first.",

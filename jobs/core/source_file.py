@@ -62,6 +62,18 @@ NULL_IDS = (
 unknown, 0) are not among them."""
 
 
+SIDES = ("prev", "next")
+"""What an event and the one after it are called in `sessions.boundary`."""
+BOUNDARY_VALUES = "boundary_values"
+"""The column that has what `sessions.boundary` reads of the log's columns."""
+BOUNDARY_OURS = {
+    "event_id", "event_ts", "item_id", "feedback", "event_type", "value", "tie_break",
+    "source_session_id", "exposed_with",
+}  # fmt: skip
+"""Columns of ours that it may read. The first four every event has, the others where they are mapped."""
+ALWAYS_THERE = {"event_id", "event_ts", "item_id", "feedback"}
+
+
 class Part(BaseModel):
     """A section. The text under a key is its meaning, as docs/reference/source-file.md prints it."""
 
@@ -431,6 +443,11 @@ class SessionsPart(Part):
     native_gap: StrictBool = False
     """Under `rule = "source_session_id"`, whether a silence of more than `gap_s` also ends a session
     of the log."""
+    boundary: str | None = Field(default=None, min_length=1)
+    """An SQL condition (DuckDB's dialect) on an event, `next`, and the one before it, `prev`, such as
+    `prev.event_type = 'logout'` or `prev.campaign <> next.campaign`. Where it is true, a session
+    begins at `next`. `event_ts`, `item_id`, `event_type` and the like are our columns; other names are
+    columns of the log, which are texts unless `[source] types` says otherwise."""
     midnight: Annotated[str, BeforeValidator(_zone)] | None = None
     """A time zone, such as `Europe/Amsterdam`, whose midnight ends sessions: events on different days
     there are in different sessions. By default midnight ends none."""
@@ -452,6 +469,7 @@ class SessionsPart(Part):
             native=self.rule != "gap", gap_us=self.gap_us, max_session_us=self.max_session_us,
             max_session_events=self.max_session_events, behaviour=self.behaviour,
             native_gap=self.native_gap, midnight=self.midnight, split=self.on_max_hours == "split",
+            boundary=self.boundary is not None,
         )  # fmt: skip
 
     @property
@@ -460,7 +478,7 @@ class SessionsPart(Part):
         return None if self._bots is None else self._bots.behaviour
 
     def rule_text(self) -> str:
-        """The rule as stored with `silver.sessions`: a table made by another one is not touched."""
+        """The rule, as far as this section says it."""
         rule: dict[str, Any] = {
             "rule": self.rule,
             "gap_us": self.gap_us,
@@ -472,7 +490,7 @@ class SessionsPart(Part):
     def more_rules(self) -> dict[str, Any]:
         """The keys of later versions that are not their default, as they are stored with tables and
         models: those of earlier versions have none."""
-        names = ("on_max_hours", "native_gap", "midnight")
+        names = ("on_max_hours", "native_gap", "midnight", "boundary")
         said = {name: getattr(self, name) for name in names}
         return {n: one for n, one in said.items() if one != type(self).model_fields[n].default}
 
@@ -898,7 +916,30 @@ class Source(Part):
     def computes(self) -> bool:
         """Whether something happens to the log's columns before they are ours."""
         filters = self.source.keep is not None or self.agents is not None
-        return bool(self.columns.expressions()) or filters or self.source.explode is not None
+        more = self.source.explode is not None or self.boundary_reads_log
+        return bool(self.columns.expressions()) or filters or more
+
+    def boundary_columns(self) -> set[str]:
+        """Our columns that `sessions.boundary` may name; every other name is a column of the log."""
+        mapped = {name for name, said in self.columns if said is not None}
+        mapped |= {"exposed_with"} if self.exposures is not None else set()
+        return ALWAYS_THERE | (BOUNDARY_OURS & mapped)
+
+    @property
+    def boundary_reads_log(self) -> bool:
+        """Whether `sessions.boundary` may name columns of the log that are not ours."""
+        found = re.findall(
+            r"\b(?:prev|next)\b(?:\.(\w+)(?![\w.]))?", self.sessions.boundary or "", re.I
+        )
+        return not self.boundary_columns().issuperset(found)
+
+    def session_rule_text(self) -> str:
+        """The rule as stored with `silver.sessions`: a table made by another one is not touched."""
+        rule = json.loads(self.sessions.rule_text())
+        if self.sessions.boundary is not None:
+            named = {one for one in self.source.types if one in self.sessions.boundary}
+            rule["boundary_types"] = {one: self.source.types[one] for one in sorted(named)}
+        return json.dumps(rule, sort_keys=True)
 
     @model_validator(mode="before")
     @classmethod

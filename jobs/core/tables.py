@@ -57,12 +57,14 @@ class Table:
 EVENTS = Table(
     layer="bronze", name="events", key=("event_id",), order=("event_ts",), feed=True,
     doc="One typed, deduplicated event. `anonymous_id`: the log's, where the source file has [identity]; "
-        "user_id or it is there.",
+        "user_id or it is there. `boundary_values`: what sessions.boundary reads of the log's columns, as a "
+        "JSON object.",
     columns={
         "event_id": "string", "user_id": "string", "item_id": "string", "event_ts": "timestamp",
         "event_date": "date", "event_type": "string", "value": "double", "feedback": "string",
         "tie_break": "bigint", "source_session_id": "string", "exposed_with": "array<string>",
         "ingest_file": "string", "ingest_ts": "timestamp", "anonymous_id": "string",
+        "boundary_values": "string",
     },
 )  # fmt: skip
 
@@ -115,7 +117,7 @@ PERSON_EVENTS = Table(
         "event_id": "string", "user_id": "string", "item_id": "string", "event_ts": "timestamp",
         "event_type": "string", "value": "double", "feedback": "string", "tie_break": "bigint",
         "source_session_id": "string", "exposed_with": "array<string>", "log_user_id": "string",
-        "anonymous_id": "string",
+        "anonymous_id": "string", "boundary_values": "string",
     },
 )  # fmt: skip
 
@@ -131,11 +133,13 @@ FLAGS = Table(
 SESSIONS = Table(
     layer="silver", name="sessions", key=("session_id",), order=("start_ts",), group=5_000,
     feed=True,
-    doc="One session with its events nested, in order. Readers take `runaway is null`.",
+    doc="One session with its events nested, in order. Readers take `runaway is null`. "
+        "`boundary_values`: of each of the events, that of bronze.events; null where sessions.boundary "
+        "reads no column of the log.",
     columns={
         "session_id": "string", "user_id": "string", "start_ts": "timestamp",
         "end_ts": "timestamp", "start_date": "date", "event_count": "int", "runaway": "string",
-        "events": f"array<{EVENT_STRUCT}>",
+        "events": f"array<{EVENT_STRUCT}>", "boundary_values": "array<string>",
     },
 )  # fmt: skip
 

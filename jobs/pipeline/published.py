@@ -38,6 +38,7 @@ from jobs.lake.context import Context, Result
 from jobs.lake.delta_errors import FeedGone, feed_gone
 from jobs.recommend import rule_checks, score
 from jobs.recommend.rules import Resolved, resolve
+from jobs.silver.boundary_columns import with_boundaries
 
 if TYPE_CHECKING:
     from models.networks.saved_model import Stored
@@ -97,6 +98,8 @@ def validate_tables(context: Context, only: str | None) -> Result:
         rows = context.lake.read(table, version)
         lacking = {name: kind for name, kind in table.columns.items() if name not in rows.columns}
         rows = rows.withColumns({n: F.lit(None).cast(kind) for n, kind in lacking.items()})
+        if table is SESSIONS:
+            rows = with_boundaries(rows, context.source)
         facts = FACTS[table.full_name](context, rows)
         verdict = audit_candidate(
             context, table, rows, facts.held, engine, not_evaluated=facts.unknown

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.errors import SourceError
+from jobs.core.source_file import BOUNDARY_VALUES
 from jobs.records import expressions
 from jobs.records.explode import Exploding
 from jobs.records.expressions import Computing, Expression, quoted
@@ -266,6 +267,7 @@ def query(
     for at, (ours, expression) in enumerate(chosen.items()):
         value = converted(ours, f"({expression.bound}\n)", kinds.get(ours, "BOOLEAN"))
         flags = [bad[name] for name in expression.columns if name in bad]
+        flags = [] if ours == BOUNDARY_VALUES else flags  # (of many columns, one is null then)
         fails = " OR ".join([f"e{at} IS NULL", *(f"({flag})" for flag in flags)])
         # (Of a line on whose condition nothing can be said, nothing is: it is kept.)
         result = f"coalesce(e{at}.v, true)" if ours == "keep" else f"e{at}.v"

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.core.source_file import LINKS, NULL_VALUES, field_of
+from jobs.core.source_file import BOUNDARY_VALUES, LINKS, NULL_VALUES, field_of
 from jobs.records import byte_streams
 from jobs.records.byte_streams import Block
 from jobs.records.csv_dialect import Dialect
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCALARS = (
     "user_id", "item_id", "event_ts", "event_ts_2", "event_type", "source_session_id", "value",
-    "event_id", "tie_break", "anonymous_id", *LINKS,
+    "event_id", "tie_break", "anonymous_id", BOUNDARY_VALUES, *LINKS,
 )  # fmt: skip
 IDS = ("user_id", "item_id", "anonymous_id")
 RECORD_SCHEMA = pa.schema(

@@ -19,7 +19,9 @@ from jobs.lake import filesystem
 from jobs.lake.change_feed import PUT, is_put
 from jobs.lake.context import Candidate, Context
 from jobs.lake.tasks import run
+from jobs.records.boundary import boundary_of
 from jobs.silver import checks, cut_nightly
+from jobs.silver.boundary_columns import with_boundaries
 from jobs.silver.cut_changes import stored_near
 from jobs.silver.cut_spark import touched
 from jobs.silver.manifest import SessionizeManifest
@@ -67,7 +69,7 @@ def after_image(context: Context, candidate: Candidate, manifest: SessionizeMani
         around = touched(context.lake.read(SESSIONS, manifest.base), users, rule.session_rule)
         rest = around.join(gone, "session_id", "left_anti").select(*SESSIONS.columns)
         put = put.unionByName(rest)
-    return put
+    return with_boundaries(put, context.source)
 
 
 def facts_of_all(
@@ -103,14 +105,14 @@ def facts_by_arrow(
     """What holds of the whole batch, if every check of a session holds of each and a whole table
     has the same events; else None, and where the size asks for Spark."""
     lake, limits = context.lake, context.thresholds
-    rule = context.source.sessions.session_rule
-    if manifest.counts.rows > limits.compared_sessions:
+    rule, boundary = context.source.sessions.session_rule, boundary_of(context.source)
+    if manifest.counts.rows > limits.compared_sessions and boundary is None:
         return None
     whole, of = manifest.whole, lake.session_events()
     events = lake.rows(of) if whole else manifest.counts.events_after
     spark = context.tasks(limits.tasks(events))
     aside = candidate.path("bounds")
-    hold = checks.SessionsHold(rule, aside)
+    hold = checks.SessionsHold(rule, aside, boundary)
     paths = candidate.files("sessions")
     if whole:
         paths = [f"{lake.path(SESSIONS)}/{one['path']}" for one in manifest.staged or []]
@@ -120,7 +122,7 @@ def facts_by_arrow(
     bounds = [one["bounds"] for one in held if one["bounds"]]
     if not whole:
         bounds += bounds_around(context, candidate, manifest, aside)
-    if not checks.sessions_apart(bounds, rule):
+    if not checks.sessions_apart(bounds, rule, boundary):
         return None
     filesystem.remove(aside)
     if not whole:
@@ -143,13 +145,17 @@ def bounds_around(
     context: Context, candidate: Candidate, manifest: SessionizeManifest, folder: str
 ) -> list[str]:
     """The bounds of the sessions that are near the candidate's and stay as they are."""
-    rule = context.source.sessions.session_rule
+    rule, boundary = context.source.sessions.session_rule, boundary_of(context.source)
     rows = candidate.arrow("sessions", list(checks.BOUNDED))
     keys = cut_nightly.keys_of(rows["user_id"], rows["start_ts"], rows["end_ts"])
-    fields = ("source_session_id",) if rule.native else ()
+    fields: tuple[str, ...] = ("source_session_id",) if rule.native else ()
+    columns: tuple[str, ...] = checks.BOUNDED
+    if boundary is not None:
+        fields += (*rule.ties, *boundary.ours)
+        columns += boundary.stored
     near = stored_near(
-        context, candidate, "around", manifest.base, keys, columns=checks.BOUNDED, fields=fields
+        context, candidate, "around", manifest.base, keys, columns=columns, fields=fields
     )
     ids = rows["session_id"].combine_chunks()
     stay = [one.filter(pc.invert(pc.is_in(one["session_id"], ids))) for one in near]
-    return [checks.write_bounds(one, rule, folder) for one in stay if one.num_rows]
+    return [checks.write_bounds(one, rule, folder, boundary) for one in stay if one.num_rows]

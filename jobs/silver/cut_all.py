@@ -21,7 +21,7 @@ from jobs.lake.context import Context
 from jobs.lake.data_files import staging
 from jobs.lake.tasks import run
 from jobs.silver import cut_arrow, cut_users
-from jobs.silver.cut_arrow import cut_of
+from jobs.silver.cut_arrow import cut_for
 from jobs.silver.manifest import Counts, SessionizeManifest
 
 
@@ -41,7 +41,7 @@ def cut_all(
 
 def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, under any rule: see `jobs/silver/cut_users.py`."""
-    lake, how = context.lake, cut_of(context.source.sessions.session_rule)
+    lake, how = context.lake, cut_for(context.source)
     cores = context.spark.sparkContext.defaultParallelism
     stored = lake.file_uris(lake.session_events(), upto)
     known = time_slices.extents(stored)
@@ -67,12 +67,12 @@ def cut_by_users(context: Context, upto: int) -> list[dict[str, Any]]:
 
 def cut_by_slices(context: Context, upto: int) -> list[dict[str, Any]]:
     """Stage all sessions anew, where silence alone parts them: see `jobs/lake/time_slices.py`."""
-    lake, rule, spark = context.lake, context.source.sessions, context.spark
+    lake, spark = context.lake, context.spark
     known = time_slices.extents(lake.file_uris(lake.session_events(), upto))
     size = context.thresholds.slice_size(
         sum(rows for *_, rows in known), spark.sparkContext.defaultParallelism
     )
-    how = cut_of(rule.session_rule)
+    how = cut_for(context.source)
     folder = staging(context.run_id)
     aside = f"{context.candidate(SESSIONS).folder}/{cut_arrow.SPARE}"
     work = cut_arrow.worker(how, f"{lake.path(SESSIONS)}/{folder}", aside)

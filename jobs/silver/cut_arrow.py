@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
+from jobs.core.source_file import Source
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.time_slices import CLOCK, micros, read
+from jobs.records.boundary import VALUES, Boundary, boundary_of
 
 EVENT_FIELDS = (
     "event_id", "event_ts", "item_id", "event_type", "value", "feedback", "tie_break",
@@ -34,11 +37,27 @@ class Cut:
     events: dict[str, str]
     sessions: dict[str, str]
     """Columns and their types, of `bronze.events` and `silver.sessions`."""
+    boundary: Boundary | None = None
+    """The expression of which the rule says that there is one."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of an event that are read, beside its user."""
+        return (*self.fields, *(self.boundary.stored if self.boundary else ()))
 
 
-def cut_of(rule: SessionRule) -> Cut:
+def cut_of(rule: SessionRule, boundary: Boundary | None = None) -> Cut:
     """The cut of our tables by a rule."""
-    return Cut(rule=rule, fields=EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns)
+    assert rule.boundary == (boundary is not None), "the expression of the rule"
+    return Cut(
+        rule=rule, fields=EVENT_FIELDS, events=EVENTS.columns, sessions=SESSIONS.columns,
+        boundary=boundary,
+    )  # fmt: skip
+
+
+def cut_for(source: Source) -> Cut:
+    """The cut of a source's tables."""
+    return cut_of(source.sessions.session_rule, boundary_of(source))
 
 
 def in_order(events: pa.Table, rule: SessionRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,7 +102,7 @@ def cut(
     rule = how.rule.arrays
     order, codes, times = in_order(events, how.rule)
     native = numbers(events["source_session_id"])[order] if how.rule.native else None
-    opens = rule.opens(codes, times, native)
+    opens = rule.opens(codes, times, native, apart(events, order, how.boundary))
     first = np.flatnonzero(opens)
     size = np.diff(np.append(first, len(order)))
     start, end = times[first], times[first + size - 1]
@@ -106,6 +125,10 @@ def cut(
     flags = rule.runaway(end - start, size)
     if (behaviour := how.rule.behaviour) is not None:
         flags = behaviour.behind(flags, micros(rows["event_ts"]), size)
+    listed = pa.array(offsets)
+    values = pa.nulls(len(start), pa.list_(pa.string()))
+    if how.boundary is not None and how.boundary.log:
+        values = pa.ListArray.from_arrays(listed, rows[VALUES].combine_chunks())
     sessions = pa.Table.from_arrays(
         [
             pa.array(rule.session_ids(users, ids), pa.string()),
@@ -115,11 +138,26 @@ def cut(
             started.cast(pa.timestamp("us")).cast(pa.date32()),
             pa.array(size, pa.int32()),
             pa.array(flags, pa.string()),
-            pa.ListArray.from_arrays(pa.array(offsets), struct, type=schema.field("events").type),
+            pa.ListArray.from_arrays(listed, struct, type=schema.field("events").type),
+            values.cast(schema.field(VALUES).type),
         ],
         schema=schema,
     )
     return sessions.take(pc.sort_indices(sessions["start_ts"])), spare
+
+
+def apart(
+    events: pa.Table, order: np.ndarray, boundary: Boundary | None
+) -> NDArray[np.bool_] | None:
+    """What the boundary says of each event, in an order, and the next one; None: there is none."""
+    if boundary is None:
+        return None
+    rows = events.select(boundary.columns).take(pa.array(order)).combine_chunks()
+    before, after = (
+        {name: some[name] for name in boundary.columns}
+        for some in (rows.slice(0, max(0, len(order) - 1)), rows.slice(1))
+    )
+    return boundary.opens(before, after)
 
 
 REPORT_DDL = "path string, rows long, spare string, spared long"
@@ -129,7 +167,7 @@ def worker(
     how: Cut, folder: str, aside: str
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]:
     """What a task does with its slices, as `frame` has them; see `REPORT_DDL`."""
-    columns = {name: how.events[name] for name in ("user_id", *how.fields)}
+    columns = {name: how.events[name] for name in ("user_id", *how.reads)}
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

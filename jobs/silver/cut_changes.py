@@ -21,7 +21,7 @@ from jobs.lake.delta_errors import feed_gone
 from jobs.lake.manifest import Staged
 from jobs.lake.tasks import run
 from jobs.silver import cut_nightly
-from jobs.silver.cut_arrow import EVENT_FIELDS, cut_of
+from jobs.silver.cut_arrow import cut_for
 from jobs.silver.cut_spark import net_changes, recut, spans, touched
 from jobs.silver.manifest import Counts, Moved, SessionizeManifest
 
@@ -36,10 +36,11 @@ def cut_changes(
         FeedGone: the change feed does not reach back.
     """
     lake, upto, feed = context.lake, manifest.upto, None
+    how = cut_for(context.source)
     plan = sessionize_plan(facts, context.thresholds)
     if plan.path is Algorithm.RECUT_ARROW:
         feed = lake.changes_few(
-            lake.session_events(), after, upto, ["user_id", *EVENT_FIELDS, TYPE, VERSION]
+            lake.session_events(), after, upto, ["user_id", *how.reads, TYPE, VERSION]
         )
         facts = replace(facts, moved=feed.num_rows)
         plan = sessionize_plan(facts, context.thresholds)
@@ -88,11 +89,10 @@ def cut_in_arrow(
         moved["user_id"], moved["event_ts"], moved["event_ts"]
     )
     schema = arrow_schema(SESSIONS.columns)
-    found = [
-        rows.cast(schema) for rows in stored_near(context, candidate, "old", manifest.base, keys)
-    ]
+    near = stored_near(context, candidate, "old", manifest.base, keys)
+    found = [cut_nightly.as_sessions(rows) for rows in near]
     old = pa.concat_tables([schema.empty_table(), *found])
-    changed = cut_nightly.recut(old, gone, came, cut_of(rule))
+    changed = cut_nightly.recut(old, gone, came, cut_for(context.source))
     manifest.counts = Counts(**cut_nightly.counted(changed))
     manifest.moved = Moved(came.num_rows, gone.num_rows)
     filesystem.write_parquet(candidate.path("sessions") + "/part-0.parquet", changed)
@@ -142,8 +142,9 @@ def cut_in_spark(
     """
     lake, rule, upto = context.lake, context.source.sessions.session_rule, manifest.upto
     spark, of = context.enter(manifest.plan.engine), lake.session_events()
+    how = cut_for(context.source)
     with feed_gone(of, after, upto):
-        changes = candidate.write("changes", net_changes(lake.changes(of, after, upto)))
+        changes = candidate.write("changes", net_changes(lake.changes(of, after, upto), how))
     if changes.isEmpty():
         return None
     moved = changes.agg(F.count("came").alias("came"), F.count("gone").alias("gone")).first()
@@ -156,7 +157,7 @@ def cut_in_spark(
     assert held is not None
     events = (held[0] or 0) + moved["came"] + moved["gone"]
     parts = context.thresholds.slices(events, spark.sparkContext.defaultParallelism)
-    rows = recut(old, changes, cut_of(rule), parts)
+    rows = recut(old, changes, how, parts)
     return fill(candidate, manifest, rows.repartition(1))
 
 

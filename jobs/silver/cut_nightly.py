@@ -28,6 +28,7 @@ from jobs.core.tables import SESSIONS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import CAME, CHANGED, CHANGES, NEW, RETIRED, SAME, TYPE, VERSION, is_put
 from jobs.lake.time_slices import CLOCK, micros
+from jobs.records.boundary import VALUES
 from jobs.silver.cut_arrow import EVENT_FIELDS, Cut, cut, numbers
 
 NEAR_DDL = "path string"
@@ -305,12 +306,14 @@ def recut(
     Returns:
         The sessions that are new, changed (another row under the same id) or retired (gone).
     """
-    schema = arrow_schema({"user_id": "string"} | {name: how.events[name] for name in how.fields})
+    schema = arrow_schema({"user_id": "string"} | {name: how.events[name] for name in how.reads})
     count = pc.list_value_length(old["events"].combine_chunks()).to_numpy(zero_copy_only=False)
     parent = pa.array(np.repeat(np.arange(old.num_rows), count))
     nested = pc.list_flatten(old["events"]).combine_chunks()
     columns = [old["user_id"].combine_chunks().take(parent)]
     columns += [nested.field(name) for name in how.fields]
+    if len(how.reads) > len(how.fields):
+        columns.append(values_of(old[VALUES], count))
     kept = pa.Table.from_arrays(columns, schema=schema)
     if gone.num_rows:
         lost = pc.is_in(kept["event_id"], gone["event_id"].combine_chunks())
@@ -341,6 +344,33 @@ def recut(
     whole = arrow_schema(dict(one.split(" ", 1) for one in _parts(CHANGE_DDL)))
     changed = pa.concat_tables([part.select(whole.names).cast(whole) for part in (rows, retired)])
     return changed.sort_by("start_ts")
+
+
+def values_of(lists: pa.ChunkedArray, count: np.ndarray) -> pa.Array:
+    """The boundary values of all events of some sessions, null for sessions that have none.
+
+    Args:
+        count: events of each session.
+    """
+    lists = lists.combine_chunks()
+    there = pc.equal(pc.list_value_length(lists), pa.array(count, pa.int32()))
+    there = pc.fill_null(there, False).to_numpy(zero_copy_only=False)
+    of_event = np.repeat(there, count)
+    place = np.cumsum(of_event) - 1
+    flat = pc.list_flatten(lists.filter(pa.array(there)))
+    return (
+        flat.take(pa.array(place, mask=~of_event)) if len(flat) else pa.nulls(len(place), flat.type)
+    )
+
+
+def as_sessions(rows: pa.Table) -> pa.Table:
+    """Rows of data files with all columns of `silver.sessions`; null where earlier versions wrote
+    none."""
+    schema = arrow_schema(SESSIONS.columns)
+    for one in schema:
+        if one.name not in rows.column_names:
+            rows = rows.append_column(one, pa.nulls(rows.num_rows, one.type))
+    return rows.select(schema.names).cast(schema)
 
 
 def _having(sessions: pa.Table, ids: pa.Array) -> pa.Array:

@@ -15,7 +15,7 @@ from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
 from jobs.lake.change_feed import CAME, GONE, TYPE, VERSION
 from jobs.silver import cut_nightly
-from jobs.silver.cut_arrow import EVENT_FIELDS, Cut
+from jobs.silver.cut_arrow import Cut
 
 
 def slice_of(parts: int) -> Column:
@@ -23,14 +23,14 @@ def slice_of(parts: int) -> Column:
     return F.pmod(F.xxhash64("user_id"), F.lit(parts)).cast("int")
 
 
-def net_changes(feed: DataFrame) -> DataFrame:
+def net_changes(feed: DataFrame, how: Cut) -> DataFrame:
     """`cut_nightly.net` of feeds of any size.
 
     Returns:
         `event_id`, `gone` and `came` (structs of the event with its user; null: none). An event
         that is what it was is left out.
     """
-    whole = F.struct("user_id", *EVENT_FIELDS)
+    whole = F.struct("user_id", *how.reads)
     version = F.col(VERSION)
     kind = F.col(TYPE)
     is_gone = kind.isin(*GONE)
@@ -128,7 +128,7 @@ def recut(old: DataFrame, changes: DataFrame, how: Cut, parts: int) -> DataFrame
     """
     # (Both users of an event that moved may be of different slices.)
     elsewhere = F.coalesce(F.col("gone.user_id") != F.col("came.user_id"), F.lit(False))
-    schema = arrow_schema({name: how.events[name] for name in ("user_id", *how.fields)})
+    schema = arrow_schema({name: how.events[name] for name in ("user_id", *how.reads)})
     stored = arrow_schema(how.sessions)
     gone, came = (
         changes.where(F.col(side).isNotNull()).select(

@@ -69,7 +69,7 @@ class ByUser:
     folder: str
 
     def __call__(self, path: str) -> list[dict[str, Any]]:
-        columns = {name: self.how.events[name] for name in ("user_id", *self.how.fields)}
+        columns = {name: self.how.events[name] for name in ("user_id", *self.how.reads)}
         rows = read([path], columns, None, None)
         users = pc.dictionary_encode(rows["user_id"].combine_chunks())
         names = users.dictionary.to_pylist()
@@ -88,7 +88,7 @@ class CutUsers:
     folder: str
 
     def __call__(self, part: int) -> list[dict[str, Any]]:
-        names = ("user_id", *self.how.fields)
+        names = ("user_id", *self.how.reads)
         schema = arrow_schema({name: self.how.events[name] for name in names})
         sessions, _ = cut(gathered(self.paths, part, schema), self.how)
         place = np.searchsorted(

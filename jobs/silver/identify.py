@@ -18,6 +18,7 @@ from jobs.audit import balance
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
+from jobs.core.source_file import BOUNDARY_VALUES
 from jobs.core.tables import EVENTS, IDENTITIES, PERSON_EVENTS, Table
 from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.change_feed import CHANGED, NEW, RETIRED, TYPE, VERSION
@@ -36,7 +37,7 @@ RULE_PROPERTY = "sessionmill.identity"
 NO_RULE = '{"link": "none", "max_days": null}'
 """The rule of a source that has no `[identity]` any more."""
 ATTEMPTS = 3
-OF_LOG = ("user_id", *EVENT_FIELDS, "anonymous_id")
+OF_LOG = ("user_id", *EVENT_FIELDS, "anonymous_id", BOUNDARY_VALUES)
 """What is read of an event of the log."""
 CANDIDATE_DDL = f"{PERSON_EVENTS.ddl}, change string, stored_ts timestamp"
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.core import person_ids
 from jobs.core.arrow_types import arrow_schema
+from jobs.core.source_file import BOUNDARY_VALUES
 from jobs.core.tables import PERSON_EVENTS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import RETIRED
@@ -127,6 +128,7 @@ def placed(events: pa.Table, given: pa.Table) -> pa.Table:
     users, names = column_of(events, "user_id"), column_of(events, "anonymous_id")
     whose = persons(users, names, micros(events["event_ts"]), given)
     made = {"user_id": whose, "log_user_id": users, "anonymous_id": names}
+    made[BOUNDARY_VALUES] = column_of(events, BOUNDARY_VALUES)
     columns = [made[name] if name in made else events[name] for name in SCHEMA.names]
     return pa.table(columns, names=SCHEMA.names).cast(SCHEMA)
 
@@ -173,7 +175,10 @@ class Moved:
                     continue
                 at = at[moved.to_numpy(zero_copy_only=False)]
                 rows = file.read_row_group(number, SCHEMA.names, use_threads=False)
-                rows = rows.take(pa.array(at)).select(SCHEMA.names).cast(SCHEMA)
+                rows = rows.take(pa.array(at))
+                made = [column_of(rows, BOUNDARY_VALUES) if name == BOUNDARY_VALUES else rows[name]
+                        for name in SCHEMA.names]  # fmt: skip
+                rows = pa.table(made, names=SCHEMA.names).cast(SCHEMA)
                 place = SCHEMA.get_field_index("user_id")
                 found.append(rows.set_column(place, SCHEMA.field(place), whose.filter(moved)))
         return written(self.folder, pa.concat_tables(found)) if found else []

@@ -20,6 +20,7 @@ from jobs.core.tables import EVENTS, IDENTITIES, PERSON_EVENTS, SESSIONS
 from jobs.lake import foreign, foreign_columns
 from jobs.lake.context import Candidate, Context, Result
 from jobs.lake.delta_errors import FeedGone
+from jobs.records.boundary import boundary_of
 from jobs.silver.audit import audit
 from jobs.silver.cut_all import cut_all
 from jobs.silver.cut_changes import cut_changes
@@ -35,12 +36,18 @@ RULE_PROPERTY = "sessionmill.rule"
 def check_rule(context: Context) -> None:
     """Raises: RuleChanged: the table was made by another rule than the source file's."""
     stored = context.lake.property(SESSIONS, RULE_PROPERTY)
-    wanted = context.source.sessions.rule_text()
+    wanted = context.source.session_rule_text()
     if stored is not None and stored != wanted:
+        way = f"python -m jobs sessionize --source {context.source.name} --rebuild"
+        if context.source.boundary_reads_log:
+            way = (
+                f"python -m jobs run --source {context.source.name} --reload --rebuild, which reads the "
+                "landing files again, because events that were stored before lack the columns of the log "
+                "that sessions.boundary names"
+            )
         raise RuleChanged(
             f"silver.sessions was made by the rule {stored}, the source file says {wanted}. "
-            f"Put the rule back, or make the table anew: python -m jobs sessionize --source "
-            f"{context.source.name} --rebuild"
+            f"Put the rule back, or make the table anew: {way}"
         )
 
 
@@ -53,7 +60,8 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     Raises:
         AuditFailed: the stored sessions do not have the events that they were made from.
     """
-    lake, rule = context.lake, context.source.sessions
+    lake, rule = context.lake, context.source.sessions.session_rule
+    boundary_of(context.source)  # (mistakes are said before all else)
     if lake.version(EVENTS) is None:
         raise SettingsError(
             f"there is no table at {lake.path(EVENTS)}: run python -m jobs ingest --source "
@@ -61,7 +69,9 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
         )
     foreign.make_ready(context, EVENTS, SESSIONS)
     foreign.refuse_loss(context, EVENTS)
-    lake.create(SESSIONS, {RULE_PROPERTY: rule.rule_text()})
+    lake.create(SESSIONS, {RULE_PROPERTY: context.source.session_rule_text()}, upgrade=False)
+    if context.source.boundary_reads_log:
+        lake.create(EVENTS)  # (those of earlier versions lack a column)
     if not rebuild:
         check_rule(context)
     candidate = context.candidate(SESSIONS)
@@ -77,8 +87,10 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     if not rebuild:  # (what is cut continues the sessions that are there)
         manifest.notes += balance.hold(context, SESSIONS)
     after = None if rebuild else lake.consumed(SESSIONS, of)
+    if after != upto:
+        manifest.base = with_columns(context, base)
     facts = SessionizeFacts(
-        gap_rule=rule.session_rule.by_silence, events=lake.rows(of), grown=lake.grown(of, after),
+        gap_rule=rule.by_silence, events=lake.rows(of), grown=lake.grown(of, after),
         whole=after is None, replaces=rebuild or after is not None or lake.rows(SESSIONS) > 0,
     )  # fmt: skip
     if after is not None and after < upto:
@@ -95,6 +107,12 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     candidate.save(manifest)
     crash_points.point("sessionize.computed")
     return candidate
+
+
+def with_columns(context: Context, base: int) -> int:
+    """Give `silver.sessions` of an earlier version the columns that it lacks; its version then."""
+    context.lake.create(SESSIONS)
+    return context.lake.version(SESSIONS) or base
 
 
 def change(context: Context, candidate: Candidate, manifest: SessionizeManifest) -> None:
@@ -118,7 +136,7 @@ def replace_all(context: Context, manifest: SessionizeManifest) -> None:
     """
     lake, base, staged = context.lake, manifest.base, manifest.staged or []
     consumed = lake.app_id(SESSIONS, lake.session_events())
-    rule = context.source.sessions.rule_text()
+    rule = context.source.session_rule_text()
     if lake.property(SESSIONS, RULE_PROPERTY) == rule:
         foreign_columns.replace_rows(context, SESSIONS, staged, base, consumed, manifest.upto)
         return

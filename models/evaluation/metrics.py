@@ -133,26 +133,6 @@ def bootstrap(values_UM: Floats, draws: int = 2000, seed: int = 0, level: float 
     return _interval(draw_means(values_UM, draws, seed), level)
 
 
-def bootstrap_seeds(
-    one_US: Floats, other_US: Floats, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Difference of two methods with several trainings each: (mean, low, high).
-
-    The same users are drawn for both, and of each method its trainings, with replacement: the
-    interval knows that another seed would have given another model.
-    """
-    size = one_US.shape[1]
-    means = draw_means(np.concatenate([one_US, other_US], axis=1), draws, seed)
-    rng = np.random.default_rng([seed, 1])
-    sides = []
-    for part in (means[:, :size], means[:, size:]):
-        number = part.shape[1]
-        weight = rng.multinomial(number, np.full(number, 1 / number), size=draws) / number
-        sides.append((part * weight).sum(1))
-    low, high = _interval((sides[0] - sides[1])[:, None], level)[:, 0]
-    return float(one_US.mean() - other_US.mean()), float(low), float(high)
-
-
 def _interval(means: Floats, level: float) -> Floats:
     tail = 100 * (1 - level) / 2
     return np.percentile(means, [tail, 100 - tail], axis=0)

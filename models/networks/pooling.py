@@ -99,8 +99,9 @@ class SetTransformer(Pooling):
             mine = octave == one
             _, row = np.unique(of[mine], return_inverse=True)
             place = column[mine]
-            parts = (torch.from_numpy(part) for part in (order[mine], row, place))
-            found.append(Group(*parts, rows=int(row.max()) + 1, width=int(place.max()) + 1))
+            element, at, column_of = map(torch.from_numpy, (order[mine], row, place))
+            rows, width = int(row.max()) + 1, int(place.max()) + 1
+            found.append(Group(element, at, column_of, rows, width))
         return tuple(found)
 
     def forward(

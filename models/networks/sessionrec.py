@@ -114,8 +114,8 @@ class SessionRec(Recommender):
             x_ED = x_ED * self.gate(became) + self.feedback(became)
         rows, length = batch.token.shape
         pooled = self.pooling(x_ED, batch.element_at, rows * length, batch.groups)
-        pooled = self.mix(pooled)
-        return pooled.view(rows, length, -1)
+        mixed: torch.Tensor = self.mix(pooled)
+        return mixed.view(rows, length, -1)
 
     def windows(self, rows: Rows, shift: Ints | None) -> tuple[Ints, Ints]:
         """Users' events in windows of whole sessions, `max_len` at most."""

@@ -2,10 +2,11 @@
 
 Each method is represented by its best seed on validation. Intervals of differences are paired:
 both methods are evaluated on the same users, users are drawn, 95 % percentile. "Better" means that
-the interval excludes 0. Against the vanilla backbone there is also the difference over all seeds,
-where the trainings are drawn too, and the differences by kind of target (the first item of a
-session, an item inside one). A next-session model is compared with the next-item model of its
-encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test. A trained method is
+the interval excludes 0. Against the vanilla backbone there is also the difference over all seeds, whose
+interval knows of both users and trainings (`models/evaluation/components.py`), and the differences by
+kind of target (the first item of a session, an item inside one). Beside each is the smallest true
+difference that would have been significant with a probability of 80 %. A next-session model is compared
+with the next-item model of its encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test. A trained method is
 recommended only if it is better than the best of the counted baselines. Where methods were tuned
 (`python -m models tune`), the table says by what budget, and a sentence where budgets differ.
 """
@@ -25,7 +26,8 @@ from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import option_named
 from models.data.splits import in_words
-from models.evaluation.metrics import bootstrap, bootstrap_seeds
+from models.evaluation.components import components, over_seeds
+from models.evaluation.metrics import bootstrap
 from models.networks.methods import BASELINES, tunable
 from models.registry import tracking
 from models.registry.recipes import budget_in_words
@@ -69,18 +71,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare the finished runs tagged `comparison`; record the outcome as a run of its own."""
     client, experiment = tracking.connect(source)
-    found = tracking.runs(client, experiment, kind="train", comparison=comparison)
-    if not found:
-        raise UserError(
-            f"no finished training run of {source!r} is tagged comparison={comparison!r} in "
-            f"{tracking.tracking_uri()}: train with `--comparison {comparison}` first"
-        )
-    # A task that ran twice counts once: the newest run of a method and seed.
-    newest: dict[tuple[str, str], Any] = {}
-    for run in found:
-        newest.setdefault((run.data.tags["method"], run.data.tags["seed"]), run)
-    read = [entry_of(client, run.info.run_id) for run in newest.values()]
-    _same(read)
+    read = entries(client, experiment, source, comparison)
     best: dict[str, Entry] = {}
     for entry in read:
         method = entry.report["method"]
@@ -104,6 +95,26 @@ def compare(
     }
     outcome["mlflow_run_id"] = _record(client, experiment, outcome)
     return outcome
+
+
+def entries(client: MlflowClient, experiment: str, source: str, comparison: str) -> list[Entry]:
+    """All trainings of a comparison, one of each method and seed, evaluated on the same targets.
+
+    Raises: UserError: there is none, or they were evaluated on others.
+    """
+    found = tracking.runs(client, experiment, kind="train", comparison=comparison)
+    if not found:
+        raise UserError(
+            f"no finished training run of {source!r} is tagged comparison={comparison!r} in "
+            f"{tracking.tracking_uri()}: train with `--comparison {comparison}` first"
+        )
+    # A task that ran twice counts once: the newest run of a method and seed.
+    newest: dict[tuple[str, str], Any] = {}
+    for run in found:
+        newest.setdefault((run.data.tags["method"], run.data.tags["seed"]), run)
+    read = [entry_of(client, run.info.run_id) for run in newest.values()]
+    _same(read)
+    return read
 
 
 def entry_of(client: MlflowClient, run_id: str) -> Entry:
@@ -168,7 +179,7 @@ def _row(
     row["seeds"] = len(mine)
     scores = [_score(one) for one in mine]
     row[f"{BY}_mean"], row[f"{BY}_std"] = float(np.mean(scores)), float(np.std(scores))
-    vanilla = _plainer(report["method"], best)
+    vanilla = other_method(report["method"], best)
     if vanilla is None:
         row["vs_vanilla"] = row["vs_vanilla_seeds"] = None
     else:
@@ -269,7 +280,7 @@ def not_recommended(outcome: dict[str, Any]) -> list[str]:
     ]
 
 
-def _plainer(method: str, best: dict[str, Entry]) -> Entry | None:
+def other_method(method: str, best: dict[str, Entry]) -> Entry | None:
     """What a method is measured against: its backbone alone; a variant, the method as it is; a next-session model without
     encodings against the next-item model of its encoder, with feedback if that is there."""
     plain = tracking.method_of(method)
@@ -287,15 +298,28 @@ def _against(entry: Entry, other: Entry, kind: str | None = None) -> dict[str, A
     ours, theirs = (e.by_user if kind is None else e.parts[kind][1] for e in (entry, other))
     difference = ours - theirs
     low, high = bootstrap(difference[:, None], DRAWS)[:, 0]
-    return _verdict(other, float(difference.mean()), float(low), float(high))
+    return _verdict(other, float(difference.mean()), float(low), float(high)) | seen(
+        ours[:, None], theirs[:, None]
+    )
+
+
+def seen(one_US: NDArray[np.float64], other_US: NDArray[np.float64]) -> dict[str, float | None]:
+    """The smallest true difference that would have been significant four times in five
+    (`detectable`), and what share of the other method's NDCG@10 it is, in percent."""
+    found = components(one_US, other_US)
+    trainings = min((n for n in (one_US.shape[1], other_US.shape[1]) if n > 1), default=1)
+    least, base = found.detectable(len(one_US), trainings), float(other_US.mean())
+    return {"detectable": least, "detectable_pct": 100 * least / base if base else None}
 
 
 def _over_seeds(mine: list[Entry], others: list[Entry]) -> dict[str, Any]:
     """Mean difference over all trainings of two methods: users and trainings are drawn."""
     ours, theirs = (np.stack([one.by_user for one in each], axis=1) for each in (mine, others))
-    return _verdict(others[0], *bootstrap_seeds(ours, theirs, DRAWS)) | {
-        "seeds": [len(mine), len(others)]
-    }
+    return (
+        _verdict(others[0], *over_seeds(ours, theirs))
+        | seen(ours, theirs)
+        | {"seeds": [len(mine), len(others)]}
+    )
 
 
 def _verdict(other: Entry, difference: float, low: float, high: float) -> dict[str, Any]:
@@ -380,6 +404,7 @@ def show(outcome: dict[str, Any]) -> None:
                 f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
                 + _and_seeds(row["vs_vanilla_seeds"])
                 + _and_kinds(row["by_target"])
+                + _and_power(row)
             )
     for sentence in by_age(outcome):
         print(f"  {sentence}")
@@ -414,6 +439,16 @@ def _and_seeds(versus: dict[str, Any]) -> str:
         f"; over {versus['seeds'][0]} and {versus['seeds'][1]} seeds {versus['difference']:+.4f} "
         f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
     )
+
+
+def _and_power(row: dict[str, Any]) -> str:
+    versus = (
+        row["vs_vanilla_seeds"] if min(row["vs_vanilla_seeds"]["seeds"]) > 1 else row["vs_vanilla"]
+    )
+    share = versus.get("detectable_pct")  # (comparisons of earlier versions have none)
+    if share is None:
+        return ""
+    return f"; a difference below {share:.1f} % would probably not have been seen"
 
 
 def _and_kinds(by_target: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from models.networks.recommender import Recommender
 
 PART_TOKENS = {"cpu": 2048, "cuda": 65_536}  # ours: padded tokens of a part, at most
 # Ours: threads that make batches while the device computes; on a CPU they would take its cores.
-AHEAD = {"cpu": 0, "cuda": 4}
+AHEAD = {"cpu": 0, "cuda": 2}
 
 
 @dataclass(frozen=True)

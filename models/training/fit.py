@@ -294,10 +294,10 @@ class Run:
         """
         if not self.unread:
             return
-        at, (numbers, losses) = self.at, zip(*self.unread, strict=True)
+        at, numbers = self.at, [number for number, _ in self.unread]
+        there = torch.stack([loss for _, loss in self.unread]).cpu()
         tokens = torch.tensor([self.unread_tokens], dtype=torch.float64)
-        sums = self.team.total(torch.cat([torch.stack(losses).cpu(), tokens]))
-        *losses, seen = sums.tolist()
+        *losses, seen = self.team.total(torch.cat([there, tokens])).tolist()
         self.unread, self.unread_tokens = [], 0
         for number, loss in zip(numbers, losses, strict=True):
             if not math.isfinite(loss):

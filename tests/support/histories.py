@@ -35,7 +35,8 @@ class Line:
 
     `at_s` counts from START on the clock that the log shows; `native_id` is used by sources with
     `event_id`, `session` (null: none) by those with `source_session_id`, `cookie` and `login` (null:
-    none) by those with `[identity]`; `fault` makes the line unusable.
+    none) by those with `[identity]`, `campaign` (null: none) by those with a boundary; `fault` makes
+    the line unusable.
     """
 
     at_s: int
@@ -47,6 +48,7 @@ class Line:
     fault: str | None = None
     cookie: int | None = 0
     login: int | None = 0
+    campaign: int | None = None
 
 
 History = tuple[Line, ...]
@@ -115,7 +117,7 @@ class Kind:
             "u": name, "i": item, "t": when, "n": "" if line.tie is None else str(line.tie),
             "s": "" if line.session is None else f"s{line.session}",
             "id": quoted(f"{user_name(user)}#{line.native_id}"),
-            "c": self.cookie(user, line),
+            "c": self.cookie(user, line), "k": self.campaign(line),
         }  # fmt: skip
         return [texts[column] for column in self.columns]
 
@@ -143,7 +145,19 @@ class Kind:
 
     def placed(self, line: Line) -> tuple[Any, ...]:
         """Of two lines of one event, the one with the smaller one survives."""
-        return (self.moment(line) if self.native_ids else 0, line.cookie is None, line.cookie or 0)
+        campaign = line.campaign if self.reads_campaign else None
+        return (
+            self.moment(line) if self.native_ids else 0, line.cookie is None, line.cookie or 0,
+            campaign is None, campaign or 0,
+        )  # fmt: skip
+
+    @property
+    def reads_campaign(self) -> bool:
+        return "k" in self.columns
+
+    def campaign(self, line: Line) -> str:
+        """The campaign that is stored with a line; empty: none."""
+        return f"k{line.campaign}" if self.reads_campaign and line.campaign is not None else ""
 
     def text(self, user: int, line: Line) -> str:
         return ",".join(self.fields(user, line))
@@ -210,6 +224,11 @@ def with_sessions(text: str, *keys: str) -> str:
 
 
 SPLIT, MIDNIGHT, NATIVE_GAP = 'on_max_hours = "split"', f'midnight = "{ZONE}"', "native_gap = true"
+BOUNDARY = "boundary = \"prev.k <> next.k OR prev.item_id = 'i3'\""
+PARTED = (
+    "coalesce(before_boundary_values ->> 'k' <> boundary_values ->> 'k', false) "
+    "OR before_item_id = 'i3'"
+)
 IN_FILES = 'tie_break = { order = "file" }'
 
 
@@ -327,6 +346,18 @@ KINDS = {
             native_rule=True, more=More(native_gap=True, midnight=ZONE, split=True),
             columns=("u", "i", "t", "s", "n"),
         ),
+        Kind(
+            "boundary", with_sessions(toml(TIE, UNIX, GAP), BOUNDARY), more=More(parted=PARTED),
+            columns=("u", "i", "t", "n", "k"),
+        ),
+        Kind(
+            "boundary, people, native sessions and ids",
+            with_sessions(
+                toml(f"{NATIVE_SESSION}\n{NATIVE_ID}", UNIX, NATIVE), BOUNDARY, SPLIT
+            ) + identity("last"),
+            native_rule=True, native_ids=True, link="last", more=More(parted=PARTED, split=True),
+            columns=("u", "c", "i", "t", "s", "id", "k"),
+        ),
         Computed("computed, exploded and filtered", computed(), columns=("u", "e")),
     )
 }  # fmt: skip
@@ -365,6 +396,8 @@ def histories(draw: st.DrawFn) -> History:
                 fault=draw(st.sampled_from([None] * 19 + ["missing_item_id", "bad_event_ts"])),
                 cookie=draw(st.sampled_from([0, 0, 0, 0, 1, 1, None])),
                 login=draw(st.sampled_from([None, None, None, 0, 0, 1])),
+                # (Not drawn: other kinds keep their histories.)
+                campaign=(None, 0, 0, 1)[(now // 60 + 3 * number) % 4],
             )
         )  # fmt: skip
     # An id that comes again has another time, on a clock with a missing hour too: which of two
@@ -442,7 +475,7 @@ def fate(kind: Kind, user: int, history: History, nights: Iterable[date | None])
                 found.late[text] = identity
             elif identity not in found.events:
                 found.events[identity] = line
-            elif (kind.native_ids or kind.link) and not too_old:
+            elif (kind.native_ids or kind.link or kind.reads_campaign) and not too_old:
                 found.events[identity] = min(found.events[identity], line, key=kind.placed)
     return found
 
@@ -576,7 +609,7 @@ def smaller(history: History) -> list[History]:
             replace(line, nights=line.nights[:1]), replace(line, nights=(0,)),
             replace(line, tie=None), replace(line, session=0), replace(line, item=0),
             replace(line, fault=None), replace(line, native_id=at), replace(line, login=0),
-            replace(line, cookie=0),
+            replace(line, cookie=0), replace(line, campaign=None),
         ):  # fmt: skip
             if simple != line:
                 found.append((*history[:at], simple, *history[at + 1 :]))

@@ -8,6 +8,7 @@ and rejects must be what the oracle makes of the set of accepted events.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -130,12 +131,12 @@ class Mill:
             self.deliveries += [(line, night, path, n) for n, line in enumerate(some, 2)]
 
     def accepted(self, fates: list[Fate]) -> dict[str, Any]:
-        """Whose each accepted event is, as the log says it, with its anonymous id."""
+        """Whose each accepted event is, as the log says it, with its anonymous id and campaign."""
         wanted: dict[str, Any] = defaultdict(list)
         for user, one in enumerate(fates):
             for line in one.events.values():
                 cookie = self.kind.cookie(user, line)
-                told = (self.kind.moment(line), f"i{line.item}", cookie)
+                told = (self.kind.moment(line), f"i{line.item}", cookie, self.kind.campaign(line))
                 wanted[self.kind.said(user, line)].append(told)
         return {name: sorted(events) for name, events in wanted.items()}
 
@@ -248,9 +249,10 @@ def rejected(rejects: pa.Table, fates: list[Fate], found: dict[int, str]) -> Non
 def by_log_of(events: pa.Table) -> dict[str, Any]:
     """`Mill.accepted`, of `bronze.events`."""
     found: dict[str, Any] = defaultdict(list)
-    for row in events.select(["user_id", "anonymous_id", "event_ts", "item_id"]).to_pylist():
+    for row in events.to_pylist():
         name, cookie = row["user_id"], row["anonymous_id"]
-        told = (row["event_ts"], row["item_id"], cookie or "")
+        campaign = json.loads(row["boundary_values"] or "{}").get("k")
+        told = (row["event_ts"], row["item_id"], cookie or "", campaign or "")
         found[f"cookie {cookie}" if name is None else name].append(told)
     return {name: sorted(events) for name, events in found.items()}
 
@@ -292,6 +294,8 @@ def check(
             "native sessions with a gap, split, midnight", (True, False), marks=pytest.mark.slow
         ),
         pytest.param("split", (True,), marks=pytest.mark.slow),
+        pytest.param("boundary", (True, False), marks=pytest.mark.slow),
+        pytest.param("boundary, people, native sessions and ids", (True,), marks=pytest.mark.slow),
         pytest.param("computed, exploded and filtered", (True,), marks=pytest.mark.long),
     ],
 )

@@ -17,6 +17,8 @@ from expectations.session_rule import SessionRule
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import EVENTS, SESSIONS
 from jobs.lake import filesystem
+from jobs.records.boundary import VALUES, Boundary
+from jobs.records.expressions import parsed
 from jobs.silver import cut_arrow, cut_nightly
 
 GAP_US = 10
@@ -24,6 +26,10 @@ GAP, NATIVE = (
     SessionRule(native=native, gap_us=GAP_US, max_session_us=40, max_session_events=5)
     for native in (False, True)
 )
+BOUNDARY = Boundary(
+    parsed("sessions.boundary", "prev.campaign = '1' AND next.item_id = 'i0'"),
+    ours=("item_id",), log=(("campaign", ""),),
+)  # fmt: skip
 RULES = {
     "gap": GAP, "native": NATIVE, "native with a gap": replace(NATIVE, native_gap=True),
     "split": replace(GAP, split=True, max_session_us=8),
@@ -32,7 +38,11 @@ RULES = {
     "all": replace(NATIVE, native_gap=True, midnight="UTC", split=True, max_session_us=12),
 }  # fmt: skip
 HOW = {name: cut_arrow.cut_of(rule) for name, rule in RULES.items()}
-COLUMNS = {name: EVENTS.columns[name] for name in ("user_id", *cut_arrow.EVENT_FIELDS)}
+HOW |= {
+    f"{name}, boundary": cut_arrow.cut_of(replace(RULES[name], boundary=True), BOUNDARY)
+    for name in ("gap", "native", "all")
+}
+COLUMNS = {name: EVENTS.columns[name] for name in ("user_id", *cut_arrow.EVENT_FIELDS, VALUES)}
 Event = tuple[str, int, int | None, str | None, int]
 EVENT = st.tuples(
     st.sampled_from(["ann", "bob"]), st.integers(-40, 40), st.sampled_from([None, 0, 1]),
@@ -50,7 +60,7 @@ def row(number: int, event: Event) -> dict[str, Any]:
     return {
         "event_id": f"e{(number * 7) % 100:02d}", "user_id": user, "event_ts": at, "item_id": f"i{item}",
         "tie_break": tie, "source_session_id": native, "feedback": "positive",
-        "exposed_with": ["x"] if item else None,
+        "exposed_with": ["x"] if item else None, VALUES: f'{{"campaign":"{item}"}}',
     }  # fmt: skip
 
 
@@ -105,8 +115,8 @@ def by_id(rows: pa.Table) -> dict[str, dict[str, Any]]:
 A, B = ("ann", 0, None, "a", 0), ("ann", 1, None, "b", 0)
 
 
-@pytest.mark.parametrize("name", RULES)
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("name", HOW)
+@settings(max_examples=30, deadline=None)
 @given(history=HISTORY)
 @example(history=[(A, None, 0), (A, 0, 0)])  # one goes
 @example(history=[(("ann", at, None, None, 0), *change, 0) for at, change in

@@ -13,7 +13,6 @@ from models.evaluation.evaluate import Sampled, evaluate
 from models.evaluation.metrics import (
     UNRANKED,
     bootstrap,
-    bootstrap_seeds,
     catalogue,
     per_target,
     per_user,
@@ -234,17 +233,6 @@ def test_what_a_report_says_of_its_targets(counts: dict[str, int], says: str) ->
     told = describe_report(report)
     assert says in told and told.endswith("). MLflow run abc")
     assert "ndcg@10 0.2500 [0.1250, 0.5000] over 5 users and 9 targets (50.0 %" in told
-
-
-def test_an_interval_over_seeds_is_wider_where_seeds_differ() -> None:
-    rng = np.random.default_rng(0)
-    users = rng.random((500, 1))
-    steady = np.repeat(users, 4, axis=1)
-    shaky = users + np.array([[0.2, -0.2, 0.1, -0.1]])
-    mean, low, high = bootstrap_seeds(steady + 0.05, steady)
-    assert mean == pytest.approx(0.05) and low == pytest.approx(0.05) == high
-    mean, low, high = bootstrap_seeds(shaky + 0.05, steady)
-    assert mean == pytest.approx(0.05) and low < -0.03 and high > 0.13
 
 
 def test_the_loss_is_the_cross_entropy_of_known_items() -> None:

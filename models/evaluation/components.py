@@ -1,0 +1,135 @@
+"""What makes the difference of two methods uncertain, and how much evidence would settle it.
+
+Both methods are evaluated on the same users, and each was trained with several seeds. The value of a
+user is taken as the sum of the method's mean, what the user brings, what the training brings (all
+users of one seed together) and a rest: two crossed random effects without replication (Searle,
+Casella and McCulloch, Variance Components, 1992, chapter 4). The components are estimated by
+analysis of variance, the degrees of freedom of their sum by Satterthwaite (1946).
+
+Drawing the two or three seeds that there are with replacement, which was done before, gives intervals
+that are too narrow where seeds differ most (16 % of 95 % intervals missed the truth with two seeds)
+and too wide where they hardly differ (LAB_LOG.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from models.core.rows import Floats
+
+LEVEL, POWER = 0.95, 0.8
+MOST_SEEDS = 50  # of a method; who needs more needs other questions
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variances of a difference of two methods, in squares of the metric's unit.
+
+    users: of a user's difference, over trainings. seeds: of a training's mean over all users, of the
+    first method and the second; rest: of what is neither, in one training of one user. Of a method
+    with one training both are 0, because nothing is known of them (a counted method has none).
+    several: whether any method has several trainings.
+    """
+
+    users: float
+    seeds: tuple[float, float]
+    rest: tuple[float, float]
+    several: bool
+
+    def variance(self, users: int, seeds: int) -> tuple[float, float]:
+        """(variance, degrees of freedom) of the mean difference over so many users, with so many
+        trainings of each method."""
+        if not self.several:
+            return self.users / users, users - 1.0
+        over_users = (self.users + sum(self.rest) / seeds) / users
+        parts = [(over_users, users - 1.0)] + [(one / seeds, seeds - 1.0) for one in self.seeds]
+        return _sum(parts)
+
+    def detectable(
+        self, users: int, seeds: int, level: float = LEVEL, power: float = POWER
+    ) -> float:
+        """The smallest true difference, in the metric's unit, that a two-sided interval of `level`
+        excludes 0 of with probability `power`; infinite for one training where several were seen."""
+        if self.several and seeds < 2:
+            return float("inf")
+        variance, freedom = self.variance(users, seeds)
+        factor = stats.t.ppf((1 + level) / 2, freedom) + stats.t.ppf(power, freedom)
+        return float(factor * np.sqrt(variance))
+
+    def seeds_for(self, effect: float, users: int, power: float = POWER) -> int | None:
+        """The fewest trainings of each method that detect such a difference with these users; None:
+        more than `MOST_SEEDS`, or not known, because nothing was trained with several."""
+        if not self.several:
+            return None
+        enough = (s for s in range(2, MOST_SEEDS + 1)
+                  if self.detectable(users, s, power=power) <= effect)  # fmt: skip
+        return next(enough, None)
+
+    def users_for(self, effect: float, seeds: int, users: int, power: float = POWER) -> int | None:
+        """The fewest users that detect such a difference with so many trainings, to a tenth; None:
+        no number does. `users`: how many there are, from where the search begins."""
+        most, fewest = 10_000_000, 2
+        if self.detectable(most, seeds, power=power) > effect:
+            return None
+        number = max(fewest, users)
+        while self.detectable(number, seeds, power=power) > effect:
+            number = int(number * 1.1) + 1
+        while number > fewest and self.detectable(int(number / 1.1), seeds, power=power) <= effect:
+            number = max(fewest, int(number / 1.1))
+        return number
+
+
+def components(one_US: Floats, other_US: Floats) -> Components:
+    """The components of the difference of two methods.
+
+    Args:
+        one_US, other_US: float64[U, S], a metric of each user by training; the same users in the same
+            order, and any number of trainings of each.
+    """
+    users = len(one_US)
+    own = float((one_US.mean(1) - other_US.mean(1)).var(ddof=1))
+    seeds, rest = [0.0, 0.0], [0.0, 0.0]
+    for side, values in enumerate((one_US, other_US)):
+        if (count := values.shape[1]) > 1:
+            rest[side] = _rest(values)
+            seeds[side] = max(0.0, float(values.mean(0).var(ddof=1)) - rest[side] / users)
+            own -= rest[side] / count
+    several = max(one_US.shape[1], other_US.shape[1]) > 1
+    return Components(max(0.0, own), (seeds[0], seeds[1]), (rest[0], rest[1]), several)
+
+
+def _rest(values_US: Floats) -> float:
+    """The mean square of what neither user nor training explains."""
+    users, seeds = values_US.shape
+    left = values_US - values_US.mean(1, keepdims=True) - values_US.mean(0) + values_US.mean()
+    return float((left**2).sum() / ((users - 1) * (seeds - 1)))
+
+
+def _sum(parts: list[tuple[float, float]]) -> tuple[float, float]:
+    """(sum, Satterthwaite's degrees of freedom) of independent variances with theirs."""
+    total = sum(one for one, _ in parts)
+    below = sum(one**2 / freedom for one, freedom in parts)
+    return total, (total**2 / below if below else parts[0][1])
+
+
+def over_seeds(
+    one_US: Floats, other_US: Floats, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """Difference of two methods with several trainings each: (mean, low, high).
+
+    The interval knows that other users would have asked other things and that other seeds would have
+    given other models; of a method with one training it knows of the users alone.
+    """
+    users = len(one_US)
+    found = components(one_US, other_US)
+    parts = [(float((one_US.mean(1) - other_US.mean(1)).var(ddof=1)) / users, users - 1.0)]
+    for seeds, values in zip(found.seeds, (one_US, other_US), strict=True):
+        if (count := values.shape[1]) > 1:
+            parts.append((seeds / count, count - 1.0))
+    variance, freedom = _sum(parts)
+    mean = float(one_US.mean() - other_US.mean())
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance))
+    return mean, mean - half, mean + half
