@@ -209,8 +209,8 @@ def tell_readers_of_older_copy(context: Context, table: Table) -> None:
 
 
 def changed(lake: Lake, table: Table) -> Change | None:
-    """Whether others changed rows of a derived table since our last commit; None: no, or nobody
-    knows of any."""
+    """Whether others changed rows of a derived table since our last commit; None: no, or none is
+    known."""
     known = last_known(lake, table)
     if known is None:
         return None
