@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
+import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +42,44 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
             "| " + " | ".join(" ".join(one.replace("|", "\\|").split()) for one in row) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+# -- source files ----------------------------------------------------------------------------------
+
+TOML = re.compile(r"^```toml\n(.*?)^```$", re.M | re.S)
+EXAMPLES = sorted((REPO / "infra" / "docs").glob("example*.toml"))  # of all other keys
+LONGEST = 70  # characters of an example
+
+
+def examples() -> dict[tuple[str, str], str]:
+    """(section, key) -> a line that sets it, of the first file that does: one of this repository's
+    source files, a guide, or one of EXAMPLES."""
+    files = [
+        *(REPO / "docs" / "formats").glob("*.toml"),
+        *(REPO / "infra" / "sources").glob("*.toml"),
+    ]
+    texts = [file.read_text(encoding="utf-8") for file in sorted(files)]
+    for guide in sorted((REPO / "docs").rglob("*.md")):
+        texts += TOML.findall(guide.read_text(encoding="utf-8"))
+    texts += [file.read_text(encoding="utf-8") for file in EXAMPLES]
+    found: dict[tuple[str, str], str] = {}
+    for text in texts:
+        for section, keys in tomllib.loads(text).items():
+            for key, value in keys.items():
+                line = f"{key} = {_toml(value)}"
+                if len(line) <= LONGEST:
+                    found.setdefault((section, key), line)
+    return found
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str) and '"' in value and "'" not in value:
+        return f"'{value}'"
+    return value.isoformat() if isinstance(value, date) else json.dumps(value, ensure_ascii=False)
 
 
 # -- commands --------------------------------------------------------------------------------------
@@ -204,7 +246,7 @@ def errors() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "source-file.md": jobs.core.reference.page,
+    "source-file.md": lambda: jobs.core.reference.page(examples()),
     "options.md": models.training.reference.page,
     "commands.md": commands,
     "tables.md": tables,

@@ -1,10 +1,11 @@
-"""All keys of a source file as a page: `python -m jobs.core.reference > docs/reference/source-file.md`."""
+"""All keys of a source file as a page, docs/reference/source-file.md: `make reference`."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -22,11 +23,13 @@ SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMa
 TYPES = {"string": "text", "integer": "whole number", "boolean": "true, false"}
 
 
-def page() -> str:
-    return HEAD + "".join(_section(name, field) for name, field in Source.model_fields.items())
+def page(examples: Mapping[tuple[str, str], str]) -> str:
+    """`examples`: (section, key) -> a line of a source file that sets the key."""
+    fields = Source.model_fields.items()
+    return HEAD + "".join(_section(name, field, examples) for name, field in fields)
 
 
-def _section(name: str, section: FieldInfo) -> str:
+def _section(name: str, section: FieldInfo, examples: Mapping[tuple[str, str], str]) -> str:
     # One that may be left out altogether is `Part | None`.
     kinds = get_args(section.annotation) or (section.annotation,)
     part = next(kind for kind in kinds if kind is not type(None))
@@ -35,13 +38,14 @@ def _section(name: str, section: FieldInfo) -> str:
     lines = [
         f"\n## [{name}]\n",
         f"{inspect.getdoc(part)} {'Required.' if section.is_required() else 'May be left out.'}\n",
-        "| key | type | default | allowed | meaning |",
-        "|---|---|---|---|---|",
+        "| key | type | default | allowed | meaning | example |",
+        "|---|---|---|---|---|---|",
     ]
     for key, about in schema["properties"].items():
         kind, allowed = _kind(about)
         default = "required" if key in required else _default(about.get("default"))
-        cells = (f"`{key}`", kind, default, allowed, meaning[key])
+        example = examples.get((name, key), "")
+        cells = (f"`{key}`", kind, default, allowed, meaning[key], example and f"`{example}`")
         lines.append("| " + " | ".join(_cell(one) for one in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -99,7 +103,3 @@ def _kind(about: dict[str, Any]) -> tuple[str, str]:
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:g}"
-
-
-if __name__ == "__main__":
-    print(page(), end="")

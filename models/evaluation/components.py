@@ -1,6 +1,6 @@
 """What makes the difference of two methods uncertain, and how much evidence would settle it.
 
-Both methods are asked about the same users, and each was trained with several seeds. The value of a
+Both methods are evaluated on the same users, and each was trained with several seeds. The value of a
 user is taken as the sum of the method's mean, what the user brings, what the training brings (all
 users of one seed together) and a rest: two crossed random effects without replication (Searle,
 Casella and McCulloch, Variance Components, 1992, chapter 4). The components are estimated by

@@ -1,4 +1,4 @@
-"""All settings of a training as a page: `python -m models.training.reference > docs/reference/options.md`."""
+"""All settings of a training as a page, docs/reference/options.md: `make reference`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,3 @@ def _others() -> str:
         cells = (f"`{action.option_strings[0]}`", default, choices, action.help or "")
         lines.append("| " + " | ".join(cells) + " |\n")
     return "".join(lines)
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -12,6 +12,7 @@ import pytest
 
 from jobs.core import columns
 from jobs.core.settings import PREFIX, Settings
+from jobs.core.source_file import load_source
 from jobs.core.tables import ALL, FILTER_REASONS, REJECT_REASONS
 from models.data.nights import BORN
 from models.evaluation import metrics, names
@@ -67,6 +68,12 @@ def test_every_command_and_option_is_there() -> None:
             for action in command._actions:
                 option = (action.option_strings or [action.metavar or action.dest])[0]
                 assert option in ("-h",) or f"`{option}`" in section + PAGES["options.md"], option
+
+
+def test_every_key_has_an_example() -> None:
+    rows = [row for row in PAGES["source-file.md"].splitlines() if row.startswith("| `")]
+    assert len(rows) > 90 and [row for row in rows if not row.endswith("` |")] == []
+    assert [load_source(str(file)).name for file in make_reference.EXAMPLES] == ["shop", "shop"]
 
 
 def test_every_option_says_what_it_means() -> None:
