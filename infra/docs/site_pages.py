@@ -19,6 +19,12 @@ from mkdocs.structure.files import File, Files
 REPO = Path(__file__).resolve().parents[2]
 OUTSIDE = {
     "RESULTS.md": "results/results.md",
+    "results/clicks-evening.md": "results/clicks-evening.md",
+    "results/clicks-nights.md": "results/clicks-nights.md",
+    "results/films.md": "results/films.md",
+    "results/next-basket.md": "results/next-basket.md",
+    "results/what-is-a-session.md": "results/what-is-a-session.md",
+    "results/scale.md": "results/scale.md",
     "benchmarks/README.md": "benchmarks/benchmarks.md",
     "benchmarks/peers.md": "benchmarks/peers.md",
     "ARCHITECTURE.md": "design/architecture.md",

@@ -122,7 +122,8 @@ def settle(
     confirmed = confirmed.join(came, KEY, "left_anti").withColumn("confirmed", F.lit(True))
     before = known.deliveries.join(confirmed, KEY, "left")
     absent = F.col("file").isin(files) & F.col("confirmed").isNull()
-    out_of_reach = is_late(F.col("event_date"), oldest)
+    # (Of a replay it is that of each line's night, and there are no files.)
+    out_of_reach = is_late(F.col("event_date"), oldest if files else None)
     if not manifest.reload:
         out_of_reach = out_of_reach | unknown_since(context)
     stays = before.where(absent & out_of_reach).join(came, KEY, "left_anti")

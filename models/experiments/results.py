@@ -1,7 +1,8 @@
 """RESULTS.md's tables and plots, made from the small files that `grid` writes.
 
-The document is written by hand; what is between `<!-- results/NAME.json -->` and `<!-- end -->`
-is made here, so that no number in it was typed. `results/NAME-*.json` makes one table of several
+The documents (RESULTS.md, and the pages in results/) are written by hand; what is between
+`<!-- results/NAME.json -->` and `<!-- end -->` is made here, so that no number in it was typed.
+`<!-- short results/NAME.json -->` makes one table of what is compared with its backbone, in percent. `results/NAME-*.json` makes one table of several
 grids that were asked the same questions, such as one for each backbone: a large grid is then work
 for several days or machines, because a method is compared with its own backbone only.
 """
@@ -9,6 +10,7 @@ for several days or machines, because a method is compared with its own backbone
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,23 +30,29 @@ from models.selection.compare import (
     tuned_unequally,
 )
 
-BLOCK = re.compile(r"<!-- (results/[\w.-]+?(-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- (short )?(results/[\w.-]+?(?:-\*)?\.json) -->\n.*?<!-- end -->", re.DOTALL
+)
 BY = "ndcg@10"
 KINDS = [("first", "first of a session"), ("inside", "inside a session")]
 
 
 def render(document: Path) -> list[str]:
     """Make every block of the document anew; the files that it was made from."""
-    folder = document.parent
+    here = document.parent
+    folder = here.parent if here.name == "results" else here
     made: list[str] = []
 
     def block(match: re.Match[str]) -> str:
-        files = sorted(folder.glob(match[1]))
+        short, name = match[1] or "", match[2]
+        files = sorted(folder.glob(name))
         if not files:
-            raise UserError(f"{document} names {match[1]}, which is not there: run its grid first")
+            raise UserError(f"{document} names {name}, which is not there: run its grid first")
         written = together(files)
-        picture = folder / match[1].replace("-*", "").replace(".json", ".svg")
+        picture = folder / name.replace("-*", "").replace(".json", ".svg")
         made.extend(str(file.relative_to(folder)) for file in files)
+        if short:
+            return "\n\n".join([f"<!-- {short}{name} -->", short_table(written), "<!-- end -->"])
         if written.get("kind") == "scaling":
             scaling.plot(written, picture)
             caption = "test loss and NDCG@10 against parameters and data"
@@ -58,8 +66,8 @@ def render(document: Path) -> list[str]:
                 age_table(written),
                 origin(written),
             ]
-        image = f"![{caption}]({picture.relative_to(folder)})"
-        parts = [f"<!-- {match[1]} -->", *said, image, "<!-- end -->"]
+        image = f"![{caption}]({os.path.relpath(picture, here)})"
+        parts = [f"<!-- {name} -->", *said, image, "<!-- end -->"]
         return "\n\n".join(part for part in parts if part)
 
     text = document.read_text(encoding="utf-8")
@@ -143,6 +151,43 @@ def method_table(written: dict[str, Any]) -> str:
             f"| {f'{epoch:.1f}' if trained else ''} "
             f"| {speed if trained else ''} |"
         )
+    return "\n".join(lines)
+
+
+WHOLE, PLAIN = 1.959963985 + 0.841621234, 1.959963985
+"""Standard errors that a difference must have to be significant at 95 % with a probability of 80 %,
+and to be significant."""
+
+
+def short_table(written: dict[str, Any]) -> str:
+    """A row a backbone, a column an encoding: the difference over seeds in percent of the backbone's
+    mean NDCG@10, with its 95 % interval, and the smallest difference that would probably have been
+    seen, taken from the interval's width."""
+    found: dict[str, dict[str, str]] = {}
+    mean = {row["method"]: row[f"{BY}_mean"] for row in written["comparison"]["methods"]}
+    for row in sorted(written["comparison"]["methods"], key=lambda row: row["params_added_pct"]):
+        versus = row["vs_vanilla_seeds"]
+        if versus is None or not mean.get(versus["method"]):
+            continue
+        base = mean[versus["method"]]
+        told, low, high = (100 * versus[name] / base for name in ("difference", "low", "high"))
+        least = (high - low) / 2 / PLAIN * WHOLE
+        mark = "**" if versus["verdict"] != "cannot tell" else ""
+        added = row["method"].removeprefix(versus["method"])
+        column = added if added != row["method"] else f"sessionrec-{versus['method'].split('+')[0]}"
+        column = "sessionrec" if column.startswith("sessionrec") else column
+        found.setdefault(column, {})[versus["method"]] = (
+            f"{mark}{told:+.0f} %{mark} ({low:+.0f} to {high:+.0f}; seen from {least:.0f} %)"
+        )
+    others = list(dict.fromkeys(one for cells in found.values() for one in cells))
+    others.sort(key=lambda one: -mean[one])
+    lines = ["| | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|"]
+    lines += [
+        f"| {one} ({mean[one]:.3f}) | "
+        + " | ".join(cells.get(one, "") for cells in found.values())
+        + " |"
+        for one in others
+    ]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ positions at once [ours]; a position's own labels among them are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,18 @@ from models.core.rows import Ints
 FULL_ITEMS = 50_000  # the largest catalogue that `auto` scores in full
 # Logits of one chunk: on a CPU 8 MB in float32, which stay in its cache; a GPU wants few and large ones.
 CHUNK_LOGITS = {"cpu": 2_000_000, "cuda": 100_000_000}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """C classes, of which a loss reads some: `of` int64[n] gives weights [n, D] and biases [n]."""
+
+    number: int
+    of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+    @staticmethod
+    def whole(weight_CD: torch.Tensor, bias_C: torch.Tensor) -> Classes:
+        return Classes(len(weight_CD), lambda cls: (weight_CD[cls], bias_C[cls]))
 
 
 @dataclass(frozen=True)
@@ -186,8 +199,7 @@ def _value(added: Added | None) -> torch.Tensor | None:
 
 def _meet(
     h_ND: torch.Tensor,
-    weight_CD: torch.Tensor,
-    bias_C: torch.Tensor,
+    classes: Classes,
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     drawn_K: torch.Tensor,
@@ -196,12 +208,13 @@ def _meet(
     """Of M labels: position [M], share of its position [M], logit [M]. Logits of the drawn [N, K],
     -inf where a position's own label was drawn."""
     num = h_ND.shape[0]
-    h_ND = h_ND.to(weight_CD.dtype)
+    (label_weight, label_bias), (weight, bias) = classes.of(label_class), classes.of(drawn_K)
+    h_ND = h_ND.to(weight.dtype)
     row, share = _rows(label_start, len(label_class), h_ND.dtype)
-    picked = (h_ND[row] * weight_CD[label_class]).sum(-1) + bias_C[label_class]
-    drawn = torch.addmm(bias_C[drawn_K], h_ND, weight_CD[drawn_K].T)
+    picked = (h_ND[row] * label_weight).sum(-1) + label_bias
+    drawn = torch.addmm(bias, h_ND, weight.T)
     if added is not None:
-        picked = picked + added.at(row, label_class, weight_CD.shape[0])
+        picked = picked + added.at(row, label_class, classes.number)
         drawn = drawn + added.among(drawn_K, num)
     own = (label_class[:, None] == drawn_K[None, :]).to(h_ND.dtype)
     own = torch.zeros_like(drawn).index_add_(0, row, own) > 0
@@ -210,8 +223,7 @@ def _meet(
 
 def sampled_softmax(
     h_ND: torch.Tensor,
-    weight_CD: torch.Tensor,
-    bias_C: torch.Tensor,
+    classes: Classes,
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     drawn_K: torch.Tensor,
@@ -224,9 +236,7 @@ def sampled_softmax(
     (Bengio & Senecal 2008); the label itself is there for certain and keeps its logit. Means as in
     `full_cross_entropy`; other labels of a position are never among its negatives.
     """
-    row, share, picked, drawn = _meet(
-        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K, added
-    )
+    row, share, picked, drawn = _meet(h_ND, classes, label_start, label_class, drawn_K, added)
     others = torch.logsumexp(drawn - (len(drawn_K) * probability_K).log(), dim=1)
     loss = torch.nn.functional.softplus(others[row] - picked)
     return (loss * share).sum() / h_ND.shape[0]
@@ -234,8 +244,7 @@ def sampled_softmax(
 
 def gbce(
     h_ND: torch.Tensor,
-    weight_CD: torch.Tensor,
-    bias_C: torch.Tensor,
+    classes: Classes,
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     drawn_K: torch.Tensor,
@@ -248,9 +257,7 @@ def gbce(
     -(beta log sig(s+) + sum log(1 - sig(s-))) / (K + 1), a = K / (V - 1),
     beta = a (t (1 - 1/a) + 1/a). V is `num_items`: classes that are no item (padding) are not drawn.
     """
-    row, share, picked, drawn = _meet(
-        h_ND, weight_CD, bias_C, label_start, label_class, drawn_K, added
-    )
+    row, share, picked, drawn = _meet(h_ND, classes, label_start, label_class, drawn_K, added)
     size = len(drawn_K)
     rate = size / max(1, num_items - 1)
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
@@ -283,8 +290,7 @@ def session_cross_entropy(
 
 def rank_loss(
     h_ND: torch.Tensor,
-    weight_CD: torch.Tensor,
-    bias_C: torch.Tensor,
+    classes: Classes,
     label_start: torch.Tensor,
     label_class: torch.Tensor,
     ignored_start: torch.Tensor,
@@ -298,15 +304,15 @@ def rank_loss(
     add up to the whole]. num_pairs: how many (p, i) there are; None: they are counted, and a GPU
     waits for it.
     """
-    h_ND = h_ND.to(weight_CD.dtype)
     num, device = h_ND.shape[0], h_ND.device
     row = torch.arange(num, device=device)
 
     def logits(start: torch.Tensor, cls: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         of = torch.repeat_interleave(row, start[1:] - start[:-1], output_size=len(cls))
-        found = (h_ND[of] * weight_CD[cls]).sum(-1) + bias_C[cls]
+        weight, bias = classes.of(cls)
+        found = (h_ND[of].to(weight.dtype) * weight).sum(-1) + bias
         if added is not None:
-            found = found + added.at(of, cls, weight_CD.shape[0])
+            found = found + added.at(of, cls, classes.number)
         return of, found
 
     of, right = logits(label_start, label_class)

@@ -28,6 +28,7 @@ from models.networks.encodings import Encoding
 from models.networks.losses import (
     FULL_ITEMS,
     Added,
+    Classes,
     full_cross_entropy,
     gbce,
     sampled_softmax,
@@ -35,6 +36,7 @@ from models.networks.losses import (
 from models.networks.side_information import SideInformation
 
 SCORED_TOKENS = 8192  # ours
+SPARSE_FROM = 2**23  # ours: weights of a table of which a step of a sampled loss reads few
 
 
 class Recommender(nn.Module):
@@ -61,6 +63,8 @@ class Recommender(nn.Module):
         super().__init__()
         self.config = config.model
         self.num_items = num_items
+        few = config.train.loss if config.train.loss != "auto" else _auto(num_items)
+        self.sparse = few != "full" and (num_items + 1) * config.model.dim >= SPARSE_FROM
         self.precision = config.train.precision  # what layers compute in; `auto`: float32
         self.backbone_joins = True  # while it does not, items' biases and what is added are scored
         made = {name: encoding(config.model) for name, encoding in encodings.items()}
@@ -186,12 +190,31 @@ class Recommender(nn.Module):
     def embedded(self, batch: Batch) -> torch.Tensor:
         """float[B, L, D]: what is at each position, before encodings."""
         known = batch.token.masked_fill(batch.token >= self.item.num_embeddings, 0)
-        x_BLD: torch.Tensor = self.item(known)
+        x_BLD = self.item_rows(known)
         if self.side is None:
             return x_BLD
         item = known.masked_fill(known > self.num_items, 0)
         mixed_BLD = self.side(item, x_BLD)
         return torch.where((item > 0)[..., None], mixed_BLD, x_BLD)
+
+    def item_rows(self, item: torch.Tensor) -> torch.Tensor:
+        """float[..., D]: of the item table. Where it is `sparse`, the gradient has these rows alone."""
+        if self.sparse:
+            return nn.functional.embedding(item, self.item.weight, sparse=True)
+        rows: torch.Tensor = self.item(item)
+        return rows
+
+    def dense_gradients(self) -> None:
+        """Gradients that have some of a table's rows, as the whole table's: filled with zeros once,
+        not for each part and each use. None reaches padding."""
+        for weight in self.parameters():
+            grad = weight.grad
+            if grad is not None and grad.is_sparse:
+                # Public `indices()` wants each row once, and to find these a GPU is waited for.
+                rows, values = grad._indices()[0], grad._values()
+                weight.grad = torch.zeros_like(weight).index_add_(0, rows, values)
+        if self.sparse and self.item.weight.grad is not None:
+            self.item.weight.grad[0] = 0
 
     def catalogue(self) -> torch.Tensor:
         """float[V, D]: the items as they are scored."""
@@ -210,6 +233,27 @@ class Recommender(nn.Module):
         if self.temperature is not None:
             weight = nn.functional.normalize(weight, dim=-1) / self.temperature
         return weight, weight.new_zeros(len(weight)) if self.bias is None else self.bias
+
+    def some_classes(self) -> Classes:
+        """`classes`, worked out for those alone that a loss asks for; what no row has (`unseen`) is
+        -inf."""
+        return Classes(self.num_items + 1 - self.first_class, self._of)
+
+    def _of(self, cls: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.output is not None:
+            if self.sparse:
+                weight = nn.functional.embedding(cls, self.output.weight, sparse=True)
+                return weight, self.output.bias[cls]
+            return self.output.weight[cls], self.output.bias[cls]
+        weight = self.item_rows(cls + 1) if self.sparse else self.item.weight[cls + 1]
+        if self.side is not None:
+            weight = self.side(cls + 1, weight)
+        if self.temperature is not None:
+            weight = nn.functional.normalize(weight, dim=-1) / self.temperature
+        bias = weight.new_zeros(len(cls)) if self.bias is None else self.bias[cls]
+        if self.some_unseen:
+            bias = bias.masked_fill(self.unseen[cls], -torch.inf)
+        return weight, bias
 
     @property
     def tokens_at_once(self) -> int:
@@ -293,15 +337,21 @@ class Recommender(nn.Module):
     def retrieval(self, h_ND: torch.Tensor, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """The labels found among all items, or among drawn ones, from the states at them."""
         label = batch.label_item - self.first_class
-        weight, bias = self.classes()
-        if self.some_unseen:
-            bias = bias.masked_fill(self.unseen, -torch.inf)
-        given = (h_ND, weight, bias, batch.label_start, label)
-        kind = train.loss
-        if kind == "auto":
-            kind = "full" if self.num_items <= FULL_ITEMS else "sampled"
+        kind = train.loss if train.loss != "auto" else _auto(self.num_items)
         if kind == "full":
-            return self.full_loss(*given, added=self.added(batch), edges=batch.label_edges)
+            weight, bias = self.classes()
+            if self.some_unseen:
+                bias = bias.masked_fill(self.unseen, -torch.inf)
+            return self.full_loss(
+                h_ND,
+                weight,
+                bias,
+                batch.label_start,
+                label,
+                added=self.added(batch),
+                edges=batch.label_edges,
+            )
+        given = (h_ND, self.some_classes(), batch.label_start, label)
         if kind == "sampled":
             item = self.drawn(train.negatives)
             drawn = item + 1 - self.first_class
@@ -397,3 +447,8 @@ class Recommender(nn.Module):
         if added is not None:
             scores[added.row, added.cls] += added.value
         return scores[:, 1 - self.first_class :].cpu()
+
+
+def _auto(num_items: int) -> str:
+    """The loss that `auto` takes."""
+    return "full" if num_items <= FULL_ITEMS else "sampled"

@@ -106,7 +106,7 @@ class SessionRec(Recommender):
 
     def embedded(self, batch: Batch) -> torch.Tensor:
         assert isinstance(batch, SessionBatch)
-        x_ED = self.item(batch.element_item)
+        x_ED = self.item_rows(batch.element_item)
         if self.side is not None:
             x_ED = self.side(batch.element_item, x_ED)
         if self.feedback is not None and self.gate is not None:
@@ -197,7 +197,7 @@ class SessionRec(Recommender):
             label, ignored = batch.label_item - 1, batch.ignored_item - 1  # as classes
             loss = loss + train.alpha * rank_loss(
                 h_ND,
-                *self.classes(),
+                self.some_classes(),
                 batch.label_start,
                 label,
                 batch.ignored_start,

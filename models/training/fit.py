@@ -277,6 +277,7 @@ class Run:
             if its.requires_grad:  # (before the backbone joins in: where somebody has own items)
                 its.backward()  # type: ignore[no-untyped-call]
             loss += its.detach()
+        self.model.dense_gradients()
         self.team.total_gradients(self.model.parameters())
         if train.clip_norm:
             for scale in self.scales:

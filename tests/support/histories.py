@@ -531,7 +531,7 @@ def fate_of_files(
             (lines[text], (file, line))
             for text, night, file, line in mine
             for again in [file.rpartition("/")[2] in COMES_AGAIN]
-            if night == number or (day is None and (night == last or not again))
+            if (night == number if day else night == last or not again)
         ]
         stored = {name: min(found.values(), key=size) for name, found in of_files.items()}
         confirmed, came = set(), dict[tuple[Any, str], Stored]()

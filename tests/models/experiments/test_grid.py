@@ -57,6 +57,20 @@ def test_a_grid_goes_on_where_it_stopped_and_makes_the_documents_tables(
     assert text.count("| gru4rec+st | 2 |") == 1 and "first of a session" in text
     assert (world.root / "results" / "toy.svg").read_text().startswith("<?xml")
 
+    # A page in results/ is made of the same files; a short table has what has a backbone.
+    page = world.root / "results" / "page.md"
+    page.write_text(
+        "<!-- results/toy.json -->\n<!-- end -->\n<!-- short results/toy.json -->\n<!-- end -->\n"
+    )
+    status, done, _, err = world.run("results", str(page), "--json")
+    assert status == 0 and done is not None and done["files"] == ["results/toy.json"] * 2, err
+    assert "(toy.svg)" in page.read_text()
+    versus = encoded["vs_vanilla_seeds"]
+    base = next(one for one in outcome["methods"] if one["method"] == "gru4rec")["ndcg@10_mean"]
+    short = page.read_text().split("<!-- short")[1]
+    assert "| | +st |" in short and f"| gru4rec ({base:.3f}) |" in short
+    assert f"{100 * versus['difference'] / base:+.0f} %" in short and "seen from" in short
+
     def part(name: str, keep: set[str], users: int) -> None:
         # (Its comparison has the methods of the other, too, as grids of one comparison do.)
         outcome = {**written["comparison"], "users": users, "table_id": name}

@@ -10,6 +10,7 @@ import torch
 
 from models.networks.losses import (
     Added,
+    Classes,
     full_cross_entropy,
     gbce,
     rank_loss,
@@ -94,7 +95,9 @@ def test_rank_loss_is_the_mean_over_pairs_of_right_and_shown_in_vain() -> None:
     h, w, b = given()
     shown = [[4, 5], [], [0], [], [1, 2, 3], [5], []]
     start = tensor([0, *tensor([len(one) for one in shown]).cumsum(0).tolist()])
-    got = rank_loss(h, w, b, START, CLASSES, start, tensor([c for s in shown for c in s]))
+    got = rank_loss(
+        h, Classes.whole(w, b), START, CLASSES, start, tensor([c for s in shown for c in s])
+    )
     s = h @ w.T + b
     want = torch.zeros((), dtype=torch.float64, device=DEVICE)
     for n, (right, vain) in enumerate(zip(SETS, shown, strict=True)):
@@ -112,7 +115,7 @@ def test_sampling_everything_once_is_the_full_softmax_without_the_other_labels()
     h, w, b = given()
     everything = arange(11)
     got = sampled_softmax(
-        h, w, b, START, CLASSES, everything, torch.full((11,), 1 / 11, device=DEVICE)
+        h, Classes.whole(w, b), START, CLASSES, everything, torch.full((11,), 1 / 11, device=DEVICE)
     )
     s = h @ w.T + b
     want = torch.stack(
@@ -136,11 +139,16 @@ def test_the_estimate_of_log_q_has_no_bias_where_items_are_drawn_unevenly() -> N
     q = torch.softmax(torch.linspace(0, 2, 11, device=DEVICE), 0).double()
     drawn = torch.multinomial(q, 200_000, replacement=True)
     start, label = tensor([0, 1]), tensor([3])
-    got = sampled_softmax(h[:1], w, b, start, label, drawn, q[drawn])
+    got = sampled_softmax(h[:1], Classes.whole(w, b), start, label, drawn, q[drawn])
     want = full_cross_entropy(h[:1], w, b, start, label)
     assert got.item() == pytest.approx(want.item(), rel=0.01)
     plain = sampled_softmax(
-        h[:1], w, b, start, label, drawn, torch.full((200_000,), 1 / 11, device=DEVICE)
+        h[:1],
+        Classes.whole(w, b),
+        start,
+        label,
+        drawn,
+        torch.full((200_000,), 1 / 11, device=DEVICE),
     )
     assert abs(plain.item() - want.item()) > 0.05
 
@@ -149,7 +157,9 @@ def test_the_estimate_of_log_q_has_no_bias_where_items_are_drawn_unevenly() -> N
 def test_gbce_is_its_formula(t: float) -> None:
     h, w, b = given()
     drawn = tensor([2, 7, 8, 1])
-    got = gbce(h, w, b, START, CLASSES, drawn, 9, t)  # of eleven classes, two are no item
+    got = gbce(
+        h, Classes.whole(w, b), START, CLASSES, drawn, 9, t
+    )  # of eleven classes, two are no item
     a = 4 / 8
     beta = a * (t * (1 - 1 / a) + 1 / a)
     s = h @ w.T + b
@@ -167,12 +177,14 @@ SHOWN = tensor([4, 5, 0, 1, 2, 3, 5])
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "full": full_cross_entropy,
     "sessions": session_cross_entropy,
-    "sampled": lambda *given, **added: sampled_softmax(
-        *given, DRAWN, torch.full((6,), 1 / 11, device=DEVICE), **added
+    "sampled": lambda h, w, b, *given, **added: sampled_softmax(
+        h, Classes.whole(w, b), *given, DRAWN, torch.full((6,), 1 / 11, device=DEVICE), **added
     ),
-    "gbce": lambda *given, **added: gbce(*given, DRAWN, 9, 0.75, **added),
-    "rank": lambda *given, **added: rank_loss(
-        *given, tensor([0, 2, 2, 3, 3, 6, 7, 7]), SHOWN, **added
+    "gbce": lambda h, w, b, *given, **added: gbce(
+        h, Classes.whole(w, b), *given, DRAWN, 9, 0.75, **added
+    ),
+    "rank": lambda h, w, b, *given, **added: rank_loss(
+        h, Classes.whole(w, b), *given, tensor([0, 2, 2, 3, 3, 6, 7, 7]), SHOWN, **added
     ),
 }
 

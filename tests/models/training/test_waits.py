@@ -132,6 +132,7 @@ def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("method", "how"), EVERY, ids=str)
 def test_no_step_waits(method: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr("models.networks.recommender.SPARSE_FROM", 1)  # (with sampled losses)
     chosen = chosen_of(method, **how)
     run = started(chosen)
     epoch = Epoch(run.model, run.rows, chosen, 1)
@@ -194,6 +195,41 @@ def test_forwards_on_a_gpu_all_lies_there(
         for part in parts:
             loss_there = there.train().loss(made(part).to("cuda"), chosen.train)
             assert loss_there.device.type == "cuda" and loss_there.shape == ()
+
+
+@pytest.mark.parametrize("loss", ["sampled", "gbce"])
+@pytest.mark.parametrize(
+    "method",
+    ["sasrec+st", "hstu+fb+habit", "gru4rec+side", "bert4rec", "sessionrec-hstu+habit", "paper"],
+)
+def test_gradients_of_some_rows_are_those_of_the_whole_table(
+    method: str, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large table's gradient has the rows that a step read, also where weights are untied."""
+    how: dict[str, Any] = {"loss": loss, "dropout": 0.0}
+    if method == "paper":
+        chosen = config("bert4rec+st", "paper_a_steam", dim=8, layers=1, **how)
+    else:
+        chosen = chosen_of(method, **how)
+    found = []
+    for size in (10**9, 1):
+        monkeypatch.setattr("models.networks.recommender.SPARSE_FROM", size)
+        run = started(chosen)
+        assert run.model.sparse == (size == 1)
+        run.model.eval()
+        batches = [part for n in (0, 1) for part in Epoch(run.model, run.rows, chosen, 1)[n]][:3]
+        for part in batches:
+            run.model.loss(part, chosen.train).backward()  # type: ignore[no-untyped-call]
+        grad = run.model.item.weight.grad
+        assert grad is not None and grad.is_sparse == (size == 1)
+        run.model.dense_gradients()
+        found.append({name: p.grad for name, p in run.model.named_parameters()})
+        torch.manual_seed(0)
+    assert (found[1]["item.weight"][0] == 0).all()
+    for name, one in found[0].items():
+        assert (one is None) == (found[1][name] is None)
+        if one is not None:
+            assert torch.allclose(one, found[1][name], rtol=1e-4, atol=1e-6), name
 
 
 def weights(model: Recommender) -> list[torch.Tensor]:
