@@ -44,7 +44,11 @@ def texts() -> Iterator[tuple[str, int, str]]:
     for file in (
         sorted(REPO.glob("*.md"))
         + sorted((REPO / "docs").rglob("*.md"))
-        + sorted((REPO / "benchmarks").glob("*.md"))
+        + [
+            one
+            for folder in ("benchmarks", "results")
+            for one in sorted((REPO / folder).glob("*.md"))
+        ]
     ):
         if file.name not in LEFT_OUT and "reference" not in file.parts:
             yield from _document(file)
