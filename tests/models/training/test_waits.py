@@ -417,3 +417,12 @@ def test_processes_exchange_by_nccl_where_each_has_a_gpu(
     team, where = process_group.start("cuda" if cards else "cpu")
     assert (where, team.device, asked) == (device, exchange, [backend])
     assert (team.rank, team.size) == (1, 2)
+
+
+def test_a_training_is_known_again_whether_it_was_deterministic_or_not() -> None:
+    from models.training.options import asked_for, train_parser
+
+    words = ["--source", "clicks", "--method", "hstu", "--epochs", "3"]
+    plain, told = (train_parser().parse_args([*words, *more]) for more in ([], ["--deterministic"]))
+    assert (plain.deterministic, told.deterministic) == (False, True)
+    assert asked_for(plain) == asked_for(told) == '{"epochs": 3}'
