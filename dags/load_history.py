@@ -1,10 +1,10 @@
 """# The history, in one go
 
-Everything that the landing folder has and the tables have not: `jobs run` without a day, so
-nothing is late. One task, one Spark application, audits included; start it by hand, once, before
-the first night. Running it again is harmless: what was read before is recognised.
+Loads everything that is in the landing folder and not in the tables (`jobs run` without a day), so
+nothing is late. One task, one Spark application, audits included. Start it by hand, once, before
+the first night. Running it again is safe: files that were read before are recognised.
 
-**It went red?** The log's last lines say what, where and the remedy. Fix it and clear the task.
+**It went red?** The last lines of the log name the cause, the place and the fix. Fix it and clear the task.
 """
 
 from airflow.sdk import DAG

@@ -1,11 +1,11 @@
-"""# Sunday's cleaning
+"""# Sunday's maintenance
 
 Packs the nights' small files, removes what no version needs any more and what killed runs left,
-and says what it freed. Kept are: everything of the last `keep_days` days, every version of
-`gold.sequences` that a registered model was trained on, and what a derived table has not yet read.
+and reports what it freed. It keeps everything of the last `keep_days` days, every version of
+`gold.sequences` that a registered model was trained on, and what a derived table has not read yet.
 
-**It went red?** Most likely MLflow did not answer: without the registry it is not known which versions
-its models need, so nothing was removed. Start MLflow and clear the task; it can wait for days.
+**It went red?** Most likely MLflow did not answer. The registry is needed to know which versions its models
+use, so nothing was removed. Start MLflow and clear the task. It can wait for days.
 """
 
 from airflow.sdk import DAG, CronDataIntervalTimetable

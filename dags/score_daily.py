@@ -1,17 +1,26 @@
 """# New sequences, or a new champion -> refit of the champion -> lists for all users
 
-Starts when a night announces a new version of `gold.sequences`, or the gate a new champion. The
-champion's recipe is trained on everything (`refit`, in the pool `gpu`; not with `[training] refit =
-false`), the model that is served is asked whether it answers as it was stored (`verify`), and
-`gold.recommendations` is written; then the page is made anew, with the lists. Without a champion it
-does nothing.
+Starts when a night announces a new version of `gold.sequences`, or the gate a new champion.
 
-**It went red?** `is_there_a_champion`: MLflow did not answer. `refit`: its log says what; it goes on
-where it was, and what was served before is still served. `verify`: the log says which lists differ;
-`python -m models rollback` serves the champion before. `score`: its log says what; a list that breaks
-the suite is not published, and the table stays as it was. Clear the task: teaching and scoring again
-from the same versions writes nothing twice. `report`: MLflow did not answer, or the newest comparison
-was deleted; the lists are published.
+1. `refit`: the champion's recipe is trained on everything (in the pool `gpu`; skipped with
+   `[training] refit = false`).
+2. `verify`: the served model must answer as it was stored.
+3. `score`: `gold.recommendations` is written.
+4. `report`: the page is made again, with the lists.
+
+Without a champion it does nothing.
+
+**What went red?**
+
+| task | means | do |
+|---|---|---|
+| `is_there_a_champion` | MLflow did not answer | start MLflow; clear the task |
+| `refit` | its log has the cause; the model that was served before is still served | fix it and clear: it continues where it stopped |
+| `verify` | the log names the lists that differ | `python -m models rollback` serves the previous champion |
+| `score` | its log has the cause; lists that break the suite are not published, and the table stays as it was | fix it and clear |
+| `report` | MLflow did not answer, or the newest comparison was deleted; the lists are published | start MLflow; clear |
+
+Running again is safe: the same versions are written once.
 """
 
 from airflow.sdk import DAG

@@ -1,23 +1,24 @@
 """# Once a week: every method trained -> compared -> registered -> the gate
 
-Starts once a week on the newest version of `gold.sequences`, unless all were trained on it before;
-with `[training] nightly = true` also when a night announces a new one. All methods train on one version: the highest of those that
-were announced since the last training started. Switched on, it starts once for the weeks that
-passed. One task per method and seed, as many at a time as the pool `gpu` has slots.
+Starts once a week on the newest version of `gold.sequences`, unless all methods were trained on it
+before. With `[training] nightly = true` it also starts when a night announces a new version. All
+methods train on one version: the highest that was announced since the last training started. When
+it is switched on, it starts once for all weeks that passed. One task per method and seed; the pool
+`gpu` says how many run at a time.
 
 **What went red?**
 
 | task | means | do |
 |---|---|---|
 | `recipes` (where `[training] tuned = true`) | a method has no recipe for this target and preset: nothing was trained | run the commands that its log names, then clear the task |
-| `train [method, seed]` | this method only: the others go on, and the comparison says who is missing | read its log; clear the task, then `compare` |
-| `compare` | no method finished, or MLflow is away | clear the task |
-| `register`, `promote`, `report` | MLflow is away | clear the task |
+| `train [method, seed]` | only this method failed: the others continue, and the comparison names the missing one | read its log; clear the task, then `compare` |
+| `compare` | no method finished, or MLflow did not answer | start MLflow; clear the task |
+| `register`, `promote`, `report` | MLflow did not answer | start MLflow; clear the task |
 
-A gate that says no is not red: `promote` returns why (so do the version's tags in MLflow), and
-`announce_champion` is skipped. The task `report` has a button that leads to the page with all of it.
+A gate that refuses is not red: `promote` returns the reason (as do the version's tags in MLflow), and
+`announce_champion` is skipped. The task `report` has a button that opens the page.
 
-By hand: trigger it with other methods, seeds, preset, or an older `table_version`.
+To run it by hand, trigger it with other methods, seeds, a preset, or an older `table_version`.
 """
 
 from airflow.sdk import DAG

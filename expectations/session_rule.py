@@ -6,6 +6,8 @@ audited by the other one, or by what only compares (`near`, `belong`, `rise`, `f
 text that cut them. Each is compared with another engine (tests/expectations).
 
 Registered models ship this file: it needs NumPy, and pyarrow only where it is given Arrow's arrays.
+
+Decisions 1 and 4 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ may be less than what was audited. (All of `gold.sequences` made anew is compare
 
 A difference is looked at twice: all files are read again first, so that wrong rows of
 `ops.fingerprints` are corrected and no alarm.
+
+Decision 7 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

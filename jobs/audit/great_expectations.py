@@ -1,4 +1,7 @@
-"""Great Expectations judges counts, keeps the result, and builds the Data Docs page."""
+"""Great Expectations judges counts, keeps the result, and builds the Data Docs page.
+
+Decision 5 in docs/design/decisions.md.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ that as a failure with `exception_info`) is distinguished from one that *failed*
 
 A check holds, fails, warns, or was *not evaluated*. In a night every check must be evaluated: one
 that no job stated is an error. Whole tables lack what only a run knows (`jobs/whole.py`).
+
+Decision 3 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

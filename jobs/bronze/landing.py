@@ -143,8 +143,8 @@ def file_format(source: Source) -> Format:
 
 
 def reading_format(context: Context) -> Format:
-    """How ingestion reads: as the files are written, by the tables' rule for ids, without people
-    who were forgotten."""
+    """How ingestion reads: as the files are written, by the tables' rule for ids, without erased
+    users."""
     return replace(
         file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context),
         partial_since=partial_since(context),

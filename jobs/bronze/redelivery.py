@@ -34,8 +34,8 @@ from jobs.core.tables import CHANGED_EVENTS, DELIVERIES, EVENTS, FLAGS, Table
 from jobs.lake.context import Candidate, Context
 
 SINCE = "sessionmill.deliveries_since"
-"""A property of `bronze.deliveries`: of events that were stored before this (us since 1970) nobody
-knows which other files had them. 0: it is known of all. `AWAY`: lines were read without it."""
+"""A property of `bronze.deliveries`: of events that were stored before this (us since 1970) it is not
+known which other files had them. 0: it is known of all. `AWAY`: lines were read without it."""
 AWAY = "away"
 KEY = ["event_id", "file"]
 OF_A_ROW = ("ingest_ts", "tie_break")

@@ -1,4 +1,7 @@
-"""Which lines are events that the table has already, and what becomes of each."""
+"""Which lines are events that the table has already, and what becomes of each.
+
+Decision 2 in docs/design/decisions.md.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ list. Such a line is no reject, and its hash is that of `typed_events`. All othe
 to `typed_events`. `tests/jobs/bronze/test_typed_arrow.py` compares the one with the other on
 generated lines. What it saves is in benchmarks/README.md (Sessions, by
 size).
+
+Decision 8 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Text to typed events, as Spark SQL expressions: times, numbers, feedback, hashes, reasons.
 
 Pure: frame in, frame out. The meaning of every rule is in ARCHITECTURE.md ("What things mean").
+
+Decision 2 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

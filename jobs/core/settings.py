@@ -1,6 +1,8 @@
 """Where we run: everything that the environment decides, and nothing else.
 
 `SESSIONMILL_…` variables; an unknown name is an error, because a misspelt one would be ignored.
+
+Decision 14 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

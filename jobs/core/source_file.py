@@ -2,6 +2,8 @@
 
 Imports pydantic and the standard library only: DAG files read sources too.
 A mistake is reported with the field, the value and the remedy before Spark starts.
+
+Decision 14 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ table gives to them. What has one of these and no user is removed as theirs, and
 device that others use, too: what they did there under their own names stays.
 
 What it does not reach, and reports: copies outside the lake and MLflow.
+
+Decision 15 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

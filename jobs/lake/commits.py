@@ -1,4 +1,7 @@
-"""What a table's log says of its commits: which moved rows, and whose they are."""
+"""What a table's log says of its commits: which moved rows, and whose they are.
+
+Decision 6 in docs/design/decisions.md.
+"""
 
 from __future__ import annotations
 

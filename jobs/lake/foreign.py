@@ -7,6 +7,8 @@ there the newest version that a run reported counts, and without one the table i
 Commits of others since then that moved rows are, in `bronze`, facts (DELETE, UPDATE, MERGE, appended
 rows) or a loss (RESTORE, overwrite); in derived tables they are repaired by making the rows anew. A
 commit that only fills columns of others changes nothing of ours.
+
+Decisions 6 and 7 in docs/design/decisions.md.
 """
 
 from __future__ import annotations
@@ -207,8 +209,8 @@ def tell_readers_of_older_copy(context: Context, table: Table) -> None:
 
 
 def changed(lake: Lake, table: Table) -> Change | None:
-    """Whether others changed rows of a derived table since our last commit; None: no, or nobody
-    knows of any."""
+    """Whether others changed rows of a derived table since our last commit; None: no, or none is
+    known."""
     known = last_known(lake, table)
     if known is None:
         return None

@@ -1,4 +1,7 @@
-"""Runs jobs step by step: compute, audit, publish; again where another run was faster."""
+"""Runs jobs step by step: compute, audit, publish; again where another run was faster.
+
+Decision 3 in docs/design/decisions.md.
+"""
 
 from __future__ import annotations
 

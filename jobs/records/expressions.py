@@ -3,6 +3,8 @@
 The dialect is DuckDB's. Expressions see one record each: no other table, no aggregate, nothing that
 differs from run to run (the clock, chance, settings), no file and no network. They are checked by
 DuckDB's own parser before anything is read, and by its binder as soon as the columns are known.
+
+Decision 9 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The suite of `silver.sessions` over the arrays of data files."""
+"""The suite of `silver.sessions` over the arrays of data files.
+
+Decision 4 in docs/design/decisions.md.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ first one after (`Edges`).
 Tasks look for them by the bounds of each data file's sessions; what they find is small, is cut
 together with what came, and compared with what was, in one process, or by slices of users in Spark
 (`jobs/silver/cut_spark.py`).
+
+Decision 8 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

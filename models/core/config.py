@@ -1,4 +1,7 @@
-"""How methods are sized and trained: the settings, and the presets that fill them in."""
+"""How methods are sized and trained: the settings, and the presets that fill them in.
+
+Decision 14 in docs/design/decisions.md.
+"""
 
 from __future__ import annotations
 

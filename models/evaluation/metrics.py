@@ -7,6 +7,8 @@ asked for. A metric of a set of items (one item is a set of one) at K:
  * mrr: 1 / place of the first hit, 0 beyond K;
  * first_item_hr: 1 if the item that came first is in the top K (of sets: a next session).
 Items that the model does not know are in the set and never hit.
+
+Decision 10 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ found by reading import statements, and nothing else. The package is called `ses
 code live beside it in one process, and beside anybody's package `models`; the same code has the same
 name and is loaded once. (MLflow puts a version's code on `sys.path` and imports it by its name, so
 that of two packages of one name the first one loaded would serve both: mlflow#12377.)
+
+Decision 13 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ difference that would have been significant with a probability of 80 %. A next-s
 with the next-item model of its encoder, `+fb` where that is there. The winner has the highest NDCG@10 on test. A trained method is
 recommended only if it is better than the best of the counted baselines. Where methods were tuned
 (`python -m models tune`), the table says by what budget, and a sentence where budgets differ.
+
+Decision 11 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

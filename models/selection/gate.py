@@ -13,6 +13,8 @@ number of trainings of its comparison (Bonferroni): 1 - .05/n.
 
 Every decision is a run of its own in MLflow, with its numbers as `gate.json`, and a tag of the
 model version; refused ones too.
+
+Decision 11 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ on, and nothing scores it on what it was trained on.
 From scratch, it is trained for as many epochs as were best. Warm, which is the rule, the weights of
 the newest refit (or of the recipe's version) are taken over (`models/networks/warm_start.py`), and a
 few epochs teach what happened since. Baselines are counted anew.
+
+Decision 12 in docs/design/decisions.md.
 """
 
 from __future__ import annotations

@@ -152,6 +152,24 @@ def test_the_guides_as_they_are_typed(place: Path) -> None:
     typed(place, "\n".join(lines[2:]))
 
 
+def test_decisions_are_short_and_name_their_code() -> None:
+    """Each record has its context, decision, price and code, in fewer than 15 lines; the code names it."""
+    text = (REPO / "docs" / "design" / "decisions.md").read_text()
+    records = re.split(r"^## ", text, flags=re.M)[1:]
+    assert [int(one.split(".")[0]) for one in records] == list(range(1, len(records) + 1))
+    for record in records:
+        assert len(record.strip().splitlines()) < 15, record
+        parts = re.findall(r"^\* \*\*(\w+)\.\*\*", record, re.M)
+        assert parts == ["Context", "Decision", "Price", "Code"], record
+        named = re.findall(r"`([\w/]+\.py)`", record.split("**Code.**")[1])
+        number = record.split(".")[0]
+        for file in named:
+            [said] = re.findall(r"Decisions? ([\d and]+) in docs/design/decisions\.md", (REPO / file).read_text())  # fmt: skip
+            assert number in said.split(" and "), (file, number)
+        assert named, record
+    assert len(records) >= 15
+
+
 # -- the runbook: commands in its sentences -------------------------------------------------------
 
 COMMAND = re.compile(r"`((?:SESSIONMILL_ID_KEY=\S+ )?python -m [^`]+)`")

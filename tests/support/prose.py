@@ -36,7 +36,7 @@ OLD = {
     r"whatever the (?:gate|suite) would say": "without the gate",
 }
 """Words of an English of our own, as regular expressions -> what to write."""
-FOUND = re.compile(r"\b(?:" + "|".join(OLD) + r")\b", re.I)
+FOUND = re.compile(r"\b(?:" + "|".join(OLD).replace(" ", r"\s+") + r")\b", re.I)
 
 
 def texts() -> Iterator[tuple[str, int, str]]:
@@ -44,7 +44,11 @@ def texts() -> Iterator[tuple[str, int, str]]:
     for file in (
         sorted(REPO.glob("*.md"))
         + sorted((REPO / "docs").rglob("*.md"))
-        + sorted((REPO / "benchmarks").glob("*.md"))
+        + [
+            one
+            for folder in ("benchmarks", "results")
+            for one in sorted((REPO / folder).glob("*.md"))
+        ]
     ):
         if file.name not in LEFT_OUT and "reference" not in file.parts:
             yield from _document(file)
@@ -83,8 +87,7 @@ def _python(file: Path) -> Iterator[tuple[str, int, str]]:
     source = file.read_text("utf-8")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            for extra, line in enumerate(node.value.splitlines()):
-                yield _name(file), node.lineno + extra, NAMES.sub("", line)
+            yield _name(file), node.lineno, NAMES.sub("", node.value)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield _name(file), token.start[0], NAMES.sub("", token.string)
@@ -95,5 +98,7 @@ def found() -> list[str]:
     hits = []
     for file, number, text in texts():
         for match in FOUND.finditer(text):
-            hits.append(f"{file}:{number}: {match[0]!r} in {text.strip()}")
+            line = number + text[: match.start()].count("\n")
+            around = text[max(0, match.start() - 60) : match.end() + 60]
+            hits.append(f"{file}:{line}: {match[0]!r} in …{' '.join(around.split())}…")
     return list(dict.fromkeys(hits))
