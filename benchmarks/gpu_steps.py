@@ -519,6 +519,7 @@ def busy(run: Any, parts: Any) -> float | None:
     """Seconds of a step in which the GPU computes or copies: the profiler's, whose own cost on the
     host makes the step longer but not its kernels. None: the profiler cannot see them."""
     import torch
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -526,9 +527,14 @@ def busy(run: Any, parts: Any) -> float | None:
         for _ in range(2):
             run.step(parts, 0.5)
         torch.cuda.synchronize()
-    micros = sum(getattr(one, "self_device_time_total", 0.0) for one in seen.key_averages())
     run.read()
-    return float(micros) / 2e6 or None
+    # (An annotation, such as the optimiser's step, spans kernels that are counted themselves.)
+    kernels = [
+        one.time_range.elapsed_us()
+        for one in seen.events()
+        if one.device_type == DeviceType.CUDA and not getattr(one, "is_user_annotation", False)
+    ]
+    return sum(kernels) / 2e6 or None
 
 
 def measured(cells: list[tuple[str, int, int, str]], device: str, sizes: Sizes) -> Found:

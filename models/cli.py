@@ -1,5 +1,5 @@
-"""`python -m models train|tune|recipes|grid|backtest|scaling|evaluate|compare|power|register|verify|score|
-promote|refit|rollback|explain|report|params|results`: gold tables in, a registry out.
+"""`python -m models train|tune|recipes|grid|compare-rules|backtest|scaling|evaluate|compare|power|
+register|verify|score|promote|refit|rollback|explain|report|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
 heavy is imported before a command needs it.
@@ -174,6 +174,22 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every method with the newest recipe of `tune`; options that are given win",
     )
+    command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
+    command.add_argument(
+        "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
+    )
+
+
+def _rules_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
+    command.add_argument("--methods", required=True, help="by comma, as in `grid`; not baselines")
+    command.add_argument(
+        "--gaps",
+        default="600,1800,7200,86400",
+        help="seconds of silence that end a session, by comma (default: 10 and 30 minutes, 2 and 24 "
+        "hours)",
+    )
+    command.add_argument("--seeds", default="1,2", help="by comma")
     command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
     command.add_argument(
         "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
@@ -540,6 +556,38 @@ def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     return outcome
 
 
+def _rules(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    """What a session rule is worth: every method once more for each gap, on the same targets."""
+    from models.core.environment import note
+    from models.experiments.grid import command_line, grid
+    from models.selection.compare import show
+
+    told, _ = train_parser().parse_known_args(
+        ["--source", args.source, "--method", "pop", *args.options]
+    )
+    target = told.target or source.training.target
+    if target != "next_item":
+        raise UserError(
+            f"compare-rules: the target {target!r} is another one under each rule; set -- --target "
+            "next_item"
+        )
+    gaps = _numbers("--gaps", args.gaps, float)
+    args.variant = [f"gap {gap:g} s: --preprocess gap:{gap:g}" for gap in gaps]
+    args.tuned = False
+    given = {"methods": args.methods, "gaps": args.gaps, "seeds": args.seeds}
+    outcome = grid(
+        args.source,
+        args.comparison,
+        _cells(args, source, lake, args.options, args.variant),
+        args.options,
+        command_line("compare-rules", args.source, args.comparison, args.options, **given),
+        Path(args.results) if args.results else None,
+        note,
+    )
+    show(outcome)
+    return outcome
+
+
 def _cells(
     args: argparse.Namespace, source: Any, lake: str, options: list[str], variants: list[str]
 ) -> list[Any]:
@@ -667,6 +715,11 @@ COMMANDS = {
     ),
     "report": Command(
         "make one HTML page: nights, log, methods, gate, lists, lineage", _report_options, _report
+    ),
+    "compare-rules": Command(
+        "what counts as a session: train on sessions cut by several gaps, on the same targets",
+        _rules_options,
+        _rules,
     ),
     "grid": Command(
         "train many methods and seeds, one after another; continues where it stopped",

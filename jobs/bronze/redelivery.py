@@ -216,6 +216,8 @@ def of_lines(context: Context, lines: DataFrame) -> DataFrame:
     if "row_hash" not in lines.columns:
         lines = lines.withColumn("row_hash", F.col("event_id"))
     stamps = {"ingest_file": F.col("file"), "ingest_ts": F.lit(context.started)}
+    if context.source.columns.file_order:  # (tasks that type lines leave it to the events)
+        stamps["tie_break"] = F.col("line")
     rows = lines.withColumns(stamps).withColumnRenamed("row_hash", "digest")
     return first_of(rows, KEY, [F.col("line")]).select(*DELIVERIES.columns, "digest")
 

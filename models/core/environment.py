@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -33,12 +35,40 @@ def use_deterministic(yes: bool) -> None:
     torch.use_deterministic_algorithms(yes)
 
 
+_cards: dict[int, TextIO] = {}  # GPUs that this process has, with the files that say so
+
+
 def pick_device(name: str) -> str:
+    """`cpu`, `cuda`, or, where there are several GPUs, one of them that no other training has."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
-    return name
+    # torchrun gives each of its processes a GPU (`process_group.start`).
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if name != "cuda" or not alone or torch.cuda.device_count() < 2:
+        return name
+    card = _free_card(torch.cuda.device_count())
+    torch.cuda.set_device(card)
+    return f"cuda:{card}"
+
+
+def _free_card(cards: int) -> int:
+    """A GPU of this machine that no process of this user has; it is kept until this process ends.
+    The first one where all are taken."""
+    for card in _cards:
+        return card
+    for card in range(cards):
+        path = Path(tempfile.gettempdir()) / f"sessionmill-{os.getuid()}-gpu-{card}.lock"
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            continue
+        _cards[card] = file
+        return card
+    return 0
 
 
 def note(text: str) -> None:

@@ -11,7 +11,7 @@ from models.core.errors import UserError
 from models.core.rows import Ints
 from models.data.catalogue import listed_items
 from models.data.nights import by_default, nightly_cut
-from models.data.paper_a import PREPROCESS, paper_a
+from models.data.paper_a import PREPROCESS, gap_us, paper_a, recut, same_events
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
 from models.data.splits import (
     NOT_GOLD,
@@ -50,6 +50,9 @@ class Data:
 
 def prepared(events: Events, preprocess: str) -> Events:
     """The events of gold.sequences, or what another way of preparing them leaves."""
+    gap = gap_us(preprocess)
+    if gap is not None and preprocess != "paper_a":
+        return recut(events, gap)
     if preprocess not in PREPROCESS:
         raise UserError(f"unknown preprocessing {preprocess!r}: one of {', '.join(PREPROCESS)}")
     return paper_a(events) if preprocess == "paper_a" else events
@@ -97,7 +100,7 @@ def load_data(
     cut = _cut(events, split or by_default(events.sequences), valid_from, test_from, nights)
     if cut.split != "nightly":
         cut = replace(cut, train_until=train_until)
-    reproduced = preprocess != "gold"
+    reproduced = same_events(preprocess) != "gold"
     if reproduced:
         filters = Filters(min_item_events=1, min_session_events=1, min_user_sessions=1)
     names = _Names(lake, source, sequences)

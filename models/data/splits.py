@@ -113,7 +113,10 @@ class Targets:
 
 @dataclass(frozen=True)
 class Events:
-    """Sequences with users one after another: index of each event, its user and session."""
+    """Sequences with users one after another: index of each event, its user and session.
+
+    counted: the sessions that filters count, where they are others; None: the same.
+    """
 
     sequences: Sequences
     index: Ints
@@ -121,6 +124,7 @@ class Events:
     start: Ints  # int64[U+1]
     opens: Bools
     session: Ints  # running number over all users
+    counted: Ints | None = None
 
     @staticmethod
     def of(sequences: Sequences) -> Events:
@@ -206,7 +210,8 @@ def training_rows(
     item_index of what a catalogue had by the time of the newest training row: these are taken, too.
     """
     at = np.flatnonzero(period < until)
-    item, session, user = events.item[at], events.session[at], events.user[at]
+    counted = events.session if events.counted is None else events.counted
+    item, session, user = events.item[at], counted[at], events.user[at]
     seen = item
     counts: dict[str, dict[str, int]] = {}
 
@@ -240,7 +245,7 @@ def training_rows(
     rows = Rows(
         item=(np.searchsorted(vocabulary, item) + 1).astype(np.int32),
         ts=events.ts[at],
-        ordinal=_dense(session, user),
+        ordinal=_dense(events.session[at], user),
         positive=events.positive[at],
         start=start.astype(np.int64),
         **_evidence(events, at, vocabulary_index(events, vocabulary)),

@@ -63,8 +63,8 @@ class Recommender(nn.Module):
         super().__init__()
         self.config = config.model
         self.num_items = num_items
-        few = config.train.loss if config.train.loss != "auto" else _auto(num_items)
-        self.sparse = few != "full" and (num_items + 1) * config.model.dim >= SPARSE_FROM
+        drawn = kind_of_loss(config.train, num_items) != "full"
+        self.sparse = drawn and (num_items + 1) * config.model.dim >= SPARSE_FROM
         self.precision = config.train.precision  # what layers compute in; `auto`: float32
         self.backbone_joins = True  # while it does not, items' biases and what is added are scored
         made = {name: encoding(config.model) for name, encoding in encodings.items()}
@@ -337,7 +337,7 @@ class Recommender(nn.Module):
     def retrieval(self, h_ND: torch.Tensor, batch: Batch, train: TrainConfig) -> torch.Tensor:
         """The labels found among all items, or among drawn ones, from the states at them."""
         label = batch.label_item - self.first_class
-        kind = train.loss if train.loss != "auto" else _auto(self.num_items)
+        kind = kind_of_loss(train, self.num_items)
         if kind == "full":
             weight, bias = self.classes()
             if self.some_unseen:
@@ -449,6 +449,8 @@ class Recommender(nn.Module):
         return scores[:, 1 - self.first_class :].cpu()
 
 
-def _auto(num_items: int) -> str:
-    """The loss that `auto` takes."""
+def kind_of_loss(train: TrainConfig, num_items: int) -> str:
+    """full, sampled or gbce."""
+    if train.loss != "auto":
+        return train.loss
     return "full" if num_items <= FULL_ITEMS else "sampled"

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import option_named
+from models.data.paper_a import same_events
 from models.data.splits import in_words
 from models.evaluation.components import components, over_seeds
 from models.evaluation.metrics import bootstrap
@@ -140,7 +141,7 @@ def _same(entries: list[Entry]) -> None:
     first = entries[0]
     for other in entries[1:]:
         for name, option in SAME.items():
-            if other.facts.get(name) != first.facts.get(name):
+            if _fact(other, name) != _fact(first, name):
                 raise UserError(
                     f"cannot compare: {name} of {first.report['method']} (run "
                     f"{first.report['mlflow_run_id']}) is {first.facts.get(name)}, of "
@@ -153,6 +154,11 @@ def _same(entries: list[Entry]) -> None:
                 f"cannot compare: {first.report['method']} and {other.report['method']} were "
                 f"evaluated on {len(first.user_id)} and {len(other.user_id)} users that differ"
             )
+
+
+def _fact(entry: Entry, name: str) -> Any:
+    value = entry.facts.get(name)
+    return same_events(value) if name == "preprocess" and value else value
 
 
 def _score(entry: Entry) -> float:
@@ -188,7 +194,8 @@ def _row(
         row["vs_vanilla"] = _against(entry, vanilla)
         row["vs_vanilla_seeds"] = _over_seeds(mine, trainings[vanilla.report["method"]])
         for kind, part in [*row["by_target"].items(), *row.get("by_age", {}).items()]:
-            part["vs_vanilla"] = _against(entry, vanilla, kind)
+            if entry.parts[kind][0] == vanilla.parts[kind][0] and one_rule(entry, vanilla):
+                part["vs_vanilla"] = _against(entry, vanilla, kind)
     row["vs_winner"] = _against(entry, winner) if winner is not entry else None
     row["tuning"] = report.get("tuning")  # (0.1.0 knew none)
     sees = report.get("catalogue", False)
@@ -200,6 +207,11 @@ def epoch_s(report: dict[str, Any]) -> float:
     """Seconds of one epoch of a trained method, over all nights that were trained for."""
     epochs: int = report["epochs"] + sum(night["epochs"] for night in report.get("by_night", ()))
     return float(report["train_s"] / epochs)
+
+
+def one_rule(one: Entry, other: Entry) -> bool:
+    """Whether both were trained on the same sessions: else other targets open one."""
+    return bool(one.facts.get("preprocess") == other.facts.get("preprocess"))
 
 
 def _parts(parts: dict[str, Any]) -> dict[str, Any]:
@@ -459,4 +471,5 @@ def _and_kinds(by_target: dict[str, Any]) -> str:
         f"{part['vs_vanilla']['difference']:+.4f} [{part['vs_vanilla']['low']:+.4f}, "
         f"{part['vs_vanilla']['high']:+.4f}], {part['vs_vanilla']['verdict']}"
         for kind, part in by_target.items()
+        if "vs_vanilla" in part
     )

@@ -117,7 +117,10 @@ def add_split(command: argparse.ArgumentParser) -> None:
         "file's, else nightly where the log has five nights or more, else temporal",
     )
     command.add_argument(
-        "--preprocess", default="gold", help="gold, or paper_a: sessions and users as in paper A"
+        "--preprocess",
+        default="gold",
+        help="gold; gap:SECONDS: the same events in sessions that such a silence ends; or paper_a: "
+        "sessions and users as in paper A",
     )
 
 

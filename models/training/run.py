@@ -23,7 +23,7 @@ from models.core.errors import UserError
 from models.core.process_group import ALONE, Team
 from models.core.rows import EXPOSED, Ints, Target
 from models.data.load import Data, load_data
-from models.data.paper_a import PAPER_A_GAP_US
+from models.data.paper_a import gap_us, same_events
 from models.data.sequences import cache_folder
 from models.data.splits import (
     TEST,
@@ -293,7 +293,11 @@ def prepared_of(
 
 def _until(request: Request) -> str:
     """The source's; what the papers did where a paper's preparation is asked for."""
-    return "validation" if request.preprocess != "gold" else request.source.training.train_until
+    return (
+        "validation"
+        if same_events(request.preprocess) != "gold"
+        else request.source.training.train_until
+    )
 
 
 def _share_of(data: Data, share: float) -> Data:
@@ -429,7 +433,7 @@ def facts_of(
     source: Source, data: Data, config: Config, filters: Filters, preprocess: str
 ) -> dict[str, Any]:
     """What makes runs comparable, and what serving must know; stored with the model."""
-    again = preprocess == "paper_a"
+    again = gap_us(preprocess)
     return {
         "preprocess": preprocess,
         "method": config.method,
@@ -443,9 +447,9 @@ def facts_of(
         "repeat_policy": config.model.repeat_policy,
         "filters": asdict(filters),
         "attributes_version": None if data.side is None else data.side.version,
-        "session_rule": "gap" if again else source.sessions.rule,
-        "gap_us": PAPER_A_GAP_US if again else source.sessions.gap_us,
-        **({} if again else more_rules(source)),
+        "session_rule": source.sessions.rule if again is None else "gap",
+        "gap_us": source.sessions.gap_us if again is None else again,
+        **(more_rules(source) if again is None else {}),
         "feedback": source.feedback.model_dump(),
     }
 

@@ -146,8 +146,9 @@ class Kind:
     def placed(self, line: Line) -> tuple[Any, ...]:
         """Of two lines of one event, the one with the smaller one survives."""
         campaign = line.campaign if self.reads_campaign else None
+        cookie = line.cookie if self.link is not None else None
         return (
-            self.moment(line) if self.native_ids else 0, line.cookie is None, line.cookie or 0,
+            self.moment(line) if self.native_ids else 0, cookie is None, cookie or 0,
             campaign is None, campaign or 0,
         )  # fmt: skip
 

@@ -255,7 +255,7 @@ def test_native_ids_flags_and_replays_follow_the_newest_version(spark: Any, tmp_
     assert {row["event_id"] for row in shop.rows(FLAGS)} == {"2", "3"}
     # What a replay lands is its file's.
     shop.describe(
-        NATIVE.replace('item_id = "item"', "item_id = { sql = \"coalesce(item, 'none')\" }")
+        NATIVE.replace('item_id = "item"', "item_id = { sql = \"coalesce(item, 'nix')\" }")
     )
     assert shop.run("replay-rejects").events_new == 1
     shop.land("a.csv", said(("2", "y2", "view", 9, BOT)))

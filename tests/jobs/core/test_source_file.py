@@ -6,7 +6,7 @@ import pytest
 
 from jobs.core.errors import SettingsError, SourceError
 from jobs.core.settings import settings
-from jobs.core.source_file import load_source
+from jobs.core.source_file import SessionsPart, load_source
 
 GOOD = """
 [source]
@@ -106,6 +106,12 @@ def test_a_session_rule_without_programs_is_stored_as_before(tmp_path: Path) -> 
         ("[sessions]", "[sessions]\ngap_s = 0", ["sessions.gap_s", "0", "greater than 0"]),
         ("[sessions]", '[sessions]\ngap_s = "30 min"', ["sessions.gap_s", "'30 min'"]),
         ("[sessions]", '[sessions]\nrule = "day"', ["sessions.rule", "'day'"]),
+        ("[sessions]", '[sessions]\non_max_hours = "cut"', ["sessions.on_max_hours", "'cut'"]),
+        ("[sessions]", "[sessions]\nnative_gap = true", ["sessions.native_gap", "leave it out"]),
+        ("[sessions]", '[sessions]\nmidnight = "Europe/Amsterdm"',
+         ["sessions.midnight", "did you mean 'Europe/Amsterdam'?"]),
+        ("[sessions]", '[sessions]\nmidnite = "UTC"', ["did you mean 'midnight'?"]),
+        ("[sessions]", '[sessions]\nboundary = ""', ["sessions.boundary"]),
         (
             "[sessions]",
             '[sessions]\nrule = "source_session_id"',
@@ -222,3 +228,18 @@ def test_the_user_is_named_in_columns_or_in_identity(tmp_path: Path) -> None:
         mapped.append(load_source(str(file)).mapped())
     assert mapped[0] == mapped[1] == mapped[2]
     assert mapped[0] == {"user_id": "u", "item_id": "i", "event_ts": "t", "anonymous_id": "c"}
+
+
+def test_the_stored_rule_names_new_keys_only_where_they_are_set() -> None:
+    """Tables of earlier versions were made by the rule that they say, byte for byte."""
+    stored = '{"gap_us": 1800000000, "max_session_events": 5000, "max_session_us": 86400000000, "rule": "gap"}'
+    assert SessionsPart().rule_text() == stored
+    assert SessionsPart(midnight="UTC").rule_text() == stored[:-1].replace(
+        '"rule"', '"midnight": "UTC", "rule"'
+    ) + "}"
+    every = SessionsPart(
+        rule="source_session_id", native_gap=True, on_max_hours="split", boundary="prev.a"
+    )
+    assert every.more_rules() == {
+        "native_gap": True, "on_max_hours": "split", "boundary": "prev.a",
+    }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -359,3 +360,69 @@ def test_deterministic_algorithms_change_nothing_on_a_cpu() -> None:
         finally:
             use_deterministic(False)
     assert all(map(torch.equal, *outcomes))
+
+
+def test_trainings_of_one_machine_take_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from models.core import environment
+
+    current: list[int] = []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    processes: list[dict[int, Any]] = [{}, {}, {}]  # what each of three keeps
+    for mine, device in zip(processes, ("cuda:0", "cuda:1", "cuda:0"), strict=True):
+        monkeypatch.setattr(environment, "_cards", mine)
+        assert [environment.pick_device(name) for name in ("auto", "cuda")] == [device] * 2
+    assert current == [0, 0, 1, 1, 0, 0]
+    processes[1].pop(1).close()  # it ends
+    monkeypatch.setattr(environment, "_cards", {})
+    assert environment.pick_device("auto") == "cuda:1" and environment.pick_device("cpu") == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun
+    assert environment.pick_device("auto") == "cuda"
+    for kept in (*processes, environment._cards):
+        for file in kept.values():
+            file.close()
+
+
+@pytest.mark.parametrize(
+    ("cards", "local", "device", "exchange", "backend"),
+    [
+        (2, 1, "cuda:1", "cuda:1", "nccl"),
+        (1, 1, "cuda:0", "cpu", "gloo"),
+        (0, 1, "cpu", "cpu", "gloo"),
+    ],
+)
+def test_processes_exchange_by_nccl_where_each_has_a_gpu(
+    cards: int,
+    local: int,
+    device: str,
+    exchange: str,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from models.core import process_group
+
+    for name, value in (("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, str(value))
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda card: None)
+    monkeypatch.setattr(process_group.distributed, "init_process_group", asked.append)
+    monkeypatch.setattr(process_group.distributed, "get_rank", lambda: local)
+    monkeypatch.setattr(process_group.distributed, "get_world_size", lambda: 2)
+    team, where = process_group.start("cuda" if cards else "cpu")
+    assert (where, team.device, asked) == (device, exchange, [backend])
+    assert (team.rank, team.size) == (1, 2)
+
+
+def test_a_training_is_known_again_whether_it_was_deterministic_or_not() -> None:
+    from models.training.options import asked_for, train_parser
+
+    words = ["--source", "clicks", "--method", "hstu", "--epochs", "3"]
+    plain, told = (train_parser().parse_args([*words, *more]) for more in ([], ["--deterministic"]))
+    assert (plain.deterministic, told.deterministic) == (False, True)
+    assert asked_for(plain) == asked_for(told) == '{"epochs": 3}'
