@@ -115,7 +115,7 @@ $(DOCS)/.packages: infra/docs/requirements.lock | $(UV)
 	@$(UV) pip sync --quiet --require-hashes --python $(DOCS)/bin/python infra/docs/requirements.lock
 	@touch $@
 
-docs: $(DOCS)/.packages  ## the documentation as a site, in build/site; open build/site/index.html (no network, no setup)
+docs: $(DOCS)/.packages  ## the documentation as a site, in build/site; open build/site/index.html (needs no setup)
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict --site-dir '$(abspath $(SITE))'
 
 # -- for maintainers ---------------------------------------------------------------------------

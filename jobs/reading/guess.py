@@ -131,7 +131,9 @@ def sample_of(path: str) -> Sample:
 def _delta(place: str) -> Sample:
     paths = DeltaTable(filesystem.rust_uri(place)).file_uris()
     if not paths:
-        raise SettingsError(f"{place} is a Delta table without rows")
+        raise SettingsError(
+            f"{place} is a Delta table without rows: add some, or name another table"
+        )
     with filesystem.open_seekable(paths[0]) as seekable:
         return _typed("delta", pq.ParquetFile(seekable).iter_batches(RECORDS))
 
@@ -169,7 +171,7 @@ def _text(data: bytes) -> Sample:
         text = data.decode(encoding, "replace")
     lines = [one for one in text.splitlines() if one.strip()][:RECORDS]
     if not lines:
-        raise SettingsError("the file is empty")
+        raise SettingsError("the file is empty: name one that has lines")
     for reading in (_w3c, _json, _web, _csv):
         sample = reading(text, lines)
         if sample is not None:

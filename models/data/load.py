@@ -202,9 +202,11 @@ def _cut(
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     if nights is not None and split != "nightly":
-        raise UserError(f"--nights {nights} goes with --split nightly, not {split}")
+        raise UserError(f"--nights {nights} goes with --split nightly, not {split}: leave it out")
     if split == "temporal":
         return temporal_cut(events.ts, valid_from, test_from)
     if valid_from is not None or test_from is not None:
-        raise UserError(f"--valid-from and --test-from pin the temporal split, not {split}")
+        raise UserError(
+            f"--valid-from and --test-from pin the temporal split, not {split}: leave them out"
+        )
     return nightly_cut(events.sequences, nights) if split == "nightly" else Cut(split=split)

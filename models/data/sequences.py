@@ -164,7 +164,10 @@ def _write(table: DeltaTable, folder: Path) -> None:
             users.extend(column["user_id"].to_pylist())
             feedback = pc.index_in(_flat(column["feedback"]).cast(pa.string()), codes)
             if feedback.null_count:
-                raise UserError(f"gold.sequences has feedback that is not one of {FEEDBACK}")
+                raise UserError(
+                    f"gold.sequences has feedback that is not one of {FEEDBACK}: something else wrote it. "
+                    "Make it again: python -m jobs sequences --source SOURCE --rebuild"
+                )
             stamps = _flat(column["event_ts"]).cast(pa.timestamp("us", tz="UTC"))
             exposed = _flat(column["exposed_items"])
             append("item", _flat(column["item_index"]))

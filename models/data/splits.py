@@ -153,7 +153,7 @@ def temporal_cut(ts: Ints, valid_from: int | None = None, test_from: int | None 
 
     def at(quantile: str) -> int:
         if not len(ts):
-            raise UserError("there is no event to cut at")
+            raise UserError("there is no event to cut at: load a log that has positive events")
         rank = int(Fraction(quantile) * (len(ts) - 1))
         return int(np.partition(ts, rank)[rank])
 

@@ -134,7 +134,9 @@ def score_again(
         stored = load(folder)
     facts = stored.facts
     if facts["source"] != source.name:
-        raise UserError(f"run {run_id} is of source {facts['source']!r}, not {source.name!r}")
+        raise UserError(
+            f"run {run_id} is of source {facts['source']!r}, not {source.name!r}: name that --source"
+        )
     began = time.perf_counter()
     at = facts["table_version"] if version is None else version
     cut = stored_cut(stored)

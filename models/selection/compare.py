@@ -152,7 +152,8 @@ def _same(entries: list[Entry]) -> None:
         if other.user_id != first.user_id:
             raise UserError(
                 f"cannot compare: {first.report['method']} and {other.report['method']} were "
-                f"evaluated on {len(first.user_id)} and {len(other.user_id)} users that differ"
+                f"evaluated on {len(first.user_id)} and {len(other.user_id)} users that differ. "
+                "Train both with the same options, under a new --comparison"
             )
 
 

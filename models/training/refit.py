@@ -302,7 +302,9 @@ def _taught(
     title = f"refit of version {recipe.model.version}, table version {data.sequences.version}"
     with keep.alone() as mine:
         if not mine:
-            raise UserError(f"the {title} is running in another process ({keep.folder})")
+            raise UserError(
+                f"the {title} is running in another process ({keep.folder}): wait until it ends"
+            )
         earlier = keep.noted().get("mlflow_run_id")
         tags = _tags(task)
         with recorded(client, experiment, title, _run_tags(tags), earlier) as run_id:

@@ -251,7 +251,8 @@ def read(request: Request, say: Say) -> Learnt:
         facts["each_night"] = request.each_night or EACH_NIGHT[0]
     elif request.each_night is not None:
         raise UserError(
-            f"--each-night {request.each_night} goes with --split nightly, not {data.cut.split}"
+            f"--each-night {request.each_night} goes with --split nightly, "
+            f"not {data.cut.split}: leave it out"
         )
     _announce(config, data, source.name, say)
     return Learnt(config, data, facts)

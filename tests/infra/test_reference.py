@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import fields
 from typing import Any
@@ -128,3 +129,15 @@ def test_messages_are_read_from_the_code(tmp_path: Any) -> None:
 def test_nearly_all_messages_can_be_read() -> None:
     found = error_messages.collected(REPO)
     assert len(found.messages) > 200 and len(found.composed) <= 5
+
+
+ORDERS = re.compile(r": |\. [A-Z]|; |^(?:name|use|write) ")
+WITHOUT = ("Conflict", "AirflowSkipException")  # run again; no error
+
+
+def test_messages_say_what_to_do() -> None:
+    """A message has a second part: what to do. (Those that only pass on another's text have its.)"""
+    for one in error_messages.collected(REPO).messages:
+        passes_on = one.text.replace("\n", " ").endswith((">", "<more>", "<NOT_GOLD>"))
+        if one.kind not in WITHOUT and not passes_on and not one.where.startswith("dags/"):
+            assert ORDERS.search(one.text), f"{one.where}: {one.text}"
