@@ -59,15 +59,7 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
             name="runaways_are_flagged", says="runaway says which bound is exceeded, or is null",
             holds=f"coalesce(runaway, '') = coalesce({flag}, '')",
         ),
-        Check(
-            name="each_event_once",
-            says="no event is in two sessions of the batch",
-        ),
-        Check(
-            name="events_balance",
-            says="events in the sessions before + events that came - events that went = events in "
-                 "the sessions after",
-        ),
+        *BALANCED,
     )  # fmt: skip
 
 
@@ -121,3 +113,13 @@ BOUNDARY = (
     ),
 )
 """Of sessions whose source has a boundary."""
+
+BALANCED = (
+    Check(name="each_event_once", says="no event is in two sessions of the batch"),
+    Check(
+        name="events_balance",
+        says="events in the sessions before + events that came - events that went = events in "
+        "the sessions after",
+    ),
+)
+"""What is computed from counts."""
