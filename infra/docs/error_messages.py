@@ -229,4 +229,5 @@ def page(repo: Path, table: Callable[[tuple[str, ...], Iterable[tuple[str, ...]]
 def _literal(text: str) -> str:
     """A message as Markdown shows it, word for word."""
     text = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]<>#])", r"\\\1", text)
+    text = re.sub(r"([\\`*_\[\]#])", r"\\\1", text)
+    return text.replace("<", "&lt;").replace(">", "&gt;")

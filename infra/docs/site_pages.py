@@ -36,6 +36,7 @@ OUTSIDE = {
 """Documents outside docs/, and the page that each of them is."""
 FENCE = re.compile(r"^(```.*?^```\s*?$)", re.M | re.S)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+TABLE = re.compile(r"<table>.*?</table>", re.S)
 log = get_plugin_logger("documents")
 
 
@@ -62,6 +63,23 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(lambda link: _rewritten(link, path, here), one) for one in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Tables of the reference, whose cells say what they are: on a narrow screen a row is a card."""
+    return TABLE.sub(_labelled, html) if page.file.src_uri.startswith("reference/") else html
+
+
+def _labelled(table: re.Match[str]) -> str:
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", table[0])
+
+    def row(cells: re.Match[str]) -> str:
+        labels = iter(heads)
+        return re.sub(r"<td", lambda _: f'<td data-label="{next(labels)}"', cells[0])
+
+    return re.sub(r"<tr>.*?</tr>", row, table[0], flags=re.S).replace(
+        "<table", "<table data-stacks", 1
+    )
 
 
 def _rewritten(link: re.Match[str], path: str, here: str) -> str:

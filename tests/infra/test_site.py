@@ -116,6 +116,8 @@ const loaded = (page, width) => new Promise(done => {
     await loaded(page, width);
     const there = frame.contentDocument, body = there.querySelector(".md-content__inner");
     found.push({page, width, wide: there.documentElement.scrollWidth,
+                scrolls: [...there.querySelectorAll("table[data-stacks]")]
+                  .filter(one => one.scrollWidth > one.clientWidth + 1).length,
                 words: body.innerText.trim().length,
                 size: parseFloat(frame.contentWindow.getComputedStyle(body).fontSize)});
   }
@@ -138,6 +140,8 @@ def test_every_page_is_readable_at_400_and_1200_px(
     found = reported(dom)
     assert len(found) == 2 * len(names)
     assert [one for one in found if one["wide"] > one["width"]] == []  # tables scroll, pages do not
+    assert [one for one in found if one["scrolls"] and one["width"] == 400] == []
+    assert any("data-stacks" in file.read_text("utf-8") for file in pages)
     assert [one for one in found if one["words"] < 40 or one["size"] < 14] == []
     errors = [line for line in log.splitlines() if "CONSOLE" in line and "Uncaught" in line]
     assert errors == []

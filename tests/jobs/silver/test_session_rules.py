@@ -35,7 +35,9 @@ def differences(shop: Workshop, native: bool, more: More) -> tuple[list[Any], li
     return found, sorted((row["session_id"], row["runaway"], row["events"]) for row in expected)
 
 
-ALL = CLICKS.replace('event_ts = "ts"', 'event_ts = "ts"\nsource_session_id = "s"') + f"""
+ALL = (
+    CLICKS.replace('event_ts = "ts"', 'event_ts = "ts"\nsource_session_id = "s"')
+    + f"""
 [sessions]
 rule = "source_session_id"
 native_gap = true
@@ -44,6 +46,7 @@ midnight = "Europe/Amsterdam"
 on_max_hours = "split"
 max_session_hours = {MAX_HOURS}
 """
+)
 
 
 def clicks(user: str, session: str, *at_s: int) -> list[str]:
