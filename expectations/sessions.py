@@ -15,19 +15,8 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
     true of two neighbours inside a session, and of the session's first event and the one before it.
     """
     order_key, belong = rule.sql.order_key, rule.sql.belong
-    flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
-    if rule.behaviour is not None:
-        flag = f"coalesce({flag}, {rule.behaviour.sql('events')})"
+    flag, apart = _flag(rule), _apart(rule)
     before = order_key("{a}") + " < " + order_key("{b}")
-    apart = "previous_last IS NULL OR NOT " + belong("previous_last", "get(events, 0)")
-    if rule.split:
-        first, last = (
-            rule.sql.piece("whole_start", time)
-            for time in ("get(events, 0).event_ts", "previous_last.event_ts")
-        )
-        apart += f" OR {last} < {first}"
-    if rule.boundary:
-        apart += " OR boundary_before"
     return (
         Check(
             name="session_id_is_key", says="a session is in the table once",
@@ -70,16 +59,28 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
             name="runaways_are_flagged", says="runaway says which bound is exceeded, or is null",
             holds=f"coalesce(runaway, '') = coalesce({flag}, '')",
         ),
-        Check(
-            name="each_event_once",
-            says="no event is in two sessions of the batch",
-        ),
-        Check(
-            name="events_balance",
-            says="events in the sessions before + events that came - events that went = events in "
-                 "the sessions after",
-        ),
+        *BALANCED,
     )  # fmt: skip
+
+
+def _flag(rule: SessionRule) -> str:
+    """What `runaway` has to say of a session."""
+    flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
+    if rule.behaviour is None:
+        return flag
+    return f"coalesce({flag}, {rule.behaviour.sql('events')})"
+
+
+def _apart(rule: SessionRule) -> str:
+    """Whether a session and the user's session before it are two."""
+    apart = "previous_last IS NULL OR NOT " + rule.sql.belong("previous_last", "get(events, 0)")
+    if rule.split:
+        first, last = (
+            rule.sql.piece("whole_start", time)
+            for time in ("get(events, 0).event_ts", "previous_last.event_ts")
+        )
+        apart += f" OR {last} < {first}"
+    return apart + " OR boundary_before" if rule.boundary else apart
 
 
 def pieces(rule: SessionRule) -> tuple[Check, ...]:
@@ -112,3 +113,13 @@ BOUNDARY = (
     ),
 )
 """Of sessions whose source has a boundary."""
+
+BALANCED = (
+    Check(name="each_event_once", says="no event is in two sessions of the batch"),
+    Check(
+        name="events_balance",
+        says="events in the sessions before + events that came - events that went = events in "
+        "the sessions after",
+    ),
+)
+"""What is computed from counts."""

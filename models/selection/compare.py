@@ -421,11 +421,7 @@ def show(outcome: dict[str, Any]) -> None:
                 + _and_kinds(row["by_target"])
                 + _and_power(row)
             )
-    for sentence in by_age(outcome):
-        print(f"  {sentence}")
-    for sentence in not_recommended(outcome):
-        print(f"  {sentence}")
-    for sentence in tuned_unequally(outcome):
+    for sentence in (*by_age(outcome), *not_recommended(outcome), *tuned_unequally(outcome)):
         print(f"  {sentence}")
     if sees_more(outcome):
         print(f"  not equal in what they know: {sees_more(outcome)}")

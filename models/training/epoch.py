@@ -92,11 +92,11 @@ class Epoch:
         if not threads or not numbers:
             yield from ((number, self[number]) for number in numbers)
             return
-        yield done, self._ready(done)  # (what all batches read of the rows is made by one thread)
         with ThreadPoolExecutor(threads, "batches", self._begin) as pool:
-            made: deque[Future[Parts]] = deque()
+            made: deque[Future[Parts]] = deque([pool.submit(self._ready, done)])
+            made[0].result()  # (what all batches read of the rows is made by one thread)
             try:
-                for number in numbers[1:]:
+                for number in numbers:
                     while len(made) < 2 * threads and number + len(made) < len(self):
                         made.append(pool.submit(self._ready, number + len(made)))
                     yield number, made.popleft().result()

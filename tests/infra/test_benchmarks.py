@@ -236,3 +236,45 @@ def test_operations_by_formula_are_those_that_torch_counts(
     classes = 700 if loss == "full" else 91
     want = steps.operations(chosen, positions, 12, parts.labels, classes)
     assert want == pytest.approx(counted.get_total_flops(), rel=0.08)
+
+
+def test_a_step_that_waits_for_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a card: torch is told when to refuse waiting, and what it refuses is reported."""
+    import torch
+
+    from models.core.on_device import OnDevice
+    from models.training.fit import Run
+
+    steps = gpu_module(monkeypatch).gpu_steps
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(OnDevice, "pin_memory", lambda self: self)
+    monkeypatch.setattr(steps, "METHODS", ("sasrec+habit", "sessionrec-hstu+habit"))
+    (found,) = steps.no_waits("cpu", steps.SIZES["tiny"])
+    assert found == {"steps_without_waiting": 12} and modes == ["error", "default"] * 12
+    taken = Run.step
+
+    def waits(self: Run, *how: Any) -> None:
+        taken(self, *how)
+        if modes[-1] == "error" and "habit" in self.model.encodings:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(Run, "step", waits)
+    with pytest.raises(AssertionError, match=r"sasrec\+habit, full, float32: called a synch"):
+        list(steps.no_waits("cpu", steps.SIZES["tiny"]))
+    assert modes[-1] == "default"
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_where_kernels_cannot_be_seen_waiting_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from models.core.process_group import ALONE
+    from models.training.epoch import Epoch
+    from models.training.fit import Run
+
+    steps = gpu_module(monkeypatch).gpu_steps
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    model, chosen, rows, _ = steps.small_batch("sasrec", "full")
+    run = Run(model, chosen, rows, "cpu", ALONE)
+    assert steps.busy(run, Epoch(model, rows, chosen, 1)[0]) is None
