@@ -50,7 +50,7 @@ def overview() -> str:
             shown = name if package_of(name) == package else f"{package} {name}"
             if package == "models" and name in SAME:
                 continue
-            lines.append(f"  {shown:<18} {about}")
+            lines.append(f"  {shown:<21} {about}")
     return "\n".join(lines)
 
 
