@@ -184,7 +184,9 @@ def test_forwards_on_a_gpu_all_lies_there(
     monkeypatch.setattr(torch.nn, "GRU", Stub)
     chosen = chosen_of(method, **how)
     model = started(chosen).model
-    parts = Epoch(model, rows_of(), chosen, 1, device="cuda")[0]
+    rows = rows_of()
+    ask = rows.start[:-1], rows.start[1:]
+    parts, asked = Epoch(model, rows, chosen, 1, device="cuda")[0], model.request(rows, *ask)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
         def made(one: Any) -> Any:
@@ -196,6 +198,10 @@ def test_forwards_on_a_gpu_all_lies_there(
         for part in parts:
             loss_there = there.train().loss(made(part).to("cuda"), chosen.train)
             assert loss_there.device.type == "cuda" and loss_there.shape == ()
+        request = made(asked).to("cuda")
+        monkeypatch.setattr(type(there), "request", lambda *_: request)
+        score = there.eval().score(rows, *ask)
+    assert score.shape == (len(rows.start) - 1, V) and score.device.type == "cpu"
 
 
 @pytest.mark.parametrize("loss", ["sampled", "gbce"])
