@@ -72,8 +72,11 @@ def test_a_good_source_file_has_the_documented_defaults(tmp_path: Path) -> None:
         ("[sessions]", '[sessions]\nrule = "day"', ["sessions.rule", "'day'"]),
         ("[sessions]", '[sessions]\non_max_hours = "cut"', ["sessions.on_max_hours", "'cut'"]),
         ("[sessions]", "[sessions]\nnative_gap = true", ["sessions.native_gap", "leave it out"]),
-        ("[sessions]", '[sessions]\nmidnight = "Europe/Amsterdm"',
-         ["sessions.midnight", "did you mean 'Europe/Amsterdam'?"]),
+        (
+            "[sessions]",
+            '[sessions]\nmidnight = "Europe/Amsterdm"',
+            ["sessions.midnight", "did you mean 'Europe/Amsterdam'?"],
+        ),
         ("[sessions]", '[sessions]\nmidnite = "UTC"', ["did you mean 'midnight'?"]),
         ("[sessions]", '[sessions]\nboundary = ""', ["sessions.boundary"]),
         (
@@ -198,9 +201,10 @@ def test_the_stored_rule_names_new_keys_only_where_they_are_set() -> None:
     """Tables of earlier versions were made by the rule that they say, byte for byte."""
     stored = '{"gap_us": 1800000000, "max_session_events": 5000, "max_session_us": 86400000000, "rule": "gap"}'
     assert SessionsPart().rule_text() == stored
-    assert SessionsPart(midnight="UTC").rule_text() == stored[:-1].replace(
-        '"rule"', '"midnight": "UTC", "rule"'
-    ) + "}"
+    assert (
+        SessionsPart(midnight="UTC").rule_text()
+        == stored[:-1].replace('"rule"', '"midnight": "UTC", "rule"') + "}"
+    )
     every = SessionsPart(
         rule="source_session_id", native_gap=True, on_max_hours="split", boundary="prev.a"
     )
