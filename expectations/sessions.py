@@ -9,8 +9,7 @@ from expectations.session_rule import SessionRule
 def checks(rule: SessionRule) -> tuple[Check, ...]:
     """The suite for one session rule (`[sessions]` of the source file).
 
-    Conditions across rows read `previous_last`, the last event of the user's session before, and
-    what `apart`, `pieces` and `BOUNDARY` say.
+    Conditions across rows read `previous_last`, the last event of the user's session before.
     """
     order_key, belong = rule.sql.order_key, rule.sql.belong
     flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
