@@ -39,6 +39,7 @@ ALL = (
     CLICKS.replace('event_ts = "ts"', 'event_ts = "ts"\nsource_session_id = "s"')
     + f"""
 [sessions]
+boundary = "prev.campaign <> next.campaign"
 rule = "source_session_id"
 native_gap = true
 gap_s = {GAP_S}
@@ -49,12 +50,18 @@ max_session_hours = {MAX_HOURS}
 )
 
 
-def clicks(user: str, session: str, *at_s: int) -> list[str]:
-    return [f"{user},i{n},{T + at},{session}" for n, at in enumerate(at_s)]
+CAMPAIGNS = More(
+    native_gap=True, midnight="Europe/Amsterdam", split=True,
+    parted="before_boundary_values ->> 'campaign' <> boundary_values ->> 'campaign'",
+)  # fmt: skip
+
+
+def clicks(user: str, session: str, *at_s: int, campaign: str = "mail") -> list[str]:
+    return [f"{user},i{n},{T + at},{session},{campaign}" for n, at in enumerate(at_s)]
 
 
 def csv(*lines: str) -> str:
-    return "\n".join(["user,item,ts,s", *lines]) + "\n"
+    return "\n".join(["user,item,ts,s,campaign", *lines]) + "\n"
 
 
 def test_each_key_ends_sessions_and_late_events_cut_again(spark: Any, tmp_path: Path) -> None:
@@ -67,26 +74,27 @@ def test_each_key_ends_sessions_and_late_events_cut_again(spark: Any, tmp_path: 
             *clicks("midnight", "s", -100, -1, 0, 100),
             *clicks("long", "s", *long),
             *clicks("exact", "s", *range(HOUR, 4 * HOUR + 1, 1200)),
+            *clicks("camp", "s", 60, 120),
+            *clicks("camp", "s", 180, 240, 300, campaign="ad"),
         ),
     )
     shop.run()
-    more = More(native_gap=True, midnight="Europe/Amsterdam", split=True)
-    found, wanted = differences(shop, True, more)
+    found, wanted = differences(shop, True, CAMPAIGNS)
     assert found == wanted
-    size = {user: [] for user in ("gap", "midnight", "long", "exact")}  # type: ignore[var-annotated]
+    size = {user: [] for user in ("gap", "midnight", "long", "exact", "camp")}  # type: ignore[var-annotated]
     for row in sorted(shop.rows(SESSIONS), key=lambda row: str(row["start_ts"])):
         assert row["runaway"] is None
         size[row["user_id"]].append(row["event_count"])
     assert size["gap"] == [2, 1] and size["midnight"] == [2, 2]
+    assert size["camp"] == [2, 3]
     assert size["exact"] == [10]  # exactly max_session_hours are no longer session
     assert size["long"] == [8, 7, 3]
     # Before the first event of the whole session: all pieces begin elsewhere.
     shop.land("b.csv", csv(*clicks("long", "s", 600)))
     result = shop.run()
     assert (result.sessions_new, result.sessions_retired) == (3, 3)
-    found, wanted = differences(shop, True, more)
+    found, wanted = differences(shop, True, CAMPAIGNS)
     assert found == wanted
-    shop.run("validate")
 
 
 BOUNDARY = (
@@ -105,6 +113,7 @@ def visits(*rows: tuple[str, int, str, str]) -> str:
     return "\n".join(["user,item,ts,kind,campaign", *lines]) + "\n"
 
 
+@pytest.mark.slow
 def test_a_boundary_is_added_to_a_source_that_has_sessions(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, BOUNDARY)
     shop.land(
