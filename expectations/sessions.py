@@ -16,7 +16,7 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
     before = order_key("{a}") + " < " + order_key("{b}")
     return (
         Check(
-            name="session_id_is_key", says="a session stands in the table once",
+            name="session_id_is_key", says="a session is in the table once",
             unique=("session_id",),
         ),
         Check(
@@ -58,7 +58,7 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
         ),
         Check(
             name="each_event_once",
-            says="no event stands in two sessions of the batch",
+            says="no event is in two sessions of the batch",
         ),
         Check(
             name="events_balance",
