@@ -9,10 +9,13 @@ from expectations.session_rule import SessionRule
 def checks(rule: SessionRule) -> tuple[Check, ...]:
     """The suite for one session rule (`[sessions]` of the source file).
 
-    Conditions across rows read `previous_last`, the last event of the user's session before.
+    Conditions across rows read `previous_last`, the last event of the user's session before, and
+    where sessions are split `whole_start`, when the first piece of the whole session starts. Where
+    the rule has a boundary, conditions read `boundary_inside` and `boundary_before`: whether it is
+    true of two neighbours inside a session, and of the session's first event and the one before it.
     """
     order_key, belong = rule.sql.order_key, rule.sql.belong
-    flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
+    flag, apart = _flag(rule), _apart(rule)
     before = order_key("{a}") + " < " + order_key("{b}")
     return (
         Check(
@@ -33,7 +36,7 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
             name="neighbours_are_apart",
             says="the last event of a session and the first of the user's next one do not belong "
                  "together by the session rule" + ", or to one piece" * rule.split,
-            across=True, holds=apart(rule),
+            across=True, holds=apart,
         ),
         *(pieces(rule) if rule.split else ()),
         *(BOUNDARY if rule.boundary else ()),
@@ -56,32 +59,28 @@ def checks(rule: SessionRule) -> tuple[Check, ...]:
             name="runaways_are_flagged", says="runaway says which bound is exceeded, or is null",
             holds=f"coalesce(runaway, '') = coalesce({flag}, '')",
         ),
-        Check(
-            name="each_event_once",
-            says="no event is in two sessions of the batch",
-        ),
-        Check(
-            name="events_balance",
-            says="events in the sessions before + events that came - events that went = events in "
-                 "the sessions after",
-        ),
+        *BALANCED,
     )  # fmt: skip
 
 
-def apart(rule: SessionRule) -> str:
-    """The condition that a session and the user's one before it are apart. Where sessions are split,
-    it reads `whole_start`, when the first piece of the whole session starts; with a boundary,
-    `boundary_before`: whether it is true of the session's first event and the one before it."""
-    found = "previous_last IS NULL OR NOT " + rule.sql.belong("previous_last", "get(events, 0)")
+def _flag(rule: SessionRule) -> str:
+    """What `runaway` has to say of a session."""
+    flag = rule.sql.runaway("unix_micros(end_ts) - unix_micros(start_ts)", "event_count")
+    if rule.behaviour is None:
+        return flag
+    return f"coalesce({flag}, {rule.behaviour.sql('events')})"
+
+
+def _apart(rule: SessionRule) -> str:
+    """Whether a session and the user's session before it are two."""
+    apart = "previous_last IS NULL OR NOT " + rule.sql.belong("previous_last", "get(events, 0)")
     if rule.split:
         first, last = (
             rule.sql.piece("whole_start", time)
             for time in ("get(events, 0).event_ts", "previous_last.event_ts")
         )
-        found += f" OR {last} < {first}"
-    if rule.boundary:
-        found += " OR boundary_before"
-    return found
+        apart += f" OR {last} < {first}"
+    return apart + " OR boundary_before" if rule.boundary else apart
 
 
 def pieces(rule: SessionRule) -> tuple[Check, ...]:
@@ -113,5 +112,14 @@ BOUNDARY = (
         holds="boundary_values IS NULL OR size(boundary_values) = size(events)",
     ),
 )
-"""Of sessions whose source has a boundary; `boundary_inside`: whether it is true of two neighbours
-inside the session."""
+"""Of sessions whose source has a boundary."""
+
+BALANCED = (
+    Check(name="each_event_once", says="no event is in two sessions of the batch"),
+    Check(
+        name="events_balance",
+        says="events in the sessions before + events that came - events that went = events in "
+        "the sessions after",
+    ),
+)
+"""What is computed from counts."""
