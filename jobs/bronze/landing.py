@@ -160,7 +160,7 @@ def null_ids(context: Context) -> frozenset[str]:
     if context.source.source.null_values is not None:
         return frozenset()
     lake = context.lake
-    lake.create(EVENTS, {NULL_IDS_PROPERTY: json.dumps(NULL_IDS)})
+    lake.create(EVENTS, {NULL_IDS_PROPERTY: json.dumps(NULL_IDS)}, upgrade=False)
     stored = lake.property(EVENTS, NULL_IDS_PROPERTY)
     if stored is None and not lake.rows(EVENTS) and not lake.rows(FILES):
         stored = json.dumps(NULL_IDS)

@@ -87,7 +87,7 @@ def compute(context: Context, rebuild: bool = False) -> Candidate:
     if not rebuild:  # (what is cut continues the sessions that are there)
         manifest.notes += balance.hold(context, SESSIONS)
     after = None if rebuild else lake.consumed(SESSIONS, of)
-    if after != upto:
+    if after is None or lake.changed_rows(of, after):
         manifest.base = with_columns(context, base)
     facts = SessionizeFacts(
         gap_rule=rule.by_silence, events=lake.rows(of), grown=lake.grown(of, after),
