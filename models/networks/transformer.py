@@ -152,7 +152,9 @@ class Transformer(nn.Module):
             pads = batch.padding.sum(1)
             x = rolled(x, pads)
             features_BLF = None if features_BLF is None else rolled(features_BLF, pads)
-            at_N = None if at_N is None else at_N - pads[at_N // length]
+            if at_N is not None:
+                row = at_N // length
+                at_N = torch.maximum(at_N - pads[row], row * length)  # (padding: any of its row)
         wanted = Wanted.if_few(at_N, rows, length, most)
         for number, block in enumerate(self.blocks, 1):
             x = block(x, mask, features_BLF, wanted if number == len(self.blocks) else None)
