@@ -66,7 +66,8 @@ that are another user's by the links. By the rule; a table's rows are `logins` u
 def checks() -> tuple[Check, ...]:
     return (
         Check(
-            name="link_is_key", says="an anonymous id has one link at a time",
+            name="link_is_key",
+            says="an anonymous id has one link at a time",
             unique=("anonymous_id", "since_ts"),
         ),
         Check(
@@ -84,15 +85,13 @@ def checks() -> tuple[Check, ...]:
             name="links_are_the_logins",
             says="every link begins with a login, and every login is its user's by the links",
         ),
-    )  # fmt: skip
+    )
 
 
 def checks_of_events() -> tuple[Check, ...]:
     """Of `silver.events`."""
     return (
-        Check(
-            name="event_id_is_key", says="an event is in the table once", unique=("event_id",)
-        ),
+        Check(name="event_id_is_key", says="an event is in the table once", unique=("event_id",)),
         Check(
             name="persons_are_there",
             says="an event has a person, and the log's user or anonymous id",
@@ -108,4 +107,4 @@ def checks_of_events() -> tuple[Check, ...]:
             name="people_balance",
             says="events of silver.events = events of bronze.events",
         ),
-    )  # fmt: skip
+    )

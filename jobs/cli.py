@@ -116,9 +116,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--batch", help="ties the steps of one run; names its candidate")
         if job in PLANNED:
             command.add_argument(
-                "--explain-plan", action="store_true",
+                "--explain-plan",
+                action="store_true",
                 help="print how each job works, as it is decided; with --json under plans, too",
-            )  # fmt: skip
+            )
         if job in REPLAYS:
             continue
         if job == "score":

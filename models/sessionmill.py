@@ -67,9 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     if package is None:
         both = all(first in commands for commands in OF.values())
         hint = (
-            f"write sessionmill jobs {first} or sessionmill models {first}" if both
+            f"write sessionmill jobs {first} or sessionmill models {first}"
+            if both
             else "sessionmill --help lists them"
-        )  # fmt: skip
+        )
         print(f"error: {first!r} is not a command: {hint}", file=sys.stderr)
         return 2
     rest = words[1:] if first == package else words

@@ -221,8 +221,10 @@ def has_sessions_events(context: Context, version: int, rows: list[Row]) -> bool
 
 
 BALANCES = {
-    PERSON_EVENTS: "people_balance", SESSIONS: "sessions_balance", SEQUENCES: "sequences_balance",
-}  # fmt: skip
+    PERSON_EVENTS: "people_balance",
+    SESSIONS: "sessions_balance",
+    SEQUENCES: "sequences_balance",
+}
 """By table: the check that it has the events of its input."""
 
 

@@ -69,9 +69,10 @@ def row_of(path: str, digest: np.ndarray, kept: np.ndarray | None = None) -> Row
     if kept is not None:
         of_kept = print_of(digest if kept.all() else digest[kept])
         found |= {
-            "kept_events": of_kept["events"], "kept_xor": of_kept["digest_xor"],
+            "kept_events": of_kept["events"],
+            "kept_xor": of_kept["digest_xor"],
             "kept_sum": of_kept["digest_sum"],
-        }  # fmt: skip
+        }
     return found
 
 
@@ -160,9 +161,11 @@ def print_of_events(path: str) -> list[dict[str, Any]]:
 
 
 OF_FILE: dict[str, Callable[[str], list[Row]]] = {
-    EVENTS.full_name: of_events, PERSON_EVENTS.full_name: of_person_events,
-    SESSIONS.full_name: of_sessions, SEQUENCES.full_name: of_sequences,
-}  # fmt: skip
+    EVENTS.full_name: of_events,
+    PERSON_EVENTS.full_name: of_person_events,
+    SESSIONS.full_name: of_sessions,
+    SEQUENCES.full_name: of_sequences,
+}
 """Table -> the task that makes the row of one of its files."""
 
 

@@ -61,8 +61,9 @@ def times_are_apart(sessions: DataFrame, rule: SessionRule) -> bool:
     by_user = Window.partitionBy("user_id").orderBy("start_ts", "end_ts")
     last, first = F.lag("end_ts").over(by_user), F.col("start_ts")
     ends = sessions.select(
-        F.struct(last.alias("event_ts")).alias("last"), F.struct(first.alias("event_ts")).alias("first")
-    )  # fmt: skip
+        F.struct(last.alias("event_ts")).alias("last"),
+        F.struct(first.alias("event_ts")).alias("first"),
+    )
     return _none(ends.agg(F.count_if(F.expr(rule.sql.belong("last", "first")))))
 
 

@@ -102,9 +102,10 @@ def chosen(rows: DataFrame, part: ExposuresPart, links: DataFrame | None = None)
         place, places = place * (len(values) + 1) + found, places * (len(values) + 1)
     theirs = [F.col(f"`{name}`").cast("string") for name in part.match.values()]
     rows = rows.where(~unusable(part)).select(
-        link_of(theirs).alias("link"), F.col(f"`{part.item_id}`").cast("string").alias("item"),
+        link_of(theirs).alias("link"),
+        F.col(f"`{part.item_id}`").cast("string").alias("item"),
         place.alias("place"),
-    )  # fmt: skip
+    )
     if links is not None:
         rows = rows.join(links, "link", "left_semi")
     order = Window.partitionBy("link").orderBy("place", F.xxhash64("link", "item"), "item")

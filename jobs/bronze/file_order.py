@@ -81,10 +81,12 @@ def regrouped(
         near = near.join(events.select("event_id"), "event_id", "left_anti")
         near = near.withColumns(
             {
-                "replaces": F.lit(True), "stored_ts": F.col("event_ts"),
-                "line": line_of(F.col("tie_break")), "known": F.col("tie_break"),
+                "replaces": F.lit(True),
+                "stored_ts": F.col("event_ts"),
+                "line": line_of(F.col("tie_break")),
+                "known": F.col("tie_break"),
             }
-        )  # fmt: skip
+        )
         events = events.unionByName(near)
     rank = F.dense_rank().over(Window.partitionBy(*key).orderBy("ingest_file")) - 1
     tie = F.shiftleft(rank.cast("bigint"), LINE_BITS) + F.col("line")

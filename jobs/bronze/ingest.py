@@ -112,8 +112,10 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         counts=Counts(
             read=sum(one.lines for one in facts), waiting=sum(one.waiting for one in facts)
         ),
-        files=[one.file for one in facts], notes=notes, reload=reload,
-    )  # fmt: skip
+        files=[one.file for one in facts],
+        notes=notes,
+        reload=reload,
+    )
     if facts:
         late = None if context.day is None else landing.oldest_date(context)
         choice = facts_of(context, manifest, late)
@@ -227,17 +229,23 @@ def again(
 def facts_of(context: Context, manifest: IngestManifest, oldest: Column | None) -> IngestFacts:
     """Args: oldest: the oldest date that is not late, per line; None: nothing is."""
     return IngestFacts(
-        lines=manifest.counts.read, stored=context.lake.rows(EVENTS),
+        lines=manifest.counts.read,
+        stored=context.lake.rows(EVENTS),
         native_ids=context.source.columns.event_id is not None,
-        late=oldest is not None or manifest.reload or context.lake.rows(CHANGED_EVENTS) > 0
+        late=oldest is not None
+        or manifest.reload
+        or context.lake.rows(CHANGED_EVENTS) > 0
         or context.lake.rows(DELIVERIES) > 0,
-    )  # fmt: skip
+    )
 
 
 def fill(
-    context: Context, candidate: Candidate, manifest: IngestManifest, choice: IngestFacts,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    choice: IngestFacts,
     oldest: Column | None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the candidate's events and rejects, and count."""
     fill_events(context, candidate, manifest, choice, oldest)
     rows = {REJECTED: unusable(candidate)}
@@ -260,9 +268,12 @@ def fill(
 
 
 def fill_events(
-    context: Context, candidate: Candidate, manifest: IngestManifest, choice: IngestFacts,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    choice: IngestFacts,
     oldest: Column | None,
-) -> None:  # fmt: skip
+) -> None:
     """Judge the candidate's lines as the manifest's plan says, write its events, and count.
 
     Args:
@@ -306,9 +317,12 @@ def fill_events(
 
 
 def first_lines(
-    context: Context, candidate: Candidate, manifest: IngestManifest, first: DataFrame,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    first: DataFrame,
     usable: DataFrame,
-) -> tuple[DataFrame, DataFrame | None]:  # fmt: skip
+) -> tuple[DataFrame, DataFrame | None]:
     """The events of some lines, and the stored ones that a reload removes.
 
     Args:
@@ -324,9 +338,12 @@ def first_lines(
 
 
 def settled_events(
-    context: Context, candidate: Candidate, manifest: IngestManifest, judged: DataFrame,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    judged: DataFrame,
     oldest: Column | None,
-) -> tuple[DataFrame, DataFrame]:  # fmt: skip
+) -> tuple[DataFrame, DataFrame]:
     """The events that are new or changed, and those that go, by the deliveries of all files."""
     found = redelivery.settle(context, candidate, manifest, judged, oldest)
     counts = manifest.counts
@@ -338,9 +355,12 @@ def settled_events(
 
 
 def judged_lines(
-    context: Context, candidate: Candidate, manifest: IngestManifest, usable: DataFrame,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    usable: DataFrame,
     oldest: Column | None,
-) -> DataFrame:  # fmt: skip
+) -> DataFrame:
     """The usable lines, each with its fate."""
     source = context.source
     stored = with_changed(context, stored_of(context, candidate, manifest, usable))
@@ -356,9 +376,12 @@ def judged_lines(
 
 
 def write_events(
-    context: Context, candidate: Candidate, manifest: IngestManifest, events: DataFrame,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    events: DataFrame,
     removed: DataFrame | None,
-) -> int:  # fmt: skip
+) -> int:
     """Write events as the manifest's plan publishes them; how many are new.
 
     Args:
@@ -403,9 +426,11 @@ def fill_by_slices(
     lake, spark, read = context.lake, context.spark, manifest.counts.read
     folder = staging(context.run_id)
     layer = bronze_first_load.Layer(
-        EVENTS.columns, f"{lake.path(EVENTS)}/{folder}", context.started,
+        EVENTS.columns,
+        f"{lake.path(EVENTS)}/{folder}",
+        context.started,
         context.source.columns.file_order,
-    )  # fmt: skip
+    )
     cores = spark.sparkContext.defaultParallelism
     known = time_slices.extents(
         [path for path, *_ in filesystem.glob(f"{candidate.path('lines')}/*.parquet")]
@@ -501,9 +526,12 @@ def publish(context: Context, candidate: Candidate) -> Result:
     lake, manifest = context.lake, candidate.manifest(IngestManifest)
     context.decide(manifest.plan)
     result = Result(
-        **asdict(manifest.counts), rejects=manifest.rejects, filtered=manifest.filtered,
-        files=manifest.files, notes=manifest.notes,
-    )  # fmt: skip
+        **asdict(manifest.counts),
+        rejects=manifest.rejects,
+        filtered=manifest.filtered,
+        files=manifest.files,
+        notes=manifest.notes,
+    )
     if manifest.empty and context.day is None and (waiting := lake.rows(REJECTS)):
         result.notes.append(
             f"bronze.rejects has {waiting} lines of earlier runs. Files that were read are not read "

@@ -146,9 +146,11 @@ def reading_format(context: Context) -> Format:
     """How ingestion reads: as the files are written, by the tables' rule for ids, without erased
     users."""
     return replace(
-        file_format(context.source), null_ids=null_ids(context), privacy=privacy_of(context),
+        file_format(context.source),
+        null_ids=null_ids(context),
+        privacy=privacy_of(context),
         partial_since=partial_since(context),
-    )  # fmt: skip
+    )
 
 
 def null_ids(context: Context) -> frozenset[str]:

@@ -103,9 +103,12 @@ class Known:
 
 
 def settle(
-    context: Context, candidate: Candidate, manifest: IngestManifest, judged: DataFrame,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    judged: DataFrame,
     oldest: Column | None,
-) -> Settled:  # fmt: skip
+) -> Settled:
     """What becomes of the events of a run's lines, and of those that its files do not have any more;
     what changes in `bronze.deliveries` is the candidate's part of that name.
 
@@ -145,9 +148,12 @@ def settle(
 
 
 def known_of(
-    context: Context, candidate: Candidate, manifest: IngestManifest, judged: DataFrame,
+    context: Context,
+    candidate: Candidate,
+    manifest: IngestManifest,
+    judged: DataFrame,
     files: list[str],
-) -> Known:  # fmt: skip
+) -> Known:
     """What is stored of the events of some lines and files."""
     lake = context.lake
     deliveries = not_changed(
@@ -267,9 +273,10 @@ def fill_deliveries(
     before = known.stored.alias("b")
     both = wanted.alias("n").join(before, KEY, "left")
     other = F.col("b.event_ts").isNull() | differs(context, "n", "b", list(DELIVERIES.columns))
-    put = both.where(other).select(*(one for one in KEY), *(
-        F.col(f"n.{name}").alias(name) for name in DELIVERIES.columns if name not in KEY
-    ))  # fmt: skip
+    put = both.where(other).select(
+        *(one for one in KEY),
+        *(F.col(f"n.{name}").alias(name) for name in DELIVERIES.columns if name not in KEY),
+    )
     gone = known.stored.join(now, KEY, "left_anti")
     put = put.withColumn("gone", F.lit(False))
     rows = put.unionByName(gone.withColumn("gone", F.lit(True)))
@@ -287,9 +294,11 @@ def fill_flags(
     said = now.groupBy("event_id").agg(F.max("flag").alias("said")).where("said IS NOT NULL")
     put = said.join(there, "event_id", "left").where("flag IS NULL OR flag <> said")
     put = put.select(
-        "event_id", F.col("said").alias("flag"), F.lit(context.started).alias("first_seen_ts"),
+        "event_id",
+        F.col("said").alias("flag"),
+        F.lit(context.started).alias("first_seen_ts"),
         F.lit(False).alias("gone"),
-    )  # fmt: skip
+    )
     touched = known.deliveries.select("event_id").distinct()
     gone = there.join(touched, "event_id", "left_semi").join(said, "event_id", "left_anti")
     rows = put.unionByName(gone.withColumn("gone", F.lit(True)).select(*put.columns))
@@ -316,10 +325,12 @@ def settled(context: Context, candidate: Candidate, now: DataFrame, known: Known
     other = ~stored | differs(context, "n", "e", list(EVENTS.columns))
     names = [name for name in EVENTS.columns if name != "event_id"]
     changed = both.where(other).select(
-        "event_id", *(F.col(f"n.{name}").alias(name) for name in names),
-        stored.alias("replaces"), F.col("e.event_ts").alias("stored_ts"),
+        "event_id",
+        *(F.col(f"n.{name}").alias(name) for name in names),
+        stored.alias("replaces"),
+        F.col("e.event_ts").alias("stored_ts"),
         line_of(F.col("n.tie_break")).alias("line"),
-    )  # fmt: skip
+    )
     gone = known.events.join(now, "event_id", "left_anti")
     return Settled(candidate.write("changed", changed), candidate.write("gone", gone))
 

@@ -52,9 +52,11 @@ from jobs.records.records import (
 KEPT = {"raw": "kept_raw", "raw_hash": "kept_hash", "reason": "kept_reason"}
 """What of a reject's own row travels along: typing makes `raw`, `raw_hash` and `reason` anew."""
 ALONG = {
-    "run_day": "date", "first_seen_ts": "timestamp", "file_columns": "array<string>",
+    "run_day": "date",
+    "first_seen_ts": "timestamp",
+    "file_columns": "array<string>",
     "from_ledger": "boolean",
-}  # fmt: skip
+}
 """And what typing leaves alone. `from_ledger`: `file_columns` is the ledger's, whose columns have a
 name once."""
 SHOWN_FILES = 3
@@ -110,7 +112,7 @@ def cut_lines(context: Context, base: int, table: Table) -> list[str]:
     cut = context.lake.read(table, base).where(is_cut())
     found = cut.agg(
         F.count("*").alias("lines"), F.min(F.struct("file", "line")).alias("first")
-    ).first()  # fmt: skip
+    ).first()
     if found is None or not found["lines"]:
         return []
     first = found["first"]
@@ -351,9 +353,11 @@ def publish(context: Context, candidate: Candidate) -> Result:
     lake, manifest = context.lake, candidate.manifest(IngestManifest)
     context.decide(manifest.plan)
     result = Result(
-        **asdict(manifest.counts), rejects=manifest.rejects, filtered=manifest.filtered,
+        **asdict(manifest.counts),
+        rejects=manifest.rejects,
+        filtered=manifest.filtered,
         notes=manifest.notes,
-    )  # fmt: skip
+    )
     if not manifest.empty:
         ingest.publish_all_events(context, candidate, manifest)
         for aside in (REJECTED, LEFT_OUT):

@@ -25,9 +25,11 @@ from jobs.lake.tasks import run
 from jobs.records.boundary import boundary_of
 
 STORED = {
-    "event_id": "string", "stored_ts": "timestamp", "stored_hash": "string",
+    "event_id": "string",
+    "stored_ts": "timestamp",
+    "stored_hash": "string",
     "stored_anonymous": "string",
-}  # fmt: skip
+}
 """What is looked up of stored events; `stored_hash` is the id where an id is a hash of its line."""
 PLACE = {"stored_file": "string", "stored_tie": "bigint"}
 """And this, where events are in the order of their files."""
@@ -294,10 +296,15 @@ def ranked(judged: DataFrame, file_order: bool = False, values: bool = False) ->
 
 def place_of(time: str, digest: str, anonymous: str, values: str | None = None) -> Column:
     """What orders lines of one event, no anonymous id last, nor boundary values."""
-    told = [] if values is None else [
-        F.col(values).isNull().alias("valueless"), F.col(values).alias("values")
-    ]  # fmt: skip
+    told = (
+        []
+        if values is None
+        else [F.col(values).isNull().alias("valueless"), F.col(values).alias("values")]
+    )
     return F.struct(
-        F.col(time).alias("time"), F.col(digest).alias("digest"),
-        F.col(anonymous).isNull().alias("nameless"), F.col(anonymous).alias("anonymous"), *told,
-    )  # fmt: skip
+        F.col(time).alias("time"),
+        F.col(digest).alias("digest"),
+        F.col(anonymous).isNull().alias("nameless"),
+        F.col(anonymous).alias("anonymous"),
+        *told,
+    )

@@ -203,9 +203,12 @@ class Typing:
         sure = {"item_id", "event_ts"}  # (null in no line that is everyday)
         if "anonymous_id" not in self.mapped:
             sure.add("user_id")
-        texts = {"event_ts": "CAST(epoch_us(time_) AS VARCHAR)",
-                 "value": "CAST(value_ AS VARCHAR)", "tie_break": "CAST(tie_ AS VARCHAR)",
-                 "anonymous_id": "CASE WHEN user_id IS NULL THEN anonymous_id END"}  # fmt: skip
+        texts = {
+            "event_ts": "CAST(epoch_us(time_) AS VARCHAR)",
+            "value": "CAST(value_ AS VARCHAR)",
+            "tie_break": "CAST(tie_ AS VARCHAR)",
+            "anonymous_id": "CASE WHEN user_id IS NULL THEN anonymous_id END",
+        }
         arguments: list[str] = []
         for name in HASHED:
             if name not in self.mapped or name == "exposed_with":
@@ -272,10 +275,13 @@ class Typer:
         made = {name: pa.nulls(count, kind) for name, kind in self.typing.types.items()}
         made |= {name: records[name] for name in records.schema.names}
         made |= {
-            "event_ts": typed["time_"], "event_date": typed["day_"], "value": typed["value_"],
-            "tie_break": typed["tie_"], "row_hash" if native else "event_id": typed["digest_"],
+            "event_ts": typed["time_"],
+            "event_date": typed["day_"],
+            "value": typed["value_"],
+            "tie_break": typed["tie_"],
+            "row_hash" if native else "event_id": typed["digest_"],
             "feedback": self.feedback(made["event_type"], typed["value_"]),
-        }  # fmt: skip
+        }
         columns = [_of_type(made[one.name], one.type) for one in self.typing.schema]
         return pa.Table.from_arrays(columns, schema=self.typing.schema)
 

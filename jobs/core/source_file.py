@@ -557,8 +557,9 @@ class BotsPart(Part):
         pause_us = 0 if self.events_without_pause is None else round(self.pause_s * 1_000_000)
         return BehaviourRule(
             events_per_minute=self.events_per_minute,
-            events_without_pause=self.events_without_pause, pause_us=pause_us,
-        )  # fmt: skip
+            events_without_pause=self.events_without_pause,
+            pause_us=pause_us,
+        )
 
 
 class QualityPart(Part):

@@ -91,11 +91,13 @@ FILTERED = Table(
     columns=REJECTS.columns,
 )
 DELIVERIES = Table(
-    layer="bronze", name="deliveries", key=("event_id", "file"),
+    layer="bronze",
+    name="deliveries",
+    key=("event_id", "file"),
     doc="One event in one file, `file`, of the events that several files had, or have, as this file has it. "
-        "Only where `source.redelivery` is replace. `flag`: what [bots] says of its lines.",
+    "Only where `source.redelivery` is replace. `flag`: what [bots] says of its lines.",
     columns={**EVENTS.columns, "file": "string", "flag": "string"},
-)  # fmt: skip
+)
 
 IDENTITIES = Table(
     layer="silver", name="identities", key=("anonymous_id", "since_ts"),
@@ -246,11 +248,13 @@ LISTS = Table(
 )  # fmt: skip
 
 FORGOTTEN = Table(
-    layer="ops", name="forgotten", key=("user_hash",),
+    layer="ops",
+    name="forgotten",
+    key=("user_hash",),
     doc="Erased users, as keyed hashes: ingestion skips their lines. `key_check`: fingerprint of the "
-        "HMAC key; one row stores only that.",
+    "HMAC key; one row stores only that.",
     columns={"user_hash": "string", "key_check": "string", "forgotten_ts": "timestamp"},
-)  # fmt: skip
+)
 
 CHANGED_EVENTS = Table(
     layer="ops", name="changed_events", key=("event_id",),

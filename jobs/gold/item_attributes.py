@@ -102,9 +102,10 @@ def read(part: ItemsPart, path: str) -> pa.Table:
         with opened as stream:
             if part.format == "csv":
                 texts = pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True,
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    strings_can_be_null=True,
                     null_values=list(NULL_VALUES),
-                )  # fmt: skip
+                )
                 how = pyarrow.csv.ParseOptions(delimiter=part.delimiter, newlines_in_values=True)
                 rows = pyarrow.csv.read_csv(stream, parse_options=how, convert_options=texts)
             elif part.format == "jsonl":
@@ -256,9 +257,11 @@ def compute(context: Context) -> Added | None:
                 "which stays; the next day's catalogue can say otherwise"
             )
     if not known:
-        why = f"of the files it matched none has a row with {part.id}" if found else (
-            f"has matched no file so far (from {os.getcwd()})"
-        )  # fmt: skip
+        why = (
+            f"of the files it matched none has a row with {part.id}"
+            if found
+            else (f"has matched no file so far (from {os.getcwd()})")
+        )
         notes.append(
             f"nothing is known of any item: items.landing = {part.landing!r}: {why}; correct it, or "
             "put a catalogue there"

@@ -165,9 +165,11 @@ def updated(items: DataFrame, seen: DataFrame, highest: int) -> DataFrame:
         highest: the highest `item_index` given so far.
     """
     old = items.select(
-        "item_id", F.col("item_index").alias("_index"), F.col("first_seen_ts").alias("_first"),
+        "item_id",
+        F.col("item_index").alias("_index"),
+        F.col("first_seen_ts").alias("_first"),
         F.col("event_count").alias("_count"),
-    )  # fmt: skip
+    )
     both = seen.join(old, "item_id", "left")
     first = F.when(F.col("whole"), F.coalesce("first_seen_ts", "_first")).otherwise(
         F.least("first_seen_ts", "_first")
@@ -185,9 +187,11 @@ def updated(items: DataFrame, seen: DataFrame, highest: int) -> DataFrame:
     order = Window.partitionBy(fresh).orderBy(F.col("_new_first").asc_nulls_last(), "item_id")
     number = F.row_number().over(order)
     return changed.select(
-        "item_id", F.coalesce("_index", number + F.lit(highest)).cast("int").alias("item_index"),
-        F.col("_new_first").alias("first_seen_ts"), F.col("_new_count").alias("event_count"),
-    )  # fmt: skip
+        "item_id",
+        F.coalesce("_index", number + F.lit(highest)).cast("int").alias("item_index"),
+        F.col("_new_first").alias("first_seen_ts"),
+        F.col("_new_count").alias("event_count"),
+    )
 
 
 def change_of(feed: DataFrame, events: DataFrame, candidate: Candidate) -> DataFrame:
@@ -230,9 +234,11 @@ def compute(context: Context) -> Candidate:
         recount(context, candidate, manifest)
     elif not manifest.empty:
         facts = ItemsFacts(
-            items=lake.rows(ITEMS), events=lake.rows(EVENTS),
-            grown=lake.grown(EVENTS, after), whole=after is None,
-        )  # fmt: skip
+            items=lake.rows(ITEMS),
+            events=lake.rows(EVENTS),
+            grown=lake.grown(EVENTS, after),
+            whole=after is None,
+        )
         count(context, candidate, manifest, facts, unseen)
     if manifest.empty and after is not None and (lake.sessions_cut_from() or 0) > after:
         # Events were updated, and no item differs: sequences wait for items that have read them.
@@ -309,9 +315,11 @@ def recounted(old: DataFrame, seen: DataFrame) -> DataFrame:
     order = Window.partitionBy(fresh).orderBy(F.col("first_seen_ts").asc_nulls_last(), "item_id")
     number = F.coalesce("item_index", F.row_number().over(order) + F.lit(highest[0]))
     return both.select(
-        "item_id", number.cast("int").alias("item_index"), "first_seen_ts",
+        "item_id",
+        number.cast("int").alias("item_index"),
+        "first_seen_ts",
         F.coalesce("_count", F.lit(0)).cast("bigint").alias("event_count"),
-    )  # fmt: skip
+    )
 
 
 def count(

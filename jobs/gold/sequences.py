@@ -153,9 +153,12 @@ def fill(
     lake = context.lake
     stored = lake.files_of(SEQUENCES, manifest.base)
     facts = SequencesFacts(
-        sessions=lake.rows(SESSIONS), grown=lake.grown(SESSIONS, after), whole=after is None,
-        stored=bool(stored), size=lake.bytes(SEQUENCES),
-    )  # fmt: skip
+        sessions=lake.rows(SESSIONS),
+        grown=lake.grown(SESSIONS, after),
+        whole=after is None,
+        stored=bool(stored),
+        size=lake.bytes(SEQUENCES),
+    )
     since = None
     if after is not None:
         try:
@@ -190,9 +193,12 @@ class Slices:
 
 
 def slices_of(
-    context: Context, manifest: SequencesManifest, facts: SequencesFacts,
-    stored: list[DataFile], since: pa.Table | None,
-) -> Slices:  # fmt: skip
+    context: Context,
+    manifest: SequencesManifest,
+    facts: SequencesFacts,
+    stored: list[DataFile],
+    since: pa.Table | None,
+) -> Slices:
     """Slices of about equal size, by the stored rows, or by the sessions where all are read."""
     lake, limits = context.lake, context.thresholds
     positions, many = lake.rows(EVENTS), sequences_plan(facts, limits).engine is not Engine.HERE
@@ -221,9 +227,10 @@ def weave(
     gather = Gather(
         edges=slices.edges,
         items=tuple(one.path for one in lake.files_of(ITEMS, manifest.items)),
-        folder=candidate.path("gathered"), rule=context.source.sessions.session_rule,
+        folder=candidate.path("gathered"),
+        rule=context.source.sessions.session_rule,
         since=since_file,
-    )  # fmt: skip
+    )
     earliest = None if since is None else pc.min(since["since_us"]).as_py()
     recent = [
         (one.path, one.rows * EVENTS_A_SESSION)
@@ -233,11 +240,14 @@ def weave(
     groups = in_groups(recent, context.thresholds.slice_events)
     gathered = run(spark, gather, groups, GATHERED_DDL, "array<string>")
     task = Weave(
-        edges=slices.edges, gathered=tuple(one["path"] for one in gathered), folder=folder,
+        edges=slices.edges,
+        gathered=tuple(one["path"] for one in gathered),
+        folder=folder,
         rule=context.source.sessions.session_rule,
-        stored=() if since is None else tuple(one.path for one in stored), since=since_file,
+        stored=() if since is None else tuple(one.path for one in stored),
+        since=since_file,
         changed_only=changed,
-    )  # fmt: skip
+    )
     woven = run(
         spark, task, slices.touched if changed else list(range(slices.count)), WOVEN_DDL, "int"
     )

@@ -233,17 +233,21 @@ def in_order(sessions: pa.Table, rule: SessionRule) -> Positions:
     number = np.diff(np.append(first, len(codes)))
     ordinal = np.arange(len(codes)) - np.repeat(first, number) + 1
     size = pc.list_value_length(_chunk(sessions["item_index"])).to_numpy()
-    named = {name: _chunk(sessions[name]).flatten() for name in
-             ("item_index", "event_us", "feedback", "exposed_items")}  # fmt: skip
+    named = {
+        name: _chunk(sessions[name]).flatten()
+        for name in ("item_index", "event_us", "feedback", "exposed_items")
+    }
     return Positions(
         users=_chunk(sessions["user_id"]).take(pa.array(first)),
         count=np.add.reduceat(size, first).astype(np.int64),
         arrays={
-            "item_index": named["item_index"], "event_ts": named["event_us"],
+            "item_index": named["item_index"],
+            "event_ts": named["event_us"],
             "session_ordinal": pa.array(np.repeat(ordinal, size).astype(np.int32)),
-            "feedback": named["feedback"], "exposed_items": named["exposed_items"],
+            "feedback": named["feedback"],
+            "exposed_items": named["exposed_items"],
         },
-    )  # fmt: skip
+    )
 
 
 def _chunk(column: Any) -> Any:

@@ -644,9 +644,12 @@ def _gone(columns: list[str]) -> str | None:
 
 
 def _merge(
-    table: Table, found: DeltaTable, rows: pa.Table | pa.RecordBatchReader,
-    spans: Spans | None = None, by: CommitProperties | None = None,
-) -> None:  # fmt: skip
+    table: Table,
+    found: DeltaTable,
+    rows: pa.Table | pa.RecordBatchReader,
+    spans: Spans | None = None,
+    by: CommitProperties | None = None,
+) -> None:
     """delta-rs's MERGE, on the version that is open.
 
     The source is streamed: else delta-rs writes its first and last key into the log as a condition

@@ -54,9 +54,12 @@ CONFLICTS = (
 
 
 REFUSALS = (
-    "Unsupported table features", "append-only", "does not support writer version",
-    "does not support reader version", "Table features must be specified",
-)  # fmt: skip
+    "Unsupported table features",
+    "append-only",
+    "does not support writer version",
+    "does not support reader version",
+    "Table features must be specified",
+)
 """What delta-rs calls a failed commit, and no other run has caused."""
 
 

@@ -252,9 +252,11 @@ def to_make_anew(context: Context, target: Table, of: Table, upto: int) -> tuple
 
 
 JOBS = {
-    "silver.events": "sessionize", "silver.sessions": "sessionize", "gold.items": "items",
+    "silver.events": "sessionize",
+    "silver.sessions": "sessionize",
+    "gold.items": "items",
     "gold.sequences": "sequences",
-}  # fmt: skip
+}
 """Which job makes a table."""
 
 

@@ -46,9 +46,11 @@ def add_files(
         for one in entries
     ]
     table.create_write_transaction(
-        actions, "overwrite" if overwrite else "append", table.schema(),
+        actions,
+        "overwrite" if overwrite else "append",
+        table.schema(),
         commit_properties=by,
-    )  # fmt: skip
+    )
 
 
 # -- statistics -----------------------------------------------------------------------------------
@@ -66,8 +68,11 @@ def statistics(path: str) -> dict[str, Any]:
     groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
     groups = [group for group in groups if group.num_rows]
     stats: dict[str, Any] = {
-        "numRecords": meta.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}
-    }  # fmt: skip
+        "numRecords": meta.num_rows,
+        "minValues": {},
+        "maxValues": {},
+        "nullCount": {},
+    }
     for place in range(meta.num_columns):
         leaf = meta.schema.column(place)
         if leaf.max_repetition_level or "." in leaf.path:

@@ -86,13 +86,15 @@ def changes_of(sessions: DeltaTable, session_id: str) -> tuple[int, list[dict[st
     feed.sort(key=lambda row: row[VERSION])
     return since, [
         {
-            "version": row[VERSION], "time": row["_commit_timestamp"],
-            "what": CHANGES[row[TYPE]], "run_id": run_of.get(row[VERSION]),
+            "version": row[VERSION],
+            "time": row["_commit_timestamp"],
+            "what": CHANGES[row[TYPE]],
+            "run_id": run_of.get(row[VERSION]),
             "row": {name: row[name] for name in SESSIONS.columns},
         }
         for row in feed
         if row[TYPE] in CHANGES
-    ]  # fmt: skip
+    ]
 
 
 def remembered(table: DeltaTable, predicate: str) -> tuple[int, list[dict[str, Any]]]:

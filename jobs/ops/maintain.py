@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 CONSUMERS = {
-    EVENTS: (SESSIONS, PERSON_EVENTS, ITEMS), PERSON_EVENTS: (SESSIONS,), SESSIONS: (SEQUENCES,),
-}  # fmt: skip
+    EVENTS: (SESSIONS, PERSON_EVENTS, ITEMS),
+    PERSON_EVENTS: (SESSIONS,),
+    SESSIONS: (SEQUENCES,),
+}
 # Larger files make a night dearer, which writes anew the files that its late events touch
 # (benchmarks/layout.py); what is larger already stays as it is.
 TARGET_BYTES = 32 * 2**20

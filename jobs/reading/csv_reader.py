@@ -121,9 +121,12 @@ class CsvRecords:
 
 
 def read_csv(
-    fmt: Format, stream: BinaryIO, facts: FileFacts, waits: Callable[[], bool] | None = None,
+    fmt: Format,
+    stream: BinaryIO,
+    facts: FileFacts,
+    waits: Callable[[], bool] | None = None,
     part: Range | None = None,
-) -> Iterator[pa.RecordBatch]:  # fmt: skip
+) -> Iterator[pa.RecordBatch]:
     """The records of one CSV, or of a range of it.
 
     Args:

@@ -141,9 +141,11 @@ class JsonBlocks:
         count, width = len(raw), len(self.fmt.mapped)
         flat = texts.flatten()
         made: dict[str, pa.Array] = {
-            "kind": pa.repeat("record", count), "raw": raw, "line": pa.array(numbers),
+            "kind": pa.repeat("record", count),
+            "raw": raw,
+            "line": pa.array(numbers),
             "file": pa.repeat(self.facts.file, count),
-        }  # fmt: skip
+        }
         for at, (ours, theirs) in enumerate(self.fmt.mapped.items()):
             if ours == "exposed_with":
                 continue

@@ -84,9 +84,11 @@ def parquet_names(fmt: Format, schema: pa.Schema, file: str) -> ParquetNames:
     for name, theirs in fmt.wanted.items():
         path = fmt.names.elements.get(name)
         of_element = path == "" or (
-            path is not None and inner is not None and pa.types.is_struct(inner)
+            path is not None
+            and inner is not None
+            and pa.types.is_struct(inner)
             and paths.has_path(inner, path)
-        )  # fmt: skip
+        )
         of_line = name in fmt.names.line and paths.has_path(schema, fmt.names.line[name])
         if of_element and of_line:
             raise ambiguous(file, theirs, explode.column)

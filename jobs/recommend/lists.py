@@ -351,9 +351,10 @@ def _counted(parts: list[Answers]) -> Row:
     of_all = np.stack([means[str(at)] for at in range(values.shape[1])], axis=1)
     is_known = np.isin(users, user[known])
     row: Row = {
-        "users": len(users), "new_users": int((~is_known).sum()),
+        "users": len(users),
+        "new_users": int((~is_known).sum()),
         "targets": int(sum(one.targets.sum() for one in parts)),
-    }  # fmt: skip
+    }
     row |= _means(of_all, "")
     row |= _means(of_all[is_known], "known_", row if is_known.all() else None)
     return row
@@ -486,7 +487,10 @@ def _alarm(context: Context, day: date, result: Result) -> None:
     )
     result.notes.append(words)
     webhook.send(
-        "lists", words, source=context.source.name, day=day,
+        "lists",
+        words,
+        source=context.source.name,
+        day=day,
         nights=[str(row["night"]) for row in last],
         ndcg={name: last[-1][f"{name}_ndcg_at_10"] for name in JUDGED},
-    )  # fmt: skip
+    )

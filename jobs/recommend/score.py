@@ -296,10 +296,13 @@ def _rows(
 ) -> pa.Table:
     count = len(users)
     columns = [
-        users, pa.repeat(model.name, count), pa.repeat(model.version, count),
+        users,
+        pa.repeat(model.name, count),
+        pa.repeat(model.version, count),
         pa.repeat(pa.scalar(context.started, pa.timestamp("us", "UTC")), count),
-        items.combine_chunks(), pa.repeat(pa.scalar(rules, pa.string()), count),
-    ]  # fmt: skip
+        items.combine_chunks(),
+        pa.repeat(pa.scalar(rules, pa.string()), count),
+    ]
     schema = arrow_schema(RECOMMENDATIONS.columns)
     return pa.table(columns, names=schema.names).cast(schema)
 
@@ -410,8 +413,9 @@ def publish(context: Context, candidate: Candidate) -> Result:
     result.tables[RECOMMENDATIONS.full_name] = lake.told(RECOMMENDATIONS)
     if manifest.rules is not None and not manifest.empty:
         result.tables[RECOMMENDATIONS.full_name]["rules"] = manifest.removed | {
-            "short_users": manifest.short, "users_without_list": manifest.nothing,
-        }  # fmt: skip
+            "short_users": manifest.short,
+            "users_without_list": manifest.nothing,
+        }
     return result
 
 

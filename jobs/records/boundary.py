@@ -115,9 +115,11 @@ def boundary_of(source: Source) -> Boundary | None:
     for name in named:
         if known.setdefault(name.lower(), name) != name:
             raise mistake(
-                FIELD, sql, f"the columns {known[name.lower()]!r} and {name!r} differ in upper and lower "
+                FIELD,
+                sql,
+                f"the columns {known[name.lower()]!r} and {name!r} differ in upper and lower "
                 "case only, and SQL cannot tell them apart: use one of them",
-            )  # fmt: skip
+            )
     ours = source.boundary_columns()
     log = [(name, source.source.types.get(name, "")) for name in named if name not in ours]
     made = Boundary(one, tuple(name for name in named if name in ours), tuple(log))
@@ -156,9 +158,11 @@ def _refuse_persons(source: Source, made: Boundary) -> None:
     for name, _ in made.log:
         if name in ids:
             raise mistake(
-                FIELD, made.expression.sql, f"{name!r} says who the user is, is hashed "
+                FIELD,
+                made.expression.sql,
+                f"{name!r} says who the user is, is hashed "
                 "(privacy.hash_user_id), and would be stored as it is: name other columns",
-            )  # fmt: skip
+            )
 
 
 def _check(made: Boundary) -> None:
@@ -181,9 +185,10 @@ def _check(made: Boundary) -> None:
         con.unregister("log")
     if kind != "BOOLEAN":
         raise mistake(
-            FIELD, made.expression.sql, f"it gives {kind}, and must be a condition: true where "
-            "a session begins at next",
-        )  # fmt: skip
+            FIELD,
+            made.expression.sql,
+            f"it gives {kind}, and must be a condition: true where a session begins at next",
+        )
 
 
 def with_boundary(computing: Computing | None, source: Source) -> Computing | None:

@@ -26,14 +26,17 @@ SKIPPABLE = tuple(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16))
 """Frames of LZ4 and Zstandard that hold nothing to decompress may come first."""
 MAGIC = {
     "gz": (b"\x1f\x8b",),
-    "bz2": tuple(b"BZh%d" % n + end for n in range(1, 10)
-                 for end in (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")),
+    "bz2": tuple(
+        b"BZh%d" % n + end
+        for n in range(1, 10)
+        for end in (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")
+    ),
     "xz": (b"\xfd7zXZ\x00",),
     "lz4": (b"\x04\x22\x4d\x18",),
     "zst": (b"\x28\xb5\x2f\xfd",),
     "snappy": (b"\xff\x06\x00\x00sNaPpY",),
     "zip": (b"PK\x03\x04", b"PK\x05\x06"),
-}  # fmt: skip
+}
 OTHERS = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it, or deliver it as gzip, xz or zip",
     b"Rar!\x1a\x07": "a RAR archive: unpack it, or deliver it as gzip, xz or zip",

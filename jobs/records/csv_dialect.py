@@ -46,9 +46,12 @@ class Dialect:
         escape = self.escape if self.escape != self.quote else ""
         quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
         return {
-            "delimiter": self.char, "quotechar": self.quote or None, "quoting": quoting,
-            "escapechar": escape or None, "strict": True,
-        }  # fmt: skip
+            "delimiter": self.char,
+            "quotechar": self.quote or None,
+            "quoting": quoting,
+            "escapechar": escape or None,
+            "strict": True,
+        }
 
     @cached_property
     def _null(self) -> re.Pattern[str]:

@@ -222,7 +222,7 @@ TYPED = {
     "boolean": "TRY_CAST(trim({c}) AS BOOLEAN)",
     "date": "TRY_CAST(trim({c}) AS DATE)",
     "timestamp": "TRY_CAST(trim({c}) AS TIMESTAMP)",
-}  # fmt: skip
+}
 
 
 def typed_schema(computing: Computing, schema: pa.Schema) -> pa.Schema:
@@ -241,9 +241,12 @@ def _declared(types: dict[str, str], column: pa.Field) -> bool:
 
 
 def query(
-    computing: Computing, chosen: dict[str, Expression], kinds: dict[str, str],
-    schema: pa.Schema, null_ids: frozenset[str],
-) -> Query:  # fmt: skip
+    computing: Computing,
+    chosen: dict[str, Expression],
+    kinds: dict[str, str],
+    schema: pa.Schema,
+    null_ids: frozenset[str],
+) -> Query:
     """One statement for some expressions.
 
     Args:

@@ -44,9 +44,12 @@ WHOLE_NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYIN
                  "UINTEGER", "UBIGINT", "UHUGEINT", "BIGNUM")  # fmt: skip
 FLOATS = ("FLOAT", "DOUBLE", "DECIMAL")
 ARROW = {
-    "bigint": pa.int64(), "double": pa.float64(), "boolean": pa.bool_(), "date": pa.date32(),
+    "bigint": pa.int64(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
     "timestamp": pa.timestamp("us"),
-}  # fmt: skip
+}
 """Declared types of columns."""
 IDS = ("user_id", "item_id", "event_id", "event_type", "source_session_id")
 """Our columns that are texts."""
@@ -334,14 +337,20 @@ def _refuse(field: str, sql: str, node: dict[str, Any]) -> None:
     ages = name == "age" and len(node["arguments"]) == 1
     if name in changing or name in STATES or ages or name.startswith("pg_"):
         raise mistake(
-            field, sql, f"the function {name} gives another result in another run, so replays could "
-            "not repeat a night: use the columns of the line", place,
-        )  # fmt: skip
+            field,
+            sql,
+            f"the function {name} gives another result in another run, so replays could "
+            "not repeat a night: use the columns of the line",
+            place,
+        )
     if name in aggregates or name == "unnest":
         raise mistake(
-            field, sql, f"the function {name} makes one value of many rows, or many of one: an "
-            "expression reads the columns of one line", place,
-        )  # fmt: skip
+            field,
+            sql,
+            f"the function {name} makes one value of many rows, or many of one: an "
+            "expression reads the columns of one line",
+            place,
+        )
 
 
 def _functions() -> tuple[set[str], set[str]]:
@@ -453,9 +462,11 @@ def check(computing: Computing, columns: pa.Schema) -> dict[str, str]:
             kind = kind_of(con, computing.keep)
             if kind != "BOOLEAN":
                 raise mistake(
-                    computing.keep.field, computing.keep.sql, f"it gives {kind}, and must be a "
+                    computing.keep.field,
+                    computing.keep.sql,
+                    f"it gives {kind}, and must be a "
                     'condition: true or false (a column of text may be declared: types = { … = "boolean" })',
-                )  # fmt: skip
+                )
         return kinds
     finally:
         con.unregister("log")

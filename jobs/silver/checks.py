@@ -160,9 +160,11 @@ def write_bounds(
         The file's path.
     """
     made: dict[str, Any] = {
-        "user": words_of(one_array(rows["user_id"])), "id": words_of(one_array(rows["session_id"])),
-        "start": micros_array(rows["start_ts"]), "end": micros_array(rows["end_ts"]),
-    }  # fmt: skip
+        "user": words_of(one_array(rows["user_id"])),
+        "id": words_of(one_array(rows["session_id"])),
+        "start": micros_array(rows["start_ts"]),
+        "end": micros_array(rows["end_ts"]),
+    }
     if rule.native:
         lists = one_array(rows["events"])
         count = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)

@@ -88,12 +88,14 @@ def counts(events: DataFrame, gaps_us: list[int]) -> dict[str, Any]:
     ]
     back = is_pair & native.isNotNull() & ~together & F.col("_seen")
     row = paired.agg(
-        F.count("*").alias("events"), F.count_distinct("user_id").alias("users"),
-        F.count_if(native.isNull()).alias("without_id"), F.count_if(asked).alias("pairs"),
+        F.count("*").alias("events"),
+        F.count_distinct("user_id").alias("users"),
+        F.count_if(native.isNull()).alias("without_id"),
+        F.count_if(asked).alias("pairs"),
         F.count_if(is_pair & ~asked).alias("pairs_without_id"),
         F.count_distinct(F.when(back, F.struct("user_id", native))).alias("returning_ids"),
         F.array(*sums).alias("gaps"),
-    ).first()  # fmt: skip
+    ).first()
     assert row is not None
     found = row.asDict()
     flat = found["gaps"]

@@ -112,9 +112,10 @@ def compared(old: DataFrame, new: DataFrame) -> dict[str, int]:
     is_new, is_gone = F.col("old_digest").isNull(), F.col("digest").isNull()
     differs = ~is_new & ~is_gone & (F.col("digest") != F.col("old_digest"))
     counted = both.agg(
-        F.count_if(is_new).alias("new"), F.count_if(is_gone).alias("retired"),
+        F.count_if(is_new).alias("new"),
+        F.count_if(is_gone).alias("retired"),
         F.count_if(differs).alias("changed"),
         F.count_if((is_new | differs) & F.col("runaway").isNotNull()).alias("runaways"),
-    ).first()  # fmt: skip
+    ).first()
     assert counted is not None
     return counted.asDict()

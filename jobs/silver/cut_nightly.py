@@ -338,9 +338,10 @@ def recut(
         "change": pa.repeat(pa.scalar(RETIRED), retired.num_rows),
         "merged": pa.repeat(pa.scalar(False), retired.num_rows),
         "relinked": _having(retired, moved),
-        "old_event_count": retired["event_count"], "_start_ts": retired["start_ts"],
+        "old_event_count": retired["event_count"],
+        "_start_ts": retired["start_ts"],
         "_end_ts": retired["end_ts"],
-    }  # fmt: skip
+    }
     for name, column in told.items():
         retired = retired.append_column(name, column)
     whole = arrow_schema(dict(one.split(" ", 1) for one in _parts(CHANGE_DDL)))

@@ -142,9 +142,11 @@ def recut(old: DataFrame, changes: DataFrame, how: Cut, parts: int) -> DataFrame
         is_came = moved["_came"]
         return cut_nightly.recut(
             sessions.select(stored.names).cast(stored).combine_chunks(),
-            events.filter(pc.invert(is_came)), events.filter(is_came), how,
+            events.filter(pc.invert(is_came)),
+            events.filter(is_came),
+            how,
             events.filter(moved["_moved"])["event_id"].combine_chunks(),
-        )  # fmt: skip
+        )
 
     slices = slice_of(parts)
     both = old.groupBy(slices).cogroup(gone.unionByName(came).groupBy(slices))

@@ -426,9 +426,10 @@ def candidate_of(given: pa.Table, gone: pa.Table, came: pa.Table, moved: pa.Tabl
         (moved, pa.repeat(pa.scalar(CHANGED), moved.num_rows), moved["event_ts"]),
         (
             person_files.placed(left, nobody),
-            pa.repeat(pa.scalar(RETIRED), left.num_rows), left["event_ts"],
+            pa.repeat(pa.scalar(RETIRED), left.num_rows),
+            left["event_ts"],
         ),
-    )  # fmt: skip
+    )
     rows = pa.concat_tables(
         part.append_column("change", kind).append_column("stored_ts", at)
         for part, kind, at in parts

@@ -46,8 +46,10 @@ def spans_of_table(context: Context, part: LinkTable) -> tuple[pa.Table, list[st
     if privacy is not None:
         names, users = privacy.of_links(names, users)
     spans = links.spans_of(names, users, times, alone=True)
-    usable = pc.and_(pc.and_(pc.is_valid(rows[part.anonymous_id]), pc.is_valid(rows[part.user_id])),
-                     pc.is_valid(times))  # fmt: skip
+    usable = pc.and_(
+        pc.and_(pc.is_valid(rows[part.anonymous_id]), pc.is_valid(rows[part.user_id])),
+        pc.is_valid(times),
+    )
     lacking = rows.num_rows - int(pc.sum(usable).as_py() or 0)
     notes = []
     if lacking:
@@ -75,9 +77,10 @@ def texts_of(part: LinkTable, path: str) -> pa.Table:
         with opened as stream:
             if part.format == "csv":
                 texts = pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True,
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    strings_can_be_null=True,
                     null_values=list(NULL_VALUES),
-                )  # fmt: skip
+                )
                 how = pyarrow.csv.ParseOptions(delimiter=part.delimiter, newlines_in_values=True)
                 rows = pyarrow.csv.read_csv(stream, parse_options=how, convert_options=texts)
             elif part.format == "jsonl":

@@ -176,8 +176,10 @@ class Moved:
                 at = at[moved.to_numpy(zero_copy_only=False)]
                 rows = file.read_row_group(number, SCHEMA.names, use_threads=False)
                 rows = rows.take(pa.array(at))
-                made = [column_of(rows, BOUNDARY_VALUES) if name == BOUNDARY_VALUES else rows[name]
-                        for name in SCHEMA.names]  # fmt: skip
+                made = [
+                    column_of(rows, BOUNDARY_VALUES) if name == BOUNDARY_VALUES else rows[name]
+                    for name in SCHEMA.names
+                ]
                 rows = pa.table(made, names=SCHEMA.names).cast(SCHEMA)
                 place = SCHEMA.get_field_index("user_id")
                 found.append(rows.set_column(place, SCHEMA.field(place), whose.filter(moved)))

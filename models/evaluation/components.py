@@ -64,8 +64,9 @@ class Components:
         more than `MOST_SEEDS`, or not known, because nothing was trained with several."""
         if not self.several:
             return None
-        enough = (s for s in range(2, MOST_SEEDS + 1)
-                  if self.detectable(users, s, power=power) <= effect)  # fmt: skip
+        enough = (
+            s for s in range(2, MOST_SEEDS + 1) if self.detectable(users, s, power=power) <= effect
+        )
         return next(enough, None)
 
     def users_for(self, effect: float, seeds: int, users: int, power: float = POWER) -> int | None:

@@ -15,7 +15,7 @@ METRICS = {
     "are listed as often as they are chosen. 1: only the most popular one is listed.",
     "test_loss": "Mean cross-entropy of the targets over the whole catalogue, in nats. Only of models whose scores "
     "are logits.",
-}  # fmt: skip
+}
 PREFIXES = {
     "first_": "Of targets that open a session.",
     "inside_": "Of targets inside a session.",
@@ -25,7 +25,7 @@ PREFIXES = {
     "sampled_random_": "The target among drawn items, all alike. For comparison with papers only; nothing is decided by it.",
     "sampled_popular_": "The same, drawn by their number of training events.",
     "recipe_": "Of a refit (as tags): the scores of its recipe.",
-}  # fmt: skip
+}
 RUN = {
     "num_params": "Parameters of the model.",
     "num_params_added": "Of these, what the encodings add to the backbone.",
@@ -44,6 +44,6 @@ CURVES = {
     "loss": "Training loss.",
     "validation_ndcg@10": "NDCG@10 on the validation period.",
     "epoch_s": "Seconds of the epoch.",
-    "again_loss": "With `train_until = \"test\"`: the loss of the second training.",
+    "again_loss": 'With `train_until = "test"`: the loss of the second training.',
     "again_epoch_s": "Its seconds an epoch.",
-}  # fmt: skip
+}

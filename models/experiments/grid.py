@@ -116,10 +116,11 @@ def tuned_cells(source: str, cells: Sequence[Cell], key_of: Callable[[str], Key]
     names = dict.fromkeys(one.method for one in cells)
     found = recipes.every(source, [key_of(name) for name in names])
     return [
-        one if (recipe := found[one.method]) is None
+        one
+        if (recipe := found[one.method]) is None
         else replace(one, options=("--tuned", recipe.run_id, *one.options))
         for one in cells
-    ]  # fmt: skip
+    ]
 
 
 def grid(
@@ -252,7 +253,9 @@ def command_line(
 ) -> str:
     """The command that makes the file again."""
     words = [
-        f"python -m models {command}", f"--source {source}", f"--comparison {comparison}",
+        f"python -m models {command}",
+        f"--source {source}",
+        f"--comparison {comparison}",
         *(
             f"--{name} {shlex.quote(one)}"
             for name, value in given.items()
@@ -261,5 +264,5 @@ def command_line(
         ),
         *(f"--{name}" for name, value in given.items() if value is True),
         *(["--", *options] if options else []),
-    ]  # fmt: skip
+    ]
     return " ".join(words)

@@ -130,12 +130,13 @@ def _tables(source: str, lake: str, version: int) -> dict[str, Any]:
             {
                 file
                 for run in runs
-                if run["batch"] in batches and run["outcome"] == "ok"
+                if run["batch"] in batches
+                and run["outcome"] == "ok"
                 and run["job"] in ("run", "ingest")
                 for file in run["files"] or ()
             }
         ),
-    }  # fmt: skip
+    }
 
 
 def in_words(found: dict[str, Any]) -> str:

@@ -67,10 +67,8 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
     run_id = found[0].info.run_id
     outcome = _artifact(client, run_id, "compare.json")
     make = f"python -m jobs run --source {source.name}"
-    sequences = open_sequences(
-        SEQUENCES.path(lake, source.name), outcome["table_version"],
-        cache_folder(lake, source.name), make,
-    )  # fmt: skip
+    path, cache = SEQUENCES.path(lake, source.name), cache_folder(lake, source.name)
+    sequences = open_sequences(path, outcome["table_version"], cache, make)
     page = _page(
         source=source.name,
         outcome=outcome,
@@ -242,8 +240,10 @@ def _worth(lake: str, source: str) -> str | None:
 
         when = [row["night"] for row in rows]
         for name, colour, style in (
-            ("served", BLUE, "-"), ("recent_pop", GREY, ":"), ("personal_top", GREY, "--"),
-        ):  # fmt: skip
+            ("served", BLUE, "-"),
+            ("recent_pop", GREY, ":"),
+            ("personal_top", GREY, "--"),
+        ):
             of = f"{name}_ndcg_at_10"
             low, high = ([row[f"{of}_{end}"] for row in rows] for end in ("low", "high"))
             axis.fill_between(when, low, high, color=colour, alpha=0.15, lw=0)

@@ -190,6 +190,8 @@ def _categories(told: dict[str, Any], lookup: pd.Index) -> tuple[int, Ints | Non
     if not isinstance(of, dict):
         raise ValueError(f"rules: category = {str(of)[:80]}: give an object, item id -> category")
     number: dict[str, int] = {}
-    codes = [-1 if of.get(one) is None else number.setdefault(str(of[one]), len(number))
-             for one in lookup]  # fmt: skip
+    codes = [
+        -1 if of.get(one) is None else number.setdefault(str(of[one]), len(number))
+        for one in lookup
+    ]
     return most, np.array(codes, dtype=np.int64)
