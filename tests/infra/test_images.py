@@ -57,7 +57,7 @@ def test_every_image_that_is_asked_for_is_made_and_runs_without_rights() -> None
     for service in COMPOSE["services"].values():
         if "build" in service:
             assert service["build"]["target"] in final
-            assert service["image"] == f"sessionmill/{service['build']['target']}:0.1.0"
+            assert service["image"] == f"sessionmill/{service['build']['target']}:0.2.0"
     for stage in ("orchestrator", "spark", "train"):
         body = re.search(rf"^FROM \S+ AS {stage}\n(.*?)(?=^FROM|\Z)", RECIPE, re.M | re.S)
         assert body and "USER 10001:10001" in body[1]

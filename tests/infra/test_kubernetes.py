@@ -104,7 +104,7 @@ def test_commands_run_in_pods_and_trainings_have_a_gpu(tmp_path: Path) -> None:
         kubernetes_validate.validate(pod, SCHEMA, strict=True)
         containers = {one["name"]: one for one in pod["spec"]["containers"]}
         base, side = containers["base"], containers["airflow-xcom-sidecar"]
-        assert base["image"] == "registry.example.com/sessionmill/train:0.1.0"
+        assert base["image"] == "registry.example.com/sessionmill/train:0.2.0"
         assert base["command"] == ["python", "-m", "jobs" if name == "score" else "models"]
         assert base["args"][0] == name and base["args"][-1] == "--json"
         assert (base["resources"]["limits"].get(GPU) == "2") == (name == "train")
@@ -125,7 +125,7 @@ def test_commands_run_in_pods_and_trainings_have_a_gpu(tmp_path: Path) -> None:
     assert words[:3] == ["spark-submit", "--master", "k8s://https://kubernetes.default.svc:443"]
     assert words[words.index("--deploy-mode") + 1] == "cluster"
     conf = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "--conf")
-    assert conf["spark.kubernetes.container.image"].endswith("/spark:0.1.0")
+    assert conf["spark.kubernetes.container.image"].endswith("/spark:0.2.0")
     assert conf["spark.kubernetes.driver.podTemplateFile"].endswith("spark-pod.yaml")
     assert conf["spark.kubernetes.authenticate.driver.serviceAccountName"] == "spark"
     at = words.index(f"local://{REPO}/jobs/__main__.py")
