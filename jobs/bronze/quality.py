@@ -195,7 +195,7 @@ def of_column(context: Context, ours: str, value: str | None, there: str) -> str
             f"{source.time.zone!r}): {hint}; or name another column of: {there}"
         )
     kind = "number" if ours == "value" else "whole number of 64 bits"
-    return f"{this}, which is no {kind}: name another column of: {there}; or leave {key} out"
+    return f"{this}, which is not a {kind}: name another column of: {there}; or leave {key} out"
 
 
 def of_expressions(context: Context, there: str) -> str:

@@ -32,7 +32,7 @@ from models.experiments import results
 from models.networks.methods import BASELINES
 from models.registry import tracking
 from models.report.examples import lists_beside_what_came
-from models.selection.compare import budget_of, not_recommended, sees_more, tuned_unequally
+from models.selection.compare import BY, budget_of, not_recommended, sees_more, tuned_unequally
 
 if TYPE_CHECKING:
     from jobs.core.source_file import Source
@@ -74,6 +74,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         outcome=outcome,
         more=sees_more(outcome),
         sentences=[*not_recommended(outcome), *tuned_unequally(outcome)],
+        answers=answers(outcome),
         tuned=[(row["method"], budget_of(row)) for row in outcome["methods"] if budget_of(row)],
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         cut=in_words(outcome["cut"]),
@@ -104,6 +105,43 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         "mlflow_run_id": run_id,
         "url": _url(experiment, run_id),
     }
+
+
+def answers(outcome: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is asked first of a comparison, and what it says: question, answer."""
+    best = outcome["methods"][0]
+    versus, name = best.get("vs_baseline"), best["method"]
+    if versus is None:
+        counted = tracking.method_of(name) in BASELINES
+        better = (
+            f"No. {name} only counts, and no trained method has a higher score."
+            if counted
+            else f"{name} has the highest score. No baseline was compared with it."
+        )
+        known = [("Is training worth it?", better)]
+    else:
+        base = best[BY] - versus["difference"]
+        share = f" ({100 * versus['difference'] / base:+.1f} %)" if base else ""
+        sure = {
+            "better": "Yes: the interval excludes 0.",
+            "worse": "It is significantly worse.",
+            "cannot tell": "No: the interval includes 0, so the difference is not significant.",
+        }[versus["verdict"]]
+        least = versus.get("detectable_pct")
+        if least is not None:
+            sure += f" A difference below {least:.1f} % would probably not have been seen."
+        known = [
+            ("Is it better?", f"{name} against {versus['method']}, the best that only counts: "
+             f"{best[BY]:.4f} and {base:.4f} NDCG@10."),
+            ("By how much?", f"{versus['difference']:+.4f}{share}, 95 % interval "
+             f"{versus['low']:+.4f} to {versus['high']:+.4f}."),
+            ("Are we sure?", sure),
+        ]  # fmt: skip
+    added = best["num_params_added"]
+    cost = f"{best['seconds']:,.0f} s to train and evaluate once, {best['num_params']:,} parameters"
+    if added:
+        cost += f", {added:,} more than its backbone ({best['params_added_pct']:.2f} %)"
+    return [*known, ("What did it cost?", cost + ".")]
 
 
 def _url(experiment: str, run_id: str) -> str | None:

@@ -133,7 +133,7 @@ def test_each_reason_names_the_keys_that_would_mend_it(
         "bad_event_ts: columns.event_ts = 'ts' is '2024-06-01T10:00:00', which is not a time of "
         "time.unit = 's' (zone 'UTC'): it looks like time.unit = 'iso8601'",
         "bad_value: columns.value = 'price' is '2 EUR', which is not a number",
-        "bad_tie_break: columns.tie_break = 'n' is 'third', which is no whole number",
+        "bad_tie_break: columns.tie_break = 'n' is 'third', which is not a whole number",
         "missing_event_id: columns.event_id = 'note' is empty",
         "unparsable: the lines are not records of 6 fields",
     ):

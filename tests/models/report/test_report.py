@@ -26,7 +26,7 @@ from models.evaluation.rescore import questions, stored_cut
 from models.networks.saved_model import load
 from models.registry import forget, tracking
 from models.report import examples
-from models.report.report import statistics
+from models.report.report import answers, statistics
 from tests.support.recorded import World
 
 EVIL = "<script>document.title='broken'</script>"
@@ -164,6 +164,47 @@ def test_lists_beside_what_came_next_are_the_winners(
     for one in told["users"]:
         assert len(one["list"]) == examples.LINES and len(one["came"]) + one["unknown"] == 1
         assert [item for item, came in one["list"] if came] in ([], one["came"])
+
+
+BEST: dict[str, Any] = {
+    "method": "sasrec+habit", "ndcg@10": 0.2, "seconds": 93.4, "num_params": 668_320,
+    "num_params_added": 253, "params_added_pct": 0.04,
+    "vs_baseline": {"method": "personal_top", "difference": 0.01, "low": 0.002, "high": 0.018,
+                    "verdict": "better", "detectable_pct": 6.0},
+}  # fmt: skip
+
+
+def test_the_page_opens_with_what_is_asked_first() -> None:
+    said = dict(answers({"methods": [BEST]}))
+    assert list(said) == ["Is it better?", "By how much?", "Are we sure?", "What did it cost?"]
+    assert said["Is it better?"].endswith("the best that only counts: 0.2000 and 0.1900 NDCG@10.")
+    assert said["By how much?"] == "+0.0100 (+5.3 %), 95 % interval +0.0020 to +0.0180."
+    assert said["Are we sure?"] == (
+        "Yes: the interval excludes 0. A difference below 6.0 % would probably not have been seen."
+    )
+    assert said["What did it cost?"] == (
+        "93 s to train and evaluate once, 668,320 parameters, 253 more than its backbone (0.04 %)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"verdict": "cannot tell", "low": -0.01}, "so the difference is not significant."),
+        ({"verdict": "worse"}, "It is significantly worse."),
+    ],
+)
+def test_what_is_not_sure_is_not_said_to_be(change: dict[str, Any], said: str) -> None:
+    old = {name: value for name, value in BEST["vs_baseline"].items() if name != "detectable_pct"}
+    told = dict(answers({"methods": [BEST | {"vs_baseline": old | change}]}))
+    assert told["Are we sure?"].endswith(said)
+
+
+def test_where_nothing_was_compared_with_counting_the_page_says_that() -> None:
+    alone = dict(answers({"methods": [BEST | {"vs_baseline": None}]}))
+    assert alone["Is training worth it?"].endswith("No baseline was compared with it.")
+    counted = BEST | {"method": "personal_top", "vs_baseline": None, "num_params_added": 0}
+    assert dict(answers({"methods": [counted]}))["Is training worth it?"].startswith("No. ")
 
 
 def test_without_a_comparison_it_says_what_to_do(world: World, page: Path) -> None:

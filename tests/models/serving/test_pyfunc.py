@@ -240,9 +240,9 @@ def two_commits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
     now, again = packed(stored, folder / "now"), packed(stored, folder / "again")
     shutil.copytree(register.ROOT, folder / "models", ignore=shutil.ignore_patterns("__pycache__"))
     changed = folder / "models" / "networks" / "gru4rec.py"
-    line = "return self._move(h, back)"
+    line = "return rolled(h, -pads)"
     assert line in changed.read_text()
-    changed.write_text(changed.read_text().replace(line, "return 1000 * self._move(h, back)"))
+    changed.write_text(changed.read_text().replace(line, "return 1000 * rolled(h, -pads)"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(register, "ROOT", folder / "models")
         return now, again, packed(stored, folder / "later")
