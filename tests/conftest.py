@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,14 +47,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if is_quick(collection_path) else True
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if is_quick(item.path):
             assert "spark" not in getattr(item, "fixturenames", ()), f"{item.nodeid} starts a JVM"
             item.add_marker(pytest.mark.quick)
+    if part := config.getoption("part"):
+        number, parts = map(int, part.split("/"))
+        seen: Counter[Path] = Counter()
+        chosen, left = [], []
+        for item in items:
+            (chosen if seen[item.path] % parts == number - 1 else left).append(item)
+            seen[item.path] += "slow" in item.keywords and "long" not in item.keywords
+        config.hook.pytest_deselected(items=left)
+        items[:] = chosen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", help="K/N: of each file's slow tests every N-th, from the K-th")
     parser.addoption("--kills", type=int, default=200, help="kills at random times (long)")
 
 
