@@ -156,6 +156,13 @@ def _report_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _of_every_training(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
+    command.add_argument(
+        "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
+    )
+
+
 def _grid_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
     command.add_argument(
@@ -174,10 +181,7 @@ def _grid_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every method with the newest recipe of `tune`; options that are given win",
     )
-    command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
-    command.add_argument(
-        "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
-    )
+    _of_every_training(command)
 
 
 def _rules_options(command: argparse.ArgumentParser) -> None:
@@ -190,10 +194,7 @@ def _rules_options(command: argparse.ArgumentParser) -> None:
         "hours)",
     )
     command.add_argument("--seeds", default="1,2", help="by comma")
-    command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
-    command.add_argument(
-        "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
-    )
+    _of_every_training(command)
 
 
 def _backtest_options(command: argparse.ArgumentParser) -> None:
@@ -214,10 +215,7 @@ def _backtest_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every method with the newest recipe of `tune`; options that are given win",
     )
-    command.add_argument("--results", metavar="FILE", help="a JSON file for the results")
-    command.add_argument(
-        "options", nargs="*", metavar="-- OPTION", help="of every `train`, after --"
-    )
+    _of_every_training(command)
 
 
 def _scaling_options(command: argparse.ArgumentParser) -> None:
