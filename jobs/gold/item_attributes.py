@@ -19,21 +19,19 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SchemaError, SourceError
 from jobs.core.landing_globs import DAY_FIELD
-from jobs.core.source_file import NULL_VALUES, ItemsPart
+from jobs.core.source_file import ItemsPart
 from jobs.core.tables import ITEM_ATTRIBUTES
 from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.context import Context, Result
 from jobs.lake.data_files import staging
 from jobs.lake.landed import absolute, landed
 from jobs.lake.manifest import Staged
+from jobs.reading.small_files import columns_of
 
 ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
 DAYS = {"%Y": r"\d{4}", "%m": r"\d\d", "%d": r"\d\d", "%y": r"\d\d", "%j": r"\d{3}"}
@@ -92,44 +90,12 @@ def read(part: ItemsPart, path: str) -> pa.Table:
         SchemaError: a column is not there, a number is none, or ids are floating-point numbers.
     """
     wanted = [part.id, *part.names]
-    system, inner = filesystem.located(path)
-    opened = (
-        filesystem.open_seekable(path)
-        if part.format == "parquet"
-        else system.open_input_stream(inner)
-    )
-    try:
-        with opened as stream:
-            if part.format == "csv":
-                texts = pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    strings_can_be_null=True,
-                    null_values=list(NULL_VALUES),
-                )
-                how = pyarrow.csv.ParseOptions(delimiter=part.delimiter, newlines_in_values=True)
-                rows = pyarrow.csv.read_csv(stream, parse_options=how, convert_options=texts)
-            elif part.format == "jsonl":
-                rows = pyarrow.json.read_json(stream)
-            else:
-                rows = pq.read_table(stream)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise SchemaError(
-            f"{path}: cannot be read as items.format = {part.format}: {error}. Name its format and "
-            "delimiter, or deliver it again, in UTF-8"
-        ) from None
-    for name in wanted:
-        if name not in rows.column_names:
-            raise SchemaError(
-                f"{path}: column {name!r} of [items] is not there: it has "
-                f"{', '.join(rows.column_names)}. Correct the name or items.delimiter, or deliver the "
-                "file again"
-            )
+    rows = columns_of("items", part, path, wanted)
     if pa.types.is_floating(rows.schema.field(part.id).type):
         raise SchemaError(
             f"{path}: items.id = {part.id!r} holds floating-point numbers, which do not say how an "
             "id is written: deliver whole numbers or texts"
         )
-    rows = rows.select(wanted)
     texts_of = {name: pc.cast(rows[name], pa.string()) for name in dict.fromkeys(wanted)}
     for name in part.numbers:
         _refuse_texts(path, name, texts_of[name])

@@ -8,17 +8,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from expectations.events import FIRST_US, LAST_US
 from jobs.core.errors import SchemaError, SourceError
 from jobs.core.source_file import NULL_IDS, NULL_VALUES, NUMERIC_UNITS, LinkTable
-from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.lake.landed import landed
 from jobs.privacy.pseudonyms import privacy_of
+from jobs.reading.small_files import columns_of
 from jobs.silver import links
 
 
@@ -67,38 +64,8 @@ def texts_of(part: LinkTable, path: str) -> pa.Table:
         SchemaError: a column is not there, or the file cannot be read.
     """
     wanted = [part.anonymous_id, part.user_id, part.since]
-    system, inner = filesystem.located(path)
-    opened = (
-        filesystem.open_seekable(path)
-        if part.format == "parquet"
-        else system.open_input_stream(inner)
-    )
-    try:
-        with opened as stream:
-            if part.format == "csv":
-                texts = pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    strings_can_be_null=True,
-                    null_values=list(NULL_VALUES),
-                )
-                how = pyarrow.csv.ParseOptions(delimiter=part.delimiter, newlines_in_values=True)
-                rows = pyarrow.csv.read_csv(stream, parse_options=how, convert_options=texts)
-            elif part.format == "jsonl":
-                rows = pyarrow.json.read_json(stream)
-            else:
-                rows = pq.read_table(stream)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise SchemaError(
-            f"{path}: cannot be read as identity.link.format = {part.format}: {error}. Correct the "
-            "format or delimiter, or deliver the file again in UTF-8"
-        ) from None
+    rows = columns_of("identity.link", part, path, wanted)
     for name in wanted:
-        if name not in rows.column_names:
-            raise SchemaError(
-                f"{path}: column {name!r} of identity.link is not there: the file has "
-                f"{', '.join(rows.column_names)}. Correct the name or the delimiter, or deliver the "
-                "file again"
-            )
         if name != part.since and pa.types.is_floating(rows.schema.field(name).type):
             raise SchemaError(
                 f"{path}: column {name!r} has floating-point numbers, which do not say how an id is "

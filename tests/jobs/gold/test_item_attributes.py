@@ -84,7 +84,7 @@ def test_of_two_rows_of_an_item_the_last_counts_and_one_without_an_id_does_not(
             "price = 'cheap' is not a number \\(1 such",
         ),
         ("sku,brand,aisle,price\n1,X\n", "cannot be read as items.format = csv"),
-        ("", "Empty CSV file. Name its format and delimiter"),
+        ("", "Empty CSV file. Correct items.format or items.delimiter"),
         ("sku;brand;aisle;price\n1;X;;\n", "Correct the name or items.delimiter"),
     ],
 )
