@@ -23,7 +23,7 @@ from typing import Any
 from websockets.sync.client import ClientConnection, connect
 
 ASSETS = Path(__file__).resolve().parents[2] / "docs" / "assets"
-SIZES = {"page": (1200, 900), "dag": (1300, 420)}
+SIZES = {"page": (760, 575), "dag": (1300, 420)}
 GRAPH = "localStorage.setItem('default_dag_view', '\"graph\"')"
 
 PLAIN = "for (const one of document.querySelectorAll('.react-flow__minimap')) one.remove()"
