@@ -47,7 +47,8 @@ GRID = (
     (64, 200, "sampled"), (512, 200, "sampled"), (64, 1024, "sampled"), (512, 1024, "sampled"),
 )  # fmt: skip
 ENCODINGS = ("st", "sse", "tsa", "fb", "habit", "side")
-# Makers' data sheets: 10^12 operations a second in bfloat16 on tensor cores, without sparsity, and
+# From memory of makers' data sheets, not looked up again: 10^12 operations a second in bfloat16 on
+# tensor cores, without sparsity, and
 # in float32 without them (which is how layers in float32 are computed here).
 PEAKS = {
     "H100 PCIe": (756, 51), "H100 NVL": (835, 60), "H100 80GB HBM3": (989, 67), "H200 NVL": (835, 60),

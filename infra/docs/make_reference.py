@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 
 import error_messages
@@ -20,6 +17,7 @@ import jobs.core.reference
 import models.cli
 import models.training.reference
 from jobs.core import columns
+from jobs.core.reference import texts_under
 from jobs.core.settings import PREFIX, Settings
 from jobs.core.tables import ALL, FILTER_REASONS, REJECT_REASONS, Table
 from models.core.config import ModelConfig, TrainConfig
@@ -187,7 +185,7 @@ def environment() -> str:
         "a misspelt one would be ignored.\n\n"
     )
     rows = []
-    meanings = _texts_under(Settings)
+    meanings = texts_under(Settings)
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f"`{field.default}`"
         rows.append((f"`{PREFIX}{name.upper()}`", default, meanings[name]))
@@ -197,20 +195,6 @@ def environment() -> str:
         ("variable", "meaning"),
         [(f"`{name}`".replace(", ", "`, `"), says) for name, says in OTHERS],
     )
-
-
-def _texts_under(kind: type) -> dict[str, str]:
-    """The text under each field of a class."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for one, after in pairwise(tree.body):
-        match one, after:
-            case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(
-                value=ast.Constant(value=str(text))
-            ):
-                found[key] = text
-    return found
 
 
 # -- metrics ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from jobs.core.source_file import Part, Source
+from jobs.core.source_file import Source
 
 HEAD = """# The source file: all keys
 
@@ -33,7 +33,7 @@ def _section(name: str, section: FieldInfo, examples: Mapping[tuple[str, str], s
     # One that may be left out altogether is `Part | None`.
     kinds = get_args(section.annotation) or (section.annotation,)
     part = next(kind for kind in kinds if kind is not type(None))
-    schema, meaning = part.model_json_schema(), _meanings(part)
+    schema, meaning = part.model_json_schema(), texts_under(part)
     required = schema.get("required", ())
     lines = [
         f"\n## [{name}]\n",
@@ -50,8 +50,8 @@ def _section(name: str, section: FieldInfo, examples: Mapping[tuple[str, str], s
     return "\n".join(lines) + "\n"
 
 
-def _meanings(part: type[Part]) -> dict[str, str]:
-    """The text under each key. (pydantic's `use_attribute_docstrings` reads it at every import, of
+def texts_under(part: type) -> dict[str, str]:
+    """The text under each field of a class. (pydantic's `use_attribute_docstrings` reads it at every import, of
     DAG files too, and doubles the time that takes.)"""
     (tree,) = ast.parse(inspect.getsource(part)).body
     assert isinstance(tree, ast.ClassDef)
