@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +63,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.quick)
     if part := config.getoption("part"):
         number, parts = map(int, part.split("/"))
-        seen: Counter[Path] = Counter()
-        chosen, left = [], []
-        for item in items:
-            (chosen if seen[item.path] % parts == number - 1 else left).append(item)
-            seen[item.path] += "slow" in item.keywords and "long" not in item.keywords
+        slow = Counter(item.path for item in items if is_slow(item))
+        files = in_parts(slow, parts)[number - 1]
+        left = [item for item in items if is_slow(item) and item.path not in files]
         config.hook.pytest_deselected(items=left)
-        items[:] = chosen
+        items[:] = [item for item in items if is_slow(item) and item.path in files]
+
+
+def is_slow(item: pytest.Item) -> bool:
+    return "slow" in item.keywords and "long" not in item.keywords
+
+
+def in_parts(tests_of_file: Mapping[Path, int], parts: int) -> list[set[Path]]:
+    """Files in `parts` sets with about as many tests each. Whole files: tests of one file may build on
+    what those before them left."""
+    made: list[set[Path]] = [set() for _ in range(parts)]
+    for file in sorted(tests_of_file, key=lambda file: (-tests_of_file[file], file)):
+        min(made, key=lambda files: sum(tests_of_file[one] for one in files)).add(file)
+    return made
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", help="K/N: of each file's slow tests every N-th, from the K-th")
+    parser.addoption("--part", help="K/N: the slow tests of every N-th file, about, from the K-th")
     parser.addoption("--kills", type=int, default=200, help="kills at random times (long)")
 
 
