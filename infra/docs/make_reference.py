@@ -84,7 +84,7 @@ def _toml(value: object) -> str:
 
 
 def commands() -> str:
-    text = made_from("Commands", "jobs/cli.py", "models/cli.py") + (
+    text = made_from("Commands", "jobs/cli.py", "models/cli.py", "models/commands") + (
         "`python -m jobs` makes tables, `python -m models` trains and promotes models. With the package "
         "installed, `sessionmill jobs …` and `sessionmill models …` are the same. Every command prints "
         "what it did; with `--json` also as JSON, on the last line. The exit status is 0 if it ended well, "

@@ -1,0 +1,221 @@
+"""`grid`, `compare-rules`, `backtest`, `scaling`, `results`: many trainings, one after another."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from models.commands.common import COMPARISON, add_of_every_training, numbers, split_of_log
+from models.core.errors import UserError
+from models.training.options import add_nights, recipe_key, train_parser
+
+
+def grid_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
+    command.add_argument(
+        "--methods", required=True, help="by comma; `sasrec*` with its encodings; all"
+    )
+    command.add_argument("--seeds", default="1,2", help="by comma")
+    command.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME:OPTIONS",
+        help="every method once more, with these options; may be given again",
+    )
+    command.add_argument(
+        "--tuned",
+        action="store_true",
+        help="every method with the newest recipe of `tune`; options that are given win",
+    )
+    add_of_every_training(command)
+
+
+def rules_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
+    command.add_argument("--methods", required=True, help="by comma, as in `grid`; not baselines")
+    command.add_argument(
+        "--gaps",
+        default="600,1800,7200,86400",
+        help="seconds of silence that end a session, by comma (default: 10 and 30 minutes, 2 and 24 "
+        "hours)",
+    )
+    command.add_argument("--seeds", default="1,2", help="by comma")
+    add_of_every_training(command)
+
+
+def backtest_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--methods", help="by comma, as in `grid`; default: the source file's")
+    command.add_argument("--seeds", help="by comma; default: the source file's")
+    add_nights(command)
+    command.add_argument(
+        "--table-version", type=int, help="version of gold.sequences; default: the newest"
+    )
+    command.add_argument(
+        "--comparison",
+        metavar="ID",
+        help="default: named after the table version, the nights and --each-night, so that the same "
+        "command continues where it stopped",
+    )
+    command.add_argument(
+        "--tuned",
+        action="store_true",
+        help="every method with the newest recipe of `tune`; options that are given win",
+    )
+    add_of_every_training(command)
+
+
+def scaling_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
+    command.add_argument("--method", required=True, help="such as sessionrec-hstu")
+    command.add_argument("--widths", default="8,16,32,64,128", help="D, by comma")
+    command.add_argument("--shares", default="0.125,0.25,0.5", help="of the users, by comma")
+    command.add_argument("--seeds", default="1,2,3", help="by comma")
+    command.add_argument(
+        "--one-seed-from",
+        type=float,
+        default=math.inf,
+        metavar="D",
+        help="only the first seed where width times share is this or more",
+    )
+    command.add_argument(
+        "--results", metavar="FILE", required=True, help="a JSON file for the results"
+    )
+    command.add_argument("options", nargs="*", metavar="-- OPTION", help="of every `train`")
+
+
+def results_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "document", nargs="?", default="RESULTS.md", help="a document that names results files"
+    )
+
+
+def _cells(
+    args: argparse.Namespace, source: Any, lake: str, options: list[str], variants: list[str]
+) -> list[Any]:
+    """The trainings of a grid, or of a backtest."""
+    from models.experiments.grid import cells_of, tuned_cells
+
+    told, _ = train_parser().parse_known_args(
+        ["--source", args.source, "--method", "pop", *options]
+    )
+    seeds = numbers("--seeds", args.seeds, int)
+    cells = cells_of(args.methods, variants, seeds, told.target or source.training.target)
+    if not args.tuned:
+        return cells
+    split = split_of_log(told, source, lake)
+    return tuned_cells(
+        source.name, cells, lambda name: recipe_key(name, told, source.training, split)
+    )
+
+
+def run_grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import note
+    from models.experiments.grid import command_line, grid
+    from models.selection.compare import show
+
+    file = Path(args.results) if args.results else None
+    cells = _cells(args, source, lake, args.options, args.variant)
+    outcome = grid(
+        args.source,
+        args.comparison,
+        cells,
+        args.options,
+        command_line(
+            "grid",
+            args.source,
+            args.comparison,
+            args.options,
+            methods=args.methods,
+            seeds=args.seeds,
+            variant=args.variant,
+            tuned=args.tuned,
+        ),
+        file,
+        note,
+    )
+    show(outcome)
+    return outcome
+
+
+def run_rules(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    """What a session rule is worth: every method once more for each gap, on the same targets."""
+    from models.core.environment import note
+    from models.experiments.grid import command_line, grid
+    from models.selection.compare import show
+
+    told, _ = train_parser().parse_known_args(
+        ["--source", args.source, "--method", "pop", *args.options]
+    )
+    target = told.target or source.training.target
+    if target != "next_item":
+        raise UserError(
+            f"compare-rules: the target {target!r} is another one under each rule; set -- --target "
+            "next_item"
+        )
+    gaps = numbers("--gaps", args.gaps, float)
+    args.variant = [f"gap {gap:g} s: --preprocess gap:{gap:g}" for gap in gaps]
+    args.tuned = False
+    given = {"methods": args.methods, "gaps": args.gaps, "seeds": args.seeds}
+    outcome = grid(
+        args.source,
+        args.comparison,
+        _cells(args, source, lake, args.options, args.variant),
+        args.options,
+        command_line("compare-rules", args.source, args.comparison, args.options, **given),
+        Path(args.results) if args.results else None,
+        note,
+    )
+    show(outcome)
+    return outcome
+
+
+def run_backtest(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import note
+    from models.experiments.backtest import backtest, planned
+    from models.selection.compare import show
+
+    args.methods = args.methods or ",".join(source.training.methods)
+    args.seeds = args.seeds or ",".join(map(str, source.training.seeds))
+    plan = planned(
+        args.source, lake, args.nights, args.each_night, args.table_version, args.comparison,
+        args.options,
+    )  # fmt: skip
+    cells = _cells(args, source, lake, plan.options, [])
+    file = Path(args.results) if args.results else None
+    outcome = backtest(plan, cells, args.methods, args.seeds, args.tuned, file, note)
+    show(outcome)
+    return outcome
+
+
+def run_scaling(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    from models.core.environment import note
+    from models.experiments.scaling import in_words, scaling
+
+    written = scaling(
+        args.source,
+        args.comparison,
+        args.method,
+        numbers("--widths", args.widths, int),
+        numbers("--shares", args.shares, float),
+        numbers("--seeds", args.seeds, int),
+        args.options,
+        Path(args.results),
+        note,
+        args.one_seed_from,
+    )
+    print(in_words(written))
+    return written
+
+
+def run_results(args: argparse.Namespace) -> dict[str, Any]:
+    from models.experiments.results import render
+
+    document = Path(args.document)
+    if not document.is_file():
+        raise UserError(f"{document} is not there: name the document whose tables are to be made")
+    made = render(document)
+    print(f"{document}: tables made from {', '.join(made) or 'nothing: it names no results file'}")
+    return {"document": str(document), "files": made}
