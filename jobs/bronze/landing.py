@@ -24,7 +24,9 @@ from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import Engine
-from jobs.core.source_file import NULL_IDS, NUMERIC_UNITS, TYPED, Source, field_of
+from jobs.core.source_events import NUMERIC_UNITS, field_of
+from jobs.core.source_file import Source
+from jobs.core.source_log import NULL_IDS, TYPED
 from jobs.core.tables import EVENTS, FILES, FILTERED, REJECTS
 from jobs.lake import features, filesystem, time_slices
 from jobs.lake.context import Candidate, Context

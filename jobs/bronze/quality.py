@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze import landing
-from jobs.core.source_file import TYPED
+from jobs.core.source_log import TYPED
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.stored import record_of

@@ -34,7 +34,7 @@ from jobs.bronze.typed_events import typed_events
 from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
-from jobs.core.source_file import TYPED
+from jobs.core.source_log import TYPED
 from jobs.core.tables import DELIVERIES, EVENTS, FILES, FILTERED, REJECTS, Table
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result

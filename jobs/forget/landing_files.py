@@ -16,7 +16,7 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from jobs.bronze import landing
-from jobs.core.source_file import TYPED
+from jobs.core.source_log import TYPED
 from jobs.core.tables import FILES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
