@@ -32,8 +32,7 @@ from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from jobs.audit import balance, fingerprint_table
-from jobs.bronze import landing, replay_rejects
-from jobs.bronze.reject_columns import Ledger
+from jobs.bronze import replay_rejects
 from jobs.core.errors import SettingsError
 from jobs.core.settings import settings
 from jobs.core.tables import (
@@ -58,7 +57,9 @@ from jobs.ops.model_registry import _from_tracking, _mark, registry_pins
 from jobs.pipeline.steps import one_job
 from jobs.privacy import pseudonyms
 from jobs.privacy.person import Person
+from jobs.reading.reject_columns import Ledger
 from jobs.reading.stored import Stored, records_of
+from jobs.records.file_format import file_format
 
 IDS = ("user_id", "log_user_id", "anonymous_id")
 NAMING = (*IDS, "raw", "message")  # columns in which a person may be
@@ -235,7 +236,7 @@ def _lines_of(context: Context, table: Table, base: int, person: Person) -> list
 
     lake, source = context.lake, context.source
     secret = pseudonyms.keyed(context, True) if source.privacy.hash_user_id else None
-    fmt = replace(landing.file_format(source), privacy=secret)
+    fmt = replace(file_format(source), privacy=secret)
     ledger, found = Ledger(lake), []
     rows = lake.read(table, base)
     if not _made_by_expression(context):

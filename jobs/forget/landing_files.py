@@ -16,7 +16,7 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from jobs.bronze import landing
-from jobs.core.source_file import TYPED
+from jobs.core.source_log import TYPED
 from jobs.core.tables import FILES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
@@ -25,6 +25,7 @@ from jobs.reading.readers import read_file
 from jobs.records import byte_streams, paths
 from jobs.records.compression import compressed, decompressed
 from jobs.records.elements import without_elements
+from jobs.records.file_format import file_format
 from jobs.records.records import FileFacts, Format
 
 
@@ -39,7 +40,7 @@ def from_landing(context: Context, person: Person, theirs: Callable[[str], bool]
     lake, removed, rows = context.lake, 0, []
     # (Records that are too long for the tables are somebody's, too.)
     fmt = replace(
-        landing.file_format(context.source),
+        file_format(context.source),
         privacy=None,
         longest_record=sys.maxsize,
         longest_text=sys.maxsize,

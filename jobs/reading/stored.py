@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.core.source_file import LOG_COLUMNS, TYPED
+from jobs.core.source_log import LOG_COLUMNS, TYPED
 from jobs.reading.csv_reader import CsvRecords
 from jobs.reading.readers import json_values
 from jobs.reading.typed_rows import parquet_batch, parquet_names, parquet_records

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.errors import SourceError
-from jobs.core.source_file import BOUNDARY_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.records import expressions
 from jobs.records.explode import Exploding
 from jobs.records.expressions import Computing, Expression, quoted

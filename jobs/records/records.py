@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.core.source_file import BOUNDARY_VALUES, LINKS, NULL_VALUES, field_of
+from jobs.core.source_events import LINKS, field_of
+from jobs.core.source_log import NULL_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.records import byte_streams
 from jobs.records.byte_streams import Block
 from jobs.records.csv_dialect import Dialect

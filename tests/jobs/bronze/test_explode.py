@@ -136,8 +136,9 @@ def test_lines_that_were_rejected_before_they_were_exploded_come_back(
 def warned(shop: Workshop, result: Any) -> list[str]:
     """What a run said of its rejects."""
     from jobs.bronze import landing, quality
+    from jobs.records.file_format import file_format
 
-    fmt = landing.file_format(shop.source)
+    fmt = file_format(shop.source)
     rows = [
         {**row, "file_columns": None}
         for row in shop.rows(REJECTS)
