@@ -63,6 +63,7 @@ def test_the_same_events_are_in_other_sessions(tmp_path: Path) -> None:
         prepared(plain, "minutes:3")
 
 
+@pytest.mark.slow
 @pytest.mark.training
 def test_rules_are_compared_on_the_same_targets(world: World) -> None:
     results = world.root / "rules.json"
