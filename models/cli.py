@@ -1,4 +1,4 @@
-"""`python -m models train|tune|recipes|grid|compare-rules|backtest|scaling|evaluate|compare|power|
+"""`python -m models train|tune|recipes|grid|seeds|compare-rules|backtest|scaling|evaluate|compare|power|
 register|verify|score|promote|refit|rollback|explain|report|params|results`: gold tables in, a registry out.
 
 Prints what it did in a paragraph; `--json` prints the same for machines as the last line. Nothing
@@ -110,6 +110,11 @@ COMMANDS = {
         experimenting.grid_options,
         experimenting.run_grid,
     ),
+    "seeds": Command(
+        "train further seeds until a difference is decided, by a plan made before the first look",
+        experimenting.seeds_options,
+        experimenting.run_seeds,
+    ),
     "backtest": Command(
         "evaluate methods night by night, as they are used; continues where it stopped",
         experimenting.backtest_options,
@@ -130,6 +135,7 @@ COMMANDS = {
         "count parameters, exactly", training.params_options, training.run_params, source=False
     ),
 }
+OF_MANY = ("grid", "seeds", "compare-rules", "backtest", "scaling")  # `failed`: their trainings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,9 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         answer(done)
     if done and args.command == "verify" and not done["holds"]:
         return 1
-    failed = (
-        done.get("failed") if done and args.command in ("grid", "backtest", "scaling") else None
-    )
+    failed = done.get("failed") if done and args.command in OF_MANY else None
     if failed:
         print(
             f"error: {len(failed)} of the trainings failed, {', '.join(failed)}: see above why. The "

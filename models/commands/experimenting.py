@@ -1,4 +1,4 @@
-"""`grid`, `compare-rules`, `backtest`, `scaling`, `results`: many trainings, one after another."""
+"""`grid`, `seeds`, `compare-rules`, `backtest`, `scaling`, `results`: many trainings, one after another."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.commands.common import COMPARISON, add_of_every_training, numbers, split_of_log
+from models.core.config import ALPHA_SPENDING
 from models.core.errors import UserError
 from models.training.options import add_nights, recipe_key, train_parser
 
@@ -18,6 +19,11 @@ def grid_options(command: argparse.ArgumentParser) -> None:
         "--methods", required=True, help="by comma; `sasrec*` with its encodings; all"
     )
     command.add_argument("--seeds", default="1,2", help="by comma")
+    _add_variants(command)
+    add_of_every_training(command)
+
+
+def _add_variants(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--variant",
         action="append",
@@ -30,6 +36,49 @@ def grid_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every method with the newest recipe of `tune`; options that are given win",
     )
+
+
+def seeds_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--comparison", required=True, metavar="ID", help=COMPARISON)
+    command.add_argument(
+        "--methods", required=True, help="by comma, as in `grid`, with what they are compared with"
+    )
+    command.add_argument(
+        "--against", metavar="METHOD", help="default: each method's backbone alone"
+    )
+    command.add_argument(
+        "--first", type=int, default=3, metavar="N", help="seeds at the first look (default 3)"
+    )
+    command.add_argument(
+        "--step", type=int, default=1, metavar="N", help="seeds between two looks (default 1)"
+    )
+    command.add_argument(
+        "--max-seeds", type=int, default=8, metavar="N", help="seeds at the last look (default 8)"
+    )
+    command.add_argument(
+        "--first-seed", type=int, default=1, metavar="N", help="the smallest seed (default 1)"
+    )
+    command.add_argument(
+        "--detect",
+        type=float,
+        default=3.0,
+        metavar="PERCENT",
+        help="the gain of interest: a difference whose interval lies below it is decided (default 3; 0: "
+        "only 0 decides)",
+    )
+    command.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        help="how often a difference may be found where there is none, over all looks (default 0.05)",
+    )
+    command.add_argument(
+        "--spending",
+        choices=ALPHA_SPENDING,
+        default=ALPHA_SPENDING[0],
+        help="how alpha is spent: hardly any early (obrien-fleming), or more evenly (pocock)",
+    )
+    _add_variants(command)
     add_of_every_training(command)
 
 
@@ -135,6 +184,42 @@ def run_grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]
         ),
         file,
         note,
+    )
+    show(outcome)
+    return outcome
+
+
+def run_seeds(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
+    """Seeds until the differences are decided."""
+    from models.core.environment import note
+    from models.experiments.grid import asked_of, command_line
+    from models.experiments.seeds import Plan, pairs_of, show, until_decided
+
+    most, first = args.max_seeds, args.first_seed
+    args.seeds = ",".join(str(seed) for seed in range(first, first + max(1, most)))
+    cells = _cells(args, source, lake, args.options, args.variant)
+    names = list(dict.fromkeys(cell.name for cell in cells))
+    plan = Plan(
+        pairs=pairs_of(names, args.against),
+        first_seed=first,
+        first=args.first,
+        step=args.step,
+        most=most,
+        detect_pct=args.detect,
+        alpha=args.alpha,
+        spending=args.spending,
+        trained_by={cell.name: asked_of(cell, args.options) for cell in cells},
+    )
+    given = {
+        "methods": args.methods, "against": args.against or [], "first": str(args.first),
+        "step": str(args.step), "max-seeds": str(most), "first-seed": str(first),
+        "detect": f"{args.detect:g}", "alpha": f"{args.alpha:g}", "spending": args.spending,
+        "variant": args.variant, "tuned": args.tuned,
+    }  # fmt: skip
+    command = command_line("seeds", args.source, args.comparison, args.options, **given)
+    file = Path(args.results) if args.results else None
+    outcome = until_decided(
+        args.source, args.comparison, plan, cells, args.options, command, file, note
     )
     show(outcome)
     return outcome

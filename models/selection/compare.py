@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -296,16 +297,24 @@ def not_recommended(outcome: dict[str, Any]) -> list[str]:
 
 
 def other_method(method: str, best: dict[str, Entry]) -> Entry | None:
-    """What a method is measured against: its backbone alone; a variant, the method as it is; a next-session model without
-    encodings against the next-item model of its encoder, with feedback if that is there."""
+    """What a method is measured against, where the comparison has it."""
+    return best.get(measured_against(method, best) or "")
+
+
+def measured_against(method: str, names: Container[str]) -> str | None:
+    """The one of these methods that a method is measured against: its backbone alone; a variant, the
+    method as it is; a next-session model without encodings, the next-item model of its encoder, with
+    feedback if that is there. None: it is not among them."""
     plain = tracking.method_of(method)
-    if plain != method:
-        return best.get(plain)
     base, *encodings = method.split("+")
-    if encodings:
-        return best.get(base)
     below = base.removeprefix("sessionrec-")
-    return None if below == base else best.get(f"{below}+fb") or best.get(below)
+    if plain != method:
+        wanted = [plain]
+    elif encodings:
+        wanted = [base]
+    else:
+        wanted = [f"{below}+fb", below] if below != base else []
+    return next((name for name in wanted if name in names), None)
 
 
 def _against(entry: Entry, other: Entry, kind: str | None = None) -> dict[str, Any]:
