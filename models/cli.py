@@ -270,7 +270,7 @@ def _params(args: argparse.Namespace) -> dict[str, Any]:
     if items is None:
         raise UserError(f"--items V is needed: preset {preset!r} has no catalogue of its own")
     if not 1 <= items < 2**31:
-        raise UserError(f"--items {items}: a whole number, 1 to {2**31 - 1:,}")
+        raise UserError(f"--items {items}: use a whole number, 1 to {2**31 - 1:,}")
     counted = {"method": args.method, **count_parameters(items, chosen)}
     parts = ", ".join(f"{name} {number:,}" for name, number in counted["by_module"].items())
     print(
@@ -522,7 +522,7 @@ def _numbers(option: str, text: str, kind: Any) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} {text}: numbers by comma, such as 1,2") from None
+        raise UserError(f"{option} {text}: use numbers separated by commas, such as 1,2") from None
 
 
 def _grid(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
@@ -566,8 +566,8 @@ def _rules(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     target = told.target or source.training.target
     if target != "next_item":
         raise UserError(
-            f"compare-rules: the target {target!r} is another one under each rule; set -- --target "
-            "next_item"
+            f"compare-rules: under each rule the target {target!r} is a different one, so scores could "
+            "not be compared: add -- --target next_item"
         )
     gaps = _numbers("--gaps", args.gaps, float)
     args.variant = [f"gap {gap:g} s: --preprocess gap:{gap:g}" for gap in gaps]

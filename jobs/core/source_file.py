@@ -189,7 +189,7 @@ class SourcePart(Part):
         for name, value in given.items():
             if self.format != "csv" and value != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"source.{name} = {value!r} is for format = 'csv', and format = "
+                    f"source.{name} = {value!r} is for format = 'csv' only, and source.format = "
                     f"{self.format!r}: leave it out"
                 )
         if self.redelivery == "replace" and self.format == "delta":
@@ -223,7 +223,9 @@ class Computed(Part):
                 "with a key and the list of keys and values that has it"
             )
         if self.sql is not None and "of" in self.model_fields_set:
-            raise ValueError("of belongs to key: name columns inside the expression")
+            raise ValueError(
+                "`of` goes with `key`, not with `sql`: name the columns in the expression"
+            )
         return self
 
 
@@ -360,7 +362,9 @@ def _unit(value: object) -> object:
         if "D" in letters and "M" in letters:
             raise ValueError("D is the day of the year: write d for the day of the month")
         if "h" in letters and "a" not in letters:
-            raise ValueError("h is the hour of a half day, which needs a (AM, PM): write H")
+            raise ValueError(
+                "h is the hour from 1 to 12 and needs a (AM or PM): write H for 0 to 23"
+            )
     return value
 
 
@@ -619,7 +623,7 @@ class ItemsPart(Part):
         twice = sorted({name for name in names if names.count(name) > 1 or name == self.id})
         if twice:
             raise ValueError(
-                f"{twice[0]!r} is named twice: a column is id, category, number or text"
+                f"{twice[0]!r} is named twice: use a column as id, category, number or text, once"
             )
         return self
 
@@ -687,7 +691,10 @@ class LinkTable(Part):
     @model_validator(mode="after")
     def _no_days(self) -> LinkTable:
         if "{day" in self.landing:
-            raise ValueError("identity.link.landing has no {day}: all of its files are read")
+            raise ValueError(
+                f"identity.link.landing = {self.landing!r}: all of its files are read, so {{day}} is not "
+                "allowed. Write * in its place"
+            )
         return self
 
 
@@ -972,8 +979,8 @@ class Source(Part):
             )
         if self.sessions.native_gap and self.sessions.rule == "gap":
             raise ValueError(
-                "sessions.native_gap = true is for sessions.rule = 'source_session_id', and rule = "
-                "'gap', where a silence always ends a session: leave it out"
+                "sessions.native_gap = true is for sessions.rule = 'source_session_id'. Here rule = "
+                "'gap', under which a silence always ends a session: leave native_gap out"
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(
@@ -997,8 +1004,8 @@ class Source(Part):
             for ours, theirs in self.named().items():
                 if theirs not in known and self.source.explode is None:
                     raise ValueError(
-                        f"{field_of(ours)} = {theirs!r}: a {self.source.format} has the columns "
-                        f"{', '.join(known)}"
+                        f"{field_of(ours)} = {theirs!r}: a {self.source.format} has no such "
+                        f"column: use one of {', '.join(known)}"
                     )
         if self.source.format == "csv" and not self.source.header:
             for ours, theirs in self.named().items():
@@ -1018,8 +1025,9 @@ class Source(Part):
         number = next((one for one in time.units if one in NUMERIC_UNITS), None)
         if two and number and not time.offset:
             raise ValueError(
-                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is "
-                f"not a number of time.unit = {number!r}: set time.offset, or a pattern for both"
+                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is not a "
+                f"number (time.unit = {number!r}): set time.offset to the unit of the second column, "
+                "or time.unit to a pattern for both"
             )
 
     def _names_the_user_once(self) -> None:
@@ -1055,7 +1063,8 @@ class Source(Part):
             raise ValueError(f"source.{key} needs source.explode: name the column that is a list")
         if one.explode_pattern is not None and one.explode_separator is None:
             raise ValueError(
-                "source.explode_pattern needs source.explode_separator: what separates the elements"
+                "source.explode_pattern needs source.explode_separator: set it to what separates "
+                "the elements"
             )
         if one.keep_filtered and not self.leaves_out:
             raise ValueError(
@@ -1117,8 +1126,14 @@ def load_source(name_or_path: str) -> Source:
     path = source_path(name_or_path)
     if not path.is_file():
         there = sorted(file.stem for file in path.parent.glob("*.toml"))
-        known = f"sources there: {', '.join(there)}" if there else "there is no source file there"
-        raise SourceError(f"--source {name_or_path}: {path} does not exist ({known})")
+        near = difflib.get_close_matches(path.stem, there, n=1)
+        hint = (
+            f"did you mean {near[0]!r}? " if near else ""
+        ) + f"source files there: {', '.join(there) or 'none'}"
+        raise SourceError(
+            f"--source {name_or_path}: {path} does not exist ({hint}). Write it: "
+            "`python -m jobs guess FILE` prints a first one for a log"
+        )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
