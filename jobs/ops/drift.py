@@ -103,7 +103,7 @@ def look(context: Context) -> Result:
         return result
     said += [f"{name} was not evaluated: {why}" for name, why in unknown.items()]
     words = (
-        f"{context.source.name}: {day} is unlike the {len(before)} days before it\n"
+        f"{context.source.name}: {day} differs from the {len(before)} days before it\n"
         + "\n".join(f"  {one}" for one in said)
     )
     if verdict.failed:

@@ -461,7 +461,7 @@ def guess(path: str, name: str | None = None) -> Guess:
     for ours, one in more.items():
         lines += [f"# {ours} = {json.dumps(one.names[0])}  # {one.why}"]
     if lists := sorted({one for one in sample.columns() if one.endswith("[]")}):
-        lines += [f"# Lists, of which one element is one event, perhaps: {', '.join(lists[:5])}"]
+        lines += [f"# Lists, whose elements may be events (source.explode): {', '.join(lists[:5])}"]
     unit = when[0].unit if when else None
     if unit and not (unit == COMBINED_LOG_TIME and sample.format in LOG_COLUMNS):
         lines += ["", "[time]", f"unit = {json.dumps(unit)}"]
