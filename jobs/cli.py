@@ -46,8 +46,9 @@ JOBS = {
 }
 
 GUESS = "print a first source file for a log, with reasons: format, columns, unit of time"
-DAY_OF_A_NIGHT = "the night's day, YYYY-MM-DD (UTC); without one: whatever is new, nothing is late"
+DAY_OF_A_NIGHT = "the night's day, YYYY-MM-DD (UTC); without it: all new files, and nothing is late"
 ONE_STEP = "one step of the three, as the DAG runs them"
+DAY_OF_DRIFT = "the day to compare, YYYY-MM-DD (UTC)"
 DAY_OF_LISTS = "the night's day, YYYY-MM-DD (UTC); without one: the day of the newest event"
 KEEP_DAYS = 30.0  # as long as Delta keeps its log: any of those days can be read by version
 
@@ -56,13 +57,13 @@ REMEDIES = {
     "No space left on device": "a disk is full: make room in the lake and in Spark's local folder",
     "Read-only file system": "a file system is read-only: mount it for writing",
     # (What Spark says of files that it reads together, which only [exposures] asks of it.)
-    "CSV header does not conform": "a file of [exposures] has other columns than the first of them, "
-    "or in another order: deliver it again as the others are",
-    "Generic S3 error": "the object store does not answer, or not to us: look at AWS_ENDPOINT_URL, "
+    "CSV header does not conform": "the files of [exposures] do not all have the same columns in the same "
+    "order: deliver those that differ again",
+    "Generic S3 error": "the object store does not answer or refuses access: check AWS_ENDPOINT_URL, "
     "AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "OutOfMemoryError": "Spark has too little memory for these rows: raise "
     "SESSIONMILL_DRIVER_MEMORY, or on a cluster the executors' memory",
-    "Permission denied": "a folder or file is closed to this user: grant the rights",
+    "Permission denied": "this user may not read or write a folder or file: grant the rights",
 }
 
 
@@ -98,10 +99,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--source", required=True, help="a source file, or its name")
         command.add_argument("--json", action="store_true", help="the result as JSON, last line")
         if job == "explain":
-            command.add_argument("--session", required=True, metavar="ID", help="a session_id")
+            command.add_argument(
+                "--session", required=True, metavar="ID", help="a session_id of silver.sessions"
+            )
             continue
         if job == "forget":
-            command.add_argument("--user", required=True, metavar="ID", help="as the log has it")
+            command.add_argument(
+                "--user", required=True, metavar="ID", help="the person's id, as the log has it"
+            )
             continue
         if job == "maintain":
             command.add_argument(
@@ -113,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
             )
         if job in ("compare-rules", "maintain", "rules"):
             continue
-        command.add_argument("--batch", help="ties the steps of one run; names its candidate")
+        command.add_argument(
+            "--batch", help="name of a run: its steps share it; default: a new name"
+        )
         if job in PLANNED:
             command.add_argument(
                 "--explain-plan",
@@ -124,17 +131,19 @@ def parser() -> argparse.ArgumentParser:
             continue
         if job == "score":
             which = command.add_mutually_exclusive_group()
-            which.add_argument("--alias", help="default: serving where it is there, else champion")
+            which.add_argument("--alias", help="default: serving if there is one, else champion")
             which.add_argument(
-                "--model-version", type=int, metavar="N", help="in place of an alias"
+                "--model-version", type=int, metavar="N", help="a version, in place of an alias"
             )
-            command.add_argument("--k", type=int, default=100, help="items of a list, at most")
+            command.add_argument(
+                "--k", type=int, default=100, help="most items of a list (default %(default)s)"
+            )
             command.add_argument("--step", choices=STEPS, default="all", help=ONE_STEP)
             continue
         command.add_argument(
             "--day",
             type=parse_day,
-            help=DAY_OF_LISTS if job == "lists" else DAY_OF_A_NIGHT,
+            help={"lists": DAY_OF_LISTS, "drift": DAY_OF_DRIFT}.get(job, DAY_OF_A_NIGHT),
             required=job == "drift",
         )
         if job in ("ingest", "sessionize", "items", "sequences"):
@@ -160,8 +169,8 @@ def anew_options(command: argparse.ArgumentParser, job: str) -> None:
         command.add_argument(
             "--reload",
             action="store_true",
-            help="read all landing files again, after others put back or overwrote the tables "
-            "of the log; without --day",
+            help="read all landing files again, after another writer restored or overwrote the "
+            "tables of the log; not with --day",
         )
     if job in ("run", "sessionize", "sequences"):
         what = {"sessionize": "silver.sessions", "sequences": "gold.sequences"}

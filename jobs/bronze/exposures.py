@@ -44,7 +44,8 @@ def files_of(context: Context, part: ExposuresPart) -> dict[str, int]:
     if not found:
         raise SourceError(
             f"exposures.landing = {part.landing!r} matches no file (from {os.getcwd()}): correct "
-            "it, or put what was shown there before the log is read; a line is read once"
+            "it, or put its files there before the log is read: a line gets its exposures when it is "
+            "first read"
         )
     return found
 

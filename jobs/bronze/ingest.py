@@ -346,7 +346,7 @@ def publish(context: Context, candidate: Candidate) -> Result:
         result.notes.append(
             f"bronze.rejects has {waiting} lines of earlier runs. Files that were read are not read "
             "again: after a correction of the source file, python -m jobs replay-rejects --source "
-            f"{context.source.name} gives those lines a second chance"
+            f"{context.source.name} reads those lines again"
         )
     if not manifest.empty:
         base = manifest.base[EVENTS.full_name]

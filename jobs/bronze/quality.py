@@ -93,7 +93,7 @@ def after(context: Context) -> str:
             "quality.max_reject_share, or set quality.on_exceed = 'warn'"
         )
     return (
-        "All of them are in bronze.rejects; correct the source file and give them a second chance "
+        "All of them are in bronze.rejects; correct the source file and read them again "
         f"(python -m jobs replay-rejects --source {name}), or correct the log, or raise the bound"
     )
 

@@ -395,7 +395,7 @@ def told_of_kept(context: Context, candidate: Candidate) -> list[str]:
         notes.append(
             f"{counted[1]:,} events that a file no longer has stay, because they are older than "
             f"sessions.lateness_days = {context.source.sessions.lateness_days} before the run's day; the "
-            f"first such file is {counted[2]}. A run without --day that reads the file takes them away"
+            f"first such file is {counted[2]}. A run without --day that reads the file removes them"
         )
     if counted[0]:
         notes.append(

@@ -30,7 +30,9 @@ class Computed(Part):
                 "with a key and the list of keys and values that has it"
             )
         if self.sql is not None and "of" in self.model_fields_set:
-            raise ValueError("of belongs to key: name columns inside the expression")
+            raise ValueError(
+                "`of` goes with `key`, not with `sql`: name the columns in the expression"
+            )
         return self
 
 
@@ -159,7 +161,9 @@ def _unit(value: object) -> object:
         if "D" in letters and "M" in letters:
             raise ValueError("D is the day of the year: write d for the day of the month")
         if "h" in letters and "a" not in letters:
-            raise ValueError("h is the hour of a half day, which needs a (AM, PM): write H")
+            raise ValueError(
+                "h is the hour from 1 to 12 and needs a (AM or PM): write H for 0 to 23"
+            )
     return value
 
 
@@ -286,7 +290,10 @@ class LinkTable(Part):
     @model_validator(mode="after")
     def _no_days(self) -> LinkTable:
         if "{day" in self.landing:
-            raise ValueError("identity.link.landing has no {day}: all of its files are read")
+            raise ValueError(
+                f"identity.link.landing = {self.landing!r}: all of its files are read, so {{day}} is not "
+                "allowed. Write * in its place"
+            )
         return self
 
 

@@ -163,8 +163,8 @@ class Source(Part):
             )
         if self.sessions.native_gap and self.sessions.rule == "gap":
             raise ValueError(
-                "sessions.native_gap = true is for sessions.rule = 'source_session_id', and rule = "
-                "'gap', where a silence always ends a session: leave it out"
+                "sessions.native_gap = true is for sessions.rule = 'source_session_id'. Here rule = "
+                "'gap', under which a silence always ends a session: leave native_gap out"
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(
@@ -188,8 +188,8 @@ class Source(Part):
             for ours, theirs in self.named().items():
                 if theirs not in known and self.source.explode is None:
                     raise ValueError(
-                        f"{field_of(ours)} = {theirs!r}: a {self.source.format} has the columns "
-                        f"{', '.join(known)}"
+                        f"{field_of(ours)} = {theirs!r}: a {self.source.format} has no such "
+                        f"column: use one of {', '.join(known)}"
                     )
         if self.source.format == "csv" and not self.source.header:
             for ours, theirs in self.named().items():
@@ -209,8 +209,9 @@ class Source(Part):
         number = next((one for one in time.units if one in NUMERIC_UNITS), None)
         if two and number and not time.offset:
             raise ValueError(
-                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is "
-                f"not a number of time.unit = {number!r}: set time.offset, or a pattern for both"
+                f"columns.event_ts = {self.columns.event_ts!r} are joined by a blank, which is not a "
+                f"number (time.unit = {number!r}): set time.offset to the unit of the second column, "
+                "or time.unit to a pattern for both"
             )
 
     def _names_the_user_once(self) -> None:
@@ -246,7 +247,8 @@ class Source(Part):
             raise ValueError(f"source.{key} needs source.explode: name the column that is a list")
         if one.explode_pattern is not None and one.explode_separator is None:
             raise ValueError(
-                "source.explode_pattern needs source.explode_separator: what separates the elements"
+                "source.explode_pattern needs source.explode_separator: set it to what separates "
+                "the elements"
             )
         if one.keep_filtered and not self.leaves_out:
             raise ValueError(
@@ -308,8 +310,14 @@ def load_source(name_or_path: str) -> Source:
     path = source_path(name_or_path)
     if not path.is_file():
         there = sorted(file.stem for file in path.parent.glob("*.toml"))
-        known = f"sources there: {', '.join(there)}" if there else "there is no source file there"
-        raise SourceError(f"--source {name_or_path}: {path} does not exist ({known})")
+        near = difflib.get_close_matches(path.stem, there, n=1)
+        hint = (
+            f"did you mean {near[0]!r}? " if near else ""
+        ) + f"source files there: {', '.join(there) or 'none'}"
+        raise SourceError(
+            f"--source {name_or_path}: {path} does not exist ({hint}). Write it: "
+            "`python -m jobs guess FILE` prints a first one for a log"
+        )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

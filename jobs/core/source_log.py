@@ -160,7 +160,7 @@ class SourcePart(Part):
         for name, value in given.items():
             if self.format != "csv" and value != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"source.{name} = {value!r} is for format = 'csv', and format = "
+                    f"source.{name} = {value!r} is for format = 'csv' only, and source.format = "
                     f"{self.format!r}: leave it out"
                 )
         if self.redelivery == "replace" and self.format == "delta":
@@ -239,6 +239,6 @@ class ItemsPart(Part):
         twice = sorted({name for name in names if names.count(name) > 1 or name == self.id})
         if twice:
             raise ValueError(
-                f"{twice[0]!r} is named twice: a column is id, category, number or text"
+                f"{twice[0]!r} is named twice: use a column as id, category, number or text, once"
             )
         return self

@@ -108,7 +108,7 @@ def get_spark(app_name: str) -> SparkSession:
     if lake.startswith("s3") and not spark.sparkContext.getConf().contains(S3_STORE):
         spark.stop()
         raise SettingsError(
-            f"SESSIONMILL_LAKE = {lake}, and Spark knows no {S3_STORE}: run `python "
+            f"SESSIONMILL_LAKE = {lake}, and Spark has no setting {S3_STORE}: run `python "
             "infra/spark/jars.py --s3` (Spark's client for S3, and commits that are safe for two "
             "writers), or give spark-submit what it writes to spark-defaults.conf"
         )

@@ -70,7 +70,10 @@ def look(context: Context) -> Result:
         raise SettingsError("drift looks at one night: give its --day")
     version = lake.version(SESSIONS)
     if version is None:
-        raise SettingsError(f"there is no table at {lake.path(SESSIONS)}: run the jobs first")
+        raise SettingsError(
+            f"there is no table at {lake.path(SESSIONS)}: run python -m jobs run --source "
+            f"{context.source.name} first"
+        )
     result = Result(tables_in={SESSIONS.full_name: version})
     if rules.policy == "off":
         result.notes.append("Drift check skipped (drift.policy = 'off')")
@@ -100,7 +103,7 @@ def look(context: Context) -> Result:
         return result
     said += [f"{name} was not evaluated: {why}" for name, why in unknown.items()]
     words = (
-        f"{context.source.name}: {day} is unlike the {len(before)} days before it\n"
+        f"{context.source.name}: {day} differs from the {len(before)} days before it\n"
         + "\n".join(f"  {one}" for one in said)
     )
     if verdict.failed:

@@ -42,8 +42,8 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
     rows = [row for part in found for row in part.to_pylist()]
     if not rows and not changes:
         raise SettingsError(
-            f"--session {session_id!r} is neither in {sessions.table_uri} nor in what its change "
-            "feed still remembers: take a session_id from silver.sessions"
+            f"--session {session_id!r} is neither in {sessions.table_uri} nor in the part of its "
+            "change feed that can still be read: take a session_id from silver.sessions"
         )
     row = rows[0] if rows else changes[-1]["row"]
     events = row.pop("events")

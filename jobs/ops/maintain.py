@@ -108,9 +108,9 @@ def _alone(context: Context) -> None:
             and run["started_ts"] > since
         ):
             raise SettingsError(
-                f"--keep-days under 1, and {run['job']} (run {run['run_id']}) has been running since "
-                f"{run['started_ts']:%Y-%m-%d %H:%M} UTC, or was killed: what it writes could be "
-                "removed. Use --keep-days 1 or more, or wait for a day without other runs"
+                f"--keep-days is under 1, and {run['job']} (run {run['run_id']}) has been running since "
+                f"{run['started_ts']:%Y-%m-%d %H:%M} UTC, or was killed: files that it is writing "
+                "could be removed. Use --keep-days 1 or more, or wait until no other run is active"
             )
 
 

@@ -81,7 +81,7 @@ def validate_tables(context: Context, only: str | None) -> Result:
     """
     tables = {table.full_name: table for table in WITH_SUITE}
     if only is not None and only not in tables:
-        raise SettingsError(f"--table {only}: tables with a suite are {', '.join(tables)}")
+        raise SettingsError(f"--table {only}: no suite checks it. Use one of {', '.join(tables)}")
     result = Result()
     for name, table in tables.items():
         if only not in (None, name):
@@ -91,7 +91,8 @@ def validate_tables(context: Context, only: str | None) -> Result:
             continue  # nobody has scored yet, or judged; the source has no [identity]
         if version is None:
             raise SettingsError(
-                f"there is no table at {context.lake.path(table)}: run the jobs first"
+                f"there is no table at {context.lake.path(table)}: run python -m jobs run --source "
+                f"{context.source.name} first"
             )
         engine = context.thresholds.whole_tables()
         context.enter(engine)

@@ -109,6 +109,6 @@ def text_of(value: Any, ours: str, theirs: str, file: str) -> Any:
     if isinstance(value, list) and ours == "exposed_with":
         return [text_of(one, ours, theirs, file) for one in value]
     raise Unusable(
-        f"{file}: column {theirs!r} is {type(value).__name__} and no text: {field_of(ours)} needs one "
-        "value a record"
+        f"{file}: column {theirs!r} is {type(value).__name__}, and {field_of(ours)} needs one value "
+        "a record: name another column, or a field of it as in `a.b`"
     )

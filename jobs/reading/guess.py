@@ -105,7 +105,9 @@ def sample_of(path: str) -> Sample:
         return _delta(place)
     files = landed(place)
     if not files:
-        raise SettingsError(f"{path}: there is no such file")
+        raise SettingsError(
+            f"{path}: there is no such file: name a file, folder or pattern of the log"
+        )
     name = files[0][0]
     with filesystem.open_binary(name) as raw:
         head = raw.read(4)
@@ -125,7 +127,7 @@ def sample_of(path: str) -> Sample:
             data = stream.read(HEAD_BYTES)
     except (Unusable, OSError, EOFError) as error:
         raise SettingsError(str(error)) from None
-    return _text(data)
+    return _text(name, data)
 
 
 def _delta(place: str) -> Sample:
@@ -158,7 +160,7 @@ def flat(value: Any, path: str = "") -> dict[str, str | None]:
     return {path: value.isoformat() if isinstance(value, datetime) else str(value)}
 
 
-def _text(data: bytes) -> Sample:
+def _text(name: str, data: bytes) -> Sample:
     encoding = "utf-8"
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"
@@ -171,14 +173,17 @@ def _text(data: bytes) -> Sample:
         text = data.decode(encoding, "replace")
     lines = [one for one in text.splitlines() if one.strip()][:RECORDS]
     if not lines:
-        raise SettingsError("the file is empty: name one that has lines")
+        raise SettingsError(f"{name}: the file is empty: name one that has lines")
     for reading in (_w3c, _json, _web, _csv):
         sample = reading(text, lines)
         if sample is not None:
             if encoding != "utf-8":
                 sample.keys["encoding"] = encoding
             return sample
-    raise SettingsError(f"the format is unknown: the first line is {lines[0][:120]!r}")
+    raise SettingsError(
+        f"{name}: the format is unknown: the first line is {lines[0][:120]!r}. Write the source file by "
+        "hand: docs/guides/source-file.md"
+    )
 
 
 def _w3c(_: str, lines: list[str]) -> Sample | None:
@@ -425,7 +430,9 @@ def guess(path: str, name: str | None = None) -> Guess:
     """Raises: SettingsError: there is no such file, or nothing of it can be read."""
     sample = sample_of(path)
     if not sample.records:
-        raise SettingsError(f"{path}: no record was found in it ({sample.format})")
+        raise SettingsError(
+            f"{path}: no record was found in it ({sample.format}): name a file that has some"
+        )
     when = times(sample)
     taken = set(when[0].names) if when else set()
     users = ids(sample, "user_id", taken)
@@ -454,7 +461,7 @@ def guess(path: str, name: str | None = None) -> Guess:
     for ours, one in more.items():
         lines += [f"# {ours} = {json.dumps(one.names[0])}  # {one.why}"]
     if lists := sorted({one for one in sample.columns() if one.endswith("[]")}):
-        lines += [f"# Lists, of which one element is one event, perhaps: {', '.join(lists[:5])}"]
+        lines += [f"# Lists, whose elements may be events (source.explode): {', '.join(lists[:5])}"]
     unit = when[0].unit if when else None
     if unit and not (unit == COMBINED_LOG_TIME and sample.format in LOG_COLUMNS):
         lines += ["", "[time]", f"unit = {json.dumps(unit)}"]

@@ -232,7 +232,7 @@ def _as_facts(fmt: Format, path: str, facts: FileFacts) -> Iterator[None]:
         traceback.print_exc()  # (the worker's log has it; who runs the job gets a sentence)
         facts.error = (
             f"{path}: reading it failed after {facts.lines} lines ({type(error).__name__}: "
-            f"{error}). This is a fault of sessionmill: report it with this line; to go on without "
+            f"{error}). This is a fault of sessionmill: report it with this line; to continue without "
             "the file, move it out of the landing"
         )
 

@@ -39,7 +39,7 @@ def path_of(schema: pa.Schema, name: str) -> list[str] | None:
     """
     if name in schema.names:
         if schema.names.count(name) > 1:
-            raise Unusable(f"it has the column {name!r} twice: rename one")
+            raise Unusable(f"it has the column {name!r} twice: rename one of them")
         return [name]
     steps = name.split(".")
     for cut in range(len(steps) - 1, 0, -1):
@@ -116,7 +116,8 @@ def text_of(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Array:
         return _times(array, ours)
     if pa.types.is_nested(kind):
         raise Unusable(
-            f"{file}: column {theirs!r} is {kind}, {field_of(ours)} needs one value a row"
+            f"{file}: column {theirs!r} is {kind}, and {field_of(ours)} needs one value a row: name "
+            "another column, or a field of it as in `a.b`"
         )
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_fixed(kind):
         return _texts_of_bytes(array, ours, theirs, file)
@@ -133,7 +134,10 @@ def texts_of_lists(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Arr
         ]
         return pa.array(rows, pa.list_(pa.string()))
     if pa.types.is_nested(inner):
-        raise Unusable(f"{file}: column {theirs!r} is {array.type}, {field_of(ours)} needs texts")
+        raise Unusable(
+            f"{file}: column {theirs!r} is {array.type}, and {field_of(ours)} needs a list of texts: "
+            "name another column"
+        )
     return array.cast(pa.list_(pa.string()))
 
 
@@ -168,8 +172,8 @@ def _texts_of_bytes(array: pa.Array, ours: str, theirs: str, file: str) -> pa.Ar
         return array.cast(pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:
         raise Unusable(
-            f"{file}: column {theirs!r} is {array.type} and no text in UTF-8: {field_of(ours)} "
-            "needs text. Write the column as text"
+            f"{file}: column {theirs!r} is {array.type} and not text in UTF-8, which "
+            f"{field_of(ours)} needs. Write the column as text"
         ) from None
 
 

@@ -70,7 +70,9 @@ class _Head:
             if theirs not in names and not (theirs == "date" and self.day):
                 raise Unusable(missing_column(self.facts.file, ours, theirs, names))
             if names.count(theirs) > 1:
-                raise Unusable(f"{self.facts.file}: #Fields has the column {theirs!r} twice")
+                raise Unusable(
+                    f"{self.facts.file}: #Fields has the column {theirs!r} twice: rename one of them"
+                )
         facts, changed = self.facts, self.names is not None and names != self.names
         self.names = names
         for name in names:

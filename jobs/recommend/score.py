@@ -104,7 +104,7 @@ def compute(
     """
     lake, name = context.lake, context.source.name
     if k < 1:
-        raise SettingsError(f"--k {k}: a list has at least one item")
+        raise SettingsError(f"--k {k}: use 1 or more: a list has at least one item")
     upto = lake.version(SEQUENCES)
     if upto is None or not lake.rows(SEQUENCES):
         raise SettingsError(
@@ -158,8 +158,8 @@ def loaded(source: str, alias: str | None, number: int | None) -> tuple[Register
         raise SettingsError(str(error)) from None
     if stored.facts.get("preprocess", "gold") != "gold":
         raise SettingsError(
-            f"{model.uri} was trained on what --preprocess {stored.facts['preprocess']} left of "
-            "gold.sequences, and knows nothing of its other users: register one trained on gold"
+            f"{model.uri} was trained with --preprocess {stored.facts['preprocess']}, so it does not "
+            "know all users of gold.sequences: register a model that was trained without it"
         )
     return model, stored
 

@@ -119,7 +119,7 @@ def boundary_of(source: Source) -> Boundary | None:
                 FIELD,
                 sql,
                 f"the columns {known[name.lower()]!r} and {name!r} differ in upper and lower "
-                "case only, and SQL cannot tell them apart: use one of them",
+                "case only, and SQL does not distinguish them: use one of them",
             )
     ours = source.boundary_columns()
     log = [(name, source.source.types.get(name, "")) for name in named if name not in ours]
@@ -144,7 +144,7 @@ def _column(one: Expression, name: str) -> str:
     )
     place = one.sql.find(name)
     at = len(one.sql[:place].encode()) if place >= 0 else None
-    raise mistake(FIELD, one.sql, f"{name!r} is a column of neither event: {hint}", at)
+    raise mistake(FIELD, one.sql, f"{name!r} is not a column of the events: {hint}", at)
 
 
 def _refuse_persons(source: Source, made: Boundary) -> None:
@@ -161,8 +161,8 @@ def _refuse_persons(source: Source, made: Boundary) -> None:
             raise mistake(
                 FIELD,
                 made.expression.sql,
-                f"{name!r} says who the user is, is hashed "
-                "(privacy.hash_user_id), and would be stored as it is: name other columns",
+                f"{name!r} says who the user is. It would be stored as it is, although "
+                "privacy.hash_user_id = true: name other columns",
             )
 
 

@@ -238,7 +238,8 @@ def exploded_rows(
     lists = paths.column_at(batch, names.column)
     if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
         raise Unusable(
-            f"{facts.file}: source.explode = {names.column!r} is {lists.type}, and must be a list"
+            f"{facts.file}: source.explode = {names.column!r} is {lists.type}, and must be a list: name "
+            "the column that has one"
         )
     elements, parents = paths.elements_of(lists), paths.parents_of(lists)
     starts = np.searchsorted(parents, np.arange(batch.num_rows))

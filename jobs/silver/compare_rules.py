@@ -44,7 +44,8 @@ def compare_rules(context: Context) -> dict[str, Any]:
     version = lake.version(EVENTS)
     if version is None or not lake.rows(EVENTS):
         raise SettingsError(
-            f"{EVENTS.full_name} of {source.name} has no events: run python -m jobs ingest first"
+            f"{EVENTS.full_name} of {source.name} has no events: run python -m jobs ingest --source "
+            f"{source.name} first"
         )
     gaps = sorted({*GAPS_S, source.sessions.gap_s})
     of = lake.session_events()

@@ -46,8 +46,8 @@ def check_rule(context: Context) -> None:
                 "that sessions.boundary names"
             )
         raise RuleChanged(
-            f"silver.sessions was made by the rule {stored}, the source file says {wanted}. "
-            f"Put the rule back, or make the table anew: {way}"
+            f"silver.sessions was made by the rule {stored}, and the source file has {wanted}. Set the "
+            f"old rule again, or make all sessions by the new one: {way}"
         )
 
 

@@ -42,7 +42,7 @@ def numbers(option: str, text: str, kind: Any) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} {text}: numbers by comma, such as 1,2") from None
+        raise UserError(f"{option} {text}: use numbers separated by commas, such as 1,2") from None
 
 
 def split_of_log(args: argparse.Namespace, source: Any, lake: str) -> str:

@@ -237,8 +237,8 @@ def run_rules(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
     target = told.target or source.training.target
     if target != "next_item":
         raise UserError(
-            f"compare-rules: the target {target!r} is another one under each rule; set -- --target "
-            "next_item"
+            f"compare-rules: under each rule the target {target!r} is a different one, so scores could "
+            "not be compared: add -- --target next_item"
         )
     gaps = numbers("--gaps", args.gaps, float)
     args.variant = [f"gap {gap:g} s: --preprocess gap:{gap:g}" for gap in gaps]

@@ -159,7 +159,7 @@ def run_params(args: argparse.Namespace) -> dict[str, Any]:
     if items is None:
         raise UserError(f"--items V is needed: preset {preset!r} has no catalogue of its own")
     if not 1 <= items < 2**31:
-        raise UserError(f"--items {items}: a whole number, 1 to {2**31 - 1:,}")
+        raise UserError(f"--items {items}: use a whole number, 1 to {2**31 - 1:,}")
     counted = {"method": args.method, **count_parameters(items, chosen)}
     parts = ", ".join(f"{name} {number:,}" for name, number in counted["by_module"].items())
     print(

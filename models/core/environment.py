@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 def use_threads(number: int | None) -> None:
     if number is not None:
         if number < 1:
-            raise UserError(f"--threads {number}: at least one")
+            raise UserError(f"--threads {number}: use 1 or more")
         torch.set_num_threads(number)
 
 
@@ -43,7 +43,7 @@ def pick_device(name: str) -> str:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
+        raise UserError("--device cuda: torch finds no GPU here: use --device cpu")
     # torchrun gives each of its processes a GPU (`process_group.start`).
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if name != "cuda" or not alone or torch.cuda.device_count() < 2:

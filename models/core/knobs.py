@@ -81,7 +81,7 @@ class Knob:
         if self._holds(value, whole):
             return ""
         kind = "" if self.choices else "a whole number, " if whole else "a number "
-        return f"{option} {value}: {kind}{self.allowed(whole)}"
+        return f"{option} {value}: use {kind}{self.allowed(whole)}"
 
     def _holds(self, value: Any, whole: bool) -> bool:
         if self.choices:

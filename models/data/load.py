@@ -184,7 +184,7 @@ def _events(lake: str, source: str, version: int | None, preprocess: str) -> Eve
     every, path = Events.of(sequences), sequences.path
     if not len(every.index):
         raise UserError(
-            f"{path} version {sequences.version} holds no event: put a log where the source file "
+            f"{path} version {sequences.version} has no event: put a log where the source file "
             f"says and run `python -m jobs run --source {source}`"
         )
     events = prepared(every, preprocess)
@@ -202,11 +202,14 @@ def _cut(
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     if nights is not None and split != "nightly":
-        raise UserError(f"--nights {nights} goes with --split nightly, not {split}: leave it out")
+        raise UserError(
+            f"--nights {nights} is for --split nightly, and the split is {split}: leave it out"
+        )
     if split == "temporal":
         return temporal_cut(events.ts, valid_from, test_from)
     if valid_from is not None or test_from is not None:
         raise UserError(
-            f"--valid-from and --test-from pin the temporal split, not {split}: leave them out"
+            f"--valid-from and --test-from are for --split temporal, and the split is {split}: leave "
+            "them out"
         )
     return nightly_cut(events.sequences, nights) if split == "nightly" else Cut(split=split)

@@ -52,7 +52,7 @@ def nightly_cut(sequences: Sequences, wanted: int | None = None) -> Cut:
         UserError: the log has too few nights, or `wanted` is none.
     """
     if wanted is not None and wanted < 1:
-        raise UserError(f"--nights {wanted}: at least one")
+        raise UserError(f"--nights {wanted}: use 1 or more")
     nights = nights_of(sequences)
     there = len(nights)
     if there < FEWEST:

@@ -39,7 +39,7 @@ def gap_us(preprocess: str) -> int | None:
         found = 0
     if found <= 0:
         raise UserError(
-            f"--preprocess {preprocess!r}: behind gap: is a number of seconds above 0, such as gap:1800"
+            f"--preprocess {preprocess!r}: write a number of seconds above 0 after gap:, as in gap:1800"
         )
     return found
 

@@ -153,7 +153,10 @@ def temporal_cut(ts: Ints, valid_from: int | None = None, test_from: int | None 
 
     def at(quantile: str) -> int:
         if not len(ts):
-            raise UserError("there is no event to cut at: load a log that has positive events")
+            raise UserError(
+                "gold.sequences has no positive event, so training and test cannot be separated: load a "
+                "log that has some, or correct [feedback] in the source file"
+            )
         rank = int(Fraction(quantile) * (len(ts) - 1))
         return int(np.partition(ts, rank)[rank])
 

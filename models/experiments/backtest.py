@@ -58,7 +58,7 @@ def planned(
 
     twice = [name for name in (one.partition("=")[0] for one in options) if name in DECIDED]
     if twice:
-        raise UserError(f"{twice[0]} after --: `backtest` has its own, or decides it")
+        raise UserError(f"{twice[0]} after --: `backtest` sets it. Leave it out there")
     name = load_source(source).name
     version, count = nights_to_ask(lake, name, version, nights)
     each = each_night or EACH_NIGHT[0]

@@ -90,7 +90,7 @@ def cells_of(
         name, _, options = (part.strip() for part in words.partition(":"))
         if not name or not options.startswith("--") or name in told or "(" in name:
             raise UserError(
-                f"--variant {words!r}: a name of its own, a colon, and options of `train`, such as "
+                f"--variant {words!r}: write a new name, a colon, and options of `train`, such as "
                 "'alpha .1: --alpha 0.1'"
             )
         told[name] = tuple(shlex.split(options))
@@ -186,8 +186,8 @@ def train_cell(
         trained_by = there[0].data.tags.get(tracking.ASKED_FOR, asked)
         if trained_by != asked:
             raise UserError(
-                f"{cell.name}, seed {cell.seed}, is in comparison {comparison} already, trained with "
-                f"{trained_by}, and {asked} is asked for: name another --comparison"
+                f"{cell.name}, seed {cell.seed}, is already in comparison {comparison}, trained with "
+                f"{trained_by}. You gave {asked}: name another --comparison"
             )
         say("  there already")
         return True

@@ -76,7 +76,9 @@ def scaling(
         UserError: fewer than three widths or shares finished, so there is no line to fit.
     """
     if parse(method)[0] in BASELINES:
-        raise UserError(f"--method {method}: a baseline has no width and is not trained")
+        raise UserError(
+            f"--method {method}: a baseline has no width and is not trained: name a trained method"
+        )
     for width in widths:
         config(method, dim=width)
     todo = points_of(widths, shares, seeds, one_seed_from)
@@ -157,7 +159,10 @@ def power_law(points: Sequence[dict[str, Any]], measure: str) -> dict[str, Any]:
     x = np.log([float(p[measure]) for p in points])
     y = np.log([float(p["loss"]) for p in points])
     if len(np.unique(x)) < 3:
-        raise UserError(f"{len(np.unique(x))} different {measure} finished: a line needs three")
+        raise UserError(
+            f"{len(np.unique(x))} different {measure} finished, and a line needs 3: give more widths or "
+            "shares"
+        )
     middle = x - x.mean()
     line = _least_squares(np.stack([np.ones_like(x), middle], axis=1), y)
     found = {

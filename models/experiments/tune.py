@@ -68,9 +68,9 @@ class Budget:
         UserError: a bound out of its range.
         """
         if self.trials < 1:
-            raise UserError(f"--trials {self.trials}: at least one")
+            raise UserError(f"--trials {self.trials}: use 1 or more")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UserError(f"--minutes {self.minutes}: minutes, above 0")
+            raise UserError(f"--minutes {self.minutes}: use a number above 0")
 
     @property
     def seconds(self) -> float:
@@ -157,7 +157,7 @@ def tune(
 
 def _nothing(method: str, given: Mapping[str, Any]) -> str:
     if not tunable(method):
-        return f"--method {method}: it has no setting that is tuned. It is compared as it is"
+        return f"--method {method}: it has no setting that is tuned. Train it without `tune`"
     names = ", ".join(name for name in tunable(method) if name in given)
     return f"--method {method}: all settings that are tuned are given ({names}): leave some out"
 

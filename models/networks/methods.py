@@ -6,6 +6,7 @@ exist, an encoding does not know which backbone it is in: a new one is a file an
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -74,8 +75,11 @@ def parse(method: str) -> tuple[str, tuple[str, ...]]:
     base, *encodings = method.split("+")
     known = base in BACKBONES or base in SESSION_ENCODERS or (base in BASELINES and not encodings)
     if not known or len(set(encodings)) < len(encodings) or not set(encodings) <= set(ENCODINGS):
+        names = [*BASELINES, *BACKBONES, *SESSION_ENCODERS]
+        near = [] if base in names else difflib.get_close_matches(base, names, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(
-            f"unknown method {method!r}: a baseline ({', '.join(BASELINES)}), or a backbone "
+            f"unknown method {method!r}{hint}: use a baseline ({', '.join(BASELINES)}), or a backbone "
             f"({', '.join([*BACKBONES, *SESSION_ENCODERS])}) with any of "
             f"+{', +'.join(ENCODINGS)}, each once"
         )
@@ -85,10 +89,10 @@ def parse(method: str) -> tuple[str, tuple[str, ...]]:
             "session. Leave it out"
         )
     if base in SESSION_ENCODERS and "fb" in encodings:
-        raise UserError(f"method {method!r}: {base} sees feedback as it is. Leave +fb out")
+        raise UserError(f"method {method!r}: {base} always reads feedback. Leave +fb out")
     if base in SESSION_ENCODERS and "side" in encodings:
         raise UserError(
-            f"method {method!r}: {base} reads the catalogue as it is (--no-side: not). Leave +side out"
+            f"method {method!r}: {base} reads the catalogue by itself (unless --no-side). Leave +side out"
         )
     return base, tuple(encodings)
 

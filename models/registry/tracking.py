@@ -233,9 +233,13 @@ def check_name(name: str) -> None:
     UserError: MLflow could not be asked for it.
     """
     if not name.strip():
-        raise UserError(f"{name!r}: a comparison, method or variant needs a name that can be read")
+        raise UserError(
+            f"{name!r}: the name of a comparison, method or variant is blank: give one with letters"
+        )
     if "'" in name:
-        raise UserError(f"{name!r}: names of comparisons, methods and variants have no quote")
+        raise UserError(
+            f"{name!r}: names of comparisons, methods and variants must not have a quote (')"
+        )
 
 
 def runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:

@@ -93,7 +93,7 @@ def verify(
         chosen = chosen[raw.part[targets.user[chosen]] >= 0]
         if not len(chosen):
             raise UserError(
-                f"{model.uri}: none of its {len(targets.user):,} questions can be asked "
+                f"{model.uri} cannot be verified: none of its {len(targets.user):,} questions can be asked "
                 f"({len(raw.runaway):,} users with a runaway session, {len(raw.changed):,} whose "
                 "events in silver.sessions are not those of gold.sequences)"
             )
@@ -163,7 +163,7 @@ def _recorded(
 def _drawn(targets: Targets, most: int | None, most_users: int | None, seed: int) -> Ints:
     """int64[N]: the targets that are asked, all of each user's."""
     if most is not None and most < 1:
-        raise UserError(f"--most {most}: ask at least one question")
+        raise UserError(f"--most {most}: use 1 or more")
     users, count = np.unique(targets.user, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(users))[:most_users]
     if most is not None:
@@ -216,7 +216,10 @@ def _lists_alone(
         raw = _raw(source, lake, events, np.unique(everybody.user[chosen]), Path(folder_of_raw))
         chosen = chosen[raw.part[everybody.user[chosen]] >= 0]
         if not len(chosen):
-            raise UserError(f"{model.uri}: none of its {len(everybody.user):,} users can be asked")
+            raise UserError(
+                f"{model.uri} cannot be verified: none of its {len(everybody.user):,} users has the "
+                "same events in silver.sessions and gold.sequences"
+            )
         asked = everybody.select(chosen)
         compared = _Compared(NowQuestions(stored, source, events, raw, ask), asked, exact=False)
         length = asked.end - asked.begin

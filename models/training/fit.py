@@ -309,7 +309,7 @@ class Run:
     def _diverged(self, how: str) -> UserError:
         train = self.config.train
         return UserError(
-            f"{self.config.method} cannot be trained so: epoch {self.at.epoch}, {how}. Take a lower "
+            f"{self.config.method} cannot be trained with these settings: epoch {self.at.epoch}, {how}. Take a lower "
             f"--learning-rate than {train.learning_rate:g}, or --precision float32"
         )
 

@@ -113,9 +113,13 @@ class Request:
         UserError: a number out of its range, or a name that MLflow does not take.
         """
         if self.sampled < 0:
-            raise UserError(f"--sampled {self.sampled}: how many items to draw, 0 for none")
+            raise UserError(
+                f"--sampled {self.sampled}: use the number of items to draw, 0 for none"
+            )
         if not 0 <= self.checkpoint_s < math.inf:
-            raise UserError(f"--checkpoint-s {self.checkpoint_s}: seconds, 0 or more")
+            raise UserError(
+                f"--checkpoint-s {self.checkpoint_s}: use a number of seconds, 0 or more"
+            )
         for named in (self.comparison, self.variant):
             if named is not None:
                 tracking.check_name(named)
@@ -251,8 +255,8 @@ def read(request: Request, say: Say) -> Learnt:
         facts["each_night"] = request.each_night or EACH_NIGHT[0]
     elif request.each_night is not None:
         raise UserError(
-            f"--each-night {request.each_night} goes with --split nightly, "
-            f"not {data.cut.split}: leave it out"
+            f"--each-night {request.each_night} is for --split nightly, and the split is "
+            f"{data.cut.split}: leave it out"
         )
     _announce(config, data, source.name, say)
     return Learnt(config, data, facts)

@@ -14,6 +14,8 @@ from tests.support.make_tools import REPO
 PYTHON = ("jobs", "models", "expectations", "dags", "infra")
 LEFT_OUT = {"LAB_LOG.md"}  # a journal: dated, and never rewritten
 CODE = re.compile(r"^```.*?^```", re.M | re.S)
+TARGET = re.compile(r"\]\([^)\s]*\)")
+END = re.compile(r"(?<=[.!?])[)*\"]*\s+")
 NAMES = re.compile(r"`[^`\n]*`|\]\([^)\s]*\)")
 
 OLD = {
@@ -91,6 +93,23 @@ def _python(file: Path) -> Iterator[tuple[str, int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield _name(file), token.start[0], NAMES.sub("", token.string)
+
+
+def paragraphs() -> Iterator[tuple[str, int, str]]:
+    """(file, line, text) of each paragraph and list item of the documents that explain: without
+    boxes, tables, names in code and targets of links."""
+    pages = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")]
+    pages += [one for one in sorted((REPO / "docs").rglob("*.md")) if "reference" not in one.parts]
+    for page in pages:
+        whole = CODE.sub(lambda box: "\n" * box[0].count("\n"), page.read_text("utf-8"))
+        for number, line in enumerate(whole.splitlines(), 1):
+            if line and not line.startswith("|"):
+                yield _name(page), number, TARGET.sub("]", line)
+
+
+def sentences(paragraph: str) -> list[str]:
+    """A paragraph cut where sentences end; a name in code counts as one word."""
+    return END.split(re.sub(r"`[^`]*`", "NAME", paragraph))
 
 
 def found() -> list[str]:

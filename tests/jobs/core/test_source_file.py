@@ -174,8 +174,14 @@ def test_a_source_that_is_not_there_names_those_that_are(
     settings.cache_clear()
     try:
         assert load_source("clicks").name == "clicks"
-        with pytest.raises(SourceError, match=r"views.toml does not exist \(sources there: clicks"):
+        with pytest.raises(
+            SourceError, match=r"views.toml does not exist \(source files there: clicks"
+        ):
             load_source("views")
+        with pytest.raises(
+            SourceError, match=r"clikcs.toml does not exist \(did you mean 'clicks'\?"
+        ):
+            load_source("clikcs")
     finally:
         settings.cache_clear()
 

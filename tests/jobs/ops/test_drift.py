@@ -89,7 +89,7 @@ def test_a_history_then_nights_each_unusual_in_its_own_way(
         shop.run()
         result = shop.run("drift", str(days[number]))
         [note] = result.notes
-        assert note.startswith(f"clicks: {days[number]} is unlike the {number} days before it\n")
+        assert note.startswith(f"clicks: {days[number]} differs from the {number} days before it\n")
         message = told.pop()
         assert not told
         assert message["kind"] == "drift" and set(message["unusual"]) == which

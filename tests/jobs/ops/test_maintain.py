@@ -155,7 +155,7 @@ def test_it_does_not_clean_under_another_run(spark: Any, tmp_path: Path) -> None
     night(shop, 0)
     other = shop.context()
     record(other, "run", "all", run_job(shop.context(), "items", "all", {}), 0.0, "running")
-    with pytest.raises(SettingsError, match=r"--keep-days under 1.*run \(run .*killed"):
+    with pytest.raises(SettingsError, match=r"--keep-days is under 1.*run \(run .*killed"):
         maintain.maintain(shop.context(), 0.5, {})
     assert maintain.maintain(shop.context(), 1, {})["tables"][RUNS.full_name]["files_after"] == 1
 

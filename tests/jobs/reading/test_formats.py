@@ -209,7 +209,10 @@ def test_columns_are_those_of_the_fields_line_before(tmp_path: Path) -> None:
     [
         ("1.2.3.4 /p/1\n", "has no line of #Fields before its first record"),
         ("#Fields: date time c-ip\n", "has no column 'cs-uri-stem'"),
-        ("#Fields: date time c-ip c-ip cs-uri-stem\n", "#Fields has the column 'c-ip' twice"),
+        (
+            "#Fields: date time c-ip c-ip cs-uri-stem\n",
+            "#Fields has the column 'c-ip' twice: rename one",
+        ),
     ],
 )
 def test_a_log_without_its_columns_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
@@ -333,7 +336,7 @@ def test_types_of_which_nothing_is_lost(tmp_path: Path, column: pa.Array, texts:
     ("column", "said"),
     [
         (pa.array([7.5, None]), "'i' is double"), (pa.array([float(2**60), None]), "'i' is double"),
-        (pa.array([7.0, 8.0]), "'i' is double"), (pa.array([b"\xff\xfe", None]), "no text in UTF-8"),
+        (pa.array([7.0, 8.0]), "'i' is double"), (pa.array([b"\xff\xfe", None]), "not text in UTF-8"),
         (pa.array([["a"], None]), "needs one value a row"), (pa.array([{"a": 1}, None]), "one value"),
     ],
 )  # fmt: skip

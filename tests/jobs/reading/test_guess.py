@@ -124,7 +124,7 @@ def test_typed_files_and_tables(tmp_path: Path) -> None:
         assert made["columns"] == {"user_id": "person.user", "item_id": "sku", "event_ts": "at"}
         assert (
             found.share == 1
-            and "Lists, of which one element is one event, perhaps: shown[]" in found.text
+            and "Lists, whose elements may be events (source.explode): shown[]" in found.text
         )
 
 

@@ -139,13 +139,13 @@ event_ts = "time"
 @pytest.mark.parametrize(
     ("form", "more", "said"),
     [
-        ("jsonl", 'quote = ""', "source.quote = '' is for format = 'csv'"),
-        ("combined_log", 'decimal = ","', "source.decimal = ',' is for format = 'csv'"),
+        ("jsonl", 'quote = ""', "source.quote = '' is for format = 'csv' only"),
+        ("combined_log", 'decimal = ","', "source.decimal = ',' is for format = 'csv' only"),
         ("csv", "quote = ','", "source.quote = ',' is a line end or part of source.delimiter"),
         (
             "vhost_combined",
             "",
-            "columns.user_id = 'client': a vhost_combined has the columns vhost",
+            "columns.user_id = 'client': a vhost_combined has no such column: use one of vhost",
         ),
     ],
 )

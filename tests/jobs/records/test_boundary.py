@@ -108,7 +108,7 @@ def test_lines_bring_what_the_boundary_reads_of_the_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sql", "says"),
     [
-        ("campaign <> 'a'", ["'campaign' is a column of neither event", "prev.campaign"]),
+        ("campaign <> 'a'", ["'campaign' is not a column of the events", "prev.campaign"]),
         ("previous.a <> next.a", ["'previous.a'", "did you mean prev.a?"]),
         ("1 = 1", ["no column of prev or next"]),
         ("prev.event_type", ["gives VARCHAR", "must be a condition"]),

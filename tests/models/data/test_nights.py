@@ -211,11 +211,13 @@ def test_too_few_nights_and_options_of_other_splits_are_refused(tmp_path: Path) 
     with pytest.raises(UserError, match=r"needs 5 nights .* the log has 4: load more days, or"):
         data_of(tmp_path, split="nightly")
     write_gold(tmp_path, "toy", log_of(8))
-    with pytest.raises(UserError, match="--nights 0: at least one"):
+    with pytest.raises(UserError, match="--nights 0: use 1 or more"):
         data_of(tmp_path, split="nightly", nights=0)
-    with pytest.raises(UserError, match="--nights 3 goes with --split nightly, not temporal"):
+    with pytest.raises(
+        UserError, match="--nights 3 is for --split nightly, and the split is temporal"
+    ):
         data_of(tmp_path, split="temporal", nights=3)
-    with pytest.raises(UserError, match="pin the temporal split, not nightly"):
+    with pytest.raises(UserError, match="are for --split temporal, and the split is nightly"):
         data_of(tmp_path, split="nightly", test_from=5)
     write_gold(tmp_path, "toy", {"a": [("x", n * DAY, n, "exposed") for n in range(9)]})
     with pytest.raises(UserError, match="the log has 0"):

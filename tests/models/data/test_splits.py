@@ -78,7 +78,7 @@ def test_nothing_to_learn_from_is_refused_with_the_counts(tmp_path: Path) -> Non
             filters=Filters(min_item_events=99, min_session_events=1, min_user_sessions=2),
         )
     write_gold(tmp_path, "none", {})
-    with pytest.raises(UserError, match=r"version 0 holds no event: put a log .*jobs run --source"):
+    with pytest.raises(UserError, match=r"version 0 has no event: put a log .*jobs run --source"):
         data_of(tmp_path, "none")
     with pytest.raises(UserError, match=r"paper_a leaves none of the 16 events.*--preprocess gold"):
         data_of(tmp_path, split="last_item", preprocess="paper_a")
@@ -179,7 +179,7 @@ def test_splits_by_user(tmp_path: Path) -> None:
         ([1, 2, 1], [2]),
         ([1, 2, 1], [2]),
     ]
-    with pytest.raises(UserError, match="pin the temporal split"):
+    with pytest.raises(UserError, match="are for --split temporal"):
         data_of(tmp_path, split="last_item", test_from=5)
     with pytest.raises(UserError, match="temporal, last_session, last_item"):
         data_of(tmp_path, split="random")

@@ -132,7 +132,7 @@ def test_a_variant_is_held_against_its_method_as_it_is(world: World) -> None:
     }  # fmt: skip
     for wrong in ("wide", "wide: dim 24", ": --dim 24"):
         status, _, _, err = world.run(*command[:-1], wrong)
-        assert status == 1 and f"--variant '{wrong}': a name of its own" in err
+        assert status == 1 and f"--variant '{wrong}': write a new name" in err
 
 
 def test_who_reads_the_catalogue_is_said_and_one_that_says_nothing_is_left_out(
@@ -226,7 +226,7 @@ def test_a_cell_trained_otherwise_is_not_taken_for_another(world: World) -> None
     before = results.read_text()
     status, _, _, err = world.run(*command, "--epochs", "2")
     assert status == 1 and results.read_text() == before
-    assert 'trained with {"epochs": 1}, and {"epochs": 2} is asked for' in err
+    assert 'trained with {"epochs": 1}. You gave {"epochs": 2}' in err
 
 
 @pytest.mark.slow

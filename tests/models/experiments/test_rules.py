@@ -29,7 +29,7 @@ def test_what_ends_a_session(preprocess: str, microseconds: int | None) -> None:
 
 @pytest.mark.parametrize("wrong", ["gap:", "gap:-1", "gap:0", "gap:soon", "gap:nan", "gap:inf"])
 def test_a_gap_is_a_number_of_seconds(wrong: str) -> None:
-    with pytest.raises(UserError, match="behind gap: is a number of seconds above 0"):
+    with pytest.raises(UserError, match="write a number of seconds above 0 after gap:"):
         gap_us(wrong)
 
 

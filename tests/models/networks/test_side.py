@@ -104,7 +104,7 @@ def test_attributes_reach_history_and_candidates_and_nothing_else(
 
 
 def test_where_it_cannot_be_it_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="reads the catalogue as it is"):
+    with pytest.raises(UserError, match="reads the catalogue by itself"):
         parse("sessionrec-sasrec+side")
     with pytest.raises(UserError, match=r"\+side is part of the items' vectors"):
         build(6, sized("sasrec+side", "paper_a_ml1m"))

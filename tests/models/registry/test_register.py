@@ -440,10 +440,10 @@ def test_a_session_method_by_the_commands(world: World) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--method", "bert5rec"], "unknown method 'bert5rec': a baseline (pop, recent_pop"),
+        (["--method", "bert5rec"], "unknown method 'bert5rec' (did you mean 'bert4rec'?): use a"),
         (["--method", "pop", "--preset", "huge"], "unknown preset 'huge': one of small, tiny"),
         (["--method", "pop", "--table-version", "9"], "has no version 9"),
-        (["--method", "pop", "--target", "sales"], "--target sales: one of next_item"),
+        (["--method", "pop", "--target", "sales"], "--target sales: use one of next_item"),
         (["--method", "pop", "--test-from", "soon"], "'soon' is not a time"),
         (["--method", "pop", "--test-from", "2099-01-01"], "has no target"),
         (["--method", "gru4rec", "--request-time", "never"], "one of last_event, known"),
@@ -452,28 +452,37 @@ def test_a_session_method_by_the_commands(world: World) -> None:
         (["--method", "sasrec", "--loss", "bpr"], "one of auto, full, sampled, gbce"),
         (
             ["--method", "sasrec", "--negatives", "0"],
-            "--negatives 0: a whole number, 1 to 1,000,000",
+            "--negatives 0: use a whole number, 1 to 1,000,000",
         ),
         (["--method", "sessionrec-hstu+st"], "every position of sessionrec-hstu is a session"),
         (["--method", "sessionrec-hstu", "--pooling", "max"], "one of mean, attention, transf"),
-        (["--method", "sessionrec-hstu", "--alpha", "-1"], "--alpha -1.0: a number from 0"),
+        (["--method", "sessionrec-hstu", "--alpha", "-1"], "--alpha -1.0: use a number from 0"),
         (
             ["--method", "sessionrec-hstu", "--exposures", "-2"],
-            "--exposures -2: a whole number, 0 to",
+            "--exposures -2: use a whole number, 0 to",
         ),
-        (["--method", "pop", "--sampled", "-1"], "--sampled -1: how many items to draw"),
+        (["--method", "pop", "--sampled", "-1"], "--sampled -1: use the number of items"),
         (["--method", "pop", "--preprocess", "paper_b"], "one of gold, paper_a"),
-        (["--method", "sasrec", "--epochs", "0"], "--epochs 0: a whole number, 1 to 9,223,"),
-        (["--method", "sasrec", "--seed", "-1"], "--seed -1: a whole number, 0 to 9,223,"),
+        (["--method", "sasrec", "--epochs", "0"], "--epochs 0: use a whole number, 1 to 9,223,"),
+        (["--method", "sasrec", "--seed", "-1"], "--seed -1: use a whole number, 0 to 9,223,"),
         (["--method", "sasrec", "--seed", str(2**63)], "a whole number, 0 to 9,223,"),
-        (["--method", "sasrec", "--dim", "10000000000"], "--dim 10000000000: a whole number, 1 to"),
-        (["--method", "sasrec", "--length", "0"], "--length 0: a whole number, 1 to"),
-        (["--method", "sasrec", "--dropout", "1"], "--dropout 1.0: a number from 0 to below 1"),
-        (["--method", "sasrec", "--learning-rate", "nan"], "--learning-rate nan: a number above 0"),
-        (["--method", "sasrec", "--learning-rate", "inf"], "inf: a number above 0, finite"),
-        (["--method", "sasrec", "--alpha", "nan"], "--alpha nan: a number from 0"),
-        (["--method", "sasrec", "--checkpoint-s", "-1"], "--checkpoint-s -1.0: seconds, 0 or more"),
-        (["--method", "sasrec", "--comparison", "o'b"], "have no quote"),
+        (
+            ["--method", "sasrec", "--dim", "10000000000"],
+            "--dim 10000000000: use a whole number, 1 to",
+        ),
+        (["--method", "sasrec", "--length", "0"], "--length 0: use a whole number, 1 to"),
+        (["--method", "sasrec", "--dropout", "1"], "--dropout 1.0: use a number from 0 to below 1"),
+        (
+            ["--method", "sasrec", "--learning-rate", "nan"],
+            "--learning-rate nan: use a number above 0",
+        ),
+        (["--method", "sasrec", "--learning-rate", "inf"], "inf: use a number above 0, finite"),
+        (["--method", "sasrec", "--alpha", "nan"], "--alpha nan: use a number from 0"),
+        (
+            ["--method", "sasrec", "--checkpoint-s", "-1"],
+            "--checkpoint-s -1.0: use a number of sec",
+        ),
+        (["--method", "sasrec", "--comparison", "o'b"], "must not have a quote"),
         (["--method", "sasrec", "--comparison", ""], "'': a comparison, method or variant needs a"),
         (
             ["--method", "sasrec", "--split", "last_item", "--target", "next_session"],
@@ -618,7 +627,7 @@ def test_params_prints_exact_counts(world: World) -> None:
     assert "--items V is needed" in err
     for items in ("0", "99999999999999999999"):
         status, _, _, err = world.run("params", "--method", "sasrec", "--items", items)
-        assert status == 1 and f"--items {items}: a whole number, 1 to 2,147,483,647" in err
+        assert status == 1 and f"--items {items}: use a whole number, 1 to 2,147,483,647" in err
 
 
 def test_the_same_seed_gives_the_same_model(

@@ -249,7 +249,7 @@ def test_whole_users_are_drawn(gap: World) -> None:
         assert everyone["metrics"][name]["holds"] and name not in some["metrics"]
         assert abs(everyone["metrics"][name]["difference"]) < 1e-6
     assert asked(gap, most=1)["users"] <= 1 and asked(gap, most_users=3)["users"] <= 3
-    with pytest.raises(UserError, match="--most 0: ask at least one question"):
+    with pytest.raises(UserError, match="--most 0: use 1 or more"):
         asked(gap, most=0)
 
 

@@ -341,9 +341,9 @@ def test_options_of_nights_decide_the_split_and_go_with_no_other(nights: World) 
     finally:
         nights.source.write_text(nights.source.read_text().replace('split = "temporal"\n', ""))
     for words, said in (
-        (("--split", "temporal", "--nights", "2"), "--nights 2 goes with --split nightly"),
-        (("--split", "temporal", "--each-night", "once"), "--each-night once goes with --split"),
-        (("--split", "nightly", *pinned), "pin the temporal split, not nightly"),
+        (("--split", "temporal", "--nights", "2"), "--nights 2 is for --split nightly"),
+        (("--split", "temporal", "--each-night", "once"), "--each-night once is for --split"),
+        (("--split", "nightly", *pinned), "are for --split temporal, and the split is nightly"),
     ):
         status, _, _, err = say(nights, "train", "--method", "pop", *words)
         assert status == 1 and said in err

@@ -41,13 +41,13 @@ def test_a_setting_that_is_declared_is_an_option_and_is_checked() -> None:
     assert "how wide, 5 % more" in parser.format_help()
     check(Settings(width=9, share=0.1, way="b", rate=0.0, inner=5))
     for wrong, says in (
-        ({"width": 10}, "--wide 10: a whole number, 1 to 9"),
-        ({"inner": -1}, "--inner -1: a whole number, 0 to 9,223,372,036,854,775,807"),
-        ({"share": 0.0}, "--share 0.0: a number above 0 to below 1"),
-        ({"share": 1.0}, "--share 1.0: a number above 0 to below 1"),
-        ({"rate": float("inf")}, "--rate inf: a number from 0, finite"),
-        ({"rate": float("nan")}, "--rate nan: a number from 0, finite"),
-        ({"way": "c"}, "--way c: one of a, b"),
+        ({"width": 10}, "--wide 10: use a whole number, 1 to 9"),
+        ({"inner": -1}, "--inner -1: use a whole number, 0 to 9,223,372,036,854,775,807"),
+        ({"share": 0.0}, "--share 0.0: use a number above 0 to below 1"),
+        ({"share": 1.0}, "--share 1.0: use a number above 0 to below 1"),
+        ({"rate": float("inf")}, "--rate inf: use a number from 0, finite"),
+        ({"rate": float("nan")}, "--rate nan: use a number from 0, finite"),
+        ({"way": "c"}, "--way c: use one of a, b"),
     ):
         with pytest.raises(UserError) as error:
             check(Settings(**wrong))  # type: ignore[arg-type]
