@@ -51,6 +51,15 @@ SKIPPED_NAMES = 5
 # -- which files ----------------------------------------------------------------------------------
 
 
+def fetch(context: Context) -> list[str]:
+    """Bring what is new of a log that is a table of a database into the landing; what to say of it."""
+    if context.source.source.format != "jdbc":
+        return []
+    from jobs.sources import database  # (needs SQLAlchemy)
+
+    return database.fetch(context)
+
+
 def landing_files(context: Context, skipped: list[str] | None = None) -> list[tuple[str, int, int]]:
     """Files of the landing: (path, bytes, modified ms).
 

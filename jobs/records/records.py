@@ -114,6 +114,11 @@ class Format:
         return Dialect(self.delimiter, self.quote, self.escape, self.comment)
 
     @property
+    def has_types(self) -> bool:
+        """Whether Arrow reads the files, in columns that have types."""
+        return self.format in ("parquet", "orc")
+
+    @property
     def hashes(self) -> bool:
         """Whether user ids become pseudonyms."""
         return self.privacy is not None and self.privacy.hashes
