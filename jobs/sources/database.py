@@ -251,9 +251,8 @@ class Log:
     def opened(cls, part: JdbcPart) -> Iterator[Log]:
         """Raises: SourceError: the database or the table cannot be reached."""
         engine, secret = engine_of(part)
-        shown = engine.url.set(password=None).render_as_string()
         try:
-            with _plainly(f"jdbc.url = {shown!r}: the database cannot be reached", secret):
+            with _plainly(f"jdbc.url = {part.url!r}: the database cannot be reached", secret):
                 connection = engine.connect()
             with connection:
                 yield cls(part, connection, secret)
