@@ -62,6 +62,8 @@ FILE_BYTES = 256 * 1024 * 1024
 """Of a file, in memory."""
 GROUP_ROWS = 100_000
 LOG = "sessionmill_log"
+SHAPE = b"sessionmill.table"
+"""Of a file of rows: what the table was when they were read."""
 WORDS_OF_ERROR = 400
 
 
@@ -88,12 +90,11 @@ def fetch(context: Context) -> list[str]:
     part = context.source.jdbc
     assert part is not None
     folder = folder_of(context.source.source.landing)
-    files = _whole_files(folder)
     ledger = context.lake.small(FILES)["file"].to_pylist()
+    read = {path for path in ledger if path.startswith(f"{folder}/")}
     with Log.opened(part) as log:
-        marks = marks_of(
-            log.growing, [*files, *(one for one in ledger if one.startswith(f"{folder}/"))]
-        )
+        files = _whole_files(folder, read, log.shape)
+        marks = marks_of(log.growing, [*files, *read])
         newest = log.newest()
         notes = log.of_nulls()
         if newest is None:
@@ -108,6 +109,7 @@ def fetch(context: Context) -> list[str]:
         lower = None if upto is None else before(upto, part.lag)
         known = set() if lower is None else _known(files, lower)
         for number, (last, rows) in enumerate(_files(log.chunks(lower, upper), upto, known)):
+            rows = rows.replace_schema_metadata({SHAPE: log.shape})
             _put(folder, Mark(log.growing, last).name(context.batch, number), rows)
             crash_points.point("ingest.extracted")
     return notes
@@ -213,14 +215,32 @@ def _known(files: list[str], lower: Any) -> set[bytes]:
     return found
 
 
-def _whole_files(folder: str) -> list[str]:
-    """The files of the landing; those that a run was killed in are removed."""
+def _whole_files(folder: str, read: set[str], shape: bytes) -> list[str]:
+    """The files of the landing. Removed, and so written anew, are those that a run was killed in, and
+    those that no run has read yet if the table was another then: they may be why a run stopped.
+
+    Args:
+        read: the files that the ledger knows.
+        shape: what the table is now.
+    """
     cut: list[str] = []
-    files = [path for path, *_ in filesystem.glob(folder, cut)]
+    kept = []
+    for path, *_ in filesystem.glob(folder, cut):
+        if Mark.of(path) is not None and path not in read and _shape(path) != shape:
+            filesystem.remove_file(path)
+        else:
+            kept.append(path)
     for path in cut:
         if path.rpartition("/")[2].startswith("_rows-"):
             filesystem.remove_file(path)
-    return files
+    return kept
+
+
+def _shape(path: str) -> bytes | None:
+    with filesystem.open_seekable(path) as stream:
+        metadata = pq.read_schema(stream).metadata or {}
+    shape: bytes | None = metadata.get(SHAPE)
+    return shape
 
 
 def _put(folder: str, name: str, rows: pa.Table) -> None:
@@ -270,6 +290,8 @@ class Log:
         with self.plainly():
             found = self.connection.execute(self._all().where(sql.text("1 = 0")))
             described = found.cursor.description if found.cursor is not None else ()
+        said = repr((self.part.table, self.part.query, [(one[0], one[1]) for one in described]))
+        self.shape = hashlib.blake2b(said.encode(), digest_size=16).hexdigest().encode()
         names = [one[0] for one in described]
         for name in names:
             if names.count(name) > 1:

@@ -98,8 +98,9 @@ def test_filters_replays_and_erasing_work_as_for_files(
     try:
         done = forget.forget(work.context(), "bob")
         assert (done["events"], done["landing_lines"], done["log_table"]) == (1, 1, "events")
-        assert "the table events of others, which is not changed: delete the rows" in forget.told(
-            done
+        assert (
+            "the table events of others, which is not changed: delete the rows"
+            in forget.in_words(done)
         )
         assert work.run("ingest").read == 0
         assert {row["user_id"] for row in work.rows(EVENTS)} == {"ann", "none"}
@@ -121,8 +122,8 @@ def test_a_column_that_is_gone_stops_the_night(spark: Any, tmp_path: Path) -> No
     with pytest.raises(SchemaError, match=r"column 'item' \(columns.item_id\) is in none of its 1"):
         work.run("ingest")
     work.describe(shop.toml(table=None, query='SELECT id, "user", sku AS item, at FROM events'))
-    result = work.run("ingest")
-    assert (result.read, result.events_new) == (0, 0) or result.events_new == 1
+    result = work.run("ingest")  # (what the stopped night had kept is written anew)
+    assert (result.read, result.events_new) == (1, 1)
 
 
 LISTS = """
