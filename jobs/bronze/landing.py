@@ -32,7 +32,7 @@ from jobs.reading.readers import reader
 from jobs.records import ranges
 from jobs.records.file_format import file_format
 from jobs.records.records import RECORD_DDL, FileFacts, Format
-from jobs.sources import delta
+from jobs.sources import delta, iceberg
 
 BIN_BYTES = 64 * 1024 * 1024
 # Small row groups: a slice of time reads those that it needs. Dictionary encoding does not help hash columns.
@@ -69,6 +69,8 @@ def landing_files(context: Context, skipped: list[str] | None = None) -> list[tu
     source = context.source
     if source.source.format == "delta":
         return delta.files_of(source.source.landing)
+    if source.source.format == "iceberg":
+        return iceberg.files_of(source.source.landing)
     found = landed(source.source.landing, context.day, source.sessions.lateness_days, skipped)
     if source.source.format in TYPED:
         refuse_tables(source.source.landing, [path for path, *_ in found])

@@ -13,11 +13,13 @@ from zoneinfo import available_timezones
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
-TYPED = ("parquet", "orc", "avro", "delta", "jdbc")
+TYPED = ("parquet", "orc", "avro", "delta", "iceberg", "jdbc")
 """Formats whose columns have types; their rows have no text of their own."""
 COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
 )  # fmt: skip
+TABLES_OF_OTHERS = {"delta": "a Delta table", "iceberg": "an Iceberg table"}
+"""Formats whose landing is a table: its data files are read, and never changed."""
 LOG_COLUMNS = {
     "combined_log": COMBINED_LOG_COLUMNS,
     "vhost_combined": ("vhost", "port", *COMBINED_LOG_COLUMNS),
@@ -88,14 +90,16 @@ class SourcePart(Part):
     """The files of the log, as a glob. `{day}` stands for a date, `{day:%Y/%m/%d}` for one in
     another form."""
     format: Literal[
-        "csv", "jsonl", "json", "parquet", "orc", "avro", "delta", "jdbc", "combined_log",
-        "vhost_combined", "w3c",
+        "csv", "jsonl", "json", "parquet", "orc", "avro", "delta", "iceberg", "jdbc",
+        "combined_log", "vhost_combined", "w3c",
     ]  # fmt: skip
     """How the files are written. `jsonl` has an object in each line; `json` has objects over many
     lines, in arrays or one after another. `combined_log` is the access log of web servers; with
     `vhost_combined` each of its lines begins with the server's name and port. `w3c` is the extended
     log of IIS and CloudFront, whose columns are in lines of `#Fields`. With `delta`, `landing` is
-    the folder of a Delta table: rows that were added since the last run are read. With `jdbc`, rows
+    the folder of a Delta table: rows that were added since the last run are read. With `iceberg`
+    it is the folder of an Iceberg table, one of its `.metadata.json`, or
+    `iceberg://CATALOG/NAMESPACE.TABLE` by pyiceberg's configuration. With `jdbc`, rows
     of a database's table (`[jdbc]`) are read, and `landing` is the folder where they are kept as
     Parquet files."""
     delimiter: str = Field(default=",", min_length=1)
@@ -165,10 +169,10 @@ class SourcePart(Part):
                     f"source.{name} = {value!r} is for format = 'csv', and format = "
                     f"{self.format!r}: leave it out"
                 )
-        if self.redelivery == "replace" and self.format == "delta":
+        if self.redelivery == "replace" and (table := TABLES_OF_OTHERS.get(self.format)):
             raise ValueError(
-                "source.redelivery = 'replace' is for files that are written again, and the data files of a "
-                "Delta table never are: leave it out"
+                "source.redelivery = 'replace' is for files that are written again, and the data files of "
+                f"{table} never are: leave it out"
             )
         if self.redelivery == "replace" and self.format == "jdbc":
             raise ValueError(

@@ -36,6 +36,7 @@ from jobs.bronze import replay_rejects
 from jobs.core.errors import SettingsError
 from jobs.core.settings import settings
 from jobs.core.source_file import Source
+from jobs.core.source_log import TABLES_OF_OTHERS
 from jobs.core.tables import (
     ALL,
     DELIVERIES,
@@ -134,7 +135,7 @@ def _table_of_others(source: Source) -> str | None:
     """The table that the log is, if it is one."""
     if source.jdbc is not None:
         return source.jdbc.table or "that jdbc.query reads"
-    return source.source.landing if source.source.format == "delta" else None
+    return source.source.landing if source.source.format in TABLES_OF_OTHERS else None
 
 
 IN_WORK = "_forget"

@@ -7,7 +7,7 @@ from jobs.records.boundary import with_boundary
 from jobs.records.expressions import Names, computing_of, names_of
 from jobs.records.records import Format
 
-AS_FILES = {"delta": "parquet", "jdbc": "parquet"}
+AS_FILES = {"delta": "parquet", "iceberg": "parquet", "jdbc": "parquet"}
 """How the files of tables of others are written."""
 
 
