@@ -142,7 +142,7 @@ lag = 3600
 
 [columns]
 user_id = "who"
-item_id = "sku"
+item_id = "items"
 event_ts = "at"
 value = "price"
 """
@@ -158,16 +158,15 @@ def test_postgresql(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         cursor = server.cursor()
         cursor.execute("CREATE SCHEMA shop")
         cursor.execute(
-            "CREATE TABLE shop.baskets (who uuid, items jsonb, at timestamptz, "
-            "price numeric(8, 2), total numeric, tags text[], updated timestamp)"
+            "CREATE TABLE shop.baskets (who uuid, items text[], at timestamptz, "
+            "price numeric(8, 2), total numeric, about jsonb, updated timestamp)"
         )
 
         def buy(minute: int, *skus: str) -> None:
-            items = "[" + ", ".join(f'{{"sku": "{one}"}}' for one in skus) + "]"
             cursor.execute(
                 "INSERT INTO shop.baskets VALUES ('00000000-0000-0000-0000-000000000001', %s, "
-                "%s, 2.5, 7, '{a,b}', %s)",
-                (items, f"2024-06-01 12:{minute}:00+02", f"2024-06-01 12:{minute}:00"),
+                "%s, 2.5, 7, '{\"a\": [1]}', %s)",
+                (list(skus), f"2024-06-01 12:{minute}:00+02", f"2024-06-01 12:{minute}:00"),
             )
 
         work = Workshop(spark, tmp_path, LISTS.replace("URL", f"{url.replace(':' + secret, '')}/postgres"))  # fmt: skip

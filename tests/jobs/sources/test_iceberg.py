@@ -79,7 +79,7 @@ def test_which_table_is_meant(
     assert Path(one[0]).stat().st_size == one[1]
     monkeypatch.setattr("pyiceberg.catalog.load_catalog", lambda name: {"here": catalog}[name])
     assert iceberg.files_of("iceberg://here/shop.events") == [one]
-    with pytest.raises(SourceError, match="cannot be opened: Table does not exist: shop.none"):
+    with pytest.raises(SourceError, match=r"cannot be opened: Table does not exist: shop.none"):
         iceberg.files_of("iceberg://here/shop.none")
     with pytest.raises(SourceError, match="is not an Iceberg table"):
         iceberg.files_of(str(tmp_path))
