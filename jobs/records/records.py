@@ -105,6 +105,8 @@ class Format:
     names: Names = field(default_factory=lambda: Names({}))
     """Where lines are exploded: which of them are where."""
 
+    table: pa.Schema | None = None
+    """The columns of the table that the files are of: those that a file lacks are null in it."""
     empty_lines: bool = False
     """Where lines are exploded: whether one without an element is a record (for `forget`)."""
 

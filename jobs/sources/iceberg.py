@@ -11,6 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.core.errors import SourceError
@@ -33,11 +34,6 @@ def files_of(landing: str) -> list[tuple[str, int, int]]:
     Raises:
         SourceError: `landing` is not an Iceberg table, or one whose files are not its rows.
     """
-    if filesystem.MAGIC.search(landing) or DAY_FIELD.search(landing):
-        raise SourceError(
-            f"source.landing = {landing!r}: with format = 'iceberg' it is the folder of a table, without "
-            "a pattern"
-        )
     table = _opened(landing)
     found = {}
     for task in table.scan().plan_files():
@@ -58,7 +54,17 @@ def files_of(landing: str) -> list[tuple[str, int, int]]:
     return sorted((path, size, 0) for path, size in found.items())
 
 
+def schema_of(landing: str) -> pa.Schema:
+    """The table's columns, as Arrow has their types."""
+    return _opened(landing).schema().as_arrow()
+
+
 def _opened(landing: str) -> Table:
+    if filesystem.MAGIC.search(landing) or DAY_FIELD.search(landing):
+        raise SourceError(
+            f"source.landing = {landing!r}: with format = 'iceberg' it is the folder of a table, without "
+            "a pattern"
+        )
     try:
         from pyiceberg.catalog import load_catalog
         from pyiceberg.exceptions import NoSuchIcebergTableError, NoSuchTableError
