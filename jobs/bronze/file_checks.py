@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,7 @@ from jobs.reading.typed_columns import same_kind
 from jobs.records import expressions, paths
 from jobs.records.file_format import file_format
 from jobs.records.records import LONGEST_RECORD, LONGEST_TEXT, FileFacts
+from jobs.sources import tables
 
 LINES_OF_A_CHANGE = 20  # ours
 TYPE_OF = {
@@ -42,7 +44,7 @@ def check_expressions(context: Context, chosen: list[tuple[str, int, int]]) -> N
     Raises:
         SourceError, SchemaError: they do not fit.
     """
-    fmt = file_format(context.source)
+    fmt = replace(file_format(context.source), table=tables.schema_of(context.source))
     if fmt.computing is None:
         return
     path = chosen[0][0]

@@ -96,8 +96,10 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         lake.create(table, upgrade=False)
     candidate = context.candidate(EVENTS)
     skipped: list[str] = []
+    notes = landing.fetch(context)
     landed = landing.landing_files(context, skipped)
-    chosen, notes = chosen_files(context, landed, reload, rebuild)
+    chosen, more = chosen_files(context, landed, reload, rebuild)
+    notes += more
     if chosen or not landed:
         notes += landing.skipped_files(skipped)
     if not landed:
@@ -170,6 +172,11 @@ def nothing_landed(context: Context, notes: list[str]) -> list[str]:
     """
     nothing = f"source.landing = {context.source.source.landing!r} matches no file"
     if context.lake.rows(FILES) == 0:
+        if (jdbc := context.source.jdbc) is not None:
+            raise SourceError(
+                f"{jdbc.named} has no rows with a value in {jdbc.incremental_column!r}: there is "
+                "nothing to read yet"
+            )
         more = "".join(f"; {note}" for note in notes)
         raise SourceError(f"{nothing} (from {os.getcwd()}): correct it, or put the log there{more}")
     return [f"{nothing} this time: nothing was read"]

@@ -32,7 +32,7 @@ from jobs.reading.readers import reader
 from jobs.records import ranges
 from jobs.records.file_format import file_format
 from jobs.records.records import RECORD_DDL, FileFacts, Format
-from jobs.sources import delta
+from jobs.sources import tables
 
 BIN_BYTES = 64 * 1024 * 1024
 # Small row groups: a slice of time reads those that it needs. Dictionary encoding does not help hash columns.
@@ -51,6 +51,15 @@ SKIPPED_NAMES = 5
 # -- which files ----------------------------------------------------------------------------------
 
 
+def fetch(context: Context) -> list[str]:
+    """Bring what is new of a log that is a table of a database into the landing; what to say of it."""
+    if context.source.source.format != "jdbc":
+        return []
+    from jobs.sources import database  # (needs SQLAlchemy)
+
+    return database.fetch(context)
+
+
 def landing_files(context: Context, skipped: list[str] | None = None) -> list[tuple[str, int, int]]:
     """Files of the landing: (path, bytes, modified ms).
 
@@ -58,8 +67,8 @@ def landing_files(context: Context, skipped: list[str] | None = None) -> list[tu
         skipped: gets the files there that are left out (`landed`).
     """
     source = context.source
-    if source.source.format == "delta":
-        return delta.files_of(source.source.landing)
+    if (files_of := tables.FILES_OF.get(source.source.format)) is not None:
+        return files_of(source.source.landing)
     found = landed(source.source.landing, context.day, source.sessions.lateness_days, skipped)
     if source.source.format in TYPED:
         refuse_tables(source.source.landing, [path for path, *_ in found])
@@ -195,7 +204,7 @@ def parse(
         whole: files that are not read in ranges.
     """
     spark = context.enter(engine)
-    fmt = reading_format(context)
+    fmt = replace(reading_format(context), table=tables.schema_of(context.source))
     groups = bins(parts_of(context, fmt, chosen, whole), spark.sparkContext.defaultParallelism)
     rows = [(*astuple(part), group) for group, parts in enumerate(groups) for part in parts]
     frame = spark.createDataFrame(rows, f"{ranges.DDL}, bin int")

@@ -36,6 +36,7 @@ from jobs.core.source_log import (
     COMBINED_LOG_TIME,
     LOG_COLUMNS,
     ItemsPart,
+    JdbcPart,
     LandingPart,
     Part,
     PrivacyPart,
@@ -61,6 +62,7 @@ class Source(Part):
 
     source: SourcePart
     landing: LandingPart = LandingPart()
+    jdbc: JdbcPart | None = None
     columns: ColumnsPart
     time: TimePart = TimePart()
     feedback: FeedbackPart = FeedbackPart()
@@ -156,6 +158,12 @@ class Source(Part):
     def _parts_agree(self) -> Source:
         columns = self.columns
         self._names_the_user_once()
+        if (self.jdbc is not None) != (self.source.format == "jdbc"):
+            raise ValueError(
+                "source.format = 'jdbc' needs the section [jdbc]: the database and its table"
+                if self.jdbc is None
+                else f"[jdbc] is for source.format = 'jdbc', and format = {self.source.format!r}: leave it out"
+            )
         if self.sessions.rule == "source_session_id" and columns.source_session_id is None:
             raise ValueError(
                 "sessions.rule = 'source_session_id' needs columns.source_session_id: name the "

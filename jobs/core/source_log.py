@@ -13,11 +13,13 @@ from zoneinfo import available_timezones
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
-TYPED = ("parquet", "orc", "avro", "delta")
+TYPED = ("parquet", "orc", "avro", "delta", "iceberg", "jdbc")
 """Formats whose columns have types; their rows have no text of their own."""
 COMBINED_LOG_COLUMNS = (
     "host", "user", "time", "method", "path", "status", "bytes", "referrer", "user_agent",
 )  # fmt: skip
+TABLES_OF_OTHERS = {"delta": "a Delta table", "iceberg": "an Iceberg table"}
+"""Formats whose landing is a table: its data files are read, and never changed."""
 LOG_COLUMNS = {
     "combined_log": COMBINED_LOG_COLUMNS,
     "vhost_combined": ("vhost", "port", *COMBINED_LOG_COLUMNS),
@@ -88,14 +90,18 @@ class SourcePart(Part):
     """The files of the log, as a glob. `{day}` stands for a date, `{day:%Y/%m/%d}` for one in
     another form."""
     format: Literal[
-        "csv", "jsonl", "json", "parquet", "orc", "avro", "delta", "combined_log", "vhost_combined",
-        "w3c",
+        "csv", "jsonl", "json", "parquet", "orc", "avro", "delta", "iceberg", "jdbc",
+        "combined_log", "vhost_combined", "w3c",
     ]  # fmt: skip
     """How the files are written. `jsonl` has an object in each line; `json` has objects over many
     lines, in arrays or one after another. `combined_log` is the access log of web servers; with
     `vhost_combined` each of its lines begins with the server's name and port. `w3c` is the extended
     log of IIS and CloudFront, whose columns are in lines of `#Fields`. With `delta`, `landing` is
-    the folder of a Delta table: rows that were added since the last run are read."""
+    the folder of a Delta table: rows that were added since the last run are read. With `iceberg`
+    it is the folder of an Iceberg table, one of its `.metadata.json`, or
+    `iceberg://CATALOG/NAMESPACE.TABLE` by pyiceberg's configuration. With `jdbc`, rows
+    of a database's table (`[jdbc]`) are read, and `landing` is the folder where they are kept as
+    Parquet files."""
     delimiter: str = Field(default=",", min_length=1)
     """Separates the columns of a CSV file."""
     quote: str = Field(default='"', max_length=1)
@@ -163,10 +169,15 @@ class SourcePart(Part):
                     f"source.{name} = {value!r} is for format = 'csv' only, and source.format = "
                     f"{self.format!r}: leave it out"
                 )
-        if self.redelivery == "replace" and self.format == "delta":
+        if self.redelivery == "replace" and (table := TABLES_OF_OTHERS.get(self.format)):
             raise ValueError(
-                "source.redelivery = 'replace' is for files that are written again, and the data files of a "
-                "Delta table never are: leave it out"
+                "source.redelivery = 'replace' is for files that are written again, and the data files of "
+                f"{table} never are: leave it out"
+            )
+        if self.redelivery == "replace" and self.format == "jdbc":
+            raise ValueError(
+                "source.redelivery = 'replace' is for files that are written again, and rows of a "
+                "database are written once: leave it out"
             )
         for name in ("quote", "escape"):
             mark = given[name]
@@ -185,6 +196,58 @@ class LandingPart(Part):
     """A last line without a line end waits until its file was not modified for so many hours, and
     is then read as it is. It is counted as `waiting`, and is no line that was read. 0: it is
     read at once. Compressed files and Parquet end whole, and nothing of them waits."""
+
+
+SECRET_IN_URL = re.compile(r"(?:password|passwd|pwd|secret|token)\s*=", re.IGNORECASE)
+
+
+class JdbcPart(Part):
+    """The table of a database that is the log, where `format = "jdbc"`. Each run reads the rows that
+    are new by a column that grows."""
+
+    url: str = Field(min_length=1)
+    """The database, such as `postgresql://reader@db.example.com:5432/shop`, in SQLAlchemy's form and
+    without a password. `jdbc:` before it may be left in."""
+    password_env: str | None = Field(default=None, min_length=1)
+    """The environment variable that has the password."""
+    password_file: str | None = Field(default=None, min_length=1)
+    """The file that has the password. With neither, the driver asks where it always does, such as
+    `~/.pgpass`."""
+    table: str | None = Field(default=None, min_length=1)
+    """The table or view, as SQL names it, such as `public.events`."""
+    query: str | None = Field(default=None, min_length=1)
+    """In place of a table: a `SELECT` in the database's own SQL."""
+    incremental_column: ColumnName
+    """The column that grows: a number or a time, best with an index. A run reads the rows in which it
+    is at least as large as in the rows that were read before. Rows in which it is null are not read."""
+    lag: float = Field(default=0, ge=0)
+    """How far back each run looks for rows that were committed late: of a time in seconds, of a number
+    in its own unit. Rows that were read before are not read again."""
+
+    @property
+    def named(self) -> str:
+        """How messages name the log."""
+        return f"jdbc.table = {self.table!r}" if self.table else "jdbc.query"
+
+    @model_validator(mode="after")
+    def _one_table_and_no_secret(self) -> JdbcPart:
+        # (Checked here, not at the field: a message of a field shows its value.)
+        before, at, _ = self.url.rpartition("@")
+        if (at and ":" in before.partition("://")[2]) or SECRET_IN_URL.search(self.url):
+            raise ValueError(
+                "jdbc.url has a password: take it out, and name an environment variable "
+                "(jdbc.password_env) or a file (jdbc.password_file) that has it"
+            )
+        if (self.table is None) == (self.query is None):
+            raise ValueError(
+                "name the log under jdbc.table, or select it by jdbc.query: one of them"
+            )
+        if self.password_env is not None and self.password_file is not None:
+            raise ValueError(
+                "jdbc.password_env and jdbc.password_file both say where the password is: leave one "
+                "of them out"
+            )
+        return self
 
 
 class PrivacyPart(Part):

@@ -35,6 +35,8 @@ from jobs.audit import balance, fingerprint_table
 from jobs.bronze import replay_rejects
 from jobs.core.errors import SettingsError
 from jobs.core.settings import settings
+from jobs.core.source_file import Source
+from jobs.core.source_log import TABLES_OF_OTHERS
 from jobs.core.tables import (
     ALL,
     DELIVERIES,
@@ -123,10 +125,17 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     return {
         "source": source.name, "user_hash": hashed, "anonymous_ids": len(of_anonymous), "events": events, "rejects": rejects,
         "lists": lists, "landing_lines": lines, "files_removed": removed,
-        "log_table": context.source.source.landing if context.source.source.format == "delta" else None,
+        "log_table": _table_of_others(source),
         "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
         "artifacts": artifacts,
     }  # fmt: skip
+
+
+def _table_of_others(source: Source) -> str | None:
+    """The table that the log is, if it is one."""
+    if source.jdbc is not None:
+        return source.jdbc.table or "that jdbc.query reads"
+    return source.source.landing if source.source.format in TABLES_OF_OTHERS else None
 
 
 IN_WORK = "_forget"
@@ -169,7 +178,7 @@ def in_words(done: dict[str, Any]) -> str:
         else ""
     )
     log = (
-        f" The log is the Delta table {done['log_table']}, which is not changed: delete the rows there."
+        f" The log is the table {done['log_table']} of others, which is not changed: delete the rows there."
         if done.get("log_table")
         else ""
     )

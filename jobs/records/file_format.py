@@ -7,6 +7,9 @@ from jobs.records.boundary import with_boundary
 from jobs.records.expressions import Names, computing_of, names_of
 from jobs.records.records import Format
 
+AS_FILES = {"delta": "parquet", "iceberg": "parquet", "jdbc": "parquet"}
+"""How the files of tables of others are written."""
+
 
 def file_format(source: Source) -> Format:
     """How the files are written; what a source's tables say of it is in `reading_format`."""
@@ -17,7 +20,7 @@ def file_format(source: Source) -> Format:
         if computing.explode is not None:
             names = names_of(computing.explode, wanted)
     return Format(
-        format=source.source.format, mapped=names.line or wanted, computing=computing,
+        format=AS_FILES.get(source.source.format, source.source.format), mapped=names.line or wanted, computing=computing,
         wanted={} if computing is None else wanted, names=names,
         delimiter=source.source.delimiter, header=source.source.header,
         quote=source.source.quote, escape=source.source.escape, comment=source.source.comment,

@@ -105,6 +105,8 @@ class Format:
     names: Names = field(default_factory=lambda: Names({}))
     """Where lines are exploded: which of them are where."""
 
+    table: pa.Schema | None = None
+    """The columns of the table that the files are of: those that a file lacks are null in it."""
     empty_lines: bool = False
     """Where lines are exploded: whether one without an element is a record (for `forget`)."""
 
@@ -112,6 +114,11 @@ class Format:
     def dialect(self) -> Dialect:
         """Of CSV files."""
         return Dialect(self.delimiter, self.quote, self.escape, self.comment)
+
+    @property
+    def has_types(self) -> bool:
+        """Whether Arrow reads the files, in columns that have types."""
+        return self.format in ("parquet", "orc")
 
     @property
     def hashes(self) -> bool:
