@@ -299,7 +299,6 @@ def _record(client: MlflowClient, run_id: str, outcome: dict[str, Any], say: Say
 
 def in_words(row: dict[str, Any]) -> str:
     """A sentence for a difference at a look."""
-    share = row["difference_pct"]
     crossed = {
         OPEN: "includes 0"
         + (" at the last look: not significant" if row["last"] else ": more seeds"),
@@ -309,11 +308,15 @@ def in_words(row: dict[str, Any]) -> str:
     return (
         f"{row['method']} against {row['against']}, look {row['look']} of {row['looks']}, "
         f"{row['seeds'][0]} and {row['seeds'][1]} seeds: {row['difference']:+.4f}"
-        + (f" ({share:+.1f} %)" if share is not None else "")
-        + f"; the adjusted interval [{row['low']:+.4f}, {row['high']:+.4f}] {found}. {abs(row['z']):.2f} "
+        f"{_percent(row)}; the adjusted interval [{row['low']:+.4f}, {row['high']:+.4f}] {found}. {abs(row['z']):.2f} "
         f"standard errors from 0, the bound is {row['bound']:.2f}; {row['spent']:.4f} of alpha "
         f"{row['alpha']:g} is spent"
     )
+
+
+def _percent(row: dict[str, Any]) -> str:
+    share = row["difference_pct"]
+    return "" if share is None else f" ({share:+.1f} %)"
 
 
 def show(outcome: dict[str, Any]) -> None:
@@ -337,7 +340,7 @@ def table(written: dict[str, Any]) -> str:
         lines.append(
             f"| {row['method']} | {row['against']} | look {row['look']} of {row['looks']} "
             f"| {row['seeds'][0]} and {row['seeds'][1]} | {row[BY]:.4f} "
-            f"| {row['difference']:+.4f} ({row['difference_pct']:+.1f} %) "
+            f"| {row['difference']:+.4f}{_percent(row)} "
             f"| {row['low']:+.4f} to {row['high']:+.4f} | {verdict} |"
         )
     return "\n".join(lines)
