@@ -31,7 +31,7 @@ from models.selection.compare import BY, SAME, Entry, entries, measured_against
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-KIND, PLAN = "seeds", "plan"  # the kind of its run in MLflow, and the tag that has the plan
+PLAN = "plan"  # the tag that has the plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def until_decided(
     if file is not None:
         told = [report_of(client, experiment, comparison, cell) for cell in cells]
         written = {
-            "kind": KIND, "command": command, "date": time.strftime("%Y-%m-%d"), "commit": code_version(),
+            "kind": tracking.SEEDS, "command": command, "date": time.strftime("%Y-%m-%d"), "commit": code_version(),
             "machine": machine(), "comparison": outcome, "cells": [row for row in told if row],
         }  # fmt: skip
         keep(file, written, say)
@@ -220,7 +220,7 @@ def _written_plan(
 
     The first plan that was written counts, whichever process wrote it.
     """
-    tags = {tracking.KIND: KIND, tracking.COMPARISON: comparison, PLAN: plan.text}
+    tags = {tracking.KIND: tracking.SEEDS, tracking.COMPARISON: comparison, PLAN: plan.text}
     there = _plans(client, experiment, comparison)
     if not there:
         if len(plan.text) > 7500:  # MLflow takes 8,000 characters
@@ -258,7 +258,7 @@ def _plans(client: MlflowClient, experiment: str, comparison: str) -> list[Any]:
     return list(
         client.search_runs(
             [experiment],
-            f"tags.`{tracking.KIND}` = '{KIND}' and tags.`{tracking.COMPARISON}` = '{comparison}'",
+            f"tags.`{tracking.KIND}` = '{tracking.SEEDS}' and tags.`{tracking.COMPARISON}` = '{comparison}'",
             order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
         )
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = ".mlflow"
 KIND, COMPARISON, ASKED_FOR = "kind", "comparison", "asked_for"  # tags of our runs
+SEEDS = "seeds"  # the kind of a run that has the plan of a comparison
 TUNING = "tuning"  # tag of a training: the run whose recipe it took
 
 
