@@ -31,8 +31,6 @@ from models.selection.compare import BY, SAME, Entry, entries, measured_against
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PLAN = "plan"  # the tag that has the plan
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -220,8 +218,12 @@ def _written_plan(
 
     The first plan that was written counts, whichever process wrote it.
     """
-    tags = {tracking.KIND: tracking.SEEDS, tracking.COMPARISON: comparison, PLAN: plan.text}
-    there = _plans(client, experiment, comparison)
+    tags = {
+        tracking.KIND: tracking.SEEDS,
+        tracking.COMPARISON: comparison,
+        tracking.PLAN: plan.text,
+    }
+    there = tracking.plans(client, experiment, comparison)
     if not there:
         if len(plan.text) > 7500:  # MLflow takes 8,000 characters
             raise UserError(
@@ -230,9 +232,9 @@ def _written_plan(
             )
         _not_looked_at(client, experiment, source, comparison)
         client.create_run(experiment, run_name=f"seeds {comparison}", tags=tags)
-        there = _plans(client, experiment, comparison)
+        there = tracking.plans(client, experiment, comparison)
     first = there[0]
-    before, now = json.loads(first.data.tags[PLAN]), json.loads(plan.text)
+    before, now = json.loads(first.data.tags[tracking.PLAN]), json.loads(plan.text)
     for name, value in now.items():
         if before.get(name) != value:
             raise UserError(
@@ -250,18 +252,6 @@ OPTION_OF = {
     "trained_by": "options of `train`",
 }  # fmt: skip
 """Field of a plan -> by what it is set."""
-
-
-def _plans(client: MlflowClient, experiment: str, comparison: str) -> list[Any]:
-    """Runs that have a plan of the comparison, whether they have ended or not, the oldest first."""
-    tracking.check_name(comparison)
-    return list(
-        client.search_runs(
-            [experiment],
-            f"tags.`{tracking.KIND}` = '{tracking.SEEDS}' and tags.`{tracking.COMPARISON}` = '{comparison}'",
-            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
-        )
-    )
 
 
 def _not_looked_at(client: MlflowClient, experiment: str, source: str, comparison: str) -> None:

@@ -96,9 +96,7 @@ def compare(
         "users": len(winner.user_id),
         "methods": methods,
         "missing": [name for name in expect or [] if name not in best],
-        "planned": bool(
-            tracking.runs(client, experiment, kind=tracking.SEEDS, comparison=comparison)
-        ),
+        "planned": bool(tracking.plans(client, experiment, comparison)),
     }
     outcome["mlflow_run_id"] = _record(client, experiment, outcome)
     return outcome
