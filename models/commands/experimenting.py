@@ -228,7 +228,8 @@ def run_seeds(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
 def run_rules(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any]:
     """What a session rule is worth: every method once more for each gap, on the same targets."""
     from models.core.environment import note
-    from models.experiments.grid import command_line, grid
+    from models.experiments.grid import command_line, grid, methods_of
+    from models.networks.methods import BASELINES, reads_sessions
     from models.selection.compare import show
 
     told, _ = train_parser().parse_known_args(
@@ -239,6 +240,14 @@ def run_rules(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
         raise UserError(
             f"compare-rules: under each rule the target {target!r} is a different one, so scores could "
             "not be compared: add -- --target next_item"
+        )
+    blind = [
+        name for name in methods_of(args.methods) if not (name in BASELINES or reads_sessions(name))
+    ]
+    if blind:
+        raise UserError(
+            f"compare-rules: {', '.join(blind)}: nothing in it reads sessions, so every rule gives the same "
+            "model. Add an encoding that does, such as +st or +sse"
         )
     gaps = numbers("--gaps", args.gaps, float)
     args.variant = [f"gap {gap:g} s: --preprocess gap:{gap:g}" for gap in gaps]

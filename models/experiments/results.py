@@ -20,7 +20,7 @@ from models.data.nights import BORN
 from models.data.splits import in_words
 from models.experiments import scaling, seeds
 from models.networks.methods import BASELINES, parse
-from models.registry.tracking import method_of
+from models.registry.tracking import SEEDS, method_of
 from models.selection.compare import (
     SAME,
     budget_of,
@@ -53,7 +53,7 @@ def render(document: Path) -> list[str]:
         made.extend(str(file.relative_to(folder)) for file in files)
         if short:
             return "\n\n".join([f"<!-- {short}{name} -->", short_table(written), "<!-- end -->"])
-        if written.get("kind") == seeds.KIND:
+        if written.get("kind") == SEEDS:
             return "\n\n".join(
                 [f"<!-- {name} -->", seeds.table(written), origin(written), "<!-- end -->"]
             )

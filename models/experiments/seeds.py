@@ -31,8 +31,6 @@ from models.selection.compare import BY, SAME, Entry, entries, measured_against
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-KIND, PLAN = "seeds", "plan"  # the kind of its run in MLflow, and the tag that has the plan
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -174,7 +172,7 @@ def until_decided(
     if file is not None:
         told = [report_of(client, experiment, comparison, cell) for cell in cells]
         written = {
-            "kind": KIND, "command": command, "date": time.strftime("%Y-%m-%d"), "commit": code_version(),
+            "kind": tracking.SEEDS, "command": command, "date": time.strftime("%Y-%m-%d"), "commit": code_version(),
             "machine": machine(), "comparison": outcome, "cells": [row for row in told if row],
         }  # fmt: skip
         keep(file, written, say)
@@ -220,8 +218,12 @@ def _written_plan(
 
     The first plan that was written counts, whichever process wrote it.
     """
-    tags = {tracking.KIND: KIND, tracking.COMPARISON: comparison, PLAN: plan.text}
-    there = _plans(client, experiment, comparison)
+    tags = {
+        tracking.KIND: tracking.SEEDS,
+        tracking.COMPARISON: comparison,
+        tracking.PLAN: plan.text,
+    }
+    there = tracking.plans(client, experiment, comparison)
     if not there:
         if len(plan.text) > 7500:  # MLflow takes 8,000 characters
             raise UserError(
@@ -230,9 +232,9 @@ def _written_plan(
             )
         _not_looked_at(client, experiment, source, comparison)
         client.create_run(experiment, run_name=f"seeds {comparison}", tags=tags)
-        there = _plans(client, experiment, comparison)
+        there = tracking.plans(client, experiment, comparison)
     first = there[0]
-    before, now = json.loads(first.data.tags[PLAN]), json.loads(plan.text)
+    before, now = json.loads(first.data.tags[tracking.PLAN]), json.loads(plan.text)
     for name, value in now.items():
         if before.get(name) != value:
             raise UserError(
@@ -250,18 +252,6 @@ OPTION_OF = {
     "trained_by": "options of `train`",
 }  # fmt: skip
 """Field of a plan -> by what it is set."""
-
-
-def _plans(client: MlflowClient, experiment: str, comparison: str) -> list[Any]:
-    """Runs that have a plan of the comparison, whether they have ended or not, the oldest first."""
-    tracking.check_name(comparison)
-    return list(
-        client.search_runs(
-            [experiment],
-            f"tags.`{tracking.KIND}` = '{KIND}' and tags.`{tracking.COMPARISON}` = '{comparison}'",
-            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
-        )
-    )
 
 
 def _not_looked_at(client: MlflowClient, experiment: str, source: str, comparison: str) -> None:
@@ -299,7 +289,6 @@ def _record(client: MlflowClient, run_id: str, outcome: dict[str, Any], say: Say
 
 def in_words(row: dict[str, Any]) -> str:
     """A sentence for a difference at a look."""
-    share = row["difference_pct"]
     crossed = {
         OPEN: "includes 0"
         + (" at the last look: not significant" if row["last"] else ": more seeds"),
@@ -309,11 +298,15 @@ def in_words(row: dict[str, Any]) -> str:
     return (
         f"{row['method']} against {row['against']}, look {row['look']} of {row['looks']}, "
         f"{row['seeds'][0]} and {row['seeds'][1]} seeds: {row['difference']:+.4f}"
-        + (f" ({share:+.1f} %)" if share is not None else "")
-        + f"; the adjusted interval [{row['low']:+.4f}, {row['high']:+.4f}] {found}. {abs(row['z']):.2f} "
+        f"{_percent(row)}; the adjusted interval [{row['low']:+.4f}, {row['high']:+.4f}] {found}. {abs(row['z']):.2f} "
         f"standard errors from 0, the bound is {row['bound']:.2f}; {row['spent']:.4f} of alpha "
         f"{row['alpha']:g} is spent"
     )
+
+
+def _percent(row: dict[str, Any]) -> str:
+    share = row["difference_pct"]
+    return "" if share is None else f" ({share:+.1f} %)"
 
 
 def show(outcome: dict[str, Any]) -> None:
@@ -337,7 +330,7 @@ def table(written: dict[str, Any]) -> str:
         lines.append(
             f"| {row['method']} | {row['against']} | look {row['look']} of {row['looks']} "
             f"| {row['seeds'][0]} and {row['seeds'][1]} | {row[BY]:.4f} "
-            f"| {row['difference']:+.4f} ({row['difference_pct']:+.1f} %) "
+            f"| {row['difference']:+.4f}{_percent(row)} "
             f"| {row['low']:+.4f} to {row['high']:+.4f} | {verdict} |"
         )
     return "\n".join(lines)

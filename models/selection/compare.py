@@ -96,6 +96,7 @@ def compare(
         "users": len(winner.user_id),
         "methods": methods,
         "missing": [name for name in expect or [] if name not in best],
+        "planned": bool(tracking.plans(client, experiment, comparison)),
     }
     outcome["mlflow_run_id"] = _record(client, experiment, outcome)
     return outcome
@@ -430,12 +431,23 @@ def show(outcome: dict[str, Any]) -> None:
                 + _and_kinds(row["by_target"])
                 + _and_power(row)
             )
-    for sentence in (*by_age(outcome), *not_recommended(outcome), *tuned_unequally(outcome)):
+    for sentence in _notes(outcome):
         print(f"  {sentence}")
+
+
+def _notes(outcome: dict[str, Any]) -> list[str]:
+    """What is to be known beside the differences, a sentence each."""
+    notes = [*by_age(outcome), *not_recommended(outcome), *tuned_unequally(outcome)]
     if sees_more(outcome):
-        print(f"  not equal in what they know: {sees_more(outcome)}")
+        notes.append(f"not equal in what they know: {sees_more(outcome)}")
+    if outcome["planned"]:
+        notes.append(
+            "this comparison has a plan, whose looks these intervals do not allow for: those of `models "
+            "seeds` do"
+        )
     if outcome["missing"]:
-        print(f"  missing (not finished): {', '.join(outcome['missing'])}")
+        notes.append(f"missing (not finished): {', '.join(outcome['missing'])}")
+    return notes
 
 
 def by_age(outcome: dict[str, Any]) -> list[str]:

@@ -212,6 +212,12 @@ def test_the_command_trains_looks_and_makes_a_table(
     assert status == 0 and again is not None and again["methods"] == done["methods"], err
     assert len(trainings) == count
 
+    _, compared, said, _ = world.run(
+        "compare", "--source", str(world.source), "--comparison", "c1", "--json"
+    )
+    assert compared is not None and compared["planned"] is True
+    assert "this comparison has a plan" in said
+
     page = world.root / "results" / "page.md"
     page.write_text("<!-- results/seeds.json -->\n<!-- end -->\n")
     assert world.run("results", str(page))[0] == 0
