@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,17 @@ def fetch(context: Context) -> list[str]:
                 "that are more than a day ahead are not read before their time comes"
             )
         upto = _checked(part, log, newest, marks)
+        if upto is not None and newest < upto:
+            notes.append(
+                f"{log.named} has {part.incremental_column} up to {newest}, and rows up to {upto} were "
+                "read before: if it was emptied or restored, name another folder under source.landing, "
+                "into which the whole table is read once more"
+            )
         lower = None if upto is None else before(upto, part.lag)
-        known = set() if lower is None else _known(files, lower)
-        for number, (last, rows) in enumerate(_files(log.chunks(lower, upper), upto, known)):
+        known = set() if lower is None else _known(files, log.growing, lower)
+        for last, rows in _files(log.chunks(lower, upper), upto, known):
             rows = rows.replace_schema_metadata({SHAPE: log.shape})
-            _put(folder, Mark(log.growing, last).name(context.batch, number), rows)
+            _put(folder, Mark(log.growing, last), context.batch, rows)
             crash_points.point("ingest.extracted")
     return notes
 
@@ -203,16 +210,28 @@ def _keys(rows: pa.Table) -> Iterator[bytes]:
         yield hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _known(files: list[str], lower: Any) -> set[bytes]:
-    """The rows of files of the landing that a run may meet again."""
+def _known(files: list[str], column: str, lower: Any) -> set[bytes]:
+    """The rows of files of the landing that a run may meet again.
+
+    Args:
+        column: the one that grows.
+    """
     found: set[bytes] = set()
     for path in files:
         mark = Mark.of(path)
         if mark is not None and mark.value >= lower:
             with filesystem.open_seekable(path) as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(CHUNK):
-                    found.update(_keys(pa.table(batch)))
+                    found.update(_keys(_from(pa.table(batch), column, lower)))
     return found
+
+
+def _from(rows: pa.Table, column: str, lower: Any) -> pa.Table:
+    """The rows from a value on, or all, where the column is stored as text: more do no harm."""
+    try:
+        return rows.filter(pc.greater_equal(rows[column], pa.scalar(lower)))
+    except pa.ArrowException:
+        return rows
 
 
 def _whole_files(folder: str, read: set[str], shape: bytes) -> list[str]:
@@ -243,8 +262,10 @@ def _shape(path: str) -> bytes | None:
     return shape
 
 
-def _put(folder: str, name: str, rows: pa.Table) -> None:
-    """A file of the landing, complete or not at all."""
+def _put(folder: str, mark: Mark, batch: str, rows: pa.Table) -> None:
+    """A file of the landing, complete or not at all, and beside those that are there."""
+    names = (mark.name(batch, number) for number in count())
+    name = next(one for one in names if not filesystem.exists(f"{folder}/{one}"))
     filesystem.write_parquet(f"{folder}/_{name}", rows, GROUP_ROWS)
     filesystem.move(f"{folder}/_{name}", f"{folder}/{name}")
 

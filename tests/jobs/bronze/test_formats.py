@@ -201,7 +201,7 @@ def test_a_column_that_a_delta_table_got_later_is_null_before(spark: Any, tmp_pa
         }
     shop.describe(plain.replace('value = "price"', 'value = "prize"'))
     DeltaTable(table).optimize.compact()
-    with pytest.raises(SchemaError, match=r"'prize'.* did you mean 'price'"):
+    with pytest.raises(SchemaError, match=r"'prize'.*Did you mean 'price'"):
         shop.run("ingest")
 
 

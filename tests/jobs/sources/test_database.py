@@ -95,6 +95,25 @@ def test_a_run_that_was_killed_goes_on_behind_its_last_file(
     assert sorted(ids) == list(range(1, 12)) and not cut.exists()
 
 
+def test_a_retry_of_a_batch_overwrites_nothing(shop: Shop, tmp_path: Path) -> None:
+    work = workshop(tmp_path, shop.toml(lag=5))
+    for one in (10, 9):  # the second is committed late: the largest value is the first's, again
+        shop.sell(one)
+        landing.fetch(work.context(batch="night"))
+    ids = [pq.read_table(one)["id"].to_pylist() for one in sorted(work.landing.iterdir())]
+    assert ids == [[10], [9]]
+
+
+def test_a_table_that_was_emptied_is_noticed(shop: Shop, tmp_path: Path) -> None:
+    work = workshop(tmp_path, shop.toml())
+    shop.sell(10)
+    fetched(work)
+    shop.run("DELETE FROM events")
+    shop.sell(1)
+    ids, [note] = fetched(work)
+    assert ids == [] and "has id up to 1, and rows up to 10 were read before" in note
+
+
 def test_nulls_and_times_far_ahead_are_said_and_keep_nothing_from_being_read(
     shop: Shop, tmp_path: Path
 ) -> None:
