@@ -1,4 +1,4 @@
-"""`python -m models …`: the commands are in `models/cli.py`."""
+"""`python -m models …`: the commands are listed in `models/cli.py`."""
 
 from __future__ import annotations
 

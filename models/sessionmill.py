@@ -27,7 +27,7 @@ EXTRAS = {
     "pyspark": "spark", "delta": "spark", "deltalake": "spark", "duckdb": "spark", "pyarrow": "spark", "numpy": "spark",
     "psutil": "spark", "pandas": "spark", "great_expectations": "quality", "torch": "train", "scipy": "train",
     "sklearn": "train", "safetensors": "train", "optuna": "train", "mlflow": "tracking", "matplotlib": "report",
-    "jinja2": "report",
+    "jinja2": "report", "sqlalchemy": "jdbc", "pyiceberg": "iceberg",
 }  # fmt: skip
 """Package -> the extra that brings it."""
 

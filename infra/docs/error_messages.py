@@ -36,7 +36,11 @@ CLASSES = {
     "AirflowSkipException": ("A task of a DAG was skipped. This is not an error.", "Nothing."),
 }  # fmt: skip
 """Error class -> what it means, and what to do where the message does not say more."""
-ONLY_IN = {"ValueError": ("jobs/core/source_file.py",)}
+ONLY_IN = {
+    "ValueError": tuple(
+        f"jobs/core/source_{part}.py" for part in ("file", "log", "events", "rules")
+    )
+}
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 DEPTH = 4
 

@@ -11,13 +11,13 @@ from datetime import date
 from pathlib import Path
 
 import error_messages
+import source_file_page
+from source_file_page import texts_under
 
 import jobs.cli
-import jobs.core.reference
 import models.cli
 import models.training.reference
 from jobs.core import columns
-from jobs.core.reference import texts_under
 from jobs.core.settings import PREFIX, Settings
 from jobs.core.tables import ALL, FILTER_REASONS, REJECT_REASONS, Table
 from models.core.config import ModelConfig, TrainConfig
@@ -84,7 +84,7 @@ def _toml(value: object) -> str:
 
 
 def commands() -> str:
-    text = made_from("Commands", "jobs/cli.py", "models/cli.py") + (
+    text = made_from("Commands", "jobs/cli.py", "models/cli.py", "models/commands") + (
         "`python -m jobs` makes tables, `python -m models` trains and promotes models. With the package "
         "installed, `sessionmill jobs …` and `sessionmill models …` are the same. Every command prints "
         "what it did; with `--json` also as JSON, on the last line. The exit status is 0 if it ended well, "
@@ -230,7 +230,7 @@ def errors() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "source-file.md": lambda: jobs.core.reference.page(examples()),
+    "source-file.md": lambda: source_file_page.page(examples()),
     "options.md": models.training.reference.page,
     "commands.md": commands,
     "tables.md": tables,

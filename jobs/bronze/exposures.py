@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from jobs.bronze.typed_events import link_of
 from jobs.core.errors import SchemaError, SourceError
 from jobs.core.plan import Engine
-from jobs.core.source_file import ExposuresPart
+from jobs.core.source_events import ExposuresPart
 from jobs.lake import filesystem
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from jobs.bronze import file_order
 from jobs.core.arrays import run_starts
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.source_file import BOUNDARY_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.lake import filesystem
 
 if TYPE_CHECKING:

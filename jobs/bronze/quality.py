@@ -19,11 +19,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bronze import landing
-from jobs.core.source_file import TYPED
+from jobs.core.source_log import TYPED
 from jobs.lake.context import Candidate, Context
 from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.stored import record_of
 from jobs.reading.web_logs import looks_like_vhost
+from jobs.records.file_format import file_format
 from jobs.records.records import CUT, LONGEST_RECORD, LONGEST_TEXT, FileFacts, Format
 
 SHOWN_LINES, SHOWN_CHARS = 3, 200
@@ -124,7 +125,7 @@ def remedies(
     context: Context, samples: dict[str, list[dict[str, Any]]], facts: dict[str, FileFacts]
 ) -> Iterator[str]:
     """For each reason, the keys of the source file that would mend it."""
-    fmt = replace(landing.file_format(context.source), privacy=privacy_of(context))
+    fmt = replace(file_format(context.source), privacy=privacy_of(context))
     for reason, rows in samples.items():
         if not rows:
             continue

@@ -29,7 +29,7 @@ from jobs.bronze.stored_events import place_of
 from jobs.bronze.typed_events import hashed, row_hash
 from jobs.core import crash_points
 from jobs.core.lateness import is_late
-from jobs.core.source_file import BOUNDARY_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.core.tables import CHANGED_EVENTS, DELIVERIES, EVENTS, FLAGS, Table
 from jobs.lake.context import Candidate, Context
 

@@ -11,7 +11,7 @@ Not replayed: lines whose bytes were no text (their stored text is escaped; corr
 `source.encoding` and deliver the file again), lines of which the table has only the beginning (a
 note names the first), lines of files that the ledger does not know (the next ingest reads those
 anyway), and lines of CSVs of which it is not known in which order their file's columns were
-(`jobs/bronze/reject_columns.py`).
+(`jobs/reading/reject_columns.py`).
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bronze import exposures, filters, ingest, landing, redelivery, rejects
+from jobs.bronze import exposures, filters, ingest, landing, new_events, redelivery, rejects
 from jobs.bronze.manifest import IngestManifest, version_of
-from jobs.bronze.reject_columns import Ledger
 from jobs.bronze.rejects import LEFT_OUT, REJECTED, Aside
 from jobs.bronze.stored_events import learn_changed
 from jobs.bronze.typed_events import typed_events
 from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
-from jobs.core.source_file import TYPED
+from jobs.core.source_log import TYPED
 from jobs.core.tables import DELIVERIES, EVENTS, FILES, FILTERED, REJECTS, Table
 from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
+from jobs.reading.reject_columns import Ledger
 from jobs.reading.stored import Stored, records_of
 from jobs.records import paths
+from jobs.records.file_format import file_format
 from jobs.records.records import (
     CUT,
     LONGEST_TEXT,
@@ -271,7 +272,7 @@ def compute(context: Context) -> Candidate:
 def computed(context: Context, aside: Aside) -> Candidate:
     """The candidate of a replay of rejected lines, or of those that were left out."""
     lake, candidate, table = context.lake, context.candidate(EVENTS), aside.table
-    landing.file_format(context.source)  # (mistakes in expressions are said before all else)
+    file_format(context.source)  # (mistakes in expressions are said before all else)
     foreign.make_ready(context, EVENTS, REJECTS, FILTERED, DELIVERIES)
     landing.null_ids(context)
     for one in dict.fromkeys((EVENTS, REJECTS, FILES, table)):
@@ -304,7 +305,7 @@ def computed(context: Context, aside: Aside) -> Candidate:
         manifest.plan = ingest_plan(choice, context.thresholds, job)
         context.decide(manifest.plan)
         context.enter(manifest.plan.engine)
-        ingest.fill_events(context, candidate, manifest, choice, oldest)
+        new_events.fill_events(context, candidate, manifest, choice, oldest)
         fill_changes(context, candidate, manifest, aside, lines)
         filters.fill_flags(context, candidate, manifest)
     context.decide(manifest.plan)

@@ -15,7 +15,8 @@ from pyspark.sql import functions as F
 from jobs.bronze import first_load as bronze_first_load
 from jobs.bronze.file_order import line_of
 from jobs.core.lateness import is_late, oldest_date
-from jobs.core.source_file import BOUNDARY_VALUES, Source
+from jobs.core.source_file import Source
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.core.tables import CHANGED_EVENTS, EVENTS, REJECTS, RUNS
 from jobs.lake import filesystem, foreign, time_slices
 from jobs.lake.change_feed import GONE, TYPE

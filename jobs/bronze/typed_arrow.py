@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 from expectations import feedback_rule
 from jobs.bronze.typed_events import HASHED
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.source_file import BOUNDARY_VALUES, NUMERIC_UNITS, Source
+from jobs.core.source_events import NUMERIC_UNITS
+from jobs.core.source_file import Source
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.core.tables import EVENTS
 from jobs.lake import filesystem
 

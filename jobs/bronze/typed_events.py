@@ -15,7 +15,9 @@ from pyspark.sql import functions as F
 from expectations import feedback_rule
 from expectations.events import FIRST_US, LAST_US
 from jobs.core.lateness import is_late
-from jobs.core.source_file import LINKS, NUMERIC_UNITS, TYPED, FeedbackPart, Source, TimePart
+from jobs.core.source_events import LINKS, NUMERIC_UNITS, FeedbackPart, TimePart
+from jobs.core.source_file import Source
+from jobs.core.source_log import TYPED
 from jobs.records.records import CUT, LONGEST_TEXT
 
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?( ?(Z|z|[+-]\d{2}(:?\d{2})?))?)?$"

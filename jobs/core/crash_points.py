@@ -28,10 +28,13 @@ IDENTITY = ("identify.audited", "identify.events-published", "identify.published
 REDELIVERY = ("ingest.deliveries-published",)
 """Those of `ingest` where `source.redelivery` is replace."""
 
+DATABASE = ("ingest.extracted",)
+"""Those of `ingest` where the log is a table of a database: after each file of rows."""
+
 
 def point(name: str) -> None:
     """Die here if the environment names this point."""
-    assert name in POINTS + SCORING + IDENTITY + REDELIVERY, name
+    assert name in POINTS + SCORING + IDENTITY + REDELIVERY + DATABASE, name
     if settings().crash_at == name:
         print(f"crash point {name}: killing myself", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

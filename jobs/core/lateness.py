@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
-    from jobs.core.source_file import SessionsPart
+    from jobs.core.source_rules import SessionsPart
 
 
 def days_covered(day: date, lateness_days: int) -> list[date]:

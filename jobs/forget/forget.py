@@ -32,10 +32,11 @@ from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from jobs.audit import balance, fingerprint_table
-from jobs.bronze import landing, replay_rejects
-from jobs.bronze.reject_columns import Ledger
+from jobs.bronze import replay_rejects
 from jobs.core.errors import SettingsError
 from jobs.core.settings import settings
+from jobs.core.source_file import Source
+from jobs.core.source_log import TABLES_OF_OTHERS
 from jobs.core.tables import (
     ALL,
     DELIVERIES,
@@ -58,7 +59,9 @@ from jobs.ops.model_registry import _from_tracking, _mark, registry_pins
 from jobs.pipeline.steps import one_job
 from jobs.privacy import pseudonyms
 from jobs.privacy.person import Person
+from jobs.reading.reject_columns import Ledger
 from jobs.reading.stored import Stored, records_of
+from jobs.records.file_format import file_format
 
 IDS = ("user_id", "log_user_id", "anonymous_id")
 NAMING = (*IDS, "raw", "message")  # columns in which a person may be
@@ -122,10 +125,17 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     return {
         "source": source.name, "user_hash": hashed, "anonymous_ids": len(of_anonymous), "events": events, "rejects": rejects,
         "lists": lists, "landing_lines": lines, "files_removed": removed,
-        "log_table": context.source.source.landing if context.source.source.format == "delta" else None,
+        "log_table": _table_of_others(source),
         "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
         "artifacts": artifacts,
     }  # fmt: skip
+
+
+def _table_of_others(source: Source) -> str | None:
+    """The table that the log is, if it is one."""
+    if source.jdbc is not None:
+        return source.jdbc.table or "that jdbc.query reads"
+    return source.source.landing if source.source.format in TABLES_OF_OTHERS else None
 
 
 IN_WORK = "_forget"
@@ -168,7 +178,7 @@ def in_words(done: dict[str, Any]) -> str:
         else ""
     )
     log = (
-        f" The log is the Delta table {done['log_table']}, which is not changed: delete the rows there."
+        f" The log is the table {done['log_table']} of others, which is not changed: delete the rows there."
         if done.get("log_table")
         else ""
     )
@@ -235,7 +245,7 @@ def _lines_of(context: Context, table: Table, base: int, person: Person) -> list
 
     lake, source = context.lake, context.source
     secret = pseudonyms.keyed(context, True) if source.privacy.hash_user_id else None
-    fmt = replace(landing.file_format(source), privacy=secret)
+    fmt = replace(file_format(source), privacy=secret)
     ledger, found = Ledger(lake), []
     rows = lake.read(table, base)
     if not _made_by_expression(context):

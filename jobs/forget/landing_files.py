@@ -16,7 +16,7 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from jobs.bronze import landing
-from jobs.core.source_file import TYPED
+from jobs.core.source_log import TABLES_OF_OTHERS, TYPED
 from jobs.core.tables import FILES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
@@ -25,6 +25,7 @@ from jobs.reading.readers import read_file
 from jobs.records import byte_streams, paths
 from jobs.records.compression import compressed, decompressed
 from jobs.records.elements import without_elements
+from jobs.records.file_format import file_format
 from jobs.records.records import FileFacts, Format
 
 
@@ -39,13 +40,13 @@ def from_landing(context: Context, person: Person, theirs: Callable[[str], bool]
     lake, removed, rows = context.lake, 0, []
     # (Records that are too long for the tables are somebody's, too.)
     fmt = replace(
-        landing.file_format(context.source),
+        file_format(context.source),
         privacy=None,
         longest_record=sys.maxsize,
         longest_text=sys.maxsize,
         empty_lines=True,
     )
-    if fmt.format == "delta":
+    if context.source.source.format in TABLES_OF_OTHERS:
         return 0  # (a table of others: whoever writes it deletes the rows)
     ledger = {row["file"]: row for row in lake.small(FILES).to_pylist()}
     for path, size, modified in landing.landing_files(replace(context, day=None)):
@@ -131,7 +132,7 @@ def _partly(fmt: Format) -> bool:
     """Whether single elements of a line can be taken out: those of lists, not of a text."""
     explode = fmt.computing.explode if fmt.computing else None
     text = explode is not None and bool(explode.separator)
-    return fmt.format in ("parquet", "orc") or (fmt.format in ("jsonl", "json") and not text)
+    return fmt.has_types or (fmt.format in ("jsonl", "json") and not text)
 
 
 def _whose(

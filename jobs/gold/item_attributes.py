@@ -24,7 +24,7 @@ from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SchemaError, SourceError
 from jobs.core.landing_globs import DAY_FIELD
-from jobs.core.source_file import ItemsPart
+from jobs.core.source_log import ItemsPart
 from jobs.core.tables import ITEM_ATTRIBUTES
 from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.context import Context, Result

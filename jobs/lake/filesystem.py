@@ -163,6 +163,12 @@ def write_text(path: str, text: str) -> None:
     system.move(inner + ".partial", inner)
 
 
+def move(path: str, to: str) -> None:
+    """Give a file another name on its file system."""
+    system, inner = located(path)
+    system.move(inner, located(to)[1])
+
+
 def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
     """Write rows as one file of row groups of `group` rows, its folder made where there is none."""
     system, inner = located(path)

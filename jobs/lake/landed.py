@@ -70,7 +70,7 @@ MOST_FOLDERS = 100
 TABLES = {"_delta_log": "Delta table", ".hoodie": "Hudi table"}
 WAYS_OUT = {
     "Delta table": "set source.format = 'delta' and source.landing to this folder",
-    "Iceberg table": "have its rows exported as Parquet, or converted to a Delta table",
+    "Iceberg table": "set source.format = 'iceberg' and source.landing to this folder",
     "Hudi table": "have its rows exported as Parquet, or converted to a Delta table",
 }
 

@@ -29,7 +29,7 @@ from expectations import nights as suite
 from jobs.audit import great_expectations
 from jobs.core import webhook
 from jobs.core.errors import AuditFailed, SettingsError
-from jobs.core.source_file import MIN_NIGHTS, DriftPart
+from jobs.core.source_rules import MIN_NIGHTS, DriftPart
 from jobs.core.tables import ITEMS, NIGHTS, SESSIONS
 from jobs.gold.user_slices import read_sessions
 from jobs.lake.context import Context, Result

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from jobs.core.source_file import field_of
+from jobs.core.source_events import field_of
 from jobs.reading.typed_columns import NO_IDS
 from jobs.records.records import Unusable
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from jobs.core.errors import SettingsError
-from jobs.core.source_file import COMBINED_LOG_TIME, LOG_COLUMNS
+from jobs.core.source_log import COMBINED_LOG_TIME, LOG_COLUMNS
 from jobs.lake import filesystem
 from jobs.lake.landed import absolute, landed
 from jobs.reading import json_texts, w3c_logs, web_logs

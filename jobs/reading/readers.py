@@ -182,7 +182,7 @@ def read_file(
         with open_binary(path) as raw:
             hashing = byte_streams.Hashing(raw)
             stream: BinaryIO = io.BufferedReader(hashing, 1 << 20)  # type: ignore[type-var,assignment]
-            if fmt.format in ("parquet", "delta"):
+            if fmt.format == "parquet":
                 batches = read_parquet(fmt, path, facts)
             elif fmt.format == "orc":
                 batches = read_orc(fmt, path, facts)

@@ -10,7 +10,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from jobs.core.errors import SchemaError
-from jobs.core.source_file import NULL_VALUES
+from jobs.core.source_log import NULL_VALUES
 from jobs.lake import filesystem
 
 

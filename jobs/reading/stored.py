@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.core.source_file import LOG_COLUMNS, TYPED
+from jobs.core.source_log import LOG_COLUMNS, TYPED
 from jobs.reading.csv_reader import CsvRecords
 from jobs.reading.readers import json_values
 from jobs.reading.typed_rows import parquet_batch, parquet_names, parquet_records
@@ -30,8 +30,6 @@ from jobs.records.records import (
     Unusable,
 )
 
-COLUMNS = ("parquet", "orc", "delta")
-"""Formats whose stored lines are read by the types of the file's columns."""
 LINE = "line"
 """Where ids are hashed: the log's columns without those of the user, as JSON."""
 
@@ -165,7 +163,7 @@ def _computed(fmt: Format, lines: list[Stored]) -> Iterator[dict[str, Any]]:
     facts = FileFacts(lines[0].file)
     if fmt.privacy is not None and fmt.privacy.hashes:
         yield from _hashed(fmt, lines, facts)
-    elif fmt.format in COLUMNS:
+    elif fmt.has_types:
         yield from _rows(evaluated(fmt, _parquet(fmt, lines, facts), facts))
     else:
         batch = Batches(fmt, facts.file, facts)
@@ -219,7 +217,7 @@ def _hashed(fmt: Format, lines: list[Stored], facts: FileFacts) -> Iterator[dict
     assert fmt.computing is not None
     stored = [json.loads(one.raw or "{}") for one in lines]
     texts = [one.get(LINE) or "{}" for one in stored]
-    if fmt.format in COLUMNS:
+    if fmt.has_types:
         batches = _typed(fmt, texts, lines[0].columns, facts)
     else:
         batch = Batches(fmt, facts.file, facts)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.core.source_file import field_of
+from jobs.core.source_events import field_of
 from jobs.records.records import Unusable
 
 NO_IDS = ("value", "event_ts", "event_ts_2", "event_type")

@@ -35,11 +35,24 @@ Rows = Callable[[list[str]], Iterable[pa.RecordBatch]]
 def read_parquet(fmt: Format, path: str, facts: FileFacts) -> Iterator[pa.RecordBatch]:
     with open_seekable(path) as stream:
         parquet = pq.ParquetFile(stream)
+        schema = parquet.schema_arrow
+        lacking = [one for one in fmt.table or () if one.name not in schema.names]
 
         def rows(columns: list[str]) -> Iterator[pa.RecordBatch]:
-            return _row_batches(parquet, columns)
+            added = [one for one in lacking if any(_is_in(name, one) for name in columns)]
+            asked = [one for one in columns if not any(_is_in(one, field) for field in added)]
+            for batch in _row_batches(parquet, asked or schema.names[:1]):
+                for field in added:
+                    nulls = pa.nulls(batch.num_rows, field.type)
+                    batch = batch.append_column(field.name, nulls)
+                yield batch
 
-        yield from _records(fmt, path, facts, parquet.schema_arrow, rows)
+        whole = pa.schema([*schema, *lacking])
+        yield from _records(fmt, path, facts, whole, rows)
+
+
+def _is_in(column: str, field: pa.Field) -> bool:
+    return column == field.name or column.startswith(f"{field.name}.")
 
 
 def _row_batches(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.core.source_file import field_of
+from jobs.core.source_events import field_of
 from jobs.reading import typed_columns
 from jobs.reading.typed_texts import clock_of, is_list, shown, without_long_texts
 from jobs.records import paths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jobs.core.source_file import LOG_COLUMNS
+from jobs.core.source_log import LOG_COLUMNS
 from jobs.records.records import FileFacts, Format, Unusable
 
 REQUEST_ON = (

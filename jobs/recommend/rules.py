@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.errors import SettingsError
-from jobs.core.source_file import ServingPart
+from jobs.core.source_rules import ServingPart
 from jobs.core.tables import ITEM_ATTRIBUTES, ITEMS, SEQUENCES
 from jobs.lake import filesystem
 from jobs.lake.landed import absolute

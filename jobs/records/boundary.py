@@ -20,7 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.source_file import BOUNDARY_VALUES, SIDES, Source
+from jobs.core.source_file import Source
+from jobs.core.source_rules import BOUNDARY_VALUES, SIDES
 from jobs.core.tables import EVENTS
 from jobs.records import expressions
 from jobs.records.evaluate import TYPED

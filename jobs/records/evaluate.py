@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.core.errors import SourceError
-from jobs.core.source_file import BOUNDARY_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.records import expressions
 from jobs.records.explode import Exploding
 from jobs.records.expressions import Computing, Expression, quoted
@@ -43,7 +43,7 @@ def evaluated(
         yield from batches
         return
     exploding = None
-    if fmt.computing.explode is not None and fmt.format != "parquet":
+    if fmt.computing.explode is not None and not fmt.has_types:
         exploding = Exploding(fmt, facts)
     evaluate = Evaluating(fmt, facts)
     for batch in batches:
@@ -96,7 +96,7 @@ class Evaluating:
         made["filtered"] = pc.if_else(lost, None, filtered)
         made["flag"] = bots if flags else nothing
         made["kind"] = pc.if_else(lost, "unparsable", made["kind"])
-        if self.fmt.hashes and self.fmt.format != "parquet":
+        if self.fmt.hashes and not self.fmt.has_types:
             said = {name: batch.column(name) for name in self.fmt.wanted}
             known = without_user(self.fmt, said, batch.num_rows)
             # (Whose the others are is looked for in their text; it is not kept.)

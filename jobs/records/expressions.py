@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.core.errors import SourceError
-from jobs.core.source_file import COMBINED_LOG_NUMBERS, LOG_COLUMNS, NUMERIC_UNITS, Source
+from jobs.core.source_events import NUMERIC_UNITS
+from jobs.core.source_file import Source
+from jobs.core.source_log import COMBINED_LOG_NUMBERS, LOG_COLUMNS
 from jobs.records.paths import root
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.core.source_file import BOUNDARY_VALUES, LINKS, NULL_VALUES, field_of
+from jobs.core.source_events import LINKS, field_of
+from jobs.core.source_log import NULL_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.records import byte_streams
 from jobs.records.byte_streams import Block
 from jobs.records.csv_dialect import Dialect
@@ -103,6 +105,8 @@ class Format:
     names: Names = field(default_factory=lambda: Names({}))
     """Where lines are exploded: which of them are where."""
 
+    table: pa.Schema | None = None
+    """The columns of the table that the files are of: those that a file lacks are null in it."""
     empty_lines: bool = False
     """Where lines are exploded: whether one without an element is a record (for `forget`)."""
 
@@ -110,6 +114,11 @@ class Format:
     def dialect(self) -> Dialect:
         """Of CSV files."""
         return Dialect(self.delimiter, self.quote, self.escape, self.comment)
+
+    @property
+    def has_types(self) -> bool:
+        """Whether Arrow reads the files, in columns that have types."""
+        return self.format in ("parquet", "orc")
 
     @property
     def hashes(self) -> bool:

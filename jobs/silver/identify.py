@@ -18,7 +18,7 @@ from jobs.audit import balance
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import Conflict
-from jobs.core.source_file import BOUNDARY_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.core.tables import EVENTS, IDENTITIES, PERSON_EVENTS, Table
 from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.change_feed import CHANGED, NEW, RETIRED, TYPE, VERSION

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from expectations.events import FIRST_US, LAST_US
 from jobs.core.errors import SchemaError, SourceError
-from jobs.core.source_file import NULL_IDS, NULL_VALUES, NUMERIC_UNITS, LinkTable
+from jobs.core.source_events import NUMERIC_UNITS, LinkTable
+from jobs.core.source_log import NULL_IDS, NULL_VALUES
 from jobs.lake.context import Context
 from jobs.lake.landed import landed
 from jobs.privacy.pseudonyms import privacy_of

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.core import person_ids
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.source_file import BOUNDARY_VALUES
+from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.core.tables import PERSON_EVENTS
 from jobs.lake import filesystem
 from jobs.lake.change_feed import RETIRED

@@ -411,4 +411,6 @@ PRESETS: dict[str, Callable[[str], tuple[ModelConfig, TrainConfig]]] = {
 TRAIN_UNTIL = ("validation", "test")
 EACH_NIGHT = ("scratch", "warm", "once")
 """`scratch`: each test night's model is trained from scratch; `once`: that of the first night stays."""
+ALPHA_SPENDING = ("obrien-fleming", "pocock")
+"""How `seeds` spends alpha over its looks: models/evaluation/sequential.py."""
 PRESET_ITEMS = {"paper_a_ml1m": 3328, "paper_a_steam": 4332}

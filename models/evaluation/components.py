@@ -116,13 +116,35 @@ def _sum(parts: list[tuple[float, float]]) -> tuple[float, float]:
     return total, (total**2 / below if below else parts[0][1])
 
 
-def over_seeds(
-    one_US: Floats, other_US: Floats, level: float = LEVEL
-) -> tuple[float, float, float]:
-    """Difference of two methods with several trainings each: (mean, low, high).
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of two methods over users and trainings, in the metric's unit; its variance,
+    and the degrees of freedom of that."""
 
-    The interval knows that other users would have asked other things and that other seeds would have
-    given other models; of a method with one training it knows of the users alone.
+    mean: float
+    variance: float
+    freedom: float
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """(low, high), two-sided, by Student's t."""
+        half = float(stats.t.isf((1 - level) / 2, self.freedom) * np.sqrt(self.variance))
+        return self.mean - half, self.mean + half
+
+    @property
+    def z(self) -> float:
+        """Standard errors from 0, as many as leave as much outside under a normal distribution as
+        Student's t says; 0 where nothing differs."""
+        if not self.variance:
+            return float(np.copysign(np.inf, self.mean)) if self.mean else 0.0
+        outside = stats.t.sf(abs(self.mean) / np.sqrt(self.variance), self.freedom)
+        return float(np.copysign(stats.norm.isf(outside), self.mean))
+
+
+def difference(one_US: Floats, other_US: Floats) -> Difference:
+    """The difference of two methods with several trainings each.
+
+    It knows that other users would have asked other things and that other seeds would have given other
+    models; of a method with one training it knows of the users alone.
     """
     users = len(one_US)
     found = components(one_US, other_US)
@@ -130,7 +152,12 @@ def over_seeds(
     for seeds, values in zip(found.seeds, (one_US, other_US), strict=True):
         if (count := values.shape[1]) > 1:
             parts.append((seeds / count, count - 1.0))
-    variance, freedom = _sum(parts)
-    mean = float(one_US.mean() - other_US.mean())
-    half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance))
-    return mean, mean - half, mean + half
+    return Difference(float(one_US.mean() - other_US.mean()), *_sum(parts))
+
+
+def over_seeds(
+    one_US: Floats, other_US: Floats, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """`difference` of two methods as (mean, low, high)."""
+    found = difference(one_US, other_US)
+    return found.mean, *found.interval(level)

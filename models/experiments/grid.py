@@ -180,14 +180,7 @@ def train_cell(
     Raises:
         UserError: it is there, and was trained with other options.
     """
-    from models.training.options import asked_for, train_parser
-
-    words = [
-        "train", "--source", source, "--method", cell.method, "--seed", str(cell.seed),
-        "--comparison", comparison, *options,
-        *(["--variant", cell.variant] if cell.variant else []), *cell.options,
-    ]  # fmt: skip
-    asked = asked_for(train_parser().parse_args(words[1:]))
+    asked = asked_of(cell, options)
     there = tracking.runs(client, experiment, comparison=comparison, **cell.wanted)
     if there:
         trained_by = there[0].data.tags.get(tracking.ASKED_FOR, asked)
@@ -198,10 +191,23 @@ def train_cell(
             )
         say("  there already")
         return True
+    words = [
+        "train", "--source", source, "--method", cell.method, "--seed", str(cell.seed),
+        "--comparison", comparison, *options,
+        *(["--variant", cell.variant] if cell.variant else []), *cell.options,
+    ]  # fmt: skip
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "models", *words], check=False)
     say(f"  {time.monotonic() - began:.0f} s")
     return done.returncode == 0
+
+
+def asked_of(cell: Cell, options: Sequence[str]) -> str:
+    """By what options a cell is trained, with those of every cell: equal for all of its seeds."""
+    from models.training.options import asked_for, train_parser
+
+    words = ["--source", "", "--method", cell.method, *options, *cell.options]
+    return asked_for(train_parser().parse_args(words))
 
 
 def keep(file: Path, written: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 from models.core.errors import UserError
 from models.data.nights import BORN
 from models.data.splits import in_words
-from models.experiments import scaling
+from models.experiments import scaling, seeds
 from models.networks.methods import BASELINES, parse
-from models.registry.tracking import method_of
+from models.registry.tracking import SEEDS, method_of
 from models.selection.compare import (
     SAME,
     budget_of,
@@ -53,6 +53,10 @@ def render(document: Path) -> list[str]:
         made.extend(str(file.relative_to(folder)) for file in files)
         if short:
             return "\n\n".join([f"<!-- {short}{name} -->", short_table(written), "<!-- end -->"])
+        if written.get("kind") == SEEDS:
+            return "\n\n".join(
+                [f"<!-- {name} -->", seeds.table(written), origin(written), "<!-- end -->"]
+            )
         if written.get("kind") == "scaling":
             scaling.plot(written, picture)
             caption = "test loss and NDCG@10 against parameters and data"

@@ -56,6 +56,7 @@ class Encoding(nn.Module):
 
     feature_dim: int = 0
     reads_history: bool = False  # whether `history` is asked
+    reads_sessions: bool = False  # whether other sessions of the same events change anything
 
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__()
@@ -105,6 +106,8 @@ class SessionToken(Encoding):
      * `last_event`: no label at the token; the last item of a session predicts the next one.
     """
 
+    reads_sessions = True
+
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)
         self.known = config.request_time == "known"
@@ -143,6 +146,8 @@ class SessionSegment(Encoding):
     `from_newest` [code]: the newest session is S_max, all older than the newest S_max-1 share 1.
     `from_oldest` [ours]: min(ordinal, S_max), which no later session can change. Padding adds 0.
     """
+
+    reads_sessions = True
 
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)
@@ -203,6 +208,8 @@ class Feedback(Encoding):
     moves to the last of them. A hidden item has neither.
     """
 
+    reads_sessions = True
+
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)
         self.most = max(0, min(config.exposures, config.max_len - ROOM))
@@ -258,6 +265,7 @@ class Habit(Encoding):
 
     HIDDEN = 12
     reads_history = True
+    reads_sessions = True
 
     def __init__(self, config: EncodingSizes) -> None:
         super().__init__(config)

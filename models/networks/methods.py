@@ -103,6 +103,12 @@ def reads_side(method: str, config: ModelConfig) -> bool:
     return "side" in encodings or (base in SESSION_ENCODERS and config.side)
 
 
+def reads_sessions(method: str) -> bool:
+    """Whether a trained method sees where sessions end; else all session rules give one model."""
+    base, encodings = parse(method)
+    return base in SESSION_ENCODERS or any(ENCODINGS[name].reads_sessions for name in encodings)
+
+
 def config(method: str, preset: str = "small", **overrides: Any) -> Config:
     """The configuration of a method under a preset; `overrides` by field name, None = keep."""
     base, _ = parse(method)

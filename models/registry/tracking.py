@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = ".mlflow"
 KIND, COMPARISON, ASKED_FOR = "kind", "comparison", "asked_for"  # tags of our runs
+SEEDS, PLAN = "seeds", "plan"  # the kind of a run that has the plan of a comparison, and its tag
 TUNING = "tuning"  # tag of a training: the run whose recipe it took
 
 
@@ -261,6 +262,14 @@ def runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
         token = page.token
         if not token:
             return result
+
+
+def plans(client: MlflowClient, experiment: str, comparison: str) -> list[Run]:
+    """Runs that have a plan of a comparison, whether they have ended or not, the oldest first."""
+    check_name(comparison)
+    wanted = f"tags.`{KIND}` = '{SEEDS}' and tags.`{COMPARISON}` = '{comparison}'"
+    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    return list(client.search_runs([experiment], wanted, order_by=order))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,7 @@ def compare(
         "users": len(winner.user_id),
         "methods": methods,
         "missing": [name for name in expect or [] if name not in best],
+        "planned": bool(tracking.plans(client, experiment, comparison)),
     }
     outcome["mlflow_run_id"] = _record(client, experiment, outcome)
     return outcome
@@ -296,16 +298,24 @@ def not_recommended(outcome: dict[str, Any]) -> list[str]:
 
 
 def other_method(method: str, best: dict[str, Entry]) -> Entry | None:
-    """What a method is measured against: its backbone alone; a variant, the method as it is; a next-session model without
-    encodings against the next-item model of its encoder, with feedback if that is there."""
+    """What a method is measured against, where the comparison has it."""
+    return best.get(measured_against(method, best) or "")
+
+
+def measured_against(method: str, names: Container[str]) -> str | None:
+    """The one of these methods that a method is measured against: its backbone alone; a variant, the
+    method as it is; a next-session model without encodings, the next-item model of its encoder, with
+    feedback if that is there. None: it is not among them."""
     plain = tracking.method_of(method)
-    if plain != method:
-        return best.get(plain)
     base, *encodings = method.split("+")
-    if encodings:
-        return best.get(base)
     below = base.removeprefix("sessionrec-")
-    return None if below == base else best.get(f"{below}+fb") or best.get(below)
+    if plain != method:
+        wanted = [plain]
+    elif encodings:
+        wanted = [base]
+    else:
+        wanted = [f"{below}+fb", below] if below != base else []
+    return next((name for name in wanted if name in names), None)
 
 
 def _against(entry: Entry, other: Entry, kind: str | None = None) -> dict[str, Any]:
@@ -421,12 +431,23 @@ def show(outcome: dict[str, Any]) -> None:
                 + _and_kinds(row["by_target"])
                 + _and_power(row)
             )
-    for sentence in (*by_age(outcome), *not_recommended(outcome), *tuned_unequally(outcome)):
+    for sentence in _notes(outcome):
         print(f"  {sentence}")
+
+
+def _notes(outcome: dict[str, Any]) -> list[str]:
+    """What is to be known beside the differences, a sentence each."""
+    notes = [*by_age(outcome), *not_recommended(outcome), *tuned_unequally(outcome)]
     if sees_more(outcome):
-        print(f"  not equal in what they know: {sees_more(outcome)}")
+        notes.append(f"not equal in what they know: {sees_more(outcome)}")
+    if outcome["planned"]:
+        notes.append(
+            "this comparison has a plan, whose looks these intervals do not allow for: those of `models "
+            "seeds` do"
+        )
     if outcome["missing"]:
-        print(f"  missing (not finished): {', '.join(outcome['missing'])}")
+        notes.append(f"missing (not finished): {', '.join(outcome['missing'])}")
+    return notes
 
 
 def by_age(outcome: dict[str, Any]) -> list[str]:

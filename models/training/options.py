@@ -13,7 +13,7 @@ from models.core.knobs import add_options
 from models.registry.recipes import NEWEST, Key
 
 if TYPE_CHECKING:
-    from jobs.core.source_file import TrainingPart
+    from jobs.core.source_rules import TrainingPart
 
 # How and not what: a training's names, and what leaves its outcome as it is.
 NAMES = ("command", "source", "method", "seed", "comparison", "variant")

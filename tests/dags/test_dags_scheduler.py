@@ -336,6 +336,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_workers_of_a_scheduler_that_was_killed_are_found_and_stopped(
     mill: tuple[Airflow, datetime],
 ) -> None:

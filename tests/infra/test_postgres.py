@@ -25,6 +25,7 @@ from tests.support.airflow_tools import (
     said,
     write_log,
 )  # fmt: skip
+from tests.support.database_tools import launched
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +48,11 @@ def state(tmp_path: Path, server: Any) -> Iterator[Path]:
     server.remove(tmp_path / "state")
 
 
-def start(server: Any, state: Path, port: int) -> str:
-    server.create(state)
-    how = server.command(state, port)
-    local().launch(state, "postgres", how.pop("args"), dict(os.environ), **how)
-    url = str(server.own_url(state, port))
-    deadline = time.monotonic() + 60
-    while not server.is_up(url):
-        assert time.monotonic() < deadline, (state / "logs" / "postgres.log").read_text()
-        time.sleep(0.1)
-    return url
-
-
 def test_a_server_of_our_own_comes_and_goes_and_keeps_what_it_has(server: Any, state: Path) -> None:
     import psycopg2
 
     port = local().free_port()
-    url = start(server, state, port)
+    url = launched(server, state, port)
     urls = server.create_databases(url)
     assert urls["airflow"].startswith("postgresql+psycopg2://sessionmill:")
     with psycopg2.connect(f"{url}/sessionmill_airflow") as connection:
@@ -83,7 +72,7 @@ def test_a_server_of_our_own_comes_and_goes_and_keeps_what_it_has(server: Any, s
     process.kill()
     psutil.wait_procs([process], timeout=20)
     for _ in range(2):
-        start(server, state, port)
+        launched(server, state, port)
         assert server.create_databases(url) == urls
         with psycopg2.connect(f"{url}/sessionmill_airflow") as connection:
             connection.cursor().execute("SELECT a FROM kept")
@@ -95,7 +84,7 @@ def test_a_server_of_our_own_comes_and_goes_and_keeps_what_it_has(server: Any, s
 def test_a_state_folder_made_anew_has_a_database_of_its_own(server: Any, state: Path) -> None:
     folders = []
     for _ in range(2):  # the second has another password, and must not meet the first's data
-        url = start(server, state, local().free_port())
+        url = launched(server, state, local().free_port())
         assert server.create_databases(url)
         local().stop(state)
         folders.append(server.data_folder(state))
@@ -152,7 +141,7 @@ def test_two_sources_nights_side_by_side_and_a_job_by_hand_between_them(
             base.send_signal(signal.SIGINT)
             base.wait(30)
             time.sleep(10)
-            start(server, there.state, there.servers.database_port)
+            launched(server, there.state, there.servers.database_port)
             with there.supervised("mlflow", "api-server", "scheduler", "dag-processor"):
                 when = []
                 for name in sources:

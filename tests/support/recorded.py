@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +59,21 @@ class World:
         assert status == 0, said + err
         assert done is not None
         return done
+
+
+def trained_here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A grid's trainings run in this process from now on, and not in processes of their own; their
+    words, as they come."""
+    from models.experiments import grid
+
+    told: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> SimpleNamespace:
+        told.append(command[3:])
+        return SimpleNamespace(returncode=cli.main(command[3:]))
+
+    monkeypatch.setattr(grid, "subprocess", SimpleNamespace(run=run))
+    return told
 
 
 def file_of_version(version: int | str, name: str) -> Path:

@@ -136,8 +136,9 @@ def test_lines_that_were_rejected_before_they_were_exploded_come_back(
 def warned(shop: Workshop, result: Any) -> list[str]:
     """What a run said of its rejects."""
     from jobs.bronze import landing, quality
+    from jobs.records.file_format import file_format
 
-    fmt = landing.file_format(shop.source)
+    fmt = file_format(shop.source)
     rows = [
         {**row, "file_columns": None}
         for row in shop.rows(REJECTS)
@@ -148,7 +149,8 @@ def warned(shop: Workshop, result: Any) -> list[str]:
     return list(quality.remedies(shop.context(), {"missing_item_id": rows}, facts))
 
 
-@pytest.mark.parametrize("form", [pytest.param("jsonl", marks=pytest.mark.slow), "parquet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_the_export_of_google_analytics(spark: Any, tmp_path: Path, form: str) -> None:
     toml = OTTO[: OTTO.index("[columns]")].replace("jsonl", form).replace('"events"', '"items"')
     toml += f'[columns]\n{GA4}\n[time]\nunit = "us"\n[quality]\non_exceed = "warn"\n'

@@ -14,7 +14,8 @@ import pytest
 
 from jobs.bronze.exposures import chosen
 from jobs.core.errors import SchemaError, SourceError
-from jobs.core.source_file import ExposuresPart, load_source
+from jobs.core.source_events import ExposuresPart
+from jobs.core.source_file import load_source
 from jobs.core.tables import EVENTS, ITEMS, SEQUENCES
 from tests.support.spark_tools import CLICKS, Workshop
 

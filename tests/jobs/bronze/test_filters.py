@@ -71,6 +71,7 @@ def told(shop: Workshop) -> dict[str, int]:
     return dict(run["counts"])
 
 
+@pytest.mark.slow
 def test_a_web_log_becomes_products_that_people_saw(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WEB)
     shop.land("a.log", "\n".join(LOG) + "\n")

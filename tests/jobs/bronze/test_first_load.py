@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bronze import ingest, stored_events
+from jobs.bronze import new_events, stored_events
 from jobs.bronze.typed_events import row_hash
 from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS
@@ -47,7 +47,7 @@ def test_a_file_delivered_again_is_all_repeats(
     shop.land("2.csv", LINES + "u,3,1700000060,,,,,\n")
     asked = []
     by_time = stored_events.stored_by_time
-    monkeypatch.setattr(ingest, "stored_by_time", lambda *a: asked.append(1) or by_time(*a))
+    monkeypatch.setattr(new_events, "stored_by_time", lambda *a: asked.append(1) or by_time(*a))
     again = shop.run("ingest", day="2023-11-14")
     assert asked, "this was to go the way of large tables"
     assert (again.events_new, again.duplicates) == (1, 6)

@@ -179,6 +179,32 @@ def test_a_delta_table_by_version(spark: Any, tmp_path: Path) -> None:
             shop.run("ingest")
 
 
+def test_a_column_that_a_delta_table_got_later_is_null_before(spark: Any, tmp_path: Path) -> None:
+    """Also where something is computed of it; a column that the table does not have is said."""
+    table = str(tmp_path / "theirs")
+    write_deltalake(table, delta_rows("a"), partition_by=["day of"])
+    more = delta_rows("b", "c").append_column("price", pa.array([2.5, None]))
+    more = more.append_column("shop", pa.array([{"town": "Ghent"}, None]))
+    write_deltalake(table, more, mode="append", schema_mode="merge")
+    columns = 'user_id = "user"\nitem_id = "item"\nevent_ts = "ts"\nvalue = "price"\nevent_type = '
+    plain = toml("delta", f'{columns}"shop.town"').replace("{landing}/*", table)
+    values = {"a": (None, None), "b": (2.5, "Ghent"), "c": (None, None)}
+    for number, text in enumerate(
+        (plain, plain.replace('"shop.town"', '{ sql = "lower(upper(shop.town))" }'))
+    ):
+        shop = Workshop(spark, tmp_path / str(number), text)
+        assert shop.run("ingest").events_new == 3
+        told = {row["item_id"]: (row["value"], row["event_type"]) for row in shop.rows(EVENTS)}
+        assert told == {
+            item: (value, town.lower() if town and number else town)
+            for item, (value, town) in values.items()
+        }
+    shop.describe(plain.replace('value = "price"', 'value = "prize"'))
+    DeltaTable(table).optimize.compact()
+    with pytest.raises(SchemaError, match=r"'prize'.* did you mean 'price'"):
+        shop.run("ingest")
+
+
 def test_a_parquet_log_whose_writer_changed(spark: Any, tmp_path: Path) -> None:
     columns = 'user_id = "user"\nitem_id = "item"\nevent_ts = "ts"\nsource_session_id = "day"\nevent_id = "id"'
     shop = Workshop(spark, tmp_path, toml("parquet", columns))

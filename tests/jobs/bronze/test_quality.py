@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.core.errors import RejectShareError
-from jobs.core.source_file import NULL_IDS
+from jobs.core.source_log import NULL_IDS
 from jobs.core.tables import EVENTS, FILES, REJECTS, RUNS, SEQUENCES
 from tests.jobs.pipeline.test_kill import run_command
 from tests.support.spark_tools import CLICKS, Workshop

@@ -54,6 +54,7 @@ def in_sessions(shop: Workshop) -> list[list[str]]:
     return sorted([one["item_id"] for one in row["events"]] for row in shop.rows(SESSIONS))
 
 
+@pytest.mark.slow
 def test_a_file_that_comes_again_takes_the_place_of_what_it_was(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, REPLACE)
     shop.land("a.csv", lines(at("u", "x", 0), at("u", "y", 60), at("v", "w", 0), "u,,5", "v,q,no"))

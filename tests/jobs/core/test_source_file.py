@@ -6,7 +6,8 @@ import pytest
 
 from jobs.core.errors import SettingsError, SourceError
 from jobs.core.settings import settings
-from jobs.core.source_file import SessionsPart, load_source
+from jobs.core.source_file import load_source
+from jobs.core.source_rules import SessionsPart
 
 GOOD = """
 [source]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.core.errors import SchemaError, SourceError
-from jobs.core.source_file import ItemsPart, load_source
+from jobs.core.source_file import load_source
+from jobs.core.source_log import ItemsPart
 from jobs.core.tables import ITEM_ATTRIBUTES, ITEMS
 from jobs.gold.item_attributes import ALWAYS, History, changes, read, rows_of, snapshots
 from tests.support.spark_tools import CLICKS, Workshop

@@ -14,7 +14,7 @@ from expectations import nights as suite
 from jobs.core import webhook as core_webhook
 from jobs.core.errors import AuditFailed, SettingsError
 from jobs.core.settings import settings
-from jobs.core.source_file import DriftPart
+from jobs.core.source_rules import DriftPart
 from jobs.core.tables import NIGHTS, SEQUENCES
 from jobs.ops.drift import Profile, compare, stability_index
 from tests.support.spark_tools import CLICKS, Workshop

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.bronze.landing import file_format
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.errors import SourceError
 from jobs.core.source_file import Source, load_source
 from jobs.core.tables import EVENTS
 from jobs.records.boundary import VALUES, Boundary, boundary_of
+from jobs.records.file_format import file_format
 
 BASE = """
 [source]

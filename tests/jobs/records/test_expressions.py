@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.bronze.landing import file_format
 from jobs.core.errors import SourceError
 from jobs.core.source_file import Source
 from jobs.privacy.pseudonyms import Privacy
 from jobs.reading.readers import read_file
 from jobs.reading.stored import arrow_type, record_of
 from jobs.records import evaluate, expressions
+from jobs.records.file_format import file_format
 from jobs.records.records import FileFacts, Format
 
 COLUMNS = 'user_id = "u"\nitem_id = "i"\nevent_ts = "t"\n'

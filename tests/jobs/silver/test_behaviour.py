@@ -45,6 +45,7 @@ def users(shop: Workshop) -> set[str]:
     return {row["user_id"] for row in shop.rows(SEQUENCES)}
 
 
+@pytest.mark.slow
 def test_sessions_of_programs_are_flagged_and_left_out_of_gold(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, CLICKS + BOTS)
     shop.land("a.csv", log(PACES))

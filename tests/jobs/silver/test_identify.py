@@ -53,6 +53,7 @@ def links_of(shop: Workshop) -> list[tuple[str, str]]:
     return [(row["anonymous_id"], row["user_id"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_login_reaches_back_and_sessions_follow(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WEB)
     shop.land("1.csv", HEAD + "c1,,i1,0\nc1,,i2,60\nc2,,i3,0\n,bob,i4,0\n,,i5,0\n")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models.core.errors import UserError
 from models.data.load import load_data, prepared
 from models.data.paper_a import gap_us, same_events
 from models.data.splits import Events, Filters
-from tests.support.gold_world import ring, write_gold
+from models.networks.methods import config, reads_sessions, recommender
+from tests.support.gold_world import ring, rows_of, write_gold
 from tests.support.recorded import World
 
 MINUTE = 60_000_000
@@ -63,6 +65,7 @@ def test_the_same_events_are_in_other_sessions(tmp_path: Path) -> None:
         prepared(plain, "minutes:3")
 
 
+@pytest.mark.slow
 @pytest.mark.training
 def test_rules_are_compared_on_the_same_targets(world: World) -> None:
     results = world.root / "rules.json"
@@ -87,7 +90,35 @@ def test_rules_are_compared_on_the_same_targets(world: World) -> None:
     assert first["gru4rec+st (gap 0.5 s)"] == 241 and first["gru4rec+st (gap 86400 s)"] == 0
 
     status, _, _, err = world.run(
-        "compare-rules", "--source", str(world.source), "--comparison", "r2", "--methods", "gru4rec",
+        "compare-rules", "--source", str(world.source), "--comparison", "r2", "--methods", "gru4rec+st",
         "--", "--target", "next_session",
     )  # fmt: skip
     assert status == 1 and "set -- --target next_item" in err
+
+    status, _, _, err = world.run(
+        "compare-rules", "--source", str(world.source), "--comparison", "r3", "--methods",
+        "gru4rec,gru4rec+tsa,gru4rec+sse",
+    )  # fmt: skip
+    assert status == 1 and "gru4rec, gru4rec+tsa: nothing in it reads sessions" in err
+
+
+@pytest.mark.parametrize(
+    "method", ["gru4rec+st", "sasrec", "sasrec+tsa", "sasrec+sse", "gru4rec+habit", "narm"]
+)
+def test_who_sees_where_sessions_end(method: str) -> None:
+    """The scores of the same events in other sessions are others, or the same to the last bit."""
+    torch.manual_seed(1)
+    model = recommender(4, config(method, "tiny")).eval()
+    for one in model.parameters():
+        torch.nn.init.normal_(one, std=0.3)
+    items = [1, 2, 3, 1, 2]
+    scores = [
+        model.score(rows, rows.start[:-1], rows.start[1:])
+        for ends in ([1, 1, 1, 1, 1], [1, 1, 2, 2, 3])
+        for rows in [
+            rows_of(
+                [(item, 60 * n, s) for n, (item, s) in enumerate(zip(items, ends, strict=True))]
+            )
+        ]
+    ]
+    assert torch.equal(*scores) != reads_sessions(method)

@@ -15,7 +15,7 @@ from jobs.core.source_file import Source
 
 HEAD = """# The source file: all keys
 
-<!-- Made by `make reference` from jobs/core/source_file.py. Change it there. -->
+<!-- Made by `make reference` from jobs/core/source_*.py. Change it there. -->
 
 A file `infra/sources/<name>.toml` describes one log. A key that is not listed here is refused.
 """

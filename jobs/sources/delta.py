@@ -30,22 +30,7 @@ def files_of(landing: str) -> list[tuple[str, int, int]]:
     Raises:
         SourceError: `landing` is not a Delta table, or one whose files are not its rows.
     """
-    folder = absolute(landing).rstrip("/")
-    if MAGIC.search(landing) or DAY_FIELD.search(landing):
-        raise SourceError(
-            f"source.landing = {landing!r}: with format = 'delta' it is the folder of a table, without "
-            "a pattern"
-        )
-    if not DeltaTable.is_deltatable(rust_uri(folder)):
-        raise SourceError(
-            f"source.landing = {landing!r} is not a Delta table (from {os.getcwd()}): name the folder "
-            "that has _delta_log, or set source.format to how the files are written"
-        )
-    try:
-        table = DeltaTable(rust_uri(folder))
-    except DeltaError as error:
-        first = str(error).splitlines()[0][:300]
-        raise SourceError(f"source.landing = {landing!r} cannot be opened: {first}") from error
+    table, folder = _opened(landing), absolute(landing).rstrip("/")
     features = {*(table.protocol().reader_features or ())}
     if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
         raise SourceError(
@@ -62,6 +47,34 @@ def files_of(landing: str) -> list[tuple[str, int, int]]:
         (_absolute(folder, one["path"]), int(one["size_bytes"]), _ms(one["modification_time"]))
         for one in adds
     )
+
+
+def schema_of(landing: str) -> pa.Schema:
+    """The table's columns that are in its files: those that it is parted by are in their paths."""
+    table = _opened(landing)
+    parted = set(table.metadata().partition_columns)
+    return pa.schema(
+        [one for one in pa.schema(table.schema().to_arrow()) if one.name not in parted]
+    )
+
+
+def _opened(landing: str) -> DeltaTable:
+    folder = absolute(landing).rstrip("/")
+    if MAGIC.search(landing) or DAY_FIELD.search(landing):
+        raise SourceError(
+            f"source.landing = {landing!r}: with format = 'delta' it is the folder of a table, without "
+            "a pattern"
+        )
+    if not DeltaTable.is_deltatable(rust_uri(folder)):
+        raise SourceError(
+            f"source.landing = {landing!r} is not a Delta table (from {os.getcwd()}): name the folder "
+            "that has _delta_log, or set source.format to how the files are written"
+        )
+    try:
+        return DeltaTable(rust_uri(folder))
+    except DeltaError as error:
+        first = str(error).splitlines()[0][:300]
+        raise SourceError(f"source.landing = {landing!r} cannot be opened: {first}") from error
 
 
 def _absolute(folder: str, path: str) -> str:

@@ -1,0 +1,287 @@
+"""Whether files are what the source file says, and what to say of what was in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.core.errors import SchemaError
+from jobs.core.source_events import NUMERIC_UNITS, field_of
+from jobs.core.source_file import Source
+from jobs.core.source_log import TYPED
+from jobs.core.tables import EVENTS, FILES
+from jobs.lake import filesystem, time_slices
+from jobs.lake.context import Candidate, Context
+from jobs.reading.readers import read_file
+from jobs.reading.typed_columns import same_kind
+from jobs.records import expressions, paths
+from jobs.records.file_format import file_format
+from jobs.records.records import LONGEST_RECORD, LONGEST_TEXT, FileFacts
+from jobs.sources import tables
+
+LINES_OF_A_CHANGE = 20  # ours
+TYPE_OF = {
+    "bad_event_ts": ("event_ts", "a time of the source's unit"),
+    "bad_value": ("value", "a number"),
+    "bad_tie_break": ("tie_break", "a whole number"),
+}
+MIXED_SHARE = 1 / 20  # of a file's times
+WITH_COLUMNS = ("csv", "jsonl", "json", "w3c", *TYPED)
+"""Formats whose files say which columns they have."""
+FIRST_LOGS = 1985  # ours: a log that ends before this year is reported
+
+
+def check_expressions(context: Context, chosen: list[tuple[str, int, int]]) -> None:
+    """Read the beginning of the first file, before Spark starts, and bind the expressions of the
+    source file to its columns.
+
+    Raises:
+        SourceError, SchemaError: they do not fit.
+    """
+    fmt = replace(file_format(context.source), table=tables.schema_of(context.source))
+    if fmt.computing is None:
+        return
+    path = chosen[0][0]
+    facts = FileFacts(path)
+    next(iter(read_file(fmt, path, facts)), None)
+    if fmt.computing.explode is None and facts.columns:
+        known = context.lake.small(FILES)["columns"].to_pylist() if fmt.format == "jsonl" else []
+        there = {*facts.columns, *(name for one in known for name, _ in one or ())}
+        expressions.check_names(fmt.computing, there, path, certain=fmt.format != "jsonl")
+    if facts.error:
+        raise SchemaError(f"nothing was written:\n{facts.error}")
+
+
+def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
+    """Stop before anything is written when a file is not what was promised.
+
+    Args:
+        lines: the typed lines of these files.
+
+    Raises:
+        SchemaError: with every file's complaint: column, file, sample value, remedy.
+    """
+    complaints = [one.error for one in facts if one.error]
+    complaints += mixed_units(context.source, facts)
+    complaints += changed_types(context, facts, lines)
+    complaints += without_list(context, facts)
+    source = context.source
+    fmt = file_format(source)
+    # (Few lines may have what an expression names, and no line may have an element.)
+    few = {ours for ours in fmt.mapped if ":" in ours} if fmt.format == "jsonl" else set()
+    few |= set(fmt.names.elements)
+    mapped = {ours: theirs for ours, theirs in fmt.mapped.items() if ours not in few}
+    ledger = context.lake.small(FILES).sort_by([("read_ts", "descending"), ("file", "descending")])
+    known = known_columns(ledger["columns"].to_pylist())
+    if known and source.source.format in WITH_COLUMNS:
+        for one in facts:
+            there = one.columns
+            if not one.lines or one.error:
+                continue
+            for ours, theirs in mapped.items():
+                root = paths.root(theirs) if theirs not in known else theirs
+                if root in known and theirs not in there and root not in there:
+                    complaints.append(
+                        f"{one.file}: column {theirs!r} ({field_of(ours)}) is in none of its "
+                        f"{one.lines} lines, earlier files had it. Have the log delivered again "
+                        "with it, or take it out of the source file"
+                    )
+                elif theirs in known and not same_kind(known[theirs], there.get(theirs, "null")):
+                    complaints.append(
+                        f"{one.file}: column {theirs!r} ({field_of(ours)}) is {there[theirs]}, in "
+                        f"earlier files it was {known[theirs]}. Write it as before, or load the "
+                        "log as a new source"
+                    )
+            new = sorted(set(there) - set(known) - set(source.mapped().values()))
+            if new and source.source.on_new_column == "fail":
+                complaints.append(
+                    f"{one.file}: new column {new[0]!r}, and source.on_new_column = 'fail'. "
+                    "Set it to 'ignore' to read the file without the column"
+                )
+    if complaints:
+        shown = "\n".join(complaints[:10])
+        more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
+        raise SchemaError(f"nothing was written:\n{shown}{more}")
+
+
+def mixed_units(source: Source, facts: list[FileFacts]) -> Iterator[str]:
+    """Files in which a share of the times is a factor of 1,000 or more away from the others', or from
+    those of the other files: times of one log are of one unit, and would be decades away."""
+    unit = source.time.numeric_unit
+    if unit is None or not any(one.units.get(unit) for one in facts):
+        return
+    for one in facts:
+        total = sum(one.units.values())
+        for other, count in one.units.items():
+            if other != unit and count >= MIXED_SHARE * total:
+                both = (
+                    f", or set time.unit = [{unit!r}, {other!r}]: the size of a number tells then"
+                )
+                yield (
+                    f"{one.file}: {count} of its {total} times seem to be in {other}, and time.unit = "
+                    f"{unit!r}: the first is in line {one.first_of[other]}. Have the log delivered in "
+                    f"one unit{both if other in NUMERIC_UNITS else ''}"
+                )
+
+
+def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) -> Iterator[str]:
+    """Files of text in which a column that was readable before is so in no line any more.
+
+    One bad line is a reject; a file of them is a log that changed. Text has no types, so it takes
+    some lines to tell the two apart.
+    """
+    if not context.lake.rows(EVENTS):
+        return
+    mapped, bad = context.source.columns.mapped(), unreadable_columns(lines)
+    for one in facts:
+        for reason, (ours, expected) in TYPE_OF.items():
+            count, raw = bad.get((one.file, reason), (0, ""))
+            if count == one.lines >= LINES_OF_A_CHANGE:
+                yield (
+                    f"{one.file}: column {mapped[ours]!r} ({field_of(ours)}) is {expected} in none "
+                    f"of its {count} lines, in earlier files it was; the first line: {raw[:200]!r}. "
+                    "Have the log delivered again as it was, correct [time], or load it as a new "
+                    "source"
+                )
+
+
+def unreadable_columns(lines: DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
+    """By file and reason, of the reasons in `TYPE_OF`: how many lines, and the first of them."""
+    bad = lines.where(F.col("reason").isin(*TYPE_OF)).groupBy("file", "reason")
+    rows = bad.agg(F.count("*").alias("lines"), F.min_by("raw", "line").alias("first")).collect()
+    return {(row["file"], row["reason"]): (row["lines"], row["first"]) for row in rows}
+
+
+def known_columns(files: list[Any]) -> dict[str, str]:
+    """The columns of the newest file that has some; the type of one that was all null is that of an
+    older file.
+
+    Args:
+        files: the columns of each file, the newest first.
+    """
+    known: dict[str, str] = {}
+    for columns in map(dict, filter(None, files)):
+        known = known or columns
+        lacking = [name for name, kind in known.items() if kind == "null"]
+        if not lacking:
+            break
+        known |= {name: columns[name] for name in lacking if name in columns}
+    return known
+
+
+def without_list(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say if no JSON line has the list whose elements are the lines."""
+    column = context.source.source.explode
+    names = {name for one in facts for name in one.columns}
+    if column is None or not names or paths.root(column) in names or column in names:
+        return []
+    near = expressions.nearest(column, names)
+    hint = f". Did you mean {near!r}?" if near else f"; they have {', '.join(sorted(names)[:20])}"
+    return [f"no line that was read has the column {column!r} (source.explode){hint}"]
+
+
+def told(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of what was in the files."""
+    notes = [*too_long(facts), *of_elements(context, facts), *unknown_columns(context, facts)]
+    notes += [*swallowed(context, facts), *waiting(context, facts)]
+    if passed := sum(one.forgotten for one in facts):
+        notes.append(f"Skipped {passed} lines of erased users")
+    return notes
+
+
+def too_long(facts: list[FileFacts]) -> list[str]:
+    """What to say of records that are too long for the tables."""
+    found = [one for one in facts if one.too_long]
+    if not found:
+        return []
+    return [
+        f"{sum(one.too_long for one in found)} records are too long and were rejected as "
+        f"unparsable: a record has at most {LONGEST_RECORD:,} characters, and a mapped column "
+        f"{LONGEST_TEXT:,}. The first is line {found[0].first_too_long} of {found[0].file}. "
+        "If the line should count, deliver the file again without the long text"
+    ]
+
+
+def of_elements(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of lines without an element."""
+    found = [one for one in facts if one.empty_lines]
+    if not found:
+        return []
+    return [
+        f"{sum(one.empty_lines for one in found):,} lines have no element in source.explode = "
+        f"{context.source.source.explode!r}: they make no events, and are not among the lines read. "
+        f"The first file with such a line is {found[0].file}"
+    ]
+
+
+def unknown_columns(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of columns that expressions name and that no line of JSON had."""
+    fmt = file_format(context.source)
+    there = {name for one in facts for name in one.columns}
+    if fmt.format != "jsonl" or fmt.computing is None or not there:
+        return []
+    notes = []
+    for name, theirs in fmt.computing.inputs().items():
+        said = paths.root(theirs.removeprefix(expressions.OF_LINE))
+        if not there & {theirs, said} and theirs != expressions.POSITION:
+            near = expressions.nearest(theirs, there)
+            hint = f"did you mean {near!r}?" if near else "it was null"
+            notes.append(
+                f"no line that was read has the column {theirs!r}, which {field_of(name)} reads: {hint}"
+            )
+    return notes
+
+
+def swallowed(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of records in whose quotes lines lie that look like records."""
+    found = [one for one in facts if one.swallowed]
+    if not found:
+        return []
+    quote = context.source.source.quote
+    return [
+        f"{sum(one.swallowed for one in found)} records have line ends between quotes, and lines "
+        f"there that look like records of their own: the first is line {found[0].first_swallowed} of "
+        f"{found[0].file}. If {quote} encloses nothing in this log, these lines were lost: set "
+        'source.quote = "" and load the log under another source.name; what was read stays as it was '
+        "read"
+    ]
+
+
+def waiting(context: Context, facts: list[FileFacts]) -> list[str]:
+    """What to say of last lines that have no end yet."""
+    found = [one.file for one in facts if one.waiting]
+    if not found:
+        return []
+    hours = context.source.landing.partial_line_hours
+    return [
+        f"the last line of {len(found)} files has no line end and waits, because the file may still "
+        f"be written: it is read with what follows, or once its file was not modified for {hours:g} "
+        f"hours (landing.partial_line_hours). The first is {found[0]}"
+    ]
+
+
+def strange_times(context: Context, candidate: Candidate) -> list[str]:
+    """What to say if a log seems to be of another age than logs are: a unit that is too small or
+    too large by a thousand makes times that are none of anybody's, and that can be read."""
+    parts = [path for path, *_ in filesystem.glob(f"{candidate.path('lines')}/*.parquet")]
+    known = time_slices.extents(parts)
+    if not known:
+        return []
+    first, last = (
+        pa.scalar(end, pa.int64()).cast(time_slices.CLOCK).as_py()
+        for end in (min(one[1] for one in known), max(one[2] for one in known))
+    )
+    if last.year >= FIRST_LOGS and first <= context.started + timedelta(days=366):
+        return []
+    return [
+        f"all times of these lines lie between {first:%Y-%m-%d %H:%M:%S} and "
+        f"{last:%Y-%m-%d %H:%M:%S} UTC: is time.unit = {context.source.time.unit!r} right? If it is "
+        "not: correct it, and load the log under another source.name; what was read stays as it "
+        "was read"
+    ]
