@@ -383,7 +383,7 @@ def ids(sample: Sample, ours: str, taken: set[str]) -> list[Candidate]:
         score -= 1.5 if different < 5 and len(texts) > 50 else 0
         why = f"{different:,} values in {len(texts):,} lines, {filled:.0%} filled, such as {texts[0][:40]!r}"
         if named:
-            why += "; so it is called"
+            why += "; the name fits"
         found.append(Candidate((name,), score, why))
     return sorted(found, key=lambda one: -one.score)
 
