@@ -169,7 +169,8 @@ def test_postgresql(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 (list(skus), f"2024-06-01 12:{minute}:00+02", f"2024-06-01 12:{minute}:00"),
             )
 
-        work = Workshop(spark, tmp_path, LISTS.replace("URL", f"{url.replace(':' + secret, '')}/postgres"))  # fmt: skip
+        address = f"{url.replace(':' + secret, '')}/postgres"
+        work = Workshop(spark, tmp_path, LISTS.replace("URL", address))
         monkeypatch.setenv("SHOP_DB_PW", "wrong" + secret)
         with pytest.raises(SourceError, match="password authentication failed for user") as error:
             work.run("ingest")
@@ -188,6 +189,12 @@ def test_postgresql(spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert rows["d"]["event_ts"] == datetime(2024, 6, 1, 10, 10, tzinfo=UTC)
         assert Decimal(str(rows["a"]["value"])) == Decimal("2.5")
         assert rows["a"]["user_id"] == "00000000-0000-0000-0000-000000000001"
+        twice = LISTS.replace(
+            'table = "shop.baskets"', 'query = "SELECT *, 1 AS who FROM shop.baskets"'
+        )
+        other = Workshop(spark, tmp_path / "other", twice.replace("URL", address))
+        with pytest.raises(SourceError, match=r"jdbc.query has the column 'who' twice: rename one"):
+            other.run("ingest")
         cursor.execute("ALTER TABLE shop.baskets ALTER updated TYPE timestamptz")
         with pytest.raises(SourceError, match=r"is a time in UTC .* and was a time \(2024-06-01"):
             work.run("ingest")
