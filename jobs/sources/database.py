@@ -230,7 +230,7 @@ def _from(rows: pa.Table, column: str, lower: Any) -> pa.Table:
     """The rows from a value on, or all, where the column is stored as text: more do no harm."""
     try:
         return rows.filter(pc.greater_equal(rows[column], pa.scalar(lower)))
-    except pa.ArrowException:
+    except (pa.ArrowException, KeyError):
         return rows
 
 
