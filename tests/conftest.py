@@ -36,6 +36,7 @@ QUICK = (
 
 
 LONGER = (
+    "models/evaluation/test_sequential.py",
     "models/networks/test_habit.py",
     "models/networks/test_side.py",
     "jobs/silver/test_cut_arrow.py",

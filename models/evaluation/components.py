@@ -140,18 +140,22 @@ class Difference:
         return float(np.copysign(stats.norm.isf(outside), self.mean))
 
 
-def difference(one_US: Floats, other_US: Floats) -> Difference:
+def difference(one_US: Floats, other_US: Floats, *, cautious: bool = False) -> Difference:
     """The difference of two methods with several trainings each.
 
     It knows that other users would have asked other things and that other seeds would have given other
     models; of a method with one training it knows of the users alone.
+
+    cautious: what is neither of users nor of trainings counts with both. The component of the trainings
+    is then never 0 by chance: who looks several times would stop at just these looks (LAB_LOG.md).
     """
     users = len(one_US)
     found = components(one_US, other_US)
     parts = [(float((one_US.mean(1) - other_US.mean(1)).var(ddof=1)) / users, users - 1.0)]
     for seeds, values in zip(found.seeds, (one_US, other_US), strict=True):
         if (count := values.shape[1]) > 1:
-            parts.append((seeds / count, count - 1.0))
+            means = float(values.mean(0).var(ddof=1)) if cautious else seeds
+            parts.append((means / count, count - 1.0))
     return Difference(float(one_US.mean() - other_US.mean()), *_sum(parts))
 
 

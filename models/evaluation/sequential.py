@@ -114,7 +114,7 @@ def look(one_US: Floats, other_US: Floats, bound: float, detect: float) -> Look:
         bound: of this look.
         detect: the gain of interest, a share of the other method's mean; 0: none.
     """
-    found = difference(one_US, other_US)
+    found = difference(one_US, other_US, cautious=True)
     level = 1 - 2 * float(norm.sf(bound))
     low, high = found.interval(level)
     effect = detect * float(other_US.mean())

@@ -42,13 +42,15 @@ def test_all_of_alpha_is_spent_and_no_more(spending: str) -> None:
     assert crossed == pytest.approx(used, abs=0.002)
 
 
-def decided(effect: float, detect: float, spending: str, by_seed: float) -> tuple[list[str], float]:
+def decided(
+    effect: float, detect: float, spending: str, by_seed: float, repeats: int = REPEATS
+) -> tuple[list[str], float]:
     """(verdicts of repeated experiments, the mean number of seeds of each method that they took)."""
-    dice = np.random.default_rng(1)
+    dice = np.random.default_rng(2)
     wide = bounds([n / MOST for n in LOOKS], 0.05, spending)
     verdicts, seeds = [], []
-    for _ in range(REPEATS):
-        mean = dice.beta(0.3, 3, USERS)
+    for _ in range(repeats):
+        mean = 0.5 + dice.beta(0.3, 3, USERS)
         one, other = (trained(dice, mean + more, MOST, by_seed) for more in (effect, 0.0))
         for number, bound in zip(LOOKS, wide, strict=True):
             found = look(one[:, :number], other[:, :number], bound, detect)
@@ -61,9 +63,10 @@ def decided(effect: float, detect: float, spending: str, by_seed: float) -> tupl
 
 @pytest.mark.parametrize("spending", ALPHA_SPENDING)
 def test_without_an_effect_few_are_found_however_often_one_looks(spending: str) -> None:
-    """Within what 400 draws allow of 5 %, where trainings differ far more than users tell apart."""
-    verdicts, _ = decided(0.0, 0.0, spending, by_seed=0.05)
-    assert verdicts.count(OPEN) >= REPEATS * (1 - 0.075)
+    """Within what 1,000 draws allow of 5 % (more has a chance of 1 %), where nearly all variance is that
+    of trainings."""
+    verdicts, _ = decided(0.0, 0.0, spending, by_seed=0.05, repeats=1000)
+    assert verdicts.count(OPEN) >= 1000 * (1 - 0.066)
 
 
 def test_who_looks_at_each_95_percent_interval_finds_too_much() -> None:
@@ -79,15 +82,15 @@ def test_who_looks_at_each_95_percent_interval_finds_too_much() -> None:
 @pytest.mark.parametrize("spending", ALPHA_SPENDING)
 def test_an_effect_ends_it_before_the_last_seed(spending: str) -> None:
     verdicts, seeds = decided(0.06, 0.0, spending, by_seed=0.02)
-    assert verdicts.count(BETTER) > 0.95 * REPEATS and WORSE not in verdicts
+    assert verdicts.count(BETTER) > 0.85 * REPEATS and WORSE not in verdicts
     assert seeds < 0.75 * MOST
 
 
 def test_a_gain_that_is_not_there_is_excluded_and_one_that_is_there_seldom() -> None:
-    """The gain of interest is 60 % of a mean of about .09."""
-    none, seeds = decided(0.0, 0.6, "obrien-fleming", by_seed=0.02)
+    """The gain of interest is 10 % of a mean of .5 + .3 / 3.3."""
+    none, seeds = decided(0.0, 0.1, "obrien-fleming", by_seed=0.02)
     assert none.count(NO_GAIN) > 0.8 * REPEATS and seeds < MOST
-    there, _ = decided(0.6 * 0.3 / 3.3, 0.6, "obrien-fleming", by_seed=0.02)
+    there, _ = decided(0.1 * (0.5 + 0.3 / 3.3), 0.1, "obrien-fleming", by_seed=0.02)
     assert there.count(NO_GAIN) <= 0.05 * REPEATS
 
 
@@ -95,8 +98,8 @@ def test_what_is_outside_of_a_bound_is_outside_of_its_interval() -> None:
     dice = np.random.default_rng(2)
     mean = dice.beta(0.3, 3, USERS)
     one, other = (trained(dice, mean + more, 4, 0.01) for more in (0.03, 0.0))
-    z = difference(one, other).z
-    assert z > 0
+    z = difference(one, other, cautious=True).z
+    assert 0 < z < difference(one, other).z
     assert look(one, other, z * 0.999, 0.0).verdict == BETTER
     assert look(one, other, z * 1.001, 0.0).verdict == OPEN
     assert look(other, one, z * 0.999, 0.0).verdict == WORSE
