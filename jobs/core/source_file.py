@@ -172,7 +172,7 @@ class Source(Part):
         if self.sessions.native_gap and self.sessions.rule == "gap":
             raise ValueError(
                 "sessions.native_gap = true is for sessions.rule = 'source_session_id'. Here rule = "
-                "'gap', under which a silence always ends a session: leave native_gap out"
+                "'gap', under which a silence always ends a session: leave it out"
             )
         if self.feedback.uses_value() and columns.value is None:
             raise ValueError(

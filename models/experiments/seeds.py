@@ -128,7 +128,7 @@ def until_decided(
     file: Path | None,
     say: Say,
 ) -> dict[str, Any]:
-    """Train, look, and go on where the plan says so; `file` gets the results.
+    """Train, look, and continue where the plan says; `file` gets the results.
 
     Raises:
         UserError: another plan was written for the comparison, or its differences were looked at before.
