@@ -268,6 +268,10 @@ class Source(Part):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
+TAB_SEPARATED = ("tsv", "tab", "txt")
+"""What people write under `source.format` for files that are `csv` with another delimiter."""
+
+
 def _explain(error: dict[str, Any], raw: dict[str, Any], path: Path) -> str:
     """One pydantic error as: file, field, value, remedy."""
     where = [str(part) for part in error["loc"]]
@@ -298,8 +302,22 @@ def _explain(error: dict[str, Any], raw: dict[str, Any], path: Path) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"{path}: {field} is not a field: {hint}"
     value = error.get("input")
+    message = message.replace("Input should be", "it must be")
+    if field == "source.format" and value in TAB_SEPARATED:
+        message = """tab-separated files are format = "csv" with delimiter = "\\t\""""
     shown = "" if not where or isinstance(value, dict | BaseModel) else f" = {value!r}"
     return f"{path}: {field}{shown}: {message}" if field else f"{path}: {message}"
+
+
+def _not_toml(path: Path, error: Exception) -> str:
+    """Where the TOML is broken, with the line as it is."""
+    said = f"{path}: not valid TOML: {error}"
+    if isinstance(error, tomllib.TOMLDecodeError) and (
+        at := re.search(r"at line (\d+)", str(error))
+    ):
+        line = path.read_text(encoding="utf-8").splitlines()[int(at[1]) - 1]
+        said += f": {line.strip()}"
+    return f"{said}. Texts are in double quotes, and lists and tables are closed"
 
 
 def source_path(name_or_path: str) -> Path:
@@ -329,7 +347,7 @@ def load_source(name_or_path: str) -> Source:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: not valid TOML: {error}") from None
+        raise SourceError(_not_toml(path, error)) from None
     try:
         return Source.model_validate(raw)
     except ValidationError as error:

@@ -56,6 +56,8 @@ PATTERNS = {
 ISO = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?( ?(Z|z|[+-]\d\d(:?\d\d)?))?)?"
 )
+ID_LIST = re.compile(r"[A-Za-z]*\d[\w.-]*( [A-Za-z]*\d[\w.-]*)+")
+"""Ids with a digit each, with blanks between them."""
 CLOCK = re.compile(r"\d\d:\d\d(:\d\d([.,]\d+)?)?")
 NAMES = {
     "user_id": r"user|visitor|customer|client|member|buyer|household|reviewer|cookie|anonymous|profile|"
@@ -367,16 +369,23 @@ def times(sample: Sample) -> list[Candidate]:
     return sorted(found, key=lambda one: -one.score)
 
 
+def _is_list(texts: list[str]) -> bool:
+    """Whether most texts are ids with blanks between them, as the impressions `N1-1 N2-0` of MIND."""
+    several = [one for one in texts[:500] if " " in one]
+    return len(several) > len(texts[:500]) / 2 and all(map(ID_LIST.fullmatch, several))
+
+
 def ids(sample: Sample, ours: str, taken: set[str]) -> list[Candidate]:
     found = []
     for name in sample.columns():
         texts = sample.texts(name)
-        if name in taken or name.endswith("[]") or not texts:
+        if name in taken or name.endswith("[]") or not texts or _is_list(texts):
             continue
         different, named = len(set(texts)), _named(name, ours)
         filled = len(texts) / len(sample.records)
         repeats = len(texts) / different
-        if len(texts) > 1 and different == 1:
+        # One value for all is no id, and a number of the line is nobody's.
+        if (len(texts) > 1 and different == 1) or (len(texts) > 50 and repeats == 1 and not named):
             continue
         score = 3 * named + filled + (0.5 if repeats > 1 else 0)
         # Most logs have more lines of a user, or of an item, than one; a label has few values.
@@ -460,6 +469,12 @@ def guess(path: str, name: str | None = None) -> Guess:
         lines += _column(ours, candidates)
     for ours, one in more.items():
         lines += [f"# {ours} = {json.dumps(one.names[0])}  # {one.why}"]
+    timed = {one for each in when for one in each.names}
+    if texts := [n for n in sample.columns() if n not in timed and _is_list(sample.texts(n))]:
+        lines += [
+            "# Lists in one text, whose elements may be events (source.explode, explode_separator): "
+            + ", ".join(texts)
+        ]
     if lists := sorted({one for one in sample.columns() if one.endswith("[]")}):
         lines += [f"# Lists, whose elements may be events (source.explode): {', '.join(lists[:5])}"]
     unit = when[0].unit if when else None

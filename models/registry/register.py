@@ -47,7 +47,8 @@ def register(source: str, comparison: str) -> dict[str, Any]:
     if not found:
         raise UserError(
             f"comparison {comparison!r} of {source!r} is not recorded in "
-            f"{tracking.tracking_uri()}: run `python -m models compare --comparison {comparison}`"
+            f"{tracking.tracking_uri()}: run `python -m models compare --source {source} "
+            f"--comparison {comparison}` first"
         )
     with tracking.downloaded(client, found[0].info.run_id, "compare.json") as file:
         outcome = tracking.read_json(file)

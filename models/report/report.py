@@ -60,9 +60,10 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
     tags = {tracking.COMPARISON: comparison} if comparison else {}
     found = tracking.runs(client, experiment, kind="compare", **tags)
     if not found:
+        which = f"comparison {comparison!r}" if comparison else "comparison"
         raise UserError(
-            f"no comparison {comparison or ''} of {source.name!r} is recorded: run python -m models "
-            "compare first"
+            f"no {which} of {source.name!r} is recorded: run `python -m models compare --source "
+            f"{source.name} --comparison {comparison or 'NAME'}` first"
         )
     run_id = found[0].info.run_id
     outcome = _artifact(client, run_id, "compare.json")

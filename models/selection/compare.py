@@ -110,8 +110,9 @@ def entries(client: MlflowClient, experiment: str, source: str, comparison: str)
     found = tracking.runs(client, experiment, kind="train", comparison=comparison)
     if not found:
         raise UserError(
-            f"no finished training run of {source!r} is tagged comparison={comparison!r} in "
-            f"{tracking.tracking_uri()}: train with `--comparison {comparison}` first"
+            f"comparison {comparison!r} of {source!r} has no finished training in "
+            f"{tracking.tracking_uri()}: run `python -m models train --source {source} --method METHOD "
+            f"--comparison {comparison}` first"
         )
     # A task that ran twice counts once: the newest run of a method and seed.
     newest: dict[tuple[str, str], Any] = {}

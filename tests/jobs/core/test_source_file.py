@@ -124,12 +124,13 @@ def test_a_session_rule_without_programs_is_stored_as_before(tmp_path: Path) -> 
         ("[sessions]", "[sessions]\nlateness_days = -1", ["lateness_days", "-1"]),
         ("[quality]", "[quality]\nmax_reject_share = 5", ["max_reject_share", "5"]),
         ("[quality]", '[quality]\non_exceed = "explode"', ["on_exceed", "'explode'"]),
-        ("[filters]", "[filters]\nmin_item_events = 0", ["min_item_events", "0"]),
+        ("[filters]", "[filters]\nmin_item_events = 0", ["min_item_events = 0: it must be"]),
         ("[feedback]", '[feedback]\npositive = ["value >= 4"]', ["columns.value", "mapped"]),
         ("[feedback]", '[feedback]\npositive = ["value => 4"]', ["'value => 4'", ">="]),
         ("[feedback]", '[feedback]\npositive = ["read"]', ["'read'", "columns.event_type"]),
         ("[filters]", "[filter]", ["filter is not a field", "'filters'"]),
-        ("[filters]", "[filters", ["not valid TOML"]),
+        ("[filters]", "[filters", ["not valid TOML", "at line", ": [filters. Texts are in"]),
+        ('format = "csv"', 'format = "tsv"', ["source.format = 'tsv': ", 'delimiter = "\\t"']),
     ],
 )
 def test_a_mistake_is_told(tmp_path: Path, old: str, new: str, words: list[str]) -> None:

@@ -109,6 +109,21 @@ def test_reasons_and_the_share_of_usable_lines(tmp_path: Path) -> None:
         assert words in found.text
 
 
+def test_lists_in_one_text_are_no_items(tmp_path: Path) -> None:
+    """The behaviors of MIND: number, user, time, what was read before, what was shown."""
+    path = tmp_path / "behaviors.tsv"
+    path.write_text(
+        "".join(
+            f"{n}\tU{n % 20}\t11/{1 + n % 28}/2019 9:05:58 AM\tN{n % 7} N{n % 9}\tN{n}-1 N{n % 5}-0\n"
+            for n in range(200)
+        )
+    )
+    found = guess(str(path))
+    columns = tomllib.loads(found.text)["columns"]
+    assert columns == {"user_id": "_1", "item_id": "?", "event_ts": "_2"}
+    assert "may be events (source.explode, explode_separator): _3, _4" in found.text
+
+
 def test_typed_files_and_tables(tmp_path: Path) -> None:
     users, items, ts = (list(one) for one in zip(*ROWS))
     table = pa.table({
