@@ -406,9 +406,11 @@ def engine_of(part: JdbcPart) -> tuple[sql.Engine, str | None]:
         # JSON is text in a log.
         more = {"json_deserializer": str} if url.get_backend_name() == "postgresql" else {}
         engine = sql.create_engine(
-            url if secret is None else url.set(password=secret), poolclass=NullPool,
-            hide_parameters=True, **more,
-        )  # fmt: skip
+            url if secret is None else url.set(password=secret),
+            poolclass=NullPool,
+            hide_parameters=True,
+            **more,
+        )
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise SourceError(
             f"jdbc.url = {part.url!r} needs a driver that is not installed ({error}): install the "

@@ -61,7 +61,13 @@ def kind_of(value: object) -> str:
         return "bool"
     if isinstance(value, datetime):
         return "time" if value.tzinfo is None else "time in UTC"
-    kinds: dict[type, str] = {int: "number", float: "number", Decimal: "number", date: "date", str: "text"}  # fmt: skip
+    kinds: dict[type, str] = {
+        int: "number",
+        float: "number",
+        Decimal: "number",
+        date: "date",
+        str: "text",
+    }
     return kinds.get(type(value), type(value).__name__)
 
 
@@ -158,7 +164,9 @@ def array_of(column: Column, values: Sequence[Any]) -> pa.Array:
             return pa.array(values, pa.timestamp("us", "UTC" if aware else None))
         if kinds <= {Decimal, int} and column.scale is not None:
             return pa.array(values, pa.decimal128(38, column.scale))
-        if kinds == {list} and not any(isinstance(part, dict | list) for one in values for part in one or ()):  # fmt: skip
+        if kinds == {list} and not any(
+            isinstance(part, dict | list) for one in values for part in one or ()
+        ):
             return pa.array(values)
         if kinds <= {bytes, memoryview}:
             return pa.array([None if one is None else bytes(one) for one in values], pa.binary())
