@@ -225,8 +225,8 @@ def _as_facts(fmt: Format, path: str, facts: FileFacts) -> Iterator[None]:
         pa.ArrowException,
     ) as error:
         facts.error = (
-            f"{path} cannot be read as {fmt.format} ({type(error).__name__}: {error}). Deliver it "
-            "again whole, or correct [source] format and encoding"
+            f"{path} cannot be read as {fmt.format} ({type(error).__name__}: {error}). Correct "
+            "source.format and source.encoding, or have the whole file delivered again"
         )
     except Exception as error:
         traceback.print_exc()  # (the worker's log has it; who runs the job gets a sentence)
