@@ -37,7 +37,7 @@ def numbers(option: str, text: str, kind: Any) -> list[Any]:
     """The numbers of an option.
 
     Raises:
-        UserError: a part is no number.
+        UserError: a part is not a number.
     """
     try:
         return [kind(part) for part in text.split(",")]
