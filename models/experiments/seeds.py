@@ -147,7 +147,7 @@ def until_decided(
     def read() -> list[Entry]:
         return entries(client, experiment, name, comparison)
 
-    outcome = {"source": name, "comparison": comparison, "plan": asdict(plan)}
+    outcome: dict[str, Any] = {"source": name, "comparison": comparison, "plan": asdict(plan)}
     outcome |= {"looks": plan.looks, "bounds": plan.bounds, "missing": [], "mlflow_run_id": run_id}
     outcome |= _looked(plan, cells, trained, read, say)
     _record(client, run_id, outcome, say)
