@@ -21,6 +21,7 @@ OUTSIDE = {
     "RESULTS.md": "results/results.md",
     "results/clicks-evening.md": "results/clicks-evening.md",
     "results/clicks-nights.md": "results/clicks-nights.md",
+    "results/baskets-nights.md": "results/baskets-nights.md",
     "results/films.md": "results/films.md",
     "results/next-basket.md": "results/next-basket.md",
     "results/what-is-a-session.md": "results/what-is-a-session.md",

@@ -211,11 +211,18 @@ def run_seeds(args: argparse.Namespace, source: Any, lake: str) -> dict[str, Any
         trained_by={cell.name: asked_of(cell, args.options) for cell in cells},
     )
     given = {
-        "methods": args.methods, "against": args.against or [], "first": str(args.first),
-        "step": str(args.step), "max-seeds": str(most), "first-seed": str(first),
-        "detect": f"{args.detect:g}", "alpha": f"{args.alpha:g}", "spending": args.spending,
-        "variant": args.variant, "tuned": args.tuned,
-    }  # fmt: skip
+        "methods": args.methods,
+        "against": args.against or [],
+        "first": str(args.first),
+        "step": str(args.step),
+        "max-seeds": str(most),
+        "first-seed": str(first),
+        "detect": f"{args.detect:g}",
+        "alpha": f"{args.alpha:g}",
+        "spending": args.spending,
+        "variant": args.variant,
+        "tuned": args.tuned,
+    }
     command = command_line("seeds", args.source, args.comparison, args.options, **given)
     file = Path(args.results) if args.results else None
     outcome = until_decided(
@@ -274,9 +281,14 @@ def run_backtest(args: argparse.Namespace, source: Any, lake: str) -> dict[str, 
     args.methods = args.methods or ",".join(source.training.methods)
     args.seeds = args.seeds or ",".join(map(str, source.training.seeds))
     plan = planned(
-        args.source, lake, args.nights, args.each_night, args.table_version, args.comparison,
+        args.source,
+        lake,
+        args.nights,
+        args.each_night,
+        args.table_version,
+        args.comparison,
         args.options,
-    )  # fmt: skip
+    )
     cells = _cells(args, source, lake, plan.options, [])
     file = Path(args.results) if args.results else None
     outcome = backtest(plan, cells, args.methods, args.seeds, args.tuned, file, note)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +128,7 @@ def until_decided(
     file: Path | None,
     say: Say,
 ) -> dict[str, Any]:
-    """Train, look, and continue where the plan says; `file` gets the results.
+    """Train and look as long as the plan asks for it; `file` gets the results.
 
     Raises:
         UserError: another plan was written for the comparison, or its differences were looked at before.
@@ -140,50 +140,65 @@ def until_decided(
     client, experiment = tracking.connect(name)
     run_id = _written_plan(client, experiment, name, comparison, plan)
     say(plan.in_words())
+
+    def trained(cell: Cell) -> bool:
+        return train_cell(client, experiment, source, comparison, cell, options, say)
+
+    def read() -> list[Entry]:
+        return entries(client, experiment, name, comparison)
+
+    outcome: dict[str, Any] = {"source": name, "comparison": comparison, "plan": asdict(plan)}
+    outcome |= {"looks": plan.looks, "bounds": plan.bounds, "missing": [], "mlflow_run_id": run_id}
+    outcome |= _looked(plan, cells, trained, read, say)
+    _record(client, run_id, outcome, say)
+    if file is not None:
+        told = [report_of(client, experiment, comparison, cell) for cell in cells]
+        written = {
+            "kind": tracking.SEEDS,
+            "command": command,
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": code_version(),
+            "machine": machine(),
+            "comparison": outcome,
+            "cells": [row for row in told if row],
+        }
+        keep(file, written, say)
+    return outcome
+
+
+def _looked(
+    plan: Plan,
+    cells: Sequence[Cell],
+    trained: Callable[[Cell], bool],
+    read: Callable[[], list[Entry]],
+    say: Say,
+) -> dict[str, Any]:
+    """All looks until everything is decided, or a training fails: the last of each difference
+    (`methods`), and every one (`history`)."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     history: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     failed: list[str] = []
     for number, (seeds, bound) in enumerate(zip(plan.looks, plan.bounds, strict=True), 1):
         open_pairs = [pair for pair in plan.pairs if rows.get(pair, _NOTHING)["verdict"] == OPEN]
-        if not open_pairs:
+        names = {name for pair in open_pairs for name in pair}
+        for cell in cells:
+            if cell.seed in plan.seeds[:seeds] and cell.name in names:
+                say(f"[look {number} of {len(plan.looks)}] {cell.name}, seed {cell.seed}")
+                if not trained(cell):
+                    failed.append(f"{cell.name}, seed {cell.seed}")
+        if failed or not open_pairs:
             break
-        wanted = _cells_until(
-            cells, plan.seeds[:seeds], {one for pair in open_pairs for one in pair}
-        )
-        for cell in wanted:
-            say(f"[look {number} of {len(plan.looks)}] {cell.name}, seed {cell.seed}")
-            if not train_cell(client, experiment, source, comparison, cell, options, say):
-                failed.append(f"{cell.name}, seed {cell.seed}")
-        if failed:
-            break
-        read = entries(client, experiment, name, comparison)
-        facts = {one: read[0].facts.get(one) for one in SAME} | {"users": len(read[0].user_id)}
+        found = read()
+        facts = {one: found[0].facts.get(one) for one in SAME} | {"users": len(found[0].user_id)}
         for pair in open_pairs:
-            rows[pair] = _look(read, pair, plan, number, seeds, bound)
+            rows[pair] = _look(found, pair, plan, number, seeds, bound)
             history.append(rows[pair])
             say(f"  {in_words(rows[pair])}")
-    outcome = {
-        "source": name, "comparison": comparison, "plan": asdict(plan), "looks": plan.looks,
-        "bounds": plan.bounds, **facts, "methods": list(rows.values()), "history": history,
-        "missing": [], "failed": failed, "mlflow_run_id": run_id,
-    }  # fmt: skip
-    _record(client, run_id, outcome, say)
-    if file is not None:
-        told = [report_of(client, experiment, comparison, cell) for cell in cells]
-        written = {
-            "kind": tracking.SEEDS, "command": command, "date": time.strftime("%Y-%m-%d"), "commit": code_version(),
-            "machine": machine(), "comparison": outcome, "cells": [row for row in told if row],
-        }  # fmt: skip
-        keep(file, written, say)
-    return outcome
+    return {**facts, "methods": list(rows.values()), "history": history, "failed": failed}
 
 
 _NOTHING: dict[str, Any] = {"verdict": OPEN}
-
-
-def _cells_until(cells: Sequence[Cell], seeds: Sequence[int], names: set[str]) -> list[Cell]:
-    return [cell for cell in cells if cell.seed in seeds and cell.name in names]
 
 
 def _look(
@@ -194,13 +209,20 @@ def _look(
     found = look(ours, theirs, bound, plan.detect_pct / 100)
     base = float(theirs.mean())
     return {
-        "method": pair[0], "against": pair[1], "look": number, "looks": len(plan.looks),
-        "seeds": [ours.shape[1], theirs.shape[1]], BY: float(ours.mean()), f"{BY}_against": base,
-        **asdict(found), "detect_pct": plan.detect_pct,
+        "method": pair[0],
+        "against": pair[1],
+        "look": number,
+        "looks": len(plan.looks),
+        "seeds": [ours.shape[1], theirs.shape[1]],
+        BY: float(ours.mean()),
+        f"{BY}_against": base,
+        **asdict(found),
+        "detect_pct": plan.detect_pct,
         "difference_pct": 100 * found.difference / base if base else None,
-        "spent": spent(plan.spending, plan.alpha, seeds / plan.most), "alpha": plan.alpha,
+        "spent": spent(plan.spending, plan.alpha, seeds / plan.most),
+        "alpha": plan.alpha,
         "last": number == len(plan.looks),
-    }  # fmt: skip
+    }
 
 
 def _values(read: Sequence[Entry], name: str, seeds: Sequence[int]) -> np.ndarray:
@@ -247,10 +269,16 @@ def _written_plan(
 
 
 OPTION_OF = {
-    "pairs": "--methods or --against", "first_seed": "--first-seed", "first": "--first", "step": "--step",
-    "most": "--max-seeds", "detect_pct": "--detect", "alpha": "--alpha", "spending": "--spending",
+    "pairs": "--methods or --against",
+    "first_seed": "--first-seed",
+    "first": "--first",
+    "step": "--step",
+    "most": "--max-seeds",
+    "detect_pct": "--detect",
+    "alpha": "--alpha",
+    "spending": "--spending",
     "trained_by": "options of `train`",
-}  # fmt: skip
+}
 """Field of a plan -> by what it is set."""
 
 
