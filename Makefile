@@ -93,7 +93,7 @@ test-long: setup  ## the long ones, or LONG=tests/jobs/pipeline/test_kill.py; KI
 	  kept=tests/long_runs/$$(basename $$file .py).txt; \
 	  { echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/long_runs' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores, $(KILLS) random kills"; \
 	    $(BIN)/python -m pytest -v -n $$(grep -q '^pytestmark = pytest.mark.in_order' $$file && echo 0 || echo $(WORKERS)) -m $(MARK) --kills $(KILLS) --durations=0 --tb=short $$file; echo "exit status $$?"; } 2>&1 \
-	    | grep --line-buffered -vE '^(  /|rootdir|configfile|plugins|cachedir|hypothesis|created:|platform|scheduling|tests/|bringing)' | tee $$kept; \
+	    | sed -u 's%/tmp/pytest-of-[^/]*/[a-z]*-[0-9a-f-]*%TMP%g' | grep --line-buffered -vE '^(  /|  <class|rootdir|configfile|plugins|cachedir|hypothesis|created:|platform|scheduling|tests/|bringing)' | tee $$kept; \
 	  tail -1 $$kept | grep -q 'exit status 0' || all=1; done; exit $$all
 
 test-s3: setup  ## the lake on an S3-compatible server, made here (needs Go; 640 MB of Java); kept in tests/long_runs

@@ -232,7 +232,7 @@ REFUSED = {
     ),
     "a constraint that does not hold": (
         ITEMS,
-        ["ALTER TABLE {table} ADD CONSTRAINT few CHECK (item_index < 8)"],
+        ["ALTER TABLE {table} ADD CONSTRAINT few CHECK (item_index < 9)"],
         r"gold\.items cannot be written: rows violate a constraint.*DROP CONSTRAINT",
     ),
 }  # fmt: skip
