@@ -179,7 +179,7 @@ def test_files_that_disagree_about_their_columns_are_told(spark: Any, tmp_path: 
     with pytest.raises(Exception, match="CSV header does not conform") as error:
         shop.run("ingest")
     [remedy] = [said for words, said in REMEDIES.items() if words in str(error.value)]
-    assert "[exposures] has other columns" in remedy
+    assert "files of [exposures] do not all have the same columns" in remedy
     assert shop.rows(EVENTS) == []
 
 

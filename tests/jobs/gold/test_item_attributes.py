@@ -65,7 +65,9 @@ def test_texts_are_kept_as_they_are(tmp_path: Path) -> None:
     part = ItemsPart(landing="x", format="csv", id="sku", texts=["title"])
     found, *_ = rows_of(part, [str(file)])
     assert found == {"1": {"title": "Milk, fresh"}, "2": {}, "3": {"title": "Bread"}}
-    with pytest.raises(ValueError, match="named twice: a column is id, category, number or text"):
+    with pytest.raises(
+        ValueError, match="named twice: use a column as id, category, number or text"
+    ):
         ItemsPart(landing="x", format="csv", id="sku", texts=["title"], categories=["title"])
 
 

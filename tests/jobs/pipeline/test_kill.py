@@ -130,5 +130,5 @@ def test_an_object_store_that_is_away_is_told(tmp_path: Path) -> None:
     }  # fmt: skip
     words = [sys.executable, "-m", "jobs", "run", "--source", str(tmp_path / "clicks.toml")]
     done = subprocess.run(words, env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and "look at AWS_ENDPOINT_URL" in done.stderr
+    assert done.returncode == 1 and "check AWS_ENDPOINT_URL" in done.stderr
     assert "s3a://company/lake" in done.stderr and "Traceback" not in done.stderr

@@ -93,7 +93,7 @@ def test_rules_are_compared_on_the_same_targets(world: World) -> None:
         "compare-rules", "--source", str(world.source), "--comparison", "r2", "--methods", "gru4rec+st",
         "--", "--target", "next_session",
     )  # fmt: skip
-    assert status == 1 and "set -- --target next_item" in err
+    assert status == 1 and "add -- --target next_item" in err
 
     status, _, _, err = world.run(
         "compare-rules", "--source", str(world.source), "--comparison", "r3", "--methods",

@@ -483,7 +483,7 @@ def test_a_session_method_by_the_commands(world: World) -> None:
             "--checkpoint-s -1.0: use a number of sec",
         ),
         (["--method", "sasrec", "--comparison", "o'b"], "must not have a quote"),
-        (["--method", "sasrec", "--comparison", ""], "'': a comparison, method or variant needs a"),
+        (["--method", "sasrec", "--comparison", ""], "'': the name of a comparison, method or var"),
         (
             ["--method", "sasrec", "--split", "last_item", "--target", "next_session"],
             "has no target (next session) of a user with a history",
@@ -523,10 +523,10 @@ def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "make it with `python -m jobs run --source other`" in err
     status, _, _, err = world.run("compare", "--source", str(world.source), "--comparison", "none")
     assert status == 1
-    assert "train with `--comparison none` first" in err
+    assert "--source toy --method METHOD --comparison none` first" in err
     status, _, _, err = world.run("register", "--source", str(world.source), "--comparison", "none")
     assert status == 1
-    assert "python -m models compare --comparison none" in err
+    assert "compare --source toy --comparison none` first" in err
     status, _, _, err = world.run("train", "--source", "nowhere", "--method", "pop")
     assert status == 1
     assert "does not exist" in err
