@@ -87,6 +87,13 @@ def parse_days(text: str) -> float:
     return days
 
 
+OF_ONE = {
+    "explain": ("--session", "a session_id of silver.sessions"),
+    "forget": ("--user", "the person's id, as the log has it"),
+}
+"""Jobs that are about one thing."""
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="python -m jobs",
@@ -98,15 +105,9 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(job, help=says, description=says)
         command.add_argument("--source", required=True, help="a source file, or its name")
         command.add_argument("--json", action="store_true", help="the result as JSON, last line")
-        if job == "explain":
-            command.add_argument(
-                "--session", required=True, metavar="ID", help="a session_id of silver.sessions"
-            )
-            continue
-        if job == "forget":
-            command.add_argument(
-                "--user", required=True, metavar="ID", help="the person's id, as the log has it"
-            )
+        if job in OF_ONE:
+            option, what = OF_ONE[job]
+            command.add_argument(option, required=True, metavar="ID", help=what)
             continue
         if job == "maintain":
             command.add_argument(

@@ -84,7 +84,7 @@ def test_columns_that_differ_in_case_only_cannot_both_be_named() -> None:
 def test_mistakes_in_a_mapping_say_what_can_be_written() -> None:
     for text, says in (
         ('{ sqll = "u" }', "sqll"), ("{}", "write a column's name"),
-        ('{ sql = "u", key = "k" }', "write a column's name"), ('{ sql = "u", of = "k" }', "of belongs"),
+        ('{ sql = "u", key = "k" }', "write a column's name"), ('{ sql = "u", of = "k" }', "`of` goes with `key`"),
         ("7", "valid string"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
