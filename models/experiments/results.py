@@ -307,7 +307,7 @@ def plot(written: dict[str, Any], file: Path, phone: bool = False) -> None:
         known = [of(row)[BY] for row in baselines if BY in of(row)]
         if known:
             axis.axvline(max(known), lw=0.8, ls=":", color="0.5")
-        axis.set_xlim(left=0)
+        axis.set_xlim(left=_left([row for row in rows if row]) if phone else 0)
         axis.set_title(title if kinds else "", fontsize=8)
         axis.set_xlabel("NDCG@10", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -317,6 +317,13 @@ def plot(written: dict[str, Any], file: Path, phone: bool = False) -> None:
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _left(rows: list[dict[str, Any]]) -> float:
+    """Where an axis of scores begins: at 0, unless all scores are far from it. (Dots have no length
+    that would be cut.)"""
+    low, high = min(row[f"{BY}_low"] for row in rows), max(row[f"{BY}_high"] for row in rows)
+    return low - 0.1 * (high - low) if low > high / 2 else 0.0
 
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any] | None]:

@@ -439,6 +439,7 @@ def _shape(sequences: Sequences) -> dict[str, str] | None:
 
         def draw(axis: Any) -> None:
             axis.bar(range(len(count)), count, width=0.9, color=BLUE)
+            axis.yaxis.set_major_formatter("{x:,.0f}")
             step = max(1, -(-len(count) // 6))
             axis.set_xticks(
                 range(0, len(count), step), [f"{edge:,.0f}" for edge in edges[:-1:step]]
@@ -487,6 +488,7 @@ def _curves(client: Any, outcome: dict[str, Any]) -> str | None:
             style = ("-", "--", ":", "-.")[number // 10 % 4]
             axis.plot(*zip(*points, strict=True), style, lw=1.2, label=method)
         axis.set_xlabel("epoch")
+        axis.locator_params(axis="x", integer=True)
         axis.set_ylabel("NDCG@10, validation")
         axis.legend(fontsize=7, ncols=2)
 
