@@ -391,6 +391,9 @@ def _create_pools(servers: Servers) -> None:
             api.post("/pools", {"name": name, "slots": slots, "description": words})
 
 
+ATTEMPTS = 5
+
+
 class Api:
     """Airflow's REST API, as the administrator that everyone on this loopback is."""
 
@@ -400,7 +403,7 @@ class Api:
         self._token: str | None = None
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        for attempt in (1, 2):
+        for attempt in range(1, ATTEMPTS + 1):
             if self._token is None:
                 self._token = get_json(self._auth)["access_token"]
             request = urllib.request.Request(
@@ -420,9 +423,11 @@ class Api:
                 if error.code == 401 and attempt == 1:
                     self._token = None  # tokens of a long demo expire
                     continue
-                raise RuntimeError(
-                    f"{method} {path}: {error.code} {error.read().decode(errors='replace')}"
-                ) from None
+                said = error.read().decode(errors="replace")
+                if "Database error" in said and method != "POST" and attempt < ATTEMPTS:
+                    time.sleep(1)  # SQLite was locked by a scheduler for longer than Airflow waits
+                    continue
+                raise RuntimeError(f"{method} {path}: {error.code} {said}") from None
             except urllib.error.URLError as error:
                 raise NotHealthy(
                     f"Airflow does not answer at {self.root} any more ({error.reason}); "

@@ -104,7 +104,7 @@ def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
     assert run["state"] == "success" and run["run_type"] == "scheduled"
     assert run["data_interval_start"].startswith(f"{night:%Y-%m-%d}")
     assert all(task["state"] == "success" for task in tasks.values())
-    assert len(tasks) == 13
+    assert len(tasks) == 14
     arguments = tasks["events.compute", -1]["rendered_fields"]["application_args"]
     assert arguments[arguments.index("--day") + 1] == f"{night:%Y-%m-%d}"
 

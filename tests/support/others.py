@@ -70,6 +70,7 @@ class Saved:
         for file in self.shop.landing.glob("*.csv"):
             self.landed[file.name] = folder / f"saved-{file.name}"
             shutil.copy2(file, self.landed[file.name])
+        shutil.copytree(folder / "catalogue", folder / "saved-catalogue")
 
     def again(self) -> Workshop:
         shutil.rmtree(self.shop.lake_root)
@@ -78,6 +79,8 @@ class Saved:
             file.unlink()
         for name, text in self.landed.items():  # (as old as they were: nothing is read again)
             shutil.copy2(text, self.shop.landing / name)
+        shutil.rmtree(self.shop.folder / "catalogue")
+        shutil.copytree(self.shop.folder / "saved-catalogue", self.shop.folder / "catalogue")
         return self.shop
 
 
