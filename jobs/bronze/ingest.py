@@ -39,9 +39,7 @@ from jobs.bronze.rejects import (
     publish_aside,
     unusable,
 )
-from jobs.bronze.stored_events import (
-    learn_changed,
-)
+from jobs.bronze.stored_events import first_days, learn_changed
 from jobs.core import crash_points
 from jobs.core.errors import (
     AuditFailed,
@@ -260,12 +258,16 @@ def fill(
     rows = {REJECTED: unusable(candidate)}
     if filters.any_of(context):
         rows[LEFT_OUT] = filtered(candidate)
+    days = first_days(context) if manifest.reload else None
     stamps = {
-        "run_day": F.lit(context.day).cast("date"),
+        # (Of a reload, the night's that read the file first: it judged what is late.)
+        "run_day": F.lit(context.day).cast("date") if days is None else F.col("first_day"),
         "first_seen_ts": F.lit(context.started),
         "file_columns": columns_of_files(landing.facts_read(candidate)),
     }
     for aside, found in rows.items():
+        if days is not None:
+            found = found.join(F.broadcast(days), "file", "left")
         found = found.withColumns(stamps).select(*REJECTS.columns)
         candidate.write(aside.part, found.coalesce(1))
         count_lines(candidate, manifest, aside)

@@ -17,6 +17,7 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from jobs.bronze import exposures, file_checks
+from jobs.bronze.stored_events import first_days
 from jobs.bronze.typed_arrow import Typer, Typing
 from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
@@ -214,7 +215,12 @@ def parse(
     hashed = reload or rejected_before(context, [path for path, *_ in chosen])
     taker = None if hashed else everyday(context, candidate)
     records = parts.mapInArrow(reader(fmt, candidate.path(TASKS_FACTS), taker), RECORD_DDL)
-    lines = typed_events(records, context.source, oldest_date(context), hashed)
+    oldest = oldest_date(context)
+    if reload and (days := first_days(context)) is not None:
+        # (Lines that were late on their nights, though no reject says so any more, need their text.)
+        records = records.join(F.broadcast(days), "file", "left")
+        oldest = lateness.oldest_date(F.col("first_day"), context.source.sessions)
+    lines = typed_events(records, context.source, oldest, hashed).drop("first_day")
     lines = exposures.joined(context, candidate, lines, engine)
     written = candidate.write("lines", lines, LINES_AS)
     facts = facts_of_tasks(context, candidate, chosen)

@@ -146,7 +146,9 @@ def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
     assert "No lists yet" not in (there.lake / "tiny" / "report.html").read_text()
     lists = DeltaTable(RECOMMENDATIONS.path(str(there.lake), "tiny")).to_pyarrow_table()
     assert sorted(lists["user_id"].to_pylist()) == sorted(f"u{user}" for user in range(USERS))
-    assert set(lists["model_version"].to_pylist()) == {str(versions["gru4rec"])}
+    refit = there.xcom("score_daily.tiny", run["dag_run_id"], "refit")
+    assert str(refit["refit_of"]) == str(versions["gru4rec"])
+    assert set(lists["model_version"].to_pylist()) == {str(refit["version"])}
 
     # (Only now: Airflow 3.3.2 answers 500 while a run that an event created has not started.)
     events = there.api.get("/assets/events?order_by=timestamp")["asset_events"]

@@ -44,7 +44,7 @@ NIGHTS = {
 }
 
 
-@pytest.mark.parametrize("loss", but(("restore", "older", "overwrite", "both", "nothing")))
+@pytest.mark.parametrize("loss", but(("restore", "older", "overwrite", "both", "nothing"), "both"))
 def test_late_lines_and_native_ids_are_judged_as_their_nights_did(
     spark: Any, tmp_path: Path, loss: str
 ) -> None:
