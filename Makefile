@@ -82,7 +82,7 @@ down:  ## stop what `make up` started
 test: setup  ## all tests but the slow and the long ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not long and not s3" --durations=12 --junitxml=build/tests.xml
 
-test-slow: setup  ## the slow ones: whole nights in Spark, servers; PART=1/3 is a third of them
+test-slow: setup  ## the slow ones: whole nights in Spark, servers; PART=1/5 is a fifth of them
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(PART),--part $(PART)) -m "slow and not long and not s3" --durations=12 --junitxml=build/tests-slow.xml
 
 test-quick: setup  ## those without a JVM, a server or another process; a minute

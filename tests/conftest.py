@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 for name in [name for name in os.environ if name.startswith("SESSIONMILL_")]:
     del os.environ[name]
-# Short JVM lives: the second compiler costs more than it gives.
-os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# Short JVM lives: the second compiler and the check of the jars' byte code cost more than they give, and
+# a larger young generation saves collections (one history of three nights: 87 s before, 70 with the last two).
+os.environ.setdefault(
+    "JAVA_TOOL_OPTIONS",
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmn256m "
+    "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote",
+)
 
 
 # Tests that start no JVM, no server and no other process of ours, and end in seconds: `make test-quick`.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.airflow_tools import REPO
+from tests.support.gold_world import DAY, SECOND, write_gold
 
 
 def printed(script: str, *options: str) -> Any:
@@ -53,6 +54,56 @@ def test_a_history_and_a_list() -> None:
     assert all(row["train_ms_a_history"] > 0 and row["answer_ms"] > 0 for row in rows)
     (row,) = printed("score", "--users", "200", "--methods", "sasrec", "--items", "90", "--k", "5")
     assert row["users"] == 200 and row["users_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_what_habit_and_refits_cost(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    users = {
+        f"u{user}": [
+            (f"i{draw.randrange(30)}", day * DAY + (user * 60 + place) * SECOND, day + 1)
+            for day in range(8)
+            for place in range(4)
+        ]
+        for user in range(30)
+    }
+    write_gold(tmp_path, "shop", users)
+    source = tmp_path / "shop.toml"
+    source.write_text(
+        """
+[source]
+name = "shop"
+landing = "landing/*.csv"
+format = "csv"
+[columns]
+user_id = "u"
+item_id = "i"
+event_ts = "t"
+[time]
+unit = "s"
+[filters]
+min_item_events = 1
+min_user_sessions = 1
+"""
+    )
+
+    def rows_of(script: str, *options: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, f"benchmarks/{script}.py", "--source", str(source), "--json", *options],
+            cwd=REPO, env=os.environ | {"SESSIONMILL_LAKE": str(tmp_path)}, capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    words = ("--split", "last_item", "--backbones", "gru4rec", "--turns", "1", "--epochs", "2")
+    (habit,) = rows_of("habit", *words)
+    assert habit["events"] > 500 and habit["items"] == 30
+    assert habit["ratio"] == pytest.approx(habit["epoch_cpu_s_habit"] / habit["epoch_cpu_s"])
+    (refit,) = rows_of("refit", "--methods", "gru4rec", "--nights", "2")
+    assert refit["nights"] == 2 and refit["users"] == 30
+    assert refit["low"] <= refit["difference"] <= refit["high"]
+    assert refit["cost"] == pytest.approx(refit["warm_s"] / refit["scratch_s"])
 
 
 # What a GPU machine does not have (benchmarks/gpu.py says what it has).

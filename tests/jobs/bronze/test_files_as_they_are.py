@@ -98,6 +98,7 @@ TITLES = CLICKS.replace('format = "csv"', 'format = "csv"\ndelimiter = "\\t"\nhe
 TITLES = TITLES.replace('"user"', '"_0"').replace('"item"', '"_2"').replace('"ts"', '"_1"')
 
 
+@pytest.mark.slow
 def test_titles_with_lone_quotes(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, TITLES)
     names = ('"Foo', "Bar", "Baz", 'Qux"', "End")

@@ -285,7 +285,7 @@ def check(
     ("name", "orders"),
     [
         ("gap", (True,)),
-        ("native sessions and ids, local times", (False,)),
+        pytest.param("native sessions and ids, local times", (False,), marks=pytest.mark.slow),
         pytest.param("people", (True,), marks=pytest.mark.slow),
         pytest.param("files that come again", (True,), marks=pytest.mark.slow),
         pytest.param("sessions of programs", (True,), marks=pytest.mark.slow),

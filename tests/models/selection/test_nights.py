@@ -66,6 +66,7 @@ def held(nights: World, challenger: int, champion: int | None) -> pairs.Pair:
     return pairs.pair(client, source, str(nights.lake), both[0], both[1])
 
 
+@pytest.mark.slow
 def test_the_gate_compares_recipes_over_all_nights(
     nights: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
