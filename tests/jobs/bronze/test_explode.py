@@ -208,6 +208,7 @@ exposed = ["shown"]
 """
 
 
+@pytest.mark.slow
 def test_impressions_in_one_text(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, MIND)
     shop.land(

@@ -150,6 +150,7 @@ def test_where_the_feed_is_gone_tables_are_made_anew(
     assert rows["u77"]["session_ordinal"] == [1]
 
 
+@pytest.mark.slow
 def test_it_does_not_clean_under_another_run(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path)
     night(shop, 0)

@@ -64,6 +64,7 @@ def csv(*lines: str) -> str:
     return "\n".join(["user,item,ts,s,campaign", *lines]) + "\n"
 
 
+@pytest.mark.slow
 def test_each_key_ends_sessions_and_late_events_cut_again(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, ALL)
     long = range(HOUR // 2, 8 * HOUR, 1500)

@@ -397,6 +397,7 @@ def test_two_items_together_tell_the_next_session(method: str, tmp_path: Path) -
 
 @pytest.mark.training
 @pytest.mark.parametrize("method", ONE_OF)
+@pytest.mark.slow
 def test_only_what_was_ignored_tells(method: str, tmp_path: Path) -> None:
     """Seven in eight sessions show what the next one takes; without that, one in eight is luck."""
     write_gold(tmp_path, "toy", ignored(150))

@@ -51,7 +51,7 @@ EVERY = (
 )
 
 
-@pytest.fixture(scope="module", params=[GAP, NATIVE])
+@pytest.fixture(scope="module", params=[GAP, pytest.param(NATIVE, marks=pytest.mark.slow)])
 def raw(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
