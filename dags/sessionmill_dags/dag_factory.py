@@ -450,6 +450,7 @@ def _recipes(source: ScheduledSource) -> ModelsOperator:
     """The newest recipe of each method; red, before anything is trained, where one has none."""
     return ModelsOperator(
         task_id="recipes",
+        retries=0,  # who has no recipe has none in five minutes; for MLflow the command waits itself
         arguments=[
             "recipes", "--source", source.file, "--methods", "{{ params.methods | join(',') }}",
             "--target", "{{ params.target }}", "--preset", "{{ params.preset }}",

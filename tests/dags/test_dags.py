@@ -281,6 +281,7 @@ def test_tuned_trainings_take_the_recipes_that_were_found_before_any_of_them(
     plain, tuned = (dags[f"train_methods.{name}"]["tasks"] for name in ("plain", "tuned"))
     assert "recipes" not in plain and set(tuned) - set(plain) == {"recipes"}
     assert tuned["recipes"]["downstream"] == ["plan"]
+    assert (tuned["recipes"]["retries"], tuned["plan"]["retries"]) == (0, 2)
     assert tuned["recipes"]["arguments"][:4] == [
         "recipes", "--source", "tuned", "--methods"
     ]  # fmt: skip
