@@ -24,6 +24,7 @@ OUTSIDE = {
     "results/baskets-nights.md": "results/baskets-nights.md",
     "results/films.md": "results/films.md",
     "results/next-basket.md": "results/next-basket.md",
+    "results/habit.md": "results/habit.md",
     "results/what-is-a-session.md": "results/what-is-a-session.md",
     "results/scale.md": "results/scale.md",
     "benchmarks/README.md": "benchmarks/benchmarks.md",
