@@ -363,6 +363,36 @@ def left_out(result: Result) -> str:
     return said + (f"; {removed:,} stored events removed" if removed else "")
 
 
+def in_lines(context: Context, job: str, result: Result) -> str:
+    """What a job did, a line for each kind of thing that it makes."""
+    if job == "validate":
+        return f"{len(result.tables_in)} tables, nothing is changed."
+    tables = ", ".join(
+        f"{name} version {one['version']} ({one['rows']:,} rows)"
+        for name, one in result.tables.items()
+    )
+    lines = []
+    if job in ("run", "ingest", *REPLAYS):
+        rejects = ", ".join(f"{count:,} {reason}" for reason, count in result.rejects.items())
+        waiting = f", {result.waiting:,} waiting" if result.waiting else ""
+        lines.append(
+            f"read {result.read:,} lines, {result.events_new:,} new events, "
+            f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, "
+            f"rejects: {rejects or 'none'}{waiting}{left_out(result)}."
+        )
+    if job in ("run", "sessionize", *REPLAYS):
+        relinked = f"{result.sessions_relinked:,} relinked, " * (
+            context.source.identity is not None
+        )
+        lines.append(
+            f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
+            f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
+            f"{relinked}{result.runaways:,} runaway."
+        )
+    lines.append(f"{tables or 'nothing published'}.")
+    return "\n  ".join(["", *lines] if len(lines) > 1 else lines)
+
+
 def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:
     """Print what was done, and keep it as JSON beside the lake."""
     from jobs.lake import filesystem
@@ -375,28 +405,9 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     }  # fmt: skip
     if context.explain_plan:
         outcome["plans"] = {name: plan.to_json() for name, plan in context.plans.items()}
-    rejects = ", ".join(f"{count} {reason}" for reason, count in result.rejects.items()) or "none"
-    tables = ", ".join(
-        f"{name} version {one['version']} ({one['rows']:,} rows)"
-        for name, one in result.tables.items()
-    )
     head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
-    relinked = f"{result.sessions_relinked:,} relinked, " * (context.source.identity is not None)
-    done = (
-        f"read {result.read:,} lines, {result.events_new:,} new events, "
-        f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, rejects: {rejects}"
-        + (f", {result.waiting:,} waiting" if result.waiting else "")
-        + f"{left_out(result)}; "
-        f"sessions: {result.sessions_new:,} new, {result.sessions_changed:,} changed, "
-        f"{result.sessions_retired:,} retired, {result.sessions_merged:,} merged, "
-        f"{relinked}{result.runaways:,} runaway. {tables or 'nothing published'}."
-    )
-    if job == "validate":
-        done = f"{len(result.tables_in)} tables, nothing is changed."
-    elif job in ("score", "drift", "lists"):
-        done = f"{tables or 'nothing published'}."
     head += f" [{step}]" if step != "all" else ""
-    print(f"{head}: {done} {seconds:.1f} s.", flush=True)
+    print(f"{head}: {in_lines(context, job, result)} {seconds:.1f} s.", flush=True)
     for note in result.notes:
         print(f"note: {note}", flush=True)
     answer = context.lake.folder("_runs", context.batch) + f"/{job}.{step}.json"

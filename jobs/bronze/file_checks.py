@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from jobs.core.source_log import TYPED
 from jobs.core.tables import EVENTS, FILES
 from jobs.lake import filesystem, time_slices
 from jobs.lake.context import Candidate, Context
+from jobs.reading import guess
 from jobs.reading.readers import read_file
 from jobs.reading.typed_columns import same_kind
 from jobs.records import expressions, paths
@@ -35,27 +38,38 @@ MIXED_SHARE = 1 / 20  # of a file's times
 WITH_COLUMNS = ("csv", "jsonl", "json", "w3c", *TYPED)
 """Formats whose files say which columns they have."""
 FIRST_LOGS = 1985  # ours: a log that ends before this year is reported
+DAYS_OF_MONTHS = 59  # times further apart are in three months, at least
+MONTHS, LEAST_MONTHS = 12, 3
+DAY_AND_MONTH = re.compile(r"(?<![dM])(?:(dd?)([^A-Za-z]*)(MM?)(?!M)|(MM?)([^A-Za-z]*)(dd?)(?!d))")
+"""In a pattern of `[time] unit`: day and month beside each other, as numbers."""
+ANOTHER_NAME = (
+    "correct it, and load the log under another source.name; what was read stays as it was read"
+)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def check_expressions(context: Context, chosen: list[tuple[str, int, int]]) -> None:
-    """Read the beginning of the first file, before Spark starts, and bind the expressions of the
-    source file to its columns.
+def check_beginning(context: Context, chosen: list[tuple[str, int, int]]) -> None:
+    """Read the beginning of the first file, before Spark starts: what is wrong there is said at once.
+    Expressions of the source file are bound to its columns.
 
     Raises:
-        SourceError, SchemaError: they do not fit.
+        SourceError, SchemaError: the source file does not fit.
     """
     fmt = replace(file_format(context.source), table=tables.schema_of(context.source))
-    if fmt.computing is None:
-        return
     path = chosen[0][0]
     facts = FileFacts(path)
     next(iter(read_file(fmt, path, facts)), None)
-    if fmt.computing.explode is None and facts.columns:
+    if fmt.computing is not None and fmt.computing.explode is None and facts.columns:
         known = context.lake.small(FILES)["columns"].to_pylist() if fmt.format == "jsonl" else []
         there = {*facts.columns, *(name for one in known for name, _ in one or ())}
         expressions.check_names(fmt.computing, there, path, certain=fmt.format != "jsonl")
-    if facts.error:
-        raise SchemaError(f"nothing was written:\n{facts.error}")
+    # (Of several files all are read first, so that one run reports what is wrong with each.)
+    complaints = [facts.error] if facts.error and (fmt.computing or len(chosen) == 1) else []
+    if len(chosen) == 1 or not context.lake.rows(FILES):
+        complaints += wrong_unit(context, [facts])
+    if complaints:
+        shown = "\n".join(complaints)
+        raise SchemaError(f"nothing was written:\n{shown}")
 
 
 def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
@@ -68,7 +82,7 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
         SchemaError: with every file's complaint: column, file, sample value, remedy.
     """
     complaints = [one.error for one in facts if one.error]
-    complaints += mixed_units(context.source, facts)
+    complaints += [*mixed_units(context.source, facts), *wrong_unit(context, facts)]
     complaints += changed_types(context, facts, lines)
     complaints += without_list(context, facts)
     source = context.source
@@ -114,7 +128,7 @@ def mixed_units(source: Source, facts: list[FileFacts]) -> Iterator[str]:
     """Files in which a share of the times is a factor of 1,000 or more away from the others', or from
     those of the other files: times of one log are of one unit, and would be decades away."""
     unit = source.time.numeric_unit
-    if unit is None or not any(one.units.get(unit) for one in facts):
+    if unit is None or source.time.any_year or not any(one.units.get(unit) for one in facts):
         return
     for one in facts:
         total = sum(one.units.values())
@@ -128,6 +142,57 @@ def mixed_units(source: Source, facts: list[FileFacts]) -> Iterator[str]:
                     f"{unit!r}: the first is in line {one.first_of[other]}. Have the log delivered in "
                     f"one unit{both if other in NUMERIC_UNITS else ''}"
                 )
+
+
+def wrong_unit(context: Context, facts: list[FileFacts]) -> Iterator[str]:
+    """Files whose times are all a factor of 1,000 or more away from the years of logs, and would be
+    right in another unit, where no file has a time of the source's unit.
+
+    A log whose stored events are of such years is left alone: it was meant.
+    """
+    time = context.source.time
+    unit = time.numeric_unit
+    if unit is None or time.any_year or any(one.units.get(unit) for one in facts):
+        return
+    wrong = [one for one in facts if sum(one.units.values()) > one.lines / 2]
+    if not wrong or of_early_years(context):
+        return
+    for one in wrong:
+        other = max(one.units, key=lambda name: one.units[name])
+        text = one.time_of[other]
+        remedy = (
+            f"set time.unit = {other!r}"
+            if other in NUMERIC_UNITS
+            else "they are nanoseconds, which no unit is: have the log delivered in us"
+        )
+        yield (
+            f"{one.file}: time.unit = {unit!r}, and its times seem to be in {other}: {text} in line "
+            f"{one.first_of[other]} is {moment_of(text, unit)} in {unit}, and {moment_of(text, other)} in "
+            f"{other}. Correct the source file: {remedy}. If {unit} is right, set time.any_year = true"
+        )
+
+
+MICROS = {unit: Decimal(us) for unit, us in NUMERIC_UNITS.items()} | {"ns": Decimal("0.001")}
+YEAR_US = 31_556_952_000_000
+
+
+def moment_of(text: str, unit: str) -> str:
+    """The time that a number of a unit since 1970 is; beyond the calendar its year alone."""
+    micros = int(Decimal(text) * MICROS[unit])
+    try:
+        return f"{EPOCH + timedelta(microseconds=micros):%Y-%m-%d %H:%M:%S}"
+    except OverflowError:
+        return f"in the year {1970 + micros // YEAR_US:,}"
+
+
+def of_early_years(context: Context) -> bool:
+    """Whether there are stored events, all of them before the years of logs."""
+    version = context.lake.version(EVENTS)
+    if version is None or not context.lake.rows(EVENTS):
+        return False
+    files = context.lake.files_of(EVENTS, version)
+    first_logs = (datetime(FIRST_LOGS, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+    return all(one.last_us("event_ts") < first_logs for one in files)
 
 
 def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) -> Iterator[str]:
@@ -267,8 +332,8 @@ def waiting(context: Context, facts: list[FileFacts]) -> list[str]:
 
 
 def strange_times(context: Context, candidate: Candidate) -> list[str]:
-    """What to say if a log seems to be of another age than logs are: a unit that is too small or
-    too large by a thousand makes times that are none of anybody's, and that can be read."""
+    """What to say if a log seems to be of another age than logs are: a unit, or a pattern, that is not
+    the log's makes times that can be read, and are none of anybody's."""
     parts = [path for path, *_ in filesystem.glob(f"{candidate.path('lines')}/*.parquet")]
     known = time_slices.extents(parts)
     if not known:
@@ -277,11 +342,59 @@ def strange_times(context: Context, candidate: Candidate) -> list[str]:
         pa.scalar(end, pa.int64()).cast(time_slices.CLOCK).as_py()
         for end in (min(one[1] for one in known), max(one[2] for one in known))
     )
-    if last.year >= FIRST_LOGS and first <= context.started + timedelta(days=366):
+    right = f"is time.unit = {context.source.time.unit!r} right? If it is not: {ANOTHER_NAME}"
+    if last.year < FIRST_LOGS or first > context.started + timedelta(days=366):
+        return [
+            f"all times of these lines lie between {first:%Y-%m-%d %H:%M:%S} and "
+            f"{last:%Y-%m-%d %H:%M:%S} UTC: {right}"
+        ]
+    notes = []
+    if last > context.started + timedelta(days=1):
+        notes.append(
+            f"the newest time of these lines is in the future ({last:%Y-%m-%d %H:%M:%S} UTC), and the "
+            f"oldest is {first:%Y-%m-%d %H:%M:%S} UTC: {right}"
+        )
+    if last - first > timedelta(days=DAYS_OF_MONTHS):
+        notes += swapped_days(context.source, candidate)
+    return notes
+
+
+def swapped_days(source: Source, candidate: Candidate) -> list[str]:
+    """What to say if day and month seem to be in each other's place."""
+    patterns = [unit for unit in source.time.units if DAY_AND_MONTH.search(unit)]
+    if not patterns:
+        return []
+    rows = candidate.part("lines").select("event_date").where("reason IS NULL").distinct().collect()
+    return read_as_months(patterns[0], sorted(row["event_date"] for row in rows))
+
+
+def read_as_months(pattern: str, dates: list[date]) -> list[str]:
+    """Of a log of the first days of a month, read with day and month swapped, all days have the number
+    of its month, in as many months as it has days.
+
+    Args:
+        dates: those of the events, the first one first.
+    """
+    days, months = {one.day for one in dates}, {(one.year, one.month) for one in dates}
+    if not days or max(days) > MONTHS or len(months) < LEAST_MONTHS or len(days) >= len(months):
+        return []
+    other = DAY_AND_MONTH.sub(
+        lambda found: "".join(reversed([one for one in found.groups() if one])), pattern
+    )
+    return [
+        f"these lines are of {len(dates)} days from {dates[0]} to {dates[-1]}, and none is after day "
+        f"{max(days)} of a month. If day and month are swapped in time.unit = {pattern!r}, it is "
+        f"{other!r}: {ANOTHER_NAME}"
+    ]
+
+
+def swapped_columns(source: Source) -> list[str]:
+    """What to say if the columns of user and item, by their names, are in each other's place."""
+    named = source.named()
+    user, item = named.get("user_id"), named.get("item_id")
+    if user is None or item is None or not guess.swapped(user, item):
         return []
     return [
-        f"all times of these lines lie between {first:%Y-%m-%d %H:%M:%S} and "
-        f"{last:%Y-%m-%d %H:%M:%S} UTC: is time.unit = {context.source.time.unit!r} right? If it is "
-        "not: correct it, and load the log under another source.name; what was read stays as it "
-        "was read"
+        f"columns.user_id = {user!r} and columns.item_id = {item!r} look swapped by their names. If they "
+        f"are: {ANOTHER_NAME}"
     ]

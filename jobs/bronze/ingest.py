@@ -143,7 +143,7 @@ def lines_of(
     if not chosen:
         return []
     lake = context.lake
-    file_checks.check_expressions(context, chosen)
+    file_checks.check_beginning(context, chosen)
     for table in (EVENTS, REJECTS, FILES):
         lake.create(table)
     filters.make_ready(context)
@@ -159,6 +159,7 @@ def lines_of(
 def told_of_lines(context: Context, candidate: Candidate, facts: list[FileFacts]) -> list[str]:
     """What to say of the lines that were read."""
     notes = file_checks.strange_times(context, candidate)
+    notes += file_checks.swapped_columns(context.source)
     return notes + file_checks.told(context, facts) + exposures.told(context, candidate)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StrictBool, Tag, model_validator
 
 from expectations.feedback_rule import CONDITION, entries, uses_value
 from jobs.core.source_log import ColumnName, Part, Zone
@@ -160,6 +160,8 @@ def _unit(value: object) -> object:
         letters = re.sub(r"'[^']*'", "", value)
         if "D" in letters and "M" in letters:
             raise ValueError("D is the day of the year: write d for the day of the month")
+        if "d" in letters and not set("ML") & set(letters):
+            raise ValueError("m is the minute: write M for the month")
         if "h" in letters and "a" not in letters:
             raise ValueError(
                 "h is the hour from 1 to 12 and needs a (AM or PM): write H for 0 to 23"
@@ -181,6 +183,10 @@ class TimePart(Part):
     time in the first."""
     zone: Zone = "UTC"
     """Time zone of times that are written without one. Numbers since 1970 are UTC by definition."""
+    any_year: StrictBool = False
+    """Times of any year are right. Without it, a run stops before it writes anything where most times
+    of a file would be of 1970 or of a far future, and another unit puts them into the years 1973 to
+    2286: `unit` is probably wrong by a factor of 1,000."""
 
     @property
     def units(self) -> list[str]:

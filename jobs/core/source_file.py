@@ -349,7 +349,30 @@ def load_source(name_or_path: str) -> Source:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SourceError(_not_toml(path, error)) from None
     try:
-        return Source.model_validate(raw)
+        source = Source.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(dict(one), raw, path) for one in error.errors()]
         raise SourceError("\n".join(lines)) from None
+    if name_or_path == path.stem and path.stem != source.name:
+        _refuse_taken_name(source.name, path)
+    return source
+
+
+def _refuse_taken_name(name: str, path: Path) -> None:
+    """A copied source file would write into the other one's tables.
+
+    Raises:
+        SourceError: another file of the folder has this name.
+    """
+    for other in sorted(path.parent.glob("*.toml")):
+        if other.samefile(path):
+            continue
+        try:
+            there = tomllib.loads(other.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+            continue  # (its own command says so)
+        section = there.get("source")
+        if isinstance(section, dict) and section.get("name") == name:
+            raise SourceError(
+                f"{path}: source.name = {name!r} is the name of {other} too: give one of them another"
+            )

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 TYPED = ("parquet", "orc", "avro", "delta", "iceberg", "jdbc")
 """Formats whose columns have types; their rows have no text of their own."""
@@ -43,6 +52,16 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """(pydantic reads true as 1.)"""
+        if isinstance(value, bool) and info.field_name is not None:
+            kind = cls.model_fields[info.field_name].annotation
+            if {int, float} & {kind, *get_args(kind)}:
+                raise ValueError("write a number, not true or false")
+        return value
+
 
 def _name(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,62}", value):
@@ -71,8 +90,13 @@ Pattern = Annotated[str, Field(min_length=1), BeforeValidator(_pattern)]
 
 def _zone(value: object) -> object:
     if isinstance(value, str) and value not in available_timezones():
-        near = difflib.get_close_matches(value, available_timezones(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "use a name such as 'Europe/Paris'"
+        # (By the city: an abbreviation such as CEST is near to that of another continent, and
+        # Etc/GMT+2 is behind UTC.)
+        zones = (one for one in sorted(available_timezones()) if "/" in one and "Etc" not in one)
+        cities = {zone.rpartition("/")[2].lower(): zone for zone in zones}
+        city = value.rpartition("/")[2].lower()
+        near = difflib.get_close_matches(city, cities, n=1, cutoff=0.8)
+        hint = f"did you mean {cities[near[0]]!r}?" if near else "use a name such as 'Europe/Paris'"
         raise ValueError(f"no such time zone: {hint}")
     return value
 

@@ -28,6 +28,28 @@ BOUNDARY_OURS = {
 ALWAYS_THERE = {"event_id", "event_ts", "item_id", "feedback"}
 
 
+SCALED = {"gap_us": ("gap_s", 1_000_000), "max_session_us": ("max_session_hours", 3_600_000_000)}
+"""Keys of stored rules that the source file has in another unit."""
+
+
+def rules_apart(stored: str, wanted: str) -> str:
+    """What two rules of sessions, as they are stored with tables, say differently, by the keys of the
+    source file."""
+    was, now = json.loads(stored), json.loads(wanted)
+    said = []
+    for key in sorted({*was, *now}):
+        if was.get(key) == now.get(key):
+            continue
+        part = "bots" if key in BotsPart.model_fields else "sessions"
+        name, each = SCALED.get(key, (key, None))
+        before, after = (
+            f"{one[key] / each:.15g}" if each and key in one else json.dumps(one.get(key))
+            for one in (was, now)
+        )
+        said.append(f"{part}.{name} was {before} and is {after}".replace("null", "not set"))
+    return ", ".join(said)
+
+
 class SessionsPart(Part):
     """Where one session ends and the next begins."""
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from jobs.core.errors import SettingsError
+from jobs.core.settings import settings
 from jobs.core.source_log import COMBINED_LOG_TIME, LOG_COLUMNS
 from jobs.lake import filesystem
 from jobs.lake.landed import absolute, landed
@@ -346,6 +347,12 @@ def _named(name: str, ours: str) -> float:
     return 0.5 if re.search(LESS.get(ours, r"$^"), last) else 1.0
 
 
+def swapped(user: str, item: str) -> bool:
+    """Whether the column of the user is named as one of items, and that of the item as one of users."""
+    here = _named(user, "user_id") + _named(item, "item_id")
+    return not here and bool(_named(user, "item_id") and _named(item, "user_id"))
+
+
 def times(sample: Sample) -> list[Candidate]:
     found = []
     for name in sample.columns():
@@ -451,15 +458,17 @@ def guess(path: str, name: str | None = None) -> Guess:
     more = others(sample, taken | {one for a in when for one in a.names})
     chosen = {"user_id": users, "item_id": items, "event_ts": when}
     usable = _usable(sample, chosen)
+    named = name or _name_of(path)
     total = len(sample.records) + sample.unread
     lines = [
         f"# A first source file for {PurePosixPath(path).name}, from its first {total:,} lines: "
         f"{usable / total:.0%} of them would be usable.",
-        "# Correct what is wrong, then: python -m jobs run --source NAME",
+        f"# Correct what is wrong, save it as {settings().sources}/{named}.toml, then: "
+        f"python -m jobs run --source {named}",
         *(f"# {one}" for one in sample.remarks),
         "[source]",
-        f"name = {json.dumps(name or _name_of(path))}",
-        f"landing = {json.dumps(path)}",
+        f"name = {json.dumps(named)}",
+        *_landing(path),
         f"format = {json.dumps(sample.format)}",
         *(f"{key} = {json.dumps(value)}" for key, value in sample.keys.items()),
         "",
@@ -481,6 +490,16 @@ def guess(path: str, name: str | None = None) -> Guess:
     if unit and not (unit == COMBINED_LOG_TIME and sample.format in LOG_COLUMNS):
         lines += ["", "[time]", f"unit = {json.dumps(unit)}"]
     return Guess("\n".join(lines) + "\n", usable, total)
+
+
+def _landing(path: str) -> list[str]:
+    """The landing, with a remark where it is one file and more may follow."""
+    lines = [f"landing = {json.dumps(path)}"]
+    folder, _, file = path.rpartition("/")
+    if folder and "." in file and [one for one, *_ in landed(absolute(path))] == [absolute(path)]:
+        pattern = f"{folder}/*{file[file.index('.') :]}"
+        lines.append(f"# (This is one file. If more will follow, a pattern: {json.dumps(pattern)})")
+    return lines
 
 
 def _column(ours: str, candidates: list[Candidate]) -> list[str]:

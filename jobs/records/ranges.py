@@ -161,7 +161,8 @@ def together(parts: list[FileFacts]) -> FileFacts:
         for unit, count in one.units.items():
             whole.units[unit] = whole.units.get(unit, 0) + count
             whole.first_of.setdefault(unit, one.first_of[unit])
+            whole.time_of.setdefault(unit, one.time_of[unit])
     known = {*SUM, *FIRST, "file", "columns", "point_zero", "error", "unfinished", "units",
-             "first_of", "size", "sha256", "header", "begin", "bytes", "modified_ms"}  # fmt: skip
+             "first_of", "time_of", "size", "sha256", "header", "begin", "bytes", "modified_ms"}  # fmt: skip
     assert {one.name for one in fields(FileFacts)} == known, "a fact of ranges has no rule"
     return whole

@@ -167,6 +167,8 @@ class FileFacts:
     """How many times are numbers that are of this century in a unit."""
     first_of: dict[str, int] = field(default_factory=dict)
     """The line of the first of each unit."""
+    time_of: dict[str, str] = field(default_factory=dict)
+    """The text of the time in that line."""
     waiting: int = 0
     """Last lines that have no end yet, and were not read."""
     swallowed: int = 0
@@ -226,6 +228,7 @@ class FileFacts:
                 if unit not in self.first_of:
                     first = int(np.flatnonzero(np.isin(known, lengths))[0])
                     self.first_of[unit] = batch["line"][first].as_py()
+                    self.time_of[unit] = texts[first].as_py().strip()
 
     def look_at(self, batch: pa.RecordBatch) -> None:
         """Take note of ids that may be numbers which went through floating point."""

@@ -15,7 +15,8 @@ from dataclasses import replace
 from jobs.audit import balance
 from jobs.core import crash_points
 from jobs.core.errors import RuleChanged, SettingsError
-from jobs.core.plan import Publish, SessionizeFacts, idle
+from jobs.core.plan import Algorithm, Publish, SessionizeFacts, idle
+from jobs.core.source_rules import rules_apart
 from jobs.core.tables import EVENTS, IDENTITIES, PERSON_EVENTS, SESSIONS
 from jobs.lake import foreign, foreign_columns
 from jobs.lake.context import Candidate, Context, Result
@@ -31,6 +32,12 @@ __all__ = ["OPTIONS", "audit", "compute", "publish"]
 
 OPTIONS = ("rebuild",)
 RULE_PROPERTY = "sessionmill.rule"
+SHORT_GAP_S = 300
+"""Ours: with a shorter gap, sessions of hardly more than one event are reported."""
+FEW_EVENTS = 1.5
+"""In the mean of all sessions."""
+MANY_RUNAWAYS = 0.2
+"""Of all sessions."""
 
 
 def check_rule(context: Context) -> None:
@@ -46,8 +53,8 @@ def check_rule(context: Context) -> None:
                 "that sessions.boundary names"
             )
         raise RuleChanged(
-            f"silver.sessions was made by the rule {stored}, and the source file has {wanted}. Set the "
-            f"old rule again, or make all sessions by the new one: {way}"
+            f"silver.sessions was made by another rule than the source file has: {rules_apart(stored, wanted)}. "
+            f"Set the old rule again, or make all sessions by the new one: {way}"
         )
 
 
@@ -149,6 +156,35 @@ def replace_all(context: Context, manifest: SessionizeManifest) -> None:
         lake.mark(SESSIONS, base, context.run_id)
 
 
+def unusual(context: Context, total: int, runaways: int) -> list[str]:
+    """What to say of sessions that were all cut, if the rule does not seem to fit the log.
+
+    Args:
+        total: how many sessions there are; runaways: how many of them are left out of gold.
+    """
+    said = context.source.sessions
+    again = (
+        f"correct it, and make the sessions anew: python -m jobs run --source {context.source.name} "
+        "--rebuild"
+    )
+    notes = []
+    events = context.lake.rows(context.lake.session_events())
+    if said.gap_s < SHORT_GAP_S and 0 < events < FEW_EVENTS * total:
+        notes.append(
+            f"a session has {events / total:.2f} events in the mean. sessions.gap_s = {said.gap_s:g} is in "
+            f"seconds (half an hour is 1800). If it is too short: {again}"
+        )
+    if runaways > MANY_RUNAWAYS * total:
+        notes.append(
+            f"{runaways:,} of {total:,} sessions are runaway and left out of gold: they are longer than "
+            f"sessions.max_session_hours = {said.max_session_hours:g} or have more events than "
+            f"sessions.max_session_events = {said.max_session_events:,}. If sessions.gap_s = "
+            f"{said.gap_s:g} (in seconds; half an hour is 1800) is too long, or columns.user_id is not one "
+            f"user: {again}"
+        )
+    return notes
+
+
 def publish(context: Context, candidate: Candidate) -> Result:
     """One commit replaces whatever the changes touched, and says up to where it read.
 
@@ -173,6 +209,8 @@ def publish(context: Context, candidate: Candidate) -> Result:
         result.sessions_new, result.sessions_changed = counts.new, counts.changed
         result.sessions_retired, result.sessions_merged = counts.retired, counts.merged
         result.sessions_relinked, result.runaways = counts.relinked, counts.runaways
+        if manifest.plan.path in (Algorithm.CUT_SLICES, Algorithm.CUT_USERS):
+            result.notes += unusual(context, lake.rows(SESSIONS), counts.runaways)
     foreign.answer(context, SESSIONS, of)
     if not manifest.empty:
         result.notes += balance.hold(context, SESSIONS)

@@ -76,8 +76,15 @@ def parse(method: str) -> tuple[str, tuple[str, ...]]:
     known = base in BACKBONES or base in SESSION_ENCODERS or (base in BASELINES and not encodings)
     if not known or len(set(encodings)) < len(encodings) or not set(encodings) <= set(ENCODINGS):
         names = [*BASELINES, *BACKBONES, *SESSION_ENCODERS]
-        near = [] if base in names else difflib.get_close_matches(base, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        near = [base] if base in names else difflib.get_close_matches(base.lower(), names, n=1)
+        # (A baseline takes no encodings; of a backbone each that is near to a known one is that one.)
+        parts = [] if near and near[0] in BASELINES else list(dict.fromkeys(encodings))
+        meant = [
+            difflib.get_close_matches(one.lower(), ENCODINGS, n=1, cutoff=0.5) for one in parts
+        ]
+        hint = ""
+        if near and all(meant):
+            hint = f" (did you mean {'+'.join([near[0], *(one[0] for one in meant)])!r}?)"
         raise UserError(
             f"unknown method {method!r}{hint}: use a baseline ({', '.join(BASELINES)}), or a backbone "
             f"({', '.join([*BACKBONES, *SESSION_ENCODERS])}) with any of "

@@ -6,6 +6,7 @@ One experiment a source. MLflow is imported when first needed: it takes seconds.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import math
 import os
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DEFAULT_FOLDER = ".mlflow"
+SHOWN_NAMES = 10
+"""So many comparisons are named."""
 KIND, COMPARISON, ASKED_FOR = "kind", "comparison", "asked_for"  # tags of our runs
 SEEDS, PLAN = "seeds", "plan"  # the kind of a run that has the plan of a comparison, and its tag
 TUNING = "tuning"  # tag of a training: the run whose recipe it took
@@ -262,6 +265,21 @@ def runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
         token = page.token
         if not token:
             return result
+
+
+def comparisons_there(client: MlflowClient, experiment: str, kind: str, asked: str | None) -> str:
+    """The comparisons that have finished runs of a kind, for the sentence that one has none; empty:
+    there are no others."""
+    wanted = f"attributes.status = 'FINISHED' and tags.`{KIND}` = '{kind}'"
+    newest = client.search_runs([experiment], wanted, max_results=1000)
+    tags = (run.data.tags.get(COMPARISON) for run in newest)
+    names = list(dict.fromkeys(name for name in tags if name is not None and name != asked))
+    if not names:
+        return ""
+    near = difflib.get_close_matches(asked or "", names, n=1)
+    if near:
+        return f" (did you mean {near[0]!r}?)"
+    return f" (there are {', '.join(names[:SHOWN_NAMES])})"
 
 
 def plans(client: MlflowClient, experiment: str, comparison: str) -> list[Run]:

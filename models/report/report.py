@@ -60,15 +60,16 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
     tags = {tracking.COMPARISON: comparison} if comparison else {}
     found = tracking.runs(client, experiment, kind="compare", **tags)
     if not found:
-        which = f"comparison {comparison!r}" if comparison else "comparison"
+        which = f" {comparison!r}" if comparison else ""
+        there = tracking.comparisons_there(client, experiment, "compare", comparison)
         raise UserError(
-            f"no {which} of {source.name!r} is recorded: run `python -m models compare --source "
+            f"no comparison{which} of {source.name!r} is recorded{there}: run `python -m models compare --source "
             f"{source.name} --comparison {comparison or 'NAME'}` first"
         )
     run_id = found[0].info.run_id
     outcome = _artifact(client, run_id, "compare.json")
-    make = f"python -m jobs run --source {source.name}"
     path, cache = SEQUENCES.path(lake, source.name), cache_folder(lake, source.name)
+    make = f"python -m jobs run --source {source.name}"
     sequences = open_sequences(path, outcome["table_version"], cache, make)
     page = _page(
         source=source.name,
@@ -94,8 +95,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         ages=[row for row in outcome["methods"] if row.get("by_age")],
         settings=_settings(client, outcome),
     )
-    place = str(file) if file else f"{lake}/{source.name}/report.html"
-    filesystem.write_text(place, page)
+    filesystem.write_text(place := str(file or f"{lake}/{source.name}/report.html"), page)
     with tempfile.TemporaryDirectory(prefix="sessionmill-") as folder:
         copy = Path(folder) / "report.html"
         copy.write_text(page, encoding="utf-8")

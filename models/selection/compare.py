@@ -109,9 +109,10 @@ def entries(client: MlflowClient, experiment: str, source: str, comparison: str)
     """
     found = tracking.runs(client, experiment, kind="train", comparison=comparison)
     if not found:
+        others = tracking.comparisons_there(client, experiment, "train", comparison)
         raise UserError(
             f"comparison {comparison!r} of {source!r} has no finished training in "
-            f"{tracking.tracking_uri()}: run `python -m models train --source {source} --method METHOD "
+            f"{tracking.tracking_uri()}{others}: run `python -m models train --source {source} --method METHOD "
             f"--comparison {comparison}` first"
         )
     # A task that ran twice counts once: the newest run of a method and seed.

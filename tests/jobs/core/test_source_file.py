@@ -7,7 +7,7 @@ import pytest
 from jobs.core.errors import SettingsError, SourceError
 from jobs.core.settings import settings
 from jobs.core.source_file import load_source
-from jobs.core.source_rules import SessionsPart
+from jobs.core.source_rules import SessionsPart, rules_apart
 
 GOOD = """
 [source]
@@ -68,6 +68,15 @@ def test_a_session_rule_without_programs_is_stored_as_before(tmp_path: Path) -> 
     assert load_source(str(file)).sessions.rule_text() == before.rule_text()
 
 
+def test_rules_that_differ_are_said_by_the_keys_of_the_file() -> None:
+    half, hour = SessionsPart(), SessionsPart(gap_s=3600, midnight="UTC", max_session_hours=1.5)
+    assert rules_apart(half.rule_text(), hour.rule_text()) == (
+        "sessions.gap_s was 1800 and is 3600, sessions.max_session_hours was 24 and is 1.5, "
+        'sessions.midnight was not set and is "UTC"'
+    )
+    assert rules_apart(half.rule_text(), half.rule_text()) == ""
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -102,10 +111,16 @@ def test_a_session_rule_without_programs_is_stored_as_before(tmp_path: Path) -> 
         ("[filters]", '[schedule]\ncron = "sometimes"', ["schedule.cron", "'sometimes'", "five"]),
         ('unit = "s"', 'unit = "seconds"', ["time.unit", "'seconds'", "iso8601"]),
         ('unit = "s"', 'unit = "yyyy-MM-dd jj"', ["time.unit", "'j'"]),
+        ('unit = "s"', 'unit = "yyyy-mm-dd HH:mm"', ["time.unit", "write M for the month"]),
+        ('unit = "s"', 'unit = "s"\nzone = "CEST"', ["time.zone = 'CEST'", "as 'Europe/Paris'"]),
+        ('unit = "s"', 'unit = "s"\nzone = "berlin"', ["did you mean 'Europe/Berlin'?"]),
+        ('unit = "s"', 'unit = "s"\nany_year = "yes"', ["time.any_year", "'yes'"]),
         ('unit = "s"', 'unit = "s"\nzone = "Mars/Base"', ["time.zone", "'Mars/Base'"]),
         ('unit = "s"', 'unit = "s"\nzone = "Europe/Pariss"', ["'Europe/Paris'"]),
         ("[sessions]", "[sessions]\ngap_s = 0", ["sessions.gap_s", "0", "greater than 0"]),
         ("[sessions]", '[sessions]\ngap_s = "30 min"', ["sessions.gap_s", "'30 min'"]),
+        ("[sessions]", "[sessions]\ngap_s = true", ["sessions.gap_s = True", "write a number"]),
+        ("[filters]", "[filters]\nmin_item_events = true", ["min_item_events = True", "a number"]),
         ("[sessions]", '[sessions]\nrule = "day"', ["sessions.rule", "'day'"]),
         ("[sessions]", '[sessions]\non_max_hours = "cut"', ["sessions.on_max_hours", "'cut'"]),
         ("[sessions]", "[sessions]\nnative_gap = true", ["sessions.native_gap", "leave it out"]),
@@ -255,3 +270,24 @@ def test_the_stored_rule_names_new_keys_only_where_they_are_set() -> None:
     assert every.more_rules() == {
         "native_gap": True, "on_max_hours": "split", "boundary": "prev.a",
     }  # fmt: skip
+
+
+def test_a_copied_source_file_needs_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSIONMILL_SOURCES", str(tmp_path))
+    settings.cache_clear()
+    try:
+        for name in ("clicks", "copy", "alone"):
+            (tmp_path / f"{name}.toml").write_text(GOOD)
+        (tmp_path / "alone.toml").write_text(GOOD.replace('"clicks"', '"other"'))
+        (tmp_path / "broken.toml").write_text("[source")
+        assert load_source("clicks").name == "clicks" and load_source("alone").name == "other"
+        with pytest.raises(
+            SourceError, match=r"copy\.toml: source\.name = 'clicks' is the name of .*clicks"
+        ):
+            load_source("copy")
+        # A file that is named by its path may be anywhere, and is what is meant.
+        assert load_source(str(tmp_path / "copy.toml")).name == "clicks"
+    finally:
+        settings.cache_clear()

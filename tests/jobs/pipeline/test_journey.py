@@ -102,7 +102,8 @@ def test_late_lines_are_rejects_until_a_run_without_a_day(spark: Any, tmp_path: 
 def test_a_run_says_what_looks_wrong(
     spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    toml = CLICKS.replace('unit = "s"', 'unit = "ms"') + '[quality]\non_exceed = "warn"\n'
+    unit = 'unit = "ms"\nany_year = true'
+    toml = CLICKS.replace('unit = "s"', unit) + '[quality]\non_exceed = "warn"\n'
     shop = Workshop(spark, tmp_path, toml)
     shop.land("1.csv", "user,item,ts\n" + line("u", 1, 0) + line("u", 2, 61))
     [note] = shop.run("ingest").notes

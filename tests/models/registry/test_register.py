@@ -441,6 +441,11 @@ def test_a_session_method_by_the_commands(world: World) -> None:
     ("args", "says"),
     [
         (["--method", "bert5rec"], "unknown method 'bert5rec' (did you mean 'bert4rec'?): use a"),
+        (
+            ["--method", "grurec+sta"],
+            "unknown method 'grurec+sta' (did you mean 'gru4rec+st'?): use",
+        ),
+        (["--method", "pop+st"], "unknown method 'pop+st' (did you mean 'pop'?): use a baseline"),
         (["--method", "pop", "--preset", "huge"], "unknown preset 'huge': one of small, tiny"),
         (["--method", "pop", "--table-version", "9"], "has no version 9"),
         (["--method", "pop", "--target", "sales"], "--target sales: use one of next_item"),

@@ -211,7 +211,8 @@ def test_without_a_comparison_it_says_what_to_do(world: World, page: Path) -> No
     status, _, _, err = world.run(
         "report", "--source", str(world.source), "--comparison", "never", "--json"
     )
-    assert status == 1 and "no comparison 'never' of 'toy' is recorded: run `python" in err
+    assert status == 1 and "no comparison 'never' of 'toy' is recorded (there are " in err
+    assert "): run `python -m models compare --source toy --comparison never` first" in err
 
 
 def test_the_statistics_of_a_log_made_by_hand() -> None:
