@@ -18,23 +18,32 @@ def trained(dice: np.random.Generator, mean: Floats, seeds: int, by_seed: float)
     return mean[:, None] + own + training + dice.normal(0, 0.1, (len(mean), seeds))
 
 
-def found(effect: float, seeds: int, by_seed: float) -> float:
-    """The share of repetitions in which the interval excludes 0."""
+def found(effect: float, seeds: int, *by_seed: float, repeats: int = REPEATS) -> float:
+    """The share of repetitions in which the interval excludes 0; by_seed: the standard deviation of a
+    training's mean, of each method or of both."""
     dice = np.random.default_rng(seeds)
     times = 0
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         mean = dice.beta(0.3, 3, USERS)
-        one, other = (trained(dice, mean + more, seeds, by_seed) for more in (effect, 0.0))
-        _, low, high = over_seeds(one, other)
+        one = trained(dice, mean + effect, seeds, by_seed[0])
+        _, low, high = over_seeds(one, trained(dice, mean, seeds, by_seed[-1]))
         times += not low <= 0 <= high
-    return times / REPEATS
+    return times / repeats
 
 
-@pytest.mark.parametrize(("seeds", "by_seed"), [(2, 0.002), (2, 0.01), (3, 0.005), (5, 0.01)])
-def test_without_an_effect_few_are_found(seeds: int, by_seed: float) -> None:
-    """Within what 400 draws allow of 5 %; two seeds that differ widely miss 9 % (drawing seeds with
-    replacement missed 16 %)."""
-    assert found(0.0, seeds, by_seed) <= (0.11 if (seeds, by_seed) == (2, 0.01) else 0.075)
+@pytest.mark.parametrize(
+    ("seeds", "by_seed"), [(2, (0.002,)), (3, (0.005,)), (3, (0.01, 0.002)), (5, (0.01,))]
+)
+def test_without_an_effect_few_are_found(seeds: int, by_seed: tuple[float, ...]) -> None:
+    """Within what 400 draws allow of 5 %."""
+    assert found(0.0, seeds, *by_seed) <= 0.075
+
+
+@pytest.mark.parametrize("by_seed", [(0.005,), (0.01,), (0.01, 0.002)])
+def test_two_seeds_find_little_more(by_seed: tuple[float, ...]) -> None:
+    """Within what 2,000 draws allow of 6 %. (Degrees of freedom by the components that are left find
+    7 to 9 %, drawing seeds with replacement 16 %.)"""
+    assert found(0.0, 2, *by_seed, repeats=2000) <= 0.073
 
 
 def test_an_effect_that_can_be_seen_is_seen_as_often_as_promised() -> None:

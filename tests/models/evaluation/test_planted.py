@@ -1,103 +1,35 @@
 """A planted log with an effect of known size: comparisons find it as often as `power` promises, and do
-not find one where there is none.
+not find one where there is none. `benchmarks/power.py` makes the logs and prints the whole table.
 
-Small models are trained on a drawn log, 100 times anew: what follows an item is counted, alone or by a
-bit that the log has beside each event (such as: it opens a session). The bit tells something or
-nothing, by the plan of the log. A seed of a training is a sample of the log's lines, with replacement.
-The true effect is that of models of the whole distribution over very many users.
+Models that count are made 100 times anew, alone or by a bit that the log has beside each event (such as:
+it opens a session), which tells something or nothing. The true effect is that of models of the whole
+distribution over very many users.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
-from models.core.rows import Floats, Ints
-from models.evaluation.components import components, over_seeds
-from models.evaluation.metrics import per_target
+from benchmarks import power
+from benchmarks.power import TOLD, Log, Recorded, counted, effect_of
+from models.evaluation.components import Components, components
 
 pytestmark = pytest.mark.training
 
-ITEMS, USERS, TARGETS, LINES, SEEDS = 40, 40, 12, 60_000, 3
-REPEATS = 100
-
-
-@dataclass(frozen=True)
-class Log:
-    """float64[ITEMS, 2, ITEMS]: what follows an item, by the bit; `habits`: how far users differ."""
-
-    follows: Floats
-    habits: float = 0.6
-
-    @staticmethod
-    def planned(told: float, seed: int = 0) -> Log:
-        """`told`: the share of events that follow the bit and not the item alone."""
-        dice = np.random.default_rng(seed)
-        places = np.argsort(dice.random((ITEMS, 3, ITEMS)), axis=2)
-        zipf = 1 / np.arange(1, ITEMS + 1) ** 1.1
-        drawn = (zipf / zipf.sum())[places]
-        return Log((1 - told) * drawn[:, :1] + told * drawn[:, 1:])
-
-    def lines(self, number: int, dice: np.random.Generator) -> Floats:
-        """float64[ITEMS, 2, ITEMS]: how often each line comes in a log of so many lines."""
-        whole = self.follows / self.follows.sum()
-        return dice.multinomial(number, whole.ravel()).reshape(whole.shape).astype(float)
-
-    def asked(self, users: int, dice: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-        """int64[users, TARGETS]: items, bits, and what followed; each user has favourite items."""
-        favourites = dice.dirichlet(np.full(ITEMS, self.habits), users)
-        item = (dice.random((users, TARGETS, 1)) > favourites.cumsum(1)[:, None]).sum(2)
-        item = np.minimum(item, ITEMS - 1)
-        bit = dice.integers(0, 2, item.shape)
-        chance = self.follows[item, bit].cumsum(-1)
-        target = (dice.random((*item.shape, 1)) * chance[..., -1:] > chance).sum(-1)
-        return item, bit, np.minimum(target, ITEMS - 1)
-
-
-def trained(lines: Floats, sees_bit: bool, dice: np.random.Generator | None) -> Ints:
-    """int64[ITEMS, 2, ITEMS]: the place of each item in the list of a model of these lines, from 1."""
-    if dice is not None:
-        share = lines / lines.sum()
-        lines = dice.multinomial(int(lines.sum()), share.ravel()).reshape(share.shape).astype(float)
-    counts = lines if sees_bit else np.repeat(lines.sum(1, keepdims=True), 2, axis=1)
-    return np.argsort(np.argsort(-counts, axis=2, kind="stable"), axis=2) + 1
-
-
-def ndcg(places: Ints, asked: tuple[Ints, Ints, Ints]) -> Floats:
-    """float64[U]: NDCG@10 of each user."""
-    place = places[asked].ravel()
-    values = per_target(place, np.arange(len(place) + 1), (10,))["ndcg@10"]
-    mean: Floats = values.reshape(asked[0].shape).mean(1)
-    return mean
-
-
-def effect_of(log: Log) -> tuple[float, float]:
-    """(NDCG@10 without the bit, what the bit adds) of models of the whole distribution."""
-    asked = log.asked(60_000, np.random.default_rng(99))
-    plain, told = (ndcg(trained(log.follows, sees, None), asked).mean() for sees in (False, True))
-    return float(plain), float(told - plain)
+SEEDS, REPEATS = 3, 100
 
 
 def repeated(log: Log, sees_bit: bool, seed: int) -> tuple[float, float]:
     """(share of comparisons whose interval excludes 0, mean of the detectable difference)."""
-    dice = np.random.default_rng(seed)
-    found, least = 0, []
-    for _ in range(REPEATS):
-        lines, asked = log.lines(LINES, dice), log.asked(USERS, dice)
-        one, other = (
-            np.stack([ndcg(trained(lines, sees, dice), asked) for _ in range(SEEDS)], axis=1)
-            for sees in (sees_bit, False)
-        )
-        _, low, high = over_seeds(one, other)
-        found += not low <= 0 <= high
-        least.append(components(one, other).detectable(USERS, SEEDS))
-    return found / REPEATS, float(np.mean(least))
+    drawn = list(counted(log, sees_bit, SEEDS, REPEATS, seed))
+    found = [power.by_compare(values, SEEDS) for values in drawn]
+    least = [components(*values).detectable(power.USERS, SEEDS) for values in drawn]
+    return float(np.mean(found)), float(np.mean(least))
 
 
 def test_an_effect_of_five_percent_is_found_and_none_is_not() -> None:
-    log = Log.planned(0.37)
+    log = Log.planned(TOLD)
     plain, effect = effect_of(log)
     assert 0.045 < effect / plain < 0.055
     found, least = repeated(log, sees_bit=True, seed=1)
@@ -113,3 +45,45 @@ def test_what_is_below_what_can_be_seen_is_mostly_not_found() -> None:
     assert 0 < effect / plain < 0.02
     found, least = repeated(log, sees_bit=True, seed=3)
     assert least > effect and found < 0.8
+
+
+@pytest.mark.parametrize("rest", [0.0, 1.0])
+def test_values_like_those_of_a_recorded_comparison(rest: float) -> None:
+    """What can be seen with 80 % is seen as often, by planned looks less; what is not there hardly
+    ever, and no gate promotes a model that is no better."""
+    log = Recorded.of("completejourney.json")
+    assert log.users > 400 and 0.1 < log.base < 0.2
+    own = rest * log.by_user / 2
+    seeds = log.by_training - own / log.users
+    true = Components((1 - rest) * log.by_user, (seeds,) * 2, (own,) * 2, several=True)
+    share = true.detectable(log.users, power.MOST) / log.base
+    dice, bounds = np.random.default_rng(4), power.PLAN.bounds
+    for effect, low, high in ((share, 0.68, 0.92), (0.0, 0.0, 0.085)):
+        drawn = [log.drawn(effect, rest, power.MOST, dice) for _ in range(200)]
+        assert low <= np.mean([power.by_compare(v, power.MOST) for v, _ in drawn]) <= high
+        # (`seeds` counts the rest twice, so it sees less where all is the rest.)
+        seen = np.mean([power.by_seeds(values, bounds) for values, _ in drawn])
+        assert low * (1 - 0.4 * rest) - 0.05 <= seen <= high
+        gate = [power.promoted(*each) for each in drawn[:100]]
+        assert np.mean([wrong for _, wrong in gate]) <= 0.05
+        assert np.mean([better for better, _ in gate]) > 0.4 or not effect
+
+
+def test_shares_have_binomial_intervals() -> None:
+    row = power.row("values", "compare", 5.0, [True] * 8 + [False] * 2)
+    assert (row["found"], row["repeats"]) == (8, 10)
+    assert row["low"] == pytest.approx(0.4439, abs=1e-4)  # tables of Clopper and Pearson
+    assert row["high"] == pytest.approx(0.9748, abs=1e-4)
+    none = power.row("values", "compare", 0.0, [False] * 10)
+    text = power.table([row, none, power.row("values", "gate", 5.0, [True])])
+    assert "| values | +5.0 % | 8 of 10 (0.44 to 0.97) | 1 of 1 (0.03 to 1.00) |" in text
+    assert "| values | none | 0 of 10 (0.00 to 0.31) |  |" in text
+
+
+@pytest.mark.slow
+def test_really_trained_models_differ_where_sessions_tell_something() -> None:
+    effect, none = power.run_trained(3)
+    assert effect["repeats"] == none["repeats"] == 3
+    assert 2 < effect["effect_pct"] < 9 and effect["effect_pct"] > effect["effect_error_pct"]
+    assert 0.5 < effect["detectable_pct"] < 12
+    assert none["found"] <= 1 <= effect["found"]
