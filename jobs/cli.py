@@ -401,7 +401,7 @@ def left_out(result: Result) -> str:
 def in_lines(context: Context, job: str, result: Result) -> str:
     """What a job did, a line for each kind of thing that it makes."""
     if job == "validate":
-        return f"{len(result.tables_in)} tables, nothing is changed."
+        return f" {len(result.tables_in)} tables, nothing is changed."
     tables = ", ".join(
         f"{name} version {one['version']} ({one['rows']:,} rows)"
         for name, one in result.tables.items()
@@ -425,7 +425,7 @@ def in_lines(context: Context, job: str, result: Result) -> str:
             f"{relinked}{result.runaways:,} runaway."
         )
     lines.append(f"{tables or 'nothing published'}.")
-    return "\n  ".join(["", *lines] if len(lines) > 1 else lines)
+    return "\n  ".join(["", *lines]) if len(lines) > 1 else f" {lines[0]}"
 
 
 def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:
@@ -442,7 +442,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
         outcome["plans"] = {name: plan.to_json() for name, plan in context.plans.items()}
     head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
     head += f" [{step}]" if step != "all" else ""
-    print(f"{head}: {in_lines(context, job, result)} {seconds:.1f} s.", flush=True)
+    print(f"{head}:{in_lines(context, job, result)} {seconds:.1f} s.", flush=True)
     for note in result.notes:
         print(f"note: {note}", flush=True)
     answer = context.lake.folder("_runs", context.batch) + f"/{job}.{step}.json"
