@@ -12,7 +12,10 @@ if __package__ in (None, ""):
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
     sys.path.insert(0, str(Path(here).parent))
 
-from jobs.cli import main
+try:
+    from jobs.cli import main
+except KeyboardInterrupt:  # (nothing has begun)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

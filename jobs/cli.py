@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import json
 import os
+import re
+import signal
 import sys
 import threading
 import time
 import traceback
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.core.errors import SessionmillError, SettingsError
 from jobs.core.json_output import answer
@@ -20,10 +23,15 @@ from jobs.core.settings import settings
 from jobs.core.source_file import Source, load_source
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from jobs.lake.context import Context, Result
 
 STEPS = ("compute", "audit", "publish", "all")
 REPLAYS = ("replay-rejects", "replay-filtered")
+AUDITED = ("run", "ingest", "sessionize", "sequences", "drift", "lists", "validate", *REPLAYS)
+"""Jobs that need Great Expectations. (Scoring starts no JVM, and MLflow must not import Spark at the same
+time.)"""
 PLANNED = ("run", "ingest", "sessionize", "items", "sequences", "score", *REPLAYS)
 """Jobs that choose how they work: an algorithm, an engine, a way to publish."""
 JOBS = {
@@ -94,8 +102,27 @@ OF_ONE = {
 """Jobs that are about one thing."""
 
 
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status of a command that Ctrl-C ended, as shells have it."""
+NO_NUMBER = re.compile(r"invalid (int|float) value: (.*)")
+NO_CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are a sentence: a usage of forty lines hides it."""
+
+    def error(self, message: str) -> NoReturn:
+        message = NO_NUMBER.sub(
+            lambda found: f"{found[2]} is not a {'whole ' * (found[1] == 'int')}number", message
+        )
+        if found := NO_CHOICE.search(message):
+            near = difflib.get_close_matches(found[1], re.findall(r"'([^']*)'", found[2]), n=1)
+            message += f": did you mean {near[0]!r}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {message}. Options: {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
+    main = Parser(
         prog="python -m jobs",
         description="From raw interaction logs to session and sequence tables.",
     )
@@ -194,6 +221,14 @@ def main(argv: list[str] | None = None) -> int:
     except SessionmillError as error:
         print(f"{args.job} stopped: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:
+        print(
+            f"{args.job} stopped: interrupted (Ctrl-C). Tables are as their last commits left them; "
+            "run the same command again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+        return INTERRUPTED
     except Exception as error:
         remedy = next((REMEDIES[words] for words in REMEDIES if words in str(error)), None)
         if remedy is None:
@@ -316,11 +351,14 @@ def opened(args: argparse.Namespace, source: Source) -> Context:
     from jobs.lake.delta import Lake
     from jobs.lake.spark import get_spark
 
-    lake = Lake(
-        lambda: get_spark(f"sessionmill {args.job} {source.name}"),
-        settings().table_root(),
-        source.name,
-    )
+    def spark() -> SparkSession:
+        if args.job in AUDITED and getattr(args, "step", "all") in ("audit", "all"):
+            # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts. (Not before:
+            # a mistake that is found without Spark should not wait for it.)
+            threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
+        return get_spark(f"sessionmill {args.job} {source.name}")
+
+    lake = Lake(spark, settings().table_root(), source.name)
     batch = checked_batch(getattr(args, "batch", None))
     explain_plan = getattr(args, "explain_plan", False)
     day = getattr(args, "day", None)
@@ -338,13 +376,10 @@ def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
             os.makedirs(root, exist_ok=True)
         except OSError as error:
             raise SettingsError(
-                f"SESSIONMILL_LAKE = {root!r} cannot be written: {error.strerror}"
+                f"SESSIONMILL_LAKE = {root!r} cannot be made or written: {error.strerror}. Name a folder "
+                "that this user may write to, or grant the rights"
             ) from None
     step = getattr(args, "step", "all")
-    if args.job not in ("items", "score") and step in ("audit", "all"):
-        # Great Expectations takes 5 to 10 seconds to import: meanwhile the JVM starts. (Scoring
-        # starts none, and MLflow must not import Spark at the same time.)
-        threading.Thread(target=importlib.import_module, args=["great_expectations"]).start()
     from jobs.pipeline.steps import run_job
 
     names = ("rebuild", "reload", "table", "alias", "model_version", "k")
@@ -366,7 +401,7 @@ def left_out(result: Result) -> str:
 def in_lines(context: Context, job: str, result: Result) -> str:
     """What a job did, a line for each kind of thing that it makes."""
     if job == "validate":
-        return f"{len(result.tables_in)} tables, nothing is changed."
+        return f" {len(result.tables_in)} tables, nothing is changed."
     tables = ", ".join(
         f"{name} version {one['version']} ({one['rows']:,} rows)"
         for name, one in result.tables.items()
@@ -390,7 +425,7 @@ def in_lines(context: Context, job: str, result: Result) -> str:
             f"{relinked}{result.runaways:,} runaway."
         )
     lines.append(f"{tables or 'nothing published'}.")
-    return "\n  ".join(["", *lines] if len(lines) > 1 else lines)
+    return "\n  ".join(["", *lines]) if len(lines) > 1 else f" {lines[0]}"
 
 
 def told(context: Context, job: str, step: str, result: Result, seconds: float) -> dict[str, Any]:
@@ -407,7 +442,7 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
         outcome["plans"] = {name: plan.to_json() for name, plan in context.plans.items()}
     head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
     head += f" [{step}]" if step != "all" else ""
-    print(f"{head}: {in_lines(context, job, result)} {seconds:.1f} s.", flush=True)
+    print(f"{head}:{in_lines(context, job, result)} {seconds:.1f} s.", flush=True)
     for note in result.notes:
         print(f"note: {note}", flush=True)
     answer = context.lake.folder("_runs", context.batch) + f"/{job}.{step}.json"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from models.cli import main
+try:
+    from models.cli import main
+except KeyboardInterrupt:  # (nothing has begun)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

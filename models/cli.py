@@ -12,8 +12,9 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from jobs.cli import INTERRUPTED, Parser
 from jobs.core.json_output import answer
 from models.commands import comparing, experimenting, serving, training
 from models.core.errors import UserError
@@ -139,7 +140,7 @@ OF_MANY = ("grid", "seeds", "compare-rules", "backtest", "scaling")  # `failed`:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    top = Parser(prog="python -m models", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, one in COMMANDS.items():
         added = commands.add_parser(name, help=one.says, description=one.says)
@@ -150,10 +151,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def refuse(command: str, unknown: list[str]) -> NoReturn:
+    """Options that a command has not, with the place where a training's would be."""
+    of_training = ". Options of the trainings come last, after --" if command in OF_MANY else ""
+    Parser(prog=f"python -m models {command}").error(
+        f"unrecognized arguments: {' '.join(unknown)}{of_training}"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     from jobs.core.errors import SessionmillError
 
-    args = parser().parse_args(argv)
+    args, unknown = parser().parse_known_args(argv)
+    if unknown:
+        refuse(args.command, unknown)
     if argv is None:  # a scheduler that ends a task asks first: say in MLflow that the run ended
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     done: dict[str, Any] | None
@@ -170,6 +181,13 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, SessionmillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            f"error: {args.command} was interrupted (Ctrl-C). What it had recorded stays; run the same "
+            "command again to go on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     if args.json and done is not None:
         answer(done)
     if done and args.command == "verify" and not done["holds"]:

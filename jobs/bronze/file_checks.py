@@ -43,7 +43,8 @@ MONTHS, LEAST_MONTHS = 12, 3
 DAY_AND_MONTH = re.compile(r"(?<![dM])(?:(dd?)([^A-Za-z]*)(MM?)(?!M)|(MM?)([^A-Za-z]*)(dd?)(?!d))")
 """In a pattern of `[time] unit`: day and month beside each other, as numbers."""
 ANOTHER_NAME = (
-    "correct it, and load the log under another source.name; what was read stays as it was read"
+    "correct it, and load the log again, under another source.name or after removing this source's "
+    "folder of the lake; what was read stays as it was read"
 )
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

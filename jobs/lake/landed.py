@@ -27,8 +27,8 @@ NO_LOG = re.compile(
 
 
 def absolute(landing: str) -> str:
-    """A landing pattern as a URI, or from the root of the file system."""
-    return landing if "://" in landing else os.path.abspath(landing)
+    """A landing pattern as a URI, or from the root of the file system; `~` is this user's home."""
+    return landing if "://" in landing else os.path.abspath(os.path.expanduser(landing))
 
 
 def landed(

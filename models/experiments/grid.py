@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -197,9 +198,31 @@ def train_cell(
         *(["--variant", cell.variant] if cell.variant else []), *cell.options,
     ]  # fmt: skip
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "models", *words], check=False)
+    status = in_a_process(words)
     say(f"  {time.monotonic() - began:.0f} s")
-    return done.returncode == 0
+    return status == 0
+
+
+def in_a_process(words: Sequence[str], patience_s: float = 10.0) -> int:
+    """Run a command of ours in a process of its own; its exit status.
+
+    Raises:
+        KeyboardInterrupt: by Ctrl-C, which reaches that process as well: it has ended, so that what it
+            recorded is whole.
+    """
+    with subprocess.Popen([sys.executable, "-m", "models", *words]) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(patience_s)
+            except subprocess.TimeoutExpired:  # (the signal was for this process alone)
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            raise
+    if status in (-signal.SIGINT, 128 + signal.SIGINT):
+        raise KeyboardInterrupt
+    return status
 
 
 def asked_of(cell: Cell, options: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ exist, an encoding does not know which backbone it is in: a new one is a file an
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -85,6 +86,8 @@ def parse(method: str) -> tuple[str, tuple[str, ...]]:
         hint = ""
         if near and all(meant):
             hint = f" (did you mean {'+'.join([near[0], *(one[0] for one in meant)])!r}?)"
+        if re.search(r"[\s;|]", method.strip()):
+            hint = " (separate methods by commas)"
         raise UserError(
             f"unknown method {method!r}{hint}: use a baseline ({', '.join(BASELINES)}), or a backbone "
             f"({', '.join([*BACKBONES, *SESSION_ENCODERS])}) with any of "

@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tempfile
 import time
 import urllib.error
@@ -83,6 +84,11 @@ def _answers(uri: str) -> None:
             time.sleep(min(10.0, left))
 
 
+def first_sentence(error: Exception) -> str:
+    """What an error of MLflow says, without what follows: some are of ten lines."""
+    return re.split(r"(?<=\w)\.\s|\n", str(error), maxsplit=1)[0].rstrip(".")
+
+
 def connect(source: str) -> tuple[MlflowClient, str]:
     """A client, and the id of the source's experiment (made if there is none)."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -90,6 +96,11 @@ def connect(source: str) -> tuple[MlflowClient, str]:
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         _answers(uri)
+    elif "://" not in uri and re.fullmatch(r"[\w.-]+(:\d+)?", uri) and not os.path.isdir(uri):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri} is no address and no folder: write http:// before a server's, "
+            "sqlite:/// before a database's file, or unset it to record under .mlflow/ in this folder"
+        )
     import logging
 
     import mlflow
@@ -115,8 +126,8 @@ def connect(source: str) -> tuple[MlflowClient, str]:
                     experiment = client.get_experiment_by_name(source)
         except MlflowException as error:
             raise UserError(
-                f"MLflow at {uri} does not work: {error}. Set MLFLOW_TRACKING_URI to another "
-                "server, or unset it to record under .mlflow/ in this folder"
+                f"MLflow at {uri} does not work: {first_sentence(error)}. Set MLFLOW_TRACKING_URI to another "
+                "server or to a database (sqlite:///FILE), or unset it to record under .mlflow/ in this folder"
             ) from None
     if experiment is None or experiment.lifecycle_stage != "active":
         raise UserError(

@@ -52,6 +52,8 @@ SAME = {  # what has to be equal -> by what it is set
     "preprocess": "--preprocess",
 }
 DRAWS = 2000
+WORDS = {"cannot tell": "not significant"}
+"""Verdicts that a person reads otherwise than they are stored."""
 REPORTED = (  # by a training, and a column of the comparison
     "method", "seed", "num_params", "num_params_added", "params_added_pct", "epochs",
     "events_per_second", "peak_rss_mb", "seconds", "mlflow_run_id",
@@ -146,12 +148,17 @@ def _same(entries: list[Entry]) -> None:
     for other in entries[1:]:
         for name, option in SAME.items():
             if _fact(other, name) != _fact(first, name):
+                said = [
+                    in_words(one.facts[name]) if name == "cut" else one.facts.get(name)
+                    for one in (first, other)
+                ]
                 raise UserError(
                     f"cannot compare: {name} of {first.report['method']} (run "
-                    f"{first.report['mlflow_run_id']}) is {first.facts.get(name)}, of "
+                    f"{first.report['mlflow_run_id']}) is {said[0]}, of "
                     f"{other.report['method']} (run {other.report['mlflow_run_id']}) "
-                    f"{other.facts.get(name)}. Train both with the same {option}, under a new "
-                    "--comparison"
+                    f"{said[1]}. Train both with the same {option}, under a new --comparison; or take the "
+                    f"one that does not belong here out: MLFLOW_TRACKING_URI={tracking.tracking_uri()} mlflow "
+                    "runs delete --run-id RUN"
                 )
         if other.user_id != first.user_id:
             raise UserError(
@@ -428,7 +435,7 @@ def show(outcome: dict[str, Any]) -> None:
         if versus:
             print(
                 f"  {row['method']} against {versus['method']}: {versus['difference']:+.4f} "
-                f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
+                f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {WORDS.get(versus['verdict'], versus['verdict'])}"
                 + _and_seeds(row["vs_vanilla_seeds"])
                 + _and_kinds(row["by_target"])
                 + _and_power(row)
@@ -471,7 +478,7 @@ def _and_seeds(versus: dict[str, Any]) -> str:
         return ""
     return (
         f"; over {versus['seeds'][0]} and {versus['seeds'][1]} seeds {versus['difference']:+.4f} "
-        f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {versus['verdict']}"
+        f"[{versus['low']:+.4f}, {versus['high']:+.4f}], {WORDS.get(versus['verdict'], versus['verdict'])}"
     )
 
 
@@ -489,7 +496,7 @@ def _and_kinds(by_target: dict[str, Any]) -> str:
     return "".join(
         f"; {'first of a session' if kind == 'first' else 'inside a session'} "
         f"{part['vs_vanilla']['difference']:+.4f} [{part['vs_vanilla']['low']:+.4f}, "
-        f"{part['vs_vanilla']['high']:+.4f}], {part['vs_vanilla']['verdict']}"
+        f"{part['vs_vanilla']['high']:+.4f}], {WORDS.get(part['vs_vanilla']['verdict'], part['vs_vanilla']['verdict'])}"
         for kind, part in by_target.items()
         if "vs_vanilla" in part
     )

@@ -386,6 +386,8 @@ def _tracked(
             params = flat({**config.as_dict(), "data": prepared.facts})
             if request.recipe is not None:
                 params |= flat({"tuning": request.recipe.origin})
+            for line in not_comparable(client, experiment, request.comparison, params):
+                say(line)
             tracking.log_values(client, run_id, params=params)
             tracking.log_table(
                 client, run_id, sequences.path, sequences.version, sequences.table_id
@@ -393,6 +395,36 @@ def _tracked(
             yield Tracked(client, run_id, tracking.Curves(client, run_id, say), mine)
         if mine:
             keep.remove()
+
+
+ASKED = ("data.table_", "data.cut.", "data.target", "data.request_time", "data.repeat_policy")
+"""Beginnings of the parameters in which the trainings of a comparison agree."""
+
+
+def not_comparable(
+    client: MlflowClient, experiment: str, comparison: str | None, params: dict[str, Any]
+) -> list[str]:
+    """What to say, before hours are spent, of a training that cannot be compared with one that its
+    comparison has."""
+    found = (
+        tracking.runs(client, experiment, kind="train", comparison=comparison) if comparison else []
+    )
+    mine = {name: str(value) for name, value in params.items() if name.startswith(ASKED)}
+    others = [
+        {name: one.data.params[name] for name in mine if name in one.data.params} for one in found
+    ]
+    there = next((one for one in others if one.items() - mine.items()), None)
+    if there is None:
+        return []
+    apart = [
+        f"{name.removeprefix('data.')} {value} and here {mine[name]}"
+        for name, value in there.items()
+        if value != mine[name]
+    ]
+    return [
+        f"warning: this training cannot be compared with those that comparison {comparison!r} has: "
+        f"{', '.join(apart)}. Stop it (Ctrl-C), and give the same options, or another --comparison"
+    ]
 
 
 def _run_tags(request: Request, prepared: Prepared) -> dict[str, str]:

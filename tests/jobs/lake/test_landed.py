@@ -33,6 +33,13 @@ def test_what_lies_beside_logs_is_left_out_and_told(tmp_path: Path) -> None:
         assert left == {name.split("/")[0] for name in BESIDE}
 
 
+def test_a_landing_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.csv").write_text("x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [path for path, *_ in landed("~/logs/*.csv")] == [f"{tmp_path}/logs/a.csv"]
+
+
 def test_what_a_landing_names_is_read(tmp_path: Path) -> None:
     for name in BESIDE[:4]:
         (tmp_path / name).write_text("x")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -399,11 +398,11 @@ def test_a_grid_takes_recipes_and_the_table_says_the_budgets(
 
     trainings: list[list[str]] = []
 
-    def in_process(command: list[str], **_: Any) -> SimpleNamespace:
-        trainings.append(command[3:])
-        return SimpleNamespace(returncode=cli.main(command[3:]))
+    def here(words: list[str]) -> int:
+        trainings.append(words)
+        return cli.main(words)
 
-    monkeypatch.setattr(grid, "subprocess", SimpleNamespace(run=in_process))
+    monkeypatch.setattr(grid, "in_a_process", here)
     budget = ("--trials", "3", "--minutes", "30")
     same = [tuned(world, name, *budget) for name in ("tifu_knn", "vsknn")]
     words = (

@@ -446,6 +446,10 @@ def test_a_session_method_by_the_commands(world: World) -> None:
             "unknown method 'grurec+sta' (did you mean 'gru4rec+st'?): use",
         ),
         (["--method", "pop+st"], "unknown method 'pop+st' (did you mean 'pop'?): use a baseline"),
+        (
+            ["--method", "pop;item_knn"],
+            "unknown method 'pop;item_knn' (separate methods by commas)",
+        ),
         (["--method", "pop", "--preset", "huge"], "unknown preset 'huge': one of small, tiny"),
         (["--method", "pop", "--table-version", "9"], "has no version 9"),
         (["--method", "pop", "--target", "sales"], "--target sales: use one of next_item"),
@@ -540,6 +544,10 @@ def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert status == 1
     assert "does not answer" in err
     assert "make up" in err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "127.0.0.1:5000")
+    status, _, _, err = world.run("train", "--source", str(world.source), "--method", "pop")
+    assert status == 1
+    assert "MLFLOW_TRACKING_URI=127.0.0.1:5000 is no address and no folder: write http://" in err
 
 
 def test_a_command_waits_for_an_mlflow_that_is_away_for_a_while(
