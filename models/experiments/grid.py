@@ -1,25 +1,31 @@
 """Many methods and seeds, one after another, each in a process of its own; stops and goes on.
 
 A cell that MLflow has as finished is not trained again, one that was killed continues from its
-checkpoint. What came of the grid is a small JSON file: enough to make tables and plots from, with
+checkpoint. A cell that another process trains is waited for: a grid that was killed leaves its last
+training running. What came of the grid is a small JSON file: enough to make tables and plots from, with
 the command, the commit, the machine and the data version of every number.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models.core.environment import code_version, machine
 from models.core.errors import UserError
+from models.data.sequences import cache_folder
 from models.networks.methods import BACKBONES, BASELINES, SESSION_ENCODERS, parse
 from models.registry import recipes, tracking
 from models.registry.recipes import Key
@@ -153,11 +159,7 @@ def grid(
     if file is not None:
         rows = [report_of(client, experiment, comparison, one) for one in cells]
         written = {
-            "kind": "grid",
-            "command": command,
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": code_version(),
-            "machine": machine(),
+            **head("grid", command),
             "comparison": outcome,
             "cells": [row for row in rows if row],
         }
@@ -181,7 +183,25 @@ def train_cell(
     Raises:
         UserError: it is there, and was trained with other options.
     """
-    asked = asked_of(cell, options)
+    with _alone(_lock_of(source, comparison, cell), say) as lock:
+        if _there(client, experiment, comparison, cell, asked_of(cell, options)):
+            say("  there already")
+            return True
+        words = [
+            "train", "--source", source, "--method", cell.method, "--seed", str(cell.seed),
+            "--comparison", comparison, *options,
+            *(["--variant", cell.variant] if cell.variant else []), *cell.options,
+        ]  # fmt: skip
+        began = time.monotonic()
+        # The training has the lock, too: it may live longer than we do.
+        command = [sys.executable, "-m", "models", *words]
+        done = subprocess.run(command, check=False, pass_fds=(lock,))
+    say(f"  {time.monotonic() - began:.0f} s")
+    return done.returncode == 0
+
+
+def _there(client: Any, experiment: str, comparison: str, cell: Cell, asked: str) -> bool:
+    """Whether MLflow has the cell as finished."""
     there = tracking.runs(client, experiment, comparison=comparison, **cell.wanted)
     if there:
         trained_by = there[0].data.tags.get(tracking.ASKED_FOR, asked)
@@ -190,6 +210,7 @@ def train_cell(
                 f"{cell.name}, seed {cell.seed}, is already in comparison {comparison}, trained with "
                 f"{trained_by}. You gave {asked}: name another --comparison"
             )
+<<<<<<< HEAD
         say("  there already")
         return True
     words = [
@@ -223,6 +244,44 @@ def in_a_process(words: Sequence[str], patience_s: float = 10.0) -> int:
     if status in (-signal.SIGINT, 128 + signal.SIGINT):
         raise KeyboardInterrupt
     return status
+=======
+    return bool(there)
+
+
+def _lock_of(source: str, comparison: str, cell: Cell) -> Path:
+    """A file that whoever trains the cell has locked."""
+    from jobs.core.settings import settings
+    from jobs.core.source_file import load_source
+
+    name = hashlib.sha256(json.dumps([comparison, cell.name, cell.seed]).encode()).hexdigest()[:16]
+    folder = cache_folder(settings().table_root(), load_source(source).name)
+    return folder / "cells" / f"{name}.lock"
+
+
+@contextmanager
+def _alone(path: Path, say: Callable[[str], None]) -> Iterator[int]:
+    """The locked file's descriptor, as soon as no other process has it. A process that inherits the
+    descriptor has the lock, too, until it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("  another process trains it: waiting until it ends")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                current = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                current = False
+            if not current:
+                continue  # who had it before us removed the file: another one may be locked by now
+            try:
+                yield file.fileno()
+            finally:
+                path.unlink(missing_ok=True)
+            return
+>>>>>>> C
 
 
 def asked_of(cell: Cell, options: Sequence[str]) -> str:
@@ -231,6 +290,17 @@ def asked_of(cell: Cell, options: Sequence[str]) -> str:
 
     words = ["--source", "", "--method", cell.method, *options, *cell.options]
     return asked_for(train_parser().parse_args(words))
+
+
+def head(kind: str, command: str) -> dict[str, Any]:
+    """How a results file begins: what it is, and by which command, code and machine it was made."""
+    return {
+        "kind": kind,
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": code_version(),
+        "machine": machine(),
+    }
 
 
 def keep(file: Path, written: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -14,7 +14,6 @@ the same vocabulary and the same targets.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from models.core.environment import Say, code_version, machine
+from models.core.environment import Say
 from models.core.errors import UserError
-from models.experiments.grid import Cell, command_line, keep, report_of, train_cell
+from models.experiments.grid import Cell, command_line, head, keep, report_of, train_cell
 from models.networks.methods import BASELINES, config, parse
 from models.registry import tracking
 
@@ -95,12 +94,8 @@ def scaling(
     if one_seed_from < math.inf:
         given["one-seed-from"] = f"{one_seed_from:g}"
     written = {
-        "kind": "scaling",
+        **head("scaling", command_line("scaling", source, comparison, options, **given)),
         "method": method,
-        "command": command_line("scaling", source, comparison, options, **given),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": code_version(),
-        "machine": machine(),
         "points": points,
         "missing": len(failed),
         "fits": {

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.core.environment import Say, code_version, machine
+from models.core.environment import Say
 from models.core.errors import UserError
 from models.evaluation.sequential import NO_GAIN, OPEN, bounds, look, spent
-from models.experiments.grid import Cell, keep, report_of, train_cell
+from models.experiments.grid import Cell, head, keep, report_of, train_cell
 from models.networks.methods import BASELINES
 from models.registry import tracking
 from models.selection.compare import BY, SAME, Entry, entries, measured_against
@@ -154,11 +153,7 @@ def until_decided(
     if file is not None:
         told = [report_of(client, experiment, comparison, cell) for cell in cells]
         written = {
-            "kind": tracking.SEEDS,
-            "command": command,
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": code_version(),
-            "machine": machine(),
+            **head(tracking.SEEDS, command),
             "comparison": outcome,
             "cells": [row for row in told if row],
         }

@@ -68,7 +68,7 @@ def trained_here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     told: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> SimpleNamespace:
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
         told.append(command[3:])
         return SimpleNamespace(returncode=cli.main(command[3:]))
 
