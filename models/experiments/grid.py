@@ -194,44 +194,25 @@ def train_cell(
         ]  # fmt: skip
         began = time.monotonic()
         # The training has the lock, too: it may live longer than we do.
-        command = [sys.executable, "-m", "models", *words]
-        done = subprocess.run(command, check=False, pass_fds=(lock,))
-    say(f"  {time.monotonic() - began:.0f} s")
-    return done.returncode == 0
-
-
-def _there(client: Any, experiment: str, comparison: str, cell: Cell, asked: str) -> bool:
-    """Whether MLflow has the cell as finished."""
-    there = tracking.runs(client, experiment, comparison=comparison, **cell.wanted)
-    if there:
-        trained_by = there[0].data.tags.get(tracking.ASKED_FOR, asked)
-        if trained_by != asked:
-            raise UserError(
-                f"{cell.name}, seed {cell.seed}, is already in comparison {comparison}, trained with "
-                f"{trained_by}. You gave {asked}: name another --comparison"
-            )
-<<<<<<< HEAD
-        say("  there already")
-        return True
-    words = [
-        "train", "--source", source, "--method", cell.method, "--seed", str(cell.seed),
-        "--comparison", comparison, *options,
-        *(["--variant", cell.variant] if cell.variant else []), *cell.options,
-    ]  # fmt: skip
-    began = time.monotonic()
-    status = in_a_process(words)
+        status = in_a_process(words, pass_fds=(lock,))
     say(f"  {time.monotonic() - began:.0f} s")
     return status == 0
 
 
-def in_a_process(words: Sequence[str], patience_s: float = 10.0) -> int:
+def in_a_process(
+    words: Sequence[str], patience_s: float = 10.0, pass_fds: Sequence[int] = ()
+) -> int:
     """Run a command of ours in a process of its own; its exit status.
+
+    Args:
+        pass_fds: descriptors that it inherits.
 
     Raises:
         KeyboardInterrupt: by Ctrl-C, which reaches that process as well: it has ended, so that what it
             recorded is whole.
     """
-    with subprocess.Popen([sys.executable, "-m", "models", *words]) as process:
+    command = [sys.executable, "-m", "models", *words]
+    with subprocess.Popen(command, pass_fds=pass_fds) as process:
         try:
             status = process.wait()
         except KeyboardInterrupt:
@@ -244,7 +225,18 @@ def in_a_process(words: Sequence[str], patience_s: float = 10.0) -> int:
     if status in (-signal.SIGINT, 128 + signal.SIGINT):
         raise KeyboardInterrupt
     return status
-=======
+
+
+def _there(client: Any, experiment: str, comparison: str, cell: Cell, asked: str) -> bool:
+    """Whether MLflow has the cell as finished."""
+    there = tracking.runs(client, experiment, comparison=comparison, **cell.wanted)
+    if there:
+        trained_by = there[0].data.tags.get(tracking.ASKED_FOR, asked)
+        if trained_by != asked:
+            raise UserError(
+                f"{cell.name}, seed {cell.seed}, is already in comparison {comparison}, trained with "
+                f"{trained_by}. You gave {asked}: name another --comparison"
+            )
     return bool(there)
 
 
@@ -281,7 +273,6 @@ def _alone(path: Path, say: Callable[[str], None]) -> Iterator[int]:
             finally:
                 path.unlink(missing_ok=True)
             return
->>>>>>> C
 
 
 def asked_of(cell: Cell, options: Sequence[str]) -> str:

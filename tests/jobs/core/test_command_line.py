@@ -80,7 +80,7 @@ class Training:
     def __init__(self, status: int, waits: list[BaseException]) -> None:
         self.status, self.waits, self.sent = status, waits, list[int]()
 
-    def __call__(self, words: list[str]) -> "Training":
+    def __call__(self, words: list[str], **_: Any) -> "Training":
         assert words[:3] == [sys.executable, "-m", "models"]
         return self
 

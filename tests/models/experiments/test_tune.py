@@ -398,7 +398,7 @@ def test_a_grid_takes_recipes_and_the_table_says_the_budgets(
 
     trainings: list[list[str]] = []
 
-    def here(words: list[str]) -> int:
+    def here(words: list[str], **_: Any) -> int:
         trainings.append(words)
         return cli.main(words)
 
