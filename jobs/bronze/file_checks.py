@@ -164,7 +164,7 @@ def wrong_unit(context: Context, facts: list[FileFacts]) -> Iterator[str]:
         remedy = (
             f"set time.unit = {other!r}"
             if other in NUMERIC_UNITS
-            else "they are nanoseconds, which no unit is: have the log delivered in us"
+            else "nanoseconds are not read: have the log delivered in us"
         )
         yield (
             f"{one.file}: time.unit = {unit!r}, and its times seem to be in {other}: {text} in line "

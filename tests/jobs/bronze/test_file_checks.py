@@ -89,7 +89,7 @@ def test_a_unit_that_is_wrong_by_a_thousand_stops_the_run(
 
 
 def test_nanoseconds_are_no_unit(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match="nanoseconds, which no unit is: have the log delivered"):
+    with pytest.raises(SchemaError, match="nanoseconds are not read: have the log delivered"):
         begin(tmp_path, "us", [f"{SECONDS}123456789"])
 
 
