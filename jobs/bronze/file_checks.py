@@ -368,7 +368,8 @@ def swapped_days(source: Source, candidate: Candidate) -> list[str]:
     patterns = [unit for unit in source.time.units if DAY_AND_MONTH.search(unit)]
     if not patterns:
         return []
-    rows = candidate.part("lines").select("event_date").where("reason IS NULL").distinct().collect()
+    usable = candidate.part("lines").where("reason IS NULL")
+    rows = usable.select("event_date").distinct().collect()
     return read_as_months(patterns[0], sorted(row["event_date"] for row in rows))
 
 
