@@ -33,7 +33,7 @@ QUICK = (
     "jobs/lake/test_landed.py", "jobs/sources/test_database.py", "jobs/core/", "jobs/lake/test_commits.py",
     "jobs/lake/test_filesystem.py", "jobs/lake/test_refused_tables.py",
     "jobs/recommend/test_rules.py", "jobs/silver/test_cut_arrow.py",
-    "jobs/bronze/test_file_checks.py", "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "jobs/silver/test_links.py", "models/data/",
+    "jobs/bronze/test_file_checks.py", "jobs/silver/test_unusual_sessions.py", "jobs/silver/test_cut_nightly.py", "jobs/silver/test_cut_users.py", "jobs/silver/test_links.py", "models/data/",
     "models/evaluation/", "models/networks/",
     "models/selection/test_compare.py", "models/serving/test_recommend.py",
     "models/serving/test_rules.py",

@@ -50,13 +50,16 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def check_beginning(context: Context, chosen: list[tuple[str, int, int]]) -> None:
-    """Read the beginning of the first file, before Spark starts: what is wrong there is said at once.
-    Expressions of the source file are bound to its columns.
+    """Read the beginning of the first file of a new log, before Spark starts: what is wrong there is said
+    at once. Expressions of the source file are bound to its columns, every night.
 
     Raises:
         SourceError, SchemaError: the source file does not fit.
     """
+    new = not context.lake.rows(FILES)
     fmt = replace(file_format(context.source), table=tables.schema_of(context.source))
+    if fmt.computing is None and not new:
+        return
     path = chosen[0][0]
     facts = FileFacts(path)
     next(iter(read_file(fmt, path, facts)), None)
@@ -66,7 +69,7 @@ def check_beginning(context: Context, chosen: list[tuple[str, int, int]]) -> Non
         expressions.check_names(fmt.computing, there, path, certain=fmt.format != "jsonl")
     # (Of several files all are read first, so that one run reports what is wrong with each.)
     complaints = [facts.error] if facts.error and (fmt.computing or len(chosen) == 1) else []
-    if len(chosen) == 1 or not context.lake.rows(FILES):
+    if new:
         complaints += wrong_unit(context, [facts])
     if complaints:
         shown = "\n".join(complaints)
@@ -164,7 +167,7 @@ def wrong_unit(context: Context, facts: list[FileFacts]) -> Iterator[str]:
         remedy = (
             f"set time.unit = {other!r}"
             if other in NUMERIC_UNITS
-            else "they are nanoseconds, which no unit is: have the log delivered in us"
+            else "nanoseconds are not read: have the log delivered in us"
         )
         yield (
             f"{one.file}: time.unit = {unit!r}, and its times seem to be in {other}: {text} in line "
@@ -365,7 +368,8 @@ def swapped_days(source: Source, candidate: Candidate) -> list[str]:
     patterns = [unit for unit in source.time.units if DAY_AND_MONTH.search(unit)]
     if not patterns:
         return []
-    rows = candidate.part("lines").select("event_date").where("reason IS NULL").distinct().collect()
+    usable = candidate.part("lines").where("reason IS NULL")
+    rows = usable.select("event_date").distinct().collect()
     return read_as_months(patterns[0], sorted(row["event_date"] for row in rows))
 
 

@@ -107,6 +107,7 @@ def sample_of(path: str) -> Sample:
     if filesystem.exists(f"{place}/_delta_log"):
         return _delta(place)
     files = landed(place)
+    files = [one for one in files if one[1]] or files  # (an empty file among others says nothing)
     if not files:
         raise SettingsError(
             f"{path}: there is no such file: name a file, folder or pattern of the log"

@@ -171,7 +171,7 @@ def unusual(context: Context, total: int, runaways: int) -> list[str]:
     events = context.lake.rows(context.lake.session_events())
     if said.gap_s < SHORT_GAP_S and 0 < events < FEW_EVENTS * total:
         notes.append(
-            f"a session has {events / total:.2f} events in the mean. sessions.gap_s = {said.gap_s:g} is in "
+            f"a session has {events / total:.2f} events in the mean. sessions.gap_s = {said.gap_s:,.15g} is in "
             f"seconds (half an hour is 1800). If it is too short: {again}"
         )
     if runaways > MANY_RUNAWAYS * total:
@@ -179,7 +179,7 @@ def unusual(context: Context, total: int, runaways: int) -> list[str]:
             f"{runaways:,} of {total:,} sessions are runaway and left out of gold: they are longer than "
             f"sessions.max_session_hours = {said.max_session_hours:g} or have more events than "
             f"sessions.max_session_events = {said.max_session_events:,}. If sessions.gap_s = "
-            f"{said.gap_s:g} (in seconds; half an hour is 1800) is too long, or columns.user_id is not one "
+            f"{said.gap_s:,.15g} (in seconds; half an hour is 1800) is too long, or columns.user_id is not one "
             f"user: {again}"
         )
     return notes

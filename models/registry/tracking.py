@@ -98,7 +98,7 @@ def connect(source: str) -> tuple[MlflowClient, str]:
         _answers(uri)
     elif "://" not in uri and re.fullmatch(r"[\w.-]+(:\d+)?", uri) and not os.path.isdir(uri):
         raise UserError(
-            f"MLFLOW_TRACKING_URI={uri} is no address and no folder: write http:// before a server's, "
+            f"MLFLOW_TRACKING_URI={uri} is neither an address nor a folder: write http:// before a server's, "
             "sqlite:/// before a database's file, or unset it to record under .mlflow/ in this folder"
         )
     import logging

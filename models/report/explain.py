@@ -103,11 +103,14 @@ def _list(source: Source, lake: str, user: str, version: str) -> dict[str, Any]:
         (row for row in rows if row["model_version"] == version), None
     )
     if found is None:
-        there = ", ".join(sorted({row["model_version"] for row in rows})) or "no version at all"
-        raise UserError(
-            f"{path} has no list of user {user!r} by version {version}; it has lists by {there}: name "
-            f"one with --model-version, or make it with python -m jobs score --source {source.name}"
+        there = ", ".join(sorted({row["model_version"] for row in rows}))
+        make = f"make it with python -m jobs score --source {source.name}"
+        remedy = (
+            f"; it has lists by {there}: name one with --model-version, or {make}"
+            if there
+            else f": write the user as the log has it; if the user is new, {make}"
         )
+        raise UserError(f"{path} has no list of user {user!r} by version {version}{remedy}")
     return found
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from jobs.bronze import file_checks
+from jobs.bronze.file_checks import wrong_unit
 from jobs.core.errors import SchemaError
 from jobs.core.source_file import load_source
+from jobs.records.records import FileFacts
 
 SOURCE = """
 [source]
@@ -44,14 +46,12 @@ class Lake:
         return [SimpleNamespace(last_us=lambda _: last // timedelta(microseconds=1))]
 
 
-def begin(
-    folder: Path, unit: str, times: list[str], lake: Lake | None = None, more: str = ""
-) -> None:
+def begin(folder: Path, unit: str, times: list[str], more: str = "") -> None:
     """Check the beginning of a log with these times."""
     file, log = folder / "clicks.toml", folder / "log.csv"
     file.write_text(SOURCE.format(unit=unit) + more)
     log.write_text("user,item,ts\n" + "".join(f"u,i,{one}\n" for one in times))
-    context: Any = SimpleNamespace(source=load_source(str(file)), lake=lake or Lake())
+    context: Any = SimpleNamespace(source=load_source(str(file)), lake=Lake())
     file_checks.check_beginning(context, [(str(log), log.stat().st_size, 0)])
 
 
@@ -89,14 +89,22 @@ def test_a_unit_that_is_wrong_by_a_thousand_stops_the_run(
 
 
 def test_nanoseconds_are_no_unit(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match="nanoseconds, which no unit is: have the log delivered"):
+    with pytest.raises(SchemaError, match="nanoseconds are not read: have the log delivered"):
         begin(tmp_path, "us", [f"{SECONDS}123456789"])
 
 
 def test_a_log_of_early_years_stays_one(tmp_path: Path) -> None:
-    begin(tmp_path, "ms", [f"{SECONDS}"], Lake(1970))
-    with pytest.raises(SchemaError, match=r"set time.unit = 's'"):
-        begin(tmp_path, "ms", [f"{SECONDS}"], Lake(2024))
+    """Of a later night, after all of its files were read."""
+    file = tmp_path / "clicks.toml"
+    file.write_text(SOURCE.format(unit="ms"))
+    one = FileFacts(
+        "b.csv", lines=3, units={"s": 2}, first_of={"s": 2}, time_of={"s": f"{SECONDS}"}
+    )
+    for last_year, said in ((None, True), (1970, False), (2024, True)):
+        context: Any = SimpleNamespace(source=load_source(str(file)), lake=Lake(last_year))
+        assert any("set time.unit = 's'" in text for text in wrong_unit(context, [one])) is said
+    right = FileFacts("a.csv", lines=3, units={"ms": 3}, first_of={"ms": 2}, time_of={"ms": ""})
+    assert list(wrong_unit(context, [one, right])) == []  # `mixed_units` says it
 
 
 def test_a_column_that_is_not_there_is_said_before_spark_starts(tmp_path: Path) -> None:

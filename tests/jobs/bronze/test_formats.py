@@ -309,8 +309,12 @@ def test_seconds_among_milliseconds_stop_the_run(spark: Any, tmp_path: Path) -> 
         in said
     )
     assert "time.unit = ['ms', 's']" in said and str(path) not in said
-    # A whole file of the other unit, beside files of the right one.
+    # A whole file of the other unit, alone and beside files of the right one.
     shop.land("b.csv", head + f"u,z,{T}\n")
+    with pytest.raises(
+        SchemaError, match=r"b\.csv: time\.unit = 'ms', and its times seem to be in s"
+    ):
+        shop.run("ingest")
     shop.land("c.csv", head + good[3])
     with pytest.raises(SchemaError, match=r"b\.csv: 1 of its 1 times seem to be in s"):
         shop.run("ingest")
@@ -337,3 +341,18 @@ def test_times_that_make_no_sense_are_refused(
     with pytest.raises(SourceError) as error:
         load_source(str(path))
     assert said in str(error.value)
+
+
+def test_day_and_month_in_each_other_s_place_are_said(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path, CLICKS.replace('"s"', '"MM/dd/yyyy HH:mm:ss"'))
+    rows = [f"u,i{day},{day:02}/06/2024 10:00:00\n" for day in range(1, 11)]
+    shop.land("a.csv", "user,item,ts\n" + "".join(rows))
+    [note] = shop.run("ingest").notes
+    assert "10 days from 2024-01-06 to 2024-10-06" in note and "'dd/MM/yyyy HH:mm:ss'" in note
+
+
+def test_times_in_the_future_are_said(spark: Any, tmp_path: Path) -> None:
+    shop = Workshop(spark, tmp_path, CLICKS.replace('unit = "s"', 'unit = "iso8601"'))
+    shop.land("a.csv", "user,item,ts\nu,i,2024-06-01\nu,j,2099-06-01\n")
+    [note] = shop.run("ingest").notes
+    assert "the newest time of these lines is in the future (2099-06-01 00:00:00 UTC)" in note

@@ -157,5 +157,8 @@ def test_what_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["guess", str(path), "--json"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("# A first source file for log.csv") and '"usable": 300' in out
+    assert "save it as infra/sources/log.toml, then: python -m jobs run --source log\n" in out
+    assert f'If more will follow, a pattern: "{tmp_path}/*.csv")' in out
+    assert "If more will follow" not in guess(f"{tmp_path}/*.csv").text
     assert main(["guess", str(tmp_path / "none.csv")]) == 1
     assert "there is no such file" in capsys.readouterr().err

@@ -547,7 +547,10 @@ def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "127.0.0.1:5000")
     status, _, _, err = world.run("train", "--source", str(world.source), "--method", "pop")
     assert status == 1
-    assert "MLFLOW_TRACKING_URI=127.0.0.1:5000 is no address and no folder: write http://" in err
+    assert (
+        "MLFLOW_TRACKING_URI=127.0.0.1:5000 is neither an address nor a folder: write http://"
+        in err
+    )
 
 
 def test_a_command_waits_for_an_mlflow_that_is_away_for_a_while(
