@@ -320,8 +320,8 @@ def run_recorded(repeats: int) -> list[dict[str, Any]]:
             for rest in (0.0, 1.0):
                 dice = np.random.default_rng(int(100 * effect + rest))
                 drawn = [log.drawn(effect, rest, MOST, dice) for _ in range(repeats)]
-                part = "users" if not rest else "trainings"
-                what = f"{name}, what differs between users is of {part}"
+                part = "themselves" if not rest else "training"
+                what = f"{name}; users differ by {part}"
                 for n in (2, FIRST, 5, MOST):
                     found = [by_compare(values, n) for values, _ in drawn]
                     rows.append(row(what, f"compare, {n} seeds", 100 * effect, found))
@@ -380,6 +380,7 @@ PAGE = """# Does the instrument find what is there?
 
 Each repetition is a comparison made anew. *Found*: the decision says that there is a difference;
 where there is none, that is a false finding. Intervals are binomial, 95 % (Clopper and Pearson).
+[What a comparison says](../docs/concepts/comparisons.md) explains the decisions.
 """
 SECTIONS = {
     "counted": """## Models that count
