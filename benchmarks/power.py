@@ -320,8 +320,8 @@ def run_recorded(repeats: int) -> list[dict[str, Any]]:
             for rest in (0.0, 1.0):
                 dice = np.random.default_rng(int(100 * effect + rest))
                 drawn = [log.drawn(effect, rest, MOST, dice) for _ in range(repeats)]
-                part = "users" if not rest else "trainings"
-                what = f"{name}, what differs between users is of {part}"
+                part = "themselves" if not rest else "training"
+                what = f"{name}; users differ by {part}"
                 for n in (2, FIRST, 5, MOST):
                     found = [by_compare(values, n) for values, _ in drawn]
                     rows.append(row(what, f"compare, {n} seeds", 100 * effect, found))
@@ -359,9 +359,6 @@ def run_trained(repeats: int, minutes: float = math.inf) -> list[dict[str, Any]]
     return [effect, other]
 
 
-RUNS = ("counted", "recorded", "trained")
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """A row for what was drawn or trained with one effect, a column for each way of deciding."""
     ways = list(dict.fromkeys(one["decided_by"] for one in rows))
@@ -379,43 +376,79 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-HEAD = """# Does the instrument find what is there?
+PAGE = """# Does the instrument find what is there?
 
-Made by `{command}`, {date}, commit {commit}, {processor}, {cores} cores, torch {torch}. Each
-repetition is a comparison made anew. *Found*: the decision says that there is a difference; where
-there is none, that is a false finding. Intervals are binomial, 95 % (Clopper and Pearson). The
-gate promotes models, not methods, so where methods do not differ its column counts promoted models
-that are in truth no better; its challenger is the best of eight trainings by the very users that
-decide.
-
+Each repetition is a comparison made anew. *Found*: the decision says that there is a difference;
+where there is none, that is a false finding. Intervals are binomial, 95 % (Clopper and Pearson).
+[What a comparison says](../docs/concepts/comparisons.md) explains the decisions.
 """
+SECTIONS = {
+    "counted": """## Models that count
+
+What follows an item is counted in a drawn log of 60,000 lines, with and without a bit that tells
+something; 40 users with 12 questions each. Where there is no effect, neither sees the bit.
+""",
+    "recorded": """## Values like those of the recorded comparisons
+
+Drawn with the numbers of users, the scores and the variances that the files in results/ have. The
+files do not say how much of what differs between users another training would change, so both ends
+are shown. The gate promotes models, not methods: where methods do not differ, its column counts
+promoted models that are in truth no better. Its challenger is the best of eight trainings by the
+very users that decide.
+""",
+    "trained": """## Models that are really trained
+
+A log of 200 readers in which sessions open with other items; the encoding tells where they open. Its
+true effect is the mean over all repetitions, with its standard error. Where there is no effect, both
+sides are trainings of gru4rec by other seeds.
+""",
+}
+
+
+def put(page: Path, name: str, rows: list[dict[str, Any]], command: str) -> None:
+    """The section of the page that these rows are of, made anew; others stay."""
+    from models.core.environment import code_version, machine
+
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    there = {part.partition("\n")[0]: f"## {part}" for part in text.split("\n## ")[1:]}
+    box = machine()
+    made = (
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, commit {code_version()[:7]}, "
+        f"{box['processor']}, {box['cores']} cores."
+    )
+    if detectable := rows[0].get("detectable_pct"):
+        made += f" Median of what could be seen with 80 %: {detectable:.1f} %."
+    title = SECTIONS[name].partition("\n")[0].removeprefix("## ")
+    there[title] = "\n".join([SECTIONS[name], made, "", table(rows)])
+    order = [one.partition("\n")[0].removeprefix("## ") for one in SECTIONS.values()]
+    parts = [PAGE, *(there[one].strip("\n") + "\n" for one in order if one in there)]
+    page.write_text("\n".join(parts), encoding="utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(RUNS), help="default: %(default)s")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="trained: no more repetitions after these"
     )
-    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--out", type=Path, help="a Markdown file for the tables")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     args = parser.parse_args()
-    only = args.only.split(",")
-    rows = run_counted(args.repeats) if "counted" in only else []
-    rows += run_recorded(args.repeats) if "recorded" in only else []
-    rows += run_trained(args.repeats, args.minutes) if "trained" in only else []
-    print(table(rows), flush=True)
-    if args.out:
-        from models.core.environment import code_version, machine
-
-        words = [word for word in sys.argv[1:] if word != "--json"]
-        command = " ".join(["python benchmarks/power.py", *words])
-        told = machine() | {"command": command, "date": time.strftime("%Y-%m-%d")}
-        told["commit"] = code_version()[:7]
-        args.out.write_text(HEAD.format(**told) + table(rows) + "\n", encoding="utf-8")
+    runs = {
+        "counted": lambda: run_counted(args.repeats),
+        "recorded": lambda: run_recorded(args.repeats),
+        "trained": lambda: run_trained(args.repeats, args.minutes),
+    }
+    command = f"python benchmarks/power.py --only {{}} --repeats {args.repeats}"
+    found = {}
+    for name in args.only.split(","):
+        found[name] = runs[name]()
+        print(table(found[name]), flush=True)
+        if args.out:
+            put(args.out, name, found[name], command.format(name))
     if args.json:
-        print(json.dumps(rows))
+        print(json.dumps(found))
     return 0
 
 

@@ -29,6 +29,7 @@ OUTSIDE = {
     "results/scale.md": "results/scale.md",
     "benchmarks/README.md": "benchmarks/benchmarks.md",
     "benchmarks/peers.md": "benchmarks/peers.md",
+    "benchmarks/power.md": "benchmarks/power.md",
     "ARCHITECTURE.md": "design/architecture.md",
     "CONTRIBUTING.md": "design/contributing.md",
     "CHANGELOG.md": "design/changelog.md",

@@ -72,6 +72,15 @@ class Popularity(nn.Module):
         """float64[R, V] for the histories rows[begin[r]:end[r]]."""
         return self.count.expand(len(begin), -1)
 
+    def _with_own(self, cell: Ints, rows: int) -> torch.Tensor:
+        """float64[R, V]: counts of the rows' own items, each once in `cell` (row * V + item) for each
+        time that it counts, and below 1 what the items' popularity says."""
+        scores_RV = self.share.repeat(rows, 1)
+        # (A row has few items of its own: counting all R * V of them costs more than their scores.)
+        own, count = np.unique(cell, return_counts=True)
+        scores_RV.view(-1)[torch.from_numpy(own)] += torch.from_numpy(count)
+        return scores_RV
+
     def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
         """What was counted has sizes of its own: take them from what is loaded."""
         for name in list(self._buffers):
@@ -102,9 +111,7 @@ class PersonalTop(Popularity):
         event, row = ragged(begin, end - begin)
         event, row = event[rows.positive[event]], row[rows.positive[event]]
         cell = row * self.num_items + rows.item[event] - 1
-        own = np.bincount(cell, minlength=len(begin) * self.num_items)
-        own_RV = torch.from_numpy(own.reshape(len(begin), self.num_items))
-        return own_RV + self.share
+        return self._with_own(cell, len(begin))
 
 
 class GPTopFreq(Popularity):
@@ -122,6 +129,4 @@ class GPTopFreq(Popularity):
     def score(self, rows: Rows, begin: np.ndarray, end: np.ndarray, *_: object) -> torch.Tensor:
         found = Baskets.of(rows, begin, end)
         cell = found.history * self.num_items + found.item
-        own = np.bincount(cell, minlength=len(begin) * self.num_items)
-        own_RV = torch.from_numpy(own.reshape(len(begin), self.num_items))
-        return own_RV + self.share
+        return self._with_own(cell, len(begin))

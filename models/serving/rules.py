@@ -44,7 +44,7 @@ class Rules:
 
 def only_allowed(scores_RV: torch.Tensor, rules: Rules | None) -> torch.Tensor:
     """Scores with -inf for the items that nobody may be given."""
-    if rules is None:
+    if rules is None or rules.allowed.all():
         return scores_RV
     return scores_RV.masked_fill(torch.from_numpy(~rules.allowed), -torch.inf)
 
@@ -52,16 +52,18 @@ def only_allowed(scores_RV: torch.Tensor, rules: Rules | None) -> torch.Tensor:
 def permitted(
     scores_RV: torch.Tensor, rules: Rules, rows: Rows, begin: Ints, end: Ints, now: Ints | None
 ) -> torch.Tensor:
-    """Scores of R rows, -inf for what the rules exclude.
+    """Scores of R rows, -inf for what the rules exclude; those that were given stay as they are.
 
     Args:
         begin, end: int64[R], each row's events in `rows`.
         now: int64[R], the time from which `seen_us` counts back; None: `rules.now_us`, or else the
             row's newest event.
     """
-    scores_RV = only_allowed(scores_RV, rules)
+    given, scores_RV = scores_RV, only_allowed(scores_RV, rules)
     if rules.seen_us is None:
         return scores_RV
+    if scores_RV is given:
+        scores_RV = given.clone()
     if now is None:
         now = rows.ts[end - 1] if rules.now_us is None else np.full(len(begin), rules.now_us)
     event, row = ragged(begin, end - begin)
@@ -89,7 +91,9 @@ def best_of(
     score = torch.full((len(scores_RV), size), -torch.inf, dtype=scores_RV.dtype)
     waiting, width = torch.arange(len(scores_RV)), min(2 * size, scores_RV.shape[1])
     while len(waiting):
-        places, scores = best(scores_RV[waiting], width)
+        # (At first all wait, and a copy of all scores costs as much as the search.)
+        some = scores_RV if len(waiting) == len(scores_RV) else scores_RV[waiting]
+        places, scores = best(some, width)
         keep = torch.isfinite(scores) & (_number(category[places]) < rules.most)
         all_there = width == scores_RV.shape[1]
         done = (keep.sum(dim=1) >= size) | ~torch.isfinite(scores[:, -1]) | all_there

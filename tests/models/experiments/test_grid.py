@@ -6,7 +6,10 @@ Each file has an MLflow of its own; methods are tiny.
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 
 from models.core.errors import UserError
 from models.data.splits import users_share
+from models.experiments import grid as grids
 from models.experiments.grid import methods_of
 from models.experiments.scaling import in_words, power_law
 from models.networks.methods import SESSION_ENCODERS
@@ -315,3 +319,28 @@ def test_scaling_trains_what_is_missing_and_is_told_in_the_document(world: World
     text = document.read_text()
     assert "loss ~ parameters^-" in text and "python -m models scaling --source" in text
     assert text.count("| 16 |") == 3 and "--one-seed-from 5" in text
+
+
+def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """Who waits says so, and goes on when the other has ended, or all that have inherited its lock."""
+    path, said, order = tmp_path / "cells" / "one.lock", Queue[str](), list[str]()
+
+    def other(name: str) -> None:
+        with grids._alone(path, said.put):
+            order.append(name)
+
+    with grids._alone(path, said.put) as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
+        others = [Thread(target=other, args=(name,)) for name in ("one", "another")]
+        for each in others:
+            each.start()
+        for _ in others:
+            assert "waiting until it ends" in said.get(timeout=30)
+        order.append("first")
+    assert order == ["first"], "the process that inherited the lock still has it"
+    child.kill()
+    child.wait()
+    for each in others:
+        each.join(30)
+    assert order[0] == "first" and sorted(order[1:]) == ["another", "one"]
+    assert not path.exists()

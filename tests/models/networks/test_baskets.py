@@ -13,6 +13,7 @@ import torch
 from models.core.config import ModelConfig
 from models.core.knobs import knobs
 from models.core.rows import Rows
+from models.networks.baselines import PersonalTop
 from models.networks.methods import config, count_parameters
 from models.networks.saved_model import Stored, load, save
 from models.serving.all_users import lists
@@ -246,3 +247,19 @@ def test_raw_ids_get_the_lists_of_all_users(name: str, request_time: str) -> Non
     [(_, table)] = lists(stored, apart, 5)
     answers = recommend(stored, frame, 5)["items"]
     assert table["items"].to_pylist() == answers.tolist()
+
+
+def test_a_users_own_counts_are_those_of_a_slow_count() -> None:
+    """Of `personal_top`, to the last bit: own counts, and below 1 the items' popularity."""
+    rows = rows_of([(1, 0, 1), (2, 1, 1), (1, 2, 1)], [], [(3, 5, 1)] * 4, [(2, 9, 1)])
+    model = PersonalTop(3, config("personal_top").model)
+    model.fit(rows)
+    begin, end = rows.start[:-1], rows.start[1:]
+    scores = model.score(rows, begin, end)
+    for row, (first, last) in enumerate(zip(begin, end, strict=True)):
+        for item in (1, 2, 3):
+            own = int((rows.item[first:last] == item).sum())
+            assert scores[row, item - 1] == own + model.share[item - 1]
+    before = model.share.clone()
+    scores.fill_(7.0)
+    assert torch.equal(model.share, before), "the model has counts of its own"

@@ -145,6 +145,26 @@ def test_a_json_request_with_raw_ids_is_answered(url: str) -> None:
     assert sorted(everything) == sorted(ITEMS)
 
 
+@pytest.mark.slow
+def test_rules_are_a_parameter_of_a_request(url: str) -> None:
+    """The best of what is allowed, as many as were asked for; rules that are none are refused."""
+    ann = [event("ann", "i07", "2024-01-01T10:00:00Z"), event("ann", "i08", "2024-01-01T10:01:00Z")]
+    everything = ids(ask(url, ann, k=1000))
+    blocked = everything[:2]
+    assert ids(ask(url, ann, k=3, rules=json.dumps({"blocked": blocked}))) == everything[2:5]
+    allowed = {"allowed": everything[::2], "exclude_seen_days": 1}
+    seen = ("i07", "i08")
+    left = [item for item in everything[::2] if item not in seen]
+    assert ids(ask(url, ann, k=1000, rules=json.dumps(allowed))) == left
+    # Somebody nobody has heard of is given what is popular and allowed.
+    new = [event("new", None, None)]
+    popular = ids(ask(url, new, k=1000))
+    rules = json.dumps({"blocked": popular[:1]})
+    assert ids(ask(url, new, k=3, rules=rules)) == popular[1:4]
+    status, words = ask(url, ann, k=3, rules=json.dumps({"block": blocked}))
+    assert status == 400 and "'block' is not known: give any of allowed, blocked" in words
+
+
 def test_ids_come_through_as_they_are_in_every_form(url: str) -> None:
     """Each user has one event, of the item that is called as they are."""
     users = [*ODD, " x", "é", "inf", "never seen"]

@@ -166,3 +166,13 @@ def test_rules_that_are_none_are_refused(text: str, words: list[str]) -> None:
     with pytest.raises(ValueError, match="rules") as raised:
         of_text(text, pop_of([1, 2]).lookup)
     assert all(one in str(raised.value) for one in words), raised.value
+
+
+def test_scores_that_are_given_stay_as_they_are() -> None:
+    rows = rows_of([(1, 0, 1)])
+    ends = rows.start[:-1], rows.start[1:]
+    for allowed in (np.ones(3, dtype=bool), np.array([True, True, False])):
+        given = torch.ones(1, 3)
+        rules = Rules(allowed, seen_us=DAY_US, now_us=DAY_US)
+        asked = permitted(given, rules, rows, *ends, None)
+        assert not torch.isfinite(asked[0, 0]) and torch.isfinite(given).all()
