@@ -114,10 +114,6 @@ class Typing:
         made = cls(mapped, units[0], source.time.zone, feedback, oldest)
         return None if made.time is None else made
 
-    @property
-    def hashes_are_ids(self) -> bool:
-        return "event_id" not in self.mapped
-
     @cached_property
     def schema(self) -> pa.Schema:
         """Of typed lines."""
@@ -278,6 +274,7 @@ class Typer:
     def lines(self, records: pa.RecordBatch, typed: pa.Table) -> pa.Table:
         """Typed lines, as `WRITTEN` has them."""
         count = records.num_rows
+        native = "event_id" in self.typing.mapped
         made = {name: pa.nulls(count, kind) for name, kind in self.typing.types.items()}
         made |= {name: records[name] for name in records.schema.names}
         made |= {
@@ -285,7 +282,7 @@ class Typer:
             "event_date": typed["day_"],
             "value": typed["value_"],
             "tie_break": typed["tie_"],
-            "event_id" if self.typing.hashes_are_ids else "row_hash": typed["digest_"],
+            "row_hash" if native else "event_id": typed["digest_"],
             "feedback": self.feedback(made["event_type"], typed["value_"]),
         }
         columns = [_of_type(made[one.name], one.type) for one in self.typing.schema]
@@ -318,11 +315,10 @@ class Typer:
             dictionaries = [
                 n for n in WRITTEN if n not in ("event_id", "row_hash", "line", "event_ts")
             ]
-            names = [one for f in self.typing.schema for one in filesystem.leaves(f.name, f.type)]
-            random = ("row_hash", "event_id") if self.typing.hashes_are_ids else ("row_hash",)
+            # (The file is read once, soon, and removed: compressing it costs more than it saves.)
             self.writer = pq.ParquetWriter(
                 inner, self.typing.schema, filesystem=system, use_dictionary=dictionaries,
-                compression={one: "NONE" if one in random else "SNAPPY" for one in names},
+                compression="NONE",
             )  # fmt: skip
         self.writer.write_table(rows, row_group_size=group)
 
