@@ -259,8 +259,10 @@ class Arrays:
 
     def session_ids(self, users: Iterable[str], first_events: Iterable[str]) -> list[str]:
         """As `Sql.session_id`."""
-        texts = (f"{len(u)}:{u}/{first}" for u, first in zip(users, first_events, strict=True))
-        return [hashlib.sha256(text.encode("utf-8")).hexdigest()[:ID_DIGITS] for text in texts]
+        return [
+            hashlib.sha256(f"{len(user)}:{user}/{first}".encode()).hexdigest()[:ID_DIGITS]
+            for user, first in zip(users, first_events, strict=True)
+        ]
 
     def runaway(self, span_us: Ints, count: Ints) -> NDArray[np.object_]:
         """Of each session which bound it exceeds, or None."""

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from jobs.bronze import file_order
-from jobs.core.arrays import run_starts
+from jobs.core.arrays import rows_at, run_starts
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.lake import filesystem
@@ -49,6 +49,7 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
         rows = events.select(
             ["event_id", "anonymous_id", *which_of(events, BOUNDARY_VALUES), "file", "line"]
         ).take(pa.array(order[at]))
+        rows = rows.cast(_texts(rows.schema))
         run = np.cumsum(first)[at]
         keys = [("run", "ascending"), *((name, "ascending") for name in rows.column_names)]
         places = pc.sort_indices(rows.append_column("run", pa.array(run)), keys)
@@ -56,7 +57,13 @@ def without_repeats(events: pa.Table) -> tuple[pa.Table, int]:
         ids = pc.dictionary_encode(rows["event_id"].take(places).combine_chunks()).indices
         codes = ids.to_numpy(zero_copy_only=False)
         keep[at] = run_starts(codes, run)
-    return events.take(pa.array(order[keep])), int((~keep).sum())
+    return rows_at(events, order[keep]), int((~keep).sum())
+
+
+def _texts(schema: pa.Schema) -> pa.Schema:
+    """A schema with texts in place of dictionaries: these cannot be sorted by."""
+    kinds = [one.value_type if pa.types.is_dictionary(one) else one for one in schema.types]
+    return pa.schema(list(zip(schema.names, kinds, strict=True)))
 
 
 def which_of(rows: pa.Table, name: str) -> list[str]:
@@ -107,6 +114,15 @@ def at_times(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.flatnonzero(near[place] == times)
 
 
+def _coded(schema: pa.Schema, rows: pa.Table) -> pa.Schema:
+    """A schema with dictionaries where rows have them."""
+    for at, name in enumerate(schema.names):
+        kind = rows.schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            schema = schema.set(at, pa.field(name, kind))
+    return schema
+
+
 LISTED = "exposed_with_listed"
 
 
@@ -126,6 +142,10 @@ def with_null_lists(events: pa.Table) -> pa.Table:
     lists = pc.if_else(events[LISTED], events["exposed_with"], None)
     return events.set_column(at, "exposed_with", lists)
 
+
+CODED = ("file", "feedback")
+"""Columns of a line that are moved as dictionaries, because they have few values in a slice
+(LAB_LOG.md)."""
 
 LAID_DDL = "path string, rows long, repeats long"
 
@@ -157,11 +177,11 @@ class Layer:
         if self.file_order:
             events = file_order.placed(events)
         path = f"{self.folder}/part-{uuid.uuid4().hex}.parquet"
-        stamps = pa.array([self.when], CLOCK).take(pa.array(np.zeros(events.num_rows, np.int8)))
+        stamps = pa.repeat(pa.scalar(self.when, CLOCK), events.num_rows)
         events = events.append_column("ingest_file", events["file"])
         events = events.append_column("ingest_ts", stamps)
         schema = arrow_schema(self.columns)
-        filesystem.write_parquet(path, events.select(schema.names).cast(schema))
+        filesystem.write_parquet(path, events.select(schema.names).cast(_coded(schema, events)))
         return pa.RecordBatch.from_pydict(
             {"path": [path], "rows": [events.num_rows], "repeats": [repeats]}
         )
@@ -178,6 +198,7 @@ class Layer:
         usable = ds.field("reason").is_null()
         for batch in batches:
             for one in batch.to_pylist():
-                lines = read(one["paths"], self.lines, one["low"], one["high"], usable)
+                coded = () if self.file_order else CODED
+                lines = read(one["paths"], self.lines, one["low"], one["high"], usable, coded)
                 if lines.num_rows:
                     yield self.lay(lines)

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from expectations import feedback_rule
 from jobs.bronze.typed_events import HASHED
+from jobs.core.arrays import rows_at
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.source_events import NUMERIC_UNITS
 from jobs.core.source_file import Source
@@ -306,8 +307,7 @@ class Typer:
         times = rows["event_ts"].cast(pa.int64()).to_numpy()
         group = ORDERED_GROUP
         if (times[1:] < times[:-1]).any():
-            # (Rows are taken from one chunk many times faster than from many.)
-            rows = rows.combine_chunks().take(pa.array(np.argsort(times, kind="stable")))
+            rows = rows_at(rows, np.argsort(times, kind="stable"))
             group = SORTED_GROUP
         if self.writer is None:
             system, inner = filesystem.located(self.path)
@@ -315,9 +315,11 @@ class Typer:
             dictionaries = [
                 n for n in WRITTEN if n not in ("event_id", "row_hash", "line", "event_ts")
             ]
+            # (The file is read once, soon, and removed: compressing it costs more than it saves.)
             self.writer = pq.ParquetWriter(
-                inner, self.typing.schema, filesystem=system, use_dictionary=dictionaries
-            )
+                inner, self.typing.schema, filesystem=system, use_dictionary=dictionaries,
+                compression="NONE",
+            )  # fmt: skip
         self.writer.write_table(rows, row_group_size=group)
 
     def close(self) -> list[str]:

@@ -28,6 +28,7 @@ from jobs.gold import item_attributes
 from jobs.lake import filesystem, foreign, foreign_columns
 from jobs.lake.change_feed import CAME, GONE, TYPE, only_came
 from jobs.lake.context import Candidate, Context, Result
+from jobs.lake.data_files import staging
 from jobs.lake.delta_errors import FeedGone, feed_gone
 from jobs.lake.manifest import Manifest, Staged
 from jobs.lake.tasks import run
@@ -116,6 +117,18 @@ def seen_in(came: pa.Table, unseen: pa.Array) -> pa.Table:
             "count": np.repeat([1, 0], [came.num_rows, len(place) + len(unseen)]),
         }
     )
+    return summed(seen)
+
+
+def summed(seen: pa.Table) -> pa.Table:
+    """`summarised`, in Arrow.
+
+    Args:
+        seen: `SEEN_TYPES`.
+
+    Returns:
+        `item_id`, `event_ts_min` and `count_sum`.
+    """
     return seen.group_by("item_id", use_threads=False).aggregate(
         [("event_ts", "min"), ("count", "sum")]
     )
@@ -342,7 +355,11 @@ def count(
         feed = inserts_of(context, after, upto)
         if feed is not None:
             context.decide(manifest.plan)
-            fill_in_arrow(context, candidate, manifest, feed, unseen)
+            items = lake.table_of(ITEMS, manifest.base, list(ITEMS.columns))
+            rows = grown(items, seen_in(feed, unseen))
+            filesystem.write_parquet(candidate.path("items") + "/part-0.parquet", rows)
+            candidate.adopt("items", ITEMS.ddl)
+            settle(manifest, rows.num_rows)
             return
         facts = replace(facts, only_inserts=False)
         manifest.plan = items_plan(facts, context.thresholds)
@@ -362,7 +379,11 @@ def count(
                 return
             manifest.plan = items_plan(replace(facts, whole=True), context.thresholds)
             context.decide(manifest.plan)
-    whole = summarised(all_seen(context, candidate, upto)).withColumn("whole", F.lit(True))
+    seen = all_seen(context, candidate, upto)
+    if not facts.items and 0 < candidate.row_count(SEEN) <= context.thresholds.counted_rows:
+        fill_first(context, candidate, manifest, unseen)
+        return
+    whole = summarised(seen).withColumn("whole", F.lit(True))
     fill(context, candidate, manifest, whole)
 
 
@@ -379,18 +400,23 @@ def inserts_of(context: Context, after: int, upto: int) -> pa.Table | None:
     return feed if only_came(feed) else None
 
 
-def fill_in_arrow(
-    context: Context,
-    candidate: Candidate,
-    manifest: ItemsManifest,
-    came: pa.Table,
-    unseen: pa.Array,
+def fill_first(
+    context: Context, candidate: Candidate, manifest: ItemsManifest, unseen: pa.Array
 ) -> None:
-    """Write the rows that change, made in this process."""
-    items = context.lake.table_of(ITEMS, manifest.base, list(ITEMS.columns))
-    rows = grown(items, came, unseen)
-    filesystem.write_parquet(candidate.path("items") + "/part-0.parquet", rows)
-    candidate.adopt("items", ITEMS.ddl)
+    """Write the first rows where they will stay, made in this process of what tasks saw.
+
+    Args:
+        unseen: items of the catalogue.
+    """
+    lake, folder = context.lake, staging(context.run_id)
+    seen = candidate.arrow(SEEN, list(SEEN_TYPES))
+    times = seen["event_ts"].cast(CLOCK).cast(pa.int64())
+    seen = seen.set_column(seen.column_names.index("event_ts"), "event_ts", times)
+    never = [unseen, pa.nulls(len(unseen), pa.int64()), pa.array(np.zeros(len(unseen), np.int64))]
+    seen = pa.concat_tables([seen, pa.Table.from_arrays(never, schema=seen.schema)])
+    rows = grown(arrow_schema(ITEMS.columns).empty_table(), summed(seen))
+    filesystem.write_parquet(f"{lake.path(ITEMS)}/{folder}/part-0.parquet", rows)
+    manifest.staged = lake.entries(ITEMS, folder)
     settle(manifest, rows.num_rows)
 
 
@@ -401,17 +427,16 @@ def settle(manifest: ItemsManifest, rows: int) -> None:
         manifest.empty, manifest.plan = True, idle("items")
 
 
-def grown(items: pa.Table, came: pa.Table, unseen: pa.Array) -> pa.Table:
+def grown(items: pa.Table, seen: pa.Table) -> pa.Table:
     """Rows of `gold.items` that change when events come: `updated`, in Arrow.
 
     Args:
-        items: the table as it is, not empty.
-        came: `item_id, event_ts, exposed_with` of the events.
-        unseen: items of the catalogue that have no row yet.
+        items: the table as it is.
+        seen: `item_id`, `event_ts_min` (us) and `count_sum` of the events that came, and of items of
+            the catalogue that have no row yet.
     """
     schema = arrow_schema(ITEMS.columns)
     items = items.select(schema.names).cast(schema).combine_chunks()
-    seen = seen_in(came, unseen)
     at = pc.index_in(seen["item_id"], items["item_id"].combine_chunks()).combine_chunks()
     first, count = items["first_seen_ts"].cast(pa.int64()).take(at), items["event_count"].take(at)
     earliest = pc.min_element_wise(seen["event_ts_min"], first)
@@ -426,7 +451,7 @@ def grown(items: pa.Table, came: pa.Table, unseen: pa.Array) -> pa.Table:
     ).filter(pc.fill_null(moved, True))  # fmt: skip
     fresh = rows.filter(pc.is_null(rows["item_index"]))
     fresh = fresh.sort_by([("first_seen_ts", "ascending"), ("item_id", "ascending")])
-    highest = pc.max(items["item_index"]).as_py()
+    highest = pc.max(items["item_index"]).as_py() or 0
     numbers = pa.array(np.arange(highest + 1, highest + 1 + fresh.num_rows), pa.int32())
     fresh = fresh.set_column(1, "item_index", numbers)
     old = rows.filter(pc.is_valid(rows["item_index"]))

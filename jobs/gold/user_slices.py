@@ -24,7 +24,7 @@ import pyarrow.dataset as ds
 
 from expectations.feedback_rule import FEEDBACK
 from expectations.session_rule import SessionRule
-from jobs.core.arrays import run_starts
+from jobs.core.arrays import array_at, rows_at, run_starts, stretches
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import SEQUENCES
 from jobs.lake import filesystem
@@ -113,9 +113,10 @@ def strands(sessions: pa.Table, items: pa.Table, ties: tuple[str, ...]) -> pa.Ta
     count = pc.list_value_length(lists)
     offsets = pa.array(np.concatenate([[0], np.cumsum(count)]).astype(np.int32))
     events = lists.flatten()
-    shown = events.field("exposed_with").fill_null([]) if events.null_count == 0 else None
-    assert shown is not None, "an event that is null"
-    shown_count = pc.list_value_length(shown)
+    assert events.null_count == 0, "an event that is null"
+    # (A null list as an empty one: `fill_null` of lists takes half of all this.)
+    shown = events.field("exposed_with")
+    shown_count = pc.list_value_length(shown).fill_null(0)
     shown_offsets = pa.array(np.concatenate([[0], np.cumsum(shown_count)]).astype(np.int32))
     exposed = pa.ListArray.from_arrays(shown_offsets, item_indices(shown.flatten(), items))
     feedback = pc.index_in(events.field("feedback"), value_set=pa.array(FEEDBACK)).cast(pa.int8())
@@ -170,10 +171,11 @@ class Gather:
                 [bisect.bisect_right(self.edges, user) for user in users.dictionary.to_pylist()],
                 dtype=np.int64,
             )[codes]
-            order = np.argsort(number, kind="stable")
-            sessions = sessions.take(pa.array(order)).combine_chunks()
             if sessions.num_rows:
-                made.append((strands(sessions, items, ties), number[order]))
+                order = np.argsort(number, kind="stable")
+                # (What is moved is numbers then, not texts.)
+                found = strands(sessions.combine_chunks(), items, ties)
+                made.append((rows_at(found, order), number[order]))
         if not made:
             return []
         out = f"{self.folder}/{uuid.uuid4().hex}.arrow"
@@ -228,7 +230,7 @@ def in_order(sessions: pa.Table, rule: SessionRule) -> Positions:
         return {name: sessions[name].take(pa.array(places)) for name in rule.ties}
 
     order = rule.arrays.order(codes, start, ties)
-    sessions, codes = sessions.take(pa.array(order)).combine_chunks(), codes[order]
+    sessions, codes = rows_at(sessions, order), codes[order]
     first = np.flatnonzero(run_starts(codes))
     number = np.diff(np.append(first, len(codes)))
     ordinal = np.arange(len(codes)) - np.repeat(first, number) + 1
@@ -296,15 +298,13 @@ def spliced(stored: Positions, tails: Positions, since: pa.Table) -> Positions:
         begin[at, side] = np.cumsum(part.count) - part.count + side * int(stored.count.sum())
     # (What is kept of a user is the beginning of what was stored.)
     length = size.ravel()
-    source = np.repeat(begin.ravel() - (np.cumsum(length) - length), length) + np.arange(
-        int(length.sum())
-    )
+    source = pa.array(stretches(begin.ravel(), length))
     last = np.zeros(len(users), np.int64)
     headed = size[:, 0] > 0
     ordinals = stored.arrays["session_ordinal"].to_numpy()
     last[headed] = ordinals[(begin[:, 0] + size[:, 0] - 1)[headed]]
     arrays = {
-        name: pa.concat_arrays([stored.arrays[name], tails.arrays[name]]).take(pa.array(source))
+        name: array_at(pa.concat_arrays([stored.arrays[name], tails.arrays[name]]), source)
         for name in stored.arrays
     }
     more = np.repeat(np.stack([np.zeros_like(last), last], axis=1).ravel(), length)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -170,31 +171,58 @@ def move(path: str, to: str) -> None:
 
 
 def write_parquet(path: str, rows: pa.Table, group: int | None = None) -> None:
-    """Write rows as one file of row groups of `group` rows, its folder made where there is none."""
+    """Write rows as one file of row groups of `group` rows, its folder made where there is none.
+
+    Dictionaries are texts in the file: without Arrow's own note of its schema nobody reads them as
+    anything else.
+    """
     system, inner = located(path)
     system.create_dir(inner.rpartition("/")[0], recursive=True)
-    coded = [one for field in rows.schema for one in repeating(field.name, field.type)]
+    names = [one for field in rows.schema for one in leaves(field.name, field.type)]
+    coded = [one for one in names if one.rpartition(".")[2] not in NEARLY_UNIQUE]
+    plain = not any(map(pa.types.is_dictionary, rows.schema.types))
     pq.write_table(
-        rows, inner, filesystem=system, row_group_size=group, use_dictionary=coded or False
-    )
+        rows, inner, filesystem=system, row_group_size=group, use_dictionary=coded or False,
+        compression={one: "NONE" if _is_hash(rows, one) else "SNAPPY" for one in names},
+        store_schema=plain,
+    )  # fmt: skip
 
 
-NEARLY_UNIQUE = {"event_id", "session_id", "event_ts", "start_ts", "end_ts"}
+HASHED = {"event_id", "session_id"}
+NEARLY_UNIQUE = HASHED | {"event_ts", "start_ts", "end_ts"}
+"""Columns that are not worth a dictionary. Parquet gives it up at a megabyte, having built it: times
+cost two to four times as much to write so, and are larger (LAB_LOG.md)."""
+HASH = re.compile("[0-9a-f]{32}")
 
 
-def repeating(path: str, kind: pa.DataType) -> list[str]:
-    """Parquet's names of the columns below a field that are worth a dictionary.
-
-    Of `NEARLY_UNIQUE` ones Parquet gives the dictionary up at a megabyte, having built it: times cost
-    two to four times as much to write so, and are larger (LAB_LOG.md).
-    """
-    if path.rpartition(".")[2] in NEARLY_UNIQUE:
-        return []
+def leaves(path: str, kind: pa.DataType) -> Iterator[str]:
+    """Parquet's names of the columns of a field."""
     if pa.types.is_struct(kind):
-        return [one for part in kind for one in repeating(f"{path}.{part.name}", part.type)]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return repeating(f"{path}.list.element", kind.value_type)
-    return [path]
+        for part in kind:
+            yield from leaves(f"{path}.{part.name}", part.type)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield from leaves(f"{path}.list.element", kind.value_type)
+    elif pa.types.is_map(kind):
+        yield from leaves(f"{path}.key_value.key", kind.key_type)
+        yield from leaves(f"{path}.key_value.value", kind.item_type)
+    else:
+        yield path
+
+
+def _is_hash(rows: pa.Table, leaf: str) -> bool:
+    """Whether a column has our hashes, by its first value. Snappy takes an eighth off them, and as long
+    as all the rest of an event (LAB_LOG.md)."""
+    name, *inner = leaf.split(".")
+    if leaf.rpartition(".")[2] not in HASHED or not rows.num_rows:
+        return False
+    first = rows[name].slice(0, 1)
+    for part in inner:
+        if part == "list":
+            first = pc.list_flatten(first)
+        elif part != "element":
+            first = pc.struct_field(first, part)
+    values = first.drop_null()
+    return len(values) > 0 and HASH.fullmatch(str(values[0])) is not None
 
 
 class DataParquet(pq.ParquetFile):

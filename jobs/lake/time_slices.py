@@ -14,6 +14,7 @@ to lay them out.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -127,14 +128,19 @@ def read(
     low: int | None,
     high: int | None,
     where: ds.Expression | None = None,
+    coded: Collection[str] = (),
 ) -> pa.Table:
     """The rows of a slice. Row groups beyond its edges are not read.
 
     Args:
         columns: those that are read, with their types; `event_ts` among them.
         where: what else must hold of a row.
+        coded: texts of few values, which are read as dictionaries.
     """
     schema = arrow_schema(columns)
+    for name in coded:
+        at = schema.get_field_index(name)
+        schema = schema.set(at, pa.field(name, pa.dictionary(pa.int32(), schema.types[at])))
     if not paths:
         return schema.empty_table()
     inside = where
@@ -144,7 +150,8 @@ def read(
             inside = found if inside is None else inside & found
     system, _ = filesystem.located(paths[0])
     places = [filesystem.located(path)[1] for path in paths]
-    data = ds.dataset(places, schema=schema, format="parquet", filesystem=system)
+    how = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=set(coded)))
+    data = ds.dataset(places, schema=schema, format=how, filesystem=system)
     return data.to_table(filter=inside, use_threads=False).combine_chunks()
 
 

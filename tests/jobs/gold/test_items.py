@@ -65,10 +65,16 @@ def assert_files_say_the_same(folder: Path, came: pa.Table, by_spark: Any) -> No
     assert told == {row["item_id"]: (row["first_seen_ts"], row["event_count"]) for row in rows}
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_items_are_counted_and_numbered_alike(spark: Any, tmp_path: Path, seed: int) -> None:
+def test_items_are_counted_and_numbered_alike(
+    spark: Any, tmp_path: Path, seed: int, first: bool
+) -> None:
+    """Args: first: whether no item had a row before."""
     drawn = random.Random(seed)
     before, came = known(drawn), night(drawn)
+    before = before.slice(0, 0) if first else before
+    highest = pc.max(before["item_index"]).as_py() or 0
     listed_only = [f"i{number}" for number in range(25, 45)]
     listed_only = [one for one in listed_only if one not in before["item_id"].to_pylist()]
     unseen = items.unseen_sightings(
@@ -76,10 +82,10 @@ def test_items_are_counted_and_numbered_alike(spark: Any, tmp_path: Path, seed: 
     )
     seen = items.summarised(items.sightings(spark.createDataFrame(came)).unionByName(unseen))
     by_spark = items.updated(
-        spark.createDataFrame(before), seen.withColumn("whole", F.lit(False)),
-        pc.max(before["item_index"]).as_py(),
+        spark.createDataFrame(before.to_pylist(), ITEMS.ddl), seen.withColumn("whole", F.lit(first)),
+        highest,
     )  # fmt: skip
-    by_arrow = items.grown(before, came, pa.array(listed_only, pa.string()))
+    by_arrow = items.grown(before, items.seen_in(came, pa.array(listed_only, pa.string())))
     assert by_arrow.num_rows and by_arrow["item_index"].null_count == 0
 
     assert_files_say_the_same(tmp_path, came, seen)
@@ -89,7 +95,7 @@ def test_items_are_counted_and_numbered_alike(spark: Any, tmp_path: Path, seed: 
         return rows
 
     assert listed(by_spark.toArrow()) == listed(by_arrow)
-    new = by_arrow.filter(pc.greater(by_arrow["item_index"], 15)).sort_by("item_index")
+    new = by_arrow.filter(pc.greater(by_arrow["item_index"], highest)).sort_by("item_index")
     never = new["first_seen_ts"].to_pylist().count(None)
     assert 0 < never < new.num_rows
     order = [
@@ -99,4 +105,4 @@ def test_items_are_counted_and_numbered_alike(spark: Any, tmp_path: Path, seed: 
         )
     ]
     assert order == sorted(order) and {one for _, one in order} >= set(listed_only)
-    assert new["item_index"].to_pylist() == list(range(16, 16 + len(order)))
+    assert new["item_index"].to_pylist() == list(range(highest + 1, highest + 1 + len(order)))

@@ -11,6 +11,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
 
+from jobs.lake import filesystem
 from jobs.lake.filesystem import DataParquet, data_file, matching, read_parquet, rows_of
 from tests.support.airflow_tools import REPO
 
@@ -102,3 +103,32 @@ def test_files_go_together_whatever_they_say_of_nulls(tmp_path: Path) -> None:
     pq.write_table(rows.cast(pa.schema(fields)), tmp_path / "theirs.parquet")
     both = [read_parquet(str(tmp_path / f"{name}.parquet")) for name in ("ours", "theirs")]
     assert pa.concat_tables(both).to_pylist() == 2 * rows.to_pylist()
+
+
+HASHES = ["0123456789abcdef" * 2, "fedcba9876543210" * 2]
+
+
+@pytest.mark.parametrize("ids, codec", [(HASHES, "UNCOMPRESSED"), (["7", "8"], "SNAPPY")])
+def test_only_our_own_hashes_are_not_compressed(tmp_path: Path, ids: list[str], codec: str) -> None:
+    events = [[{"event_id": one, "item_id": "i"}] for one in ids]
+    rows = pa.table({"user_id": ["u", "v"], "event_id": ids, "events": events})
+    rows = pa.concat_tables([rows, rows])
+    path = str(tmp_path / "rows.parquet")
+    filesystem.write_parquet(path, rows, 1)
+    meta = pq.ParquetFile(path).metadata.row_group(0)
+    known = {meta.column(at).path_in_schema: meta.column(at) for at in range(meta.num_columns)}
+    compressed = {name: one.compression for name, one in known.items()}
+    assert compressed == {
+        "user_id": "SNAPPY", "event_id": codec,
+        "events.list.element.event_id": codec, "events.list.element.item_id": "SNAPPY",
+    }  # fmt: skip
+    assert filesystem.read_parquet(path).equals(rows.combine_chunks())
+
+
+def test_dictionaries_are_texts_in_files(tmp_path: Path) -> None:
+    """Whoever reads the file, with Arrow's note of a schema or without."""
+    texts = pa.array(["a", None, "b", "a"])
+    path = str(tmp_path / "rows.parquet")
+    filesystem.write_parquet(path, pa.table({"file": texts.dictionary_encode()}))
+    assert pq.read_schema(path).field("file").type == pa.string()
+    assert filesystem.read_parquet(path)["file"].combine_chunks().equals(texts)
