@@ -441,6 +441,8 @@ def main() -> int:
         "trained": lambda: run_trained(args.repeats, args.minutes),
     }
     command = f"python benchmarks/power.py --only {{}} --repeats {args.repeats}"
+    if args.minutes < math.inf:
+        command += f" --minutes {args.minutes:g}"
     found = {}
     for name in args.only.split(","):
         found[name] = runs[name]()
