@@ -17,8 +17,12 @@ import pytest
 from pyspark.sql import functions as F
 
 from jobs.core.arrow_types import arrow_schema
+from jobs.core.plan import idle
+from jobs.core.source_file import load_source
 from jobs.core.tables import EVENTS, ITEMS
 from jobs.gold import items
+from jobs.lake.context import Context
+from jobs.lake.delta import Lake
 
 T = datetime(2024, 5, 1, tzinfo=UTC)
 CAME = arrow_schema({n: EVENTS.columns[n] for n in ("item_id", "event_ts", "exposed_with")})
@@ -106,3 +110,49 @@ def test_items_are_counted_and_numbered_alike(
     ]
     assert order == sorted(order) and {one for _, one in order} >= set(listed_only)
     assert new["item_index"].to_pylist() == list(range(highest + 1, highest + 1 + len(order)))
+
+
+SOURCE = """
+[source]
+name = "shop"
+landing = "landing/*.csv"
+format = "csv"
+[columns]
+user_id = "user"
+item_id = "item"
+event_ts = "ts"
+[time]
+unit = "s"
+"""
+
+
+def no_spark() -> Any:
+    raise AssertionError("Spark is not needed")
+
+
+def test_the_first_rows_are_published_without_spark(tmp_path: Path) -> None:
+    """Items of two data files, and of a catalogue: one of them has events, one has none."""
+    rows = [
+        {"item_id": item, "exposed_with": shown, "event_ts": T + timedelta(hours=hour)}
+        for item, shown, hour in [("b", ["c"], 2), ("a", None, 1), ("b", [], 0), ("c", ["a"], 5)]
+    ]
+    came = pa.Table.from_pylist(rows, schema=CAME)
+    lake = Lake(no_spark, str(tmp_path / "lake"), "shop")
+    lake.create(ITEMS)
+    (tmp_path / "shop.toml").write_text(SOURCE)
+    context = Context(load_source(str(tmp_path / "shop.toml")), lake, None, "night")
+    candidate = context.candidate(ITEMS)
+    for number, part in enumerate((came.slice(0, 3), came.slice(3))):
+        pq.write_table(part, tmp_path / f"{number}.parquet")
+        items.Seen(candidate.path(items.SEEN))(f"{tmp_path}/{number}.parquet")
+    manifest = items.ItemsManifest(idle("items"), 0, 0)
+    items.fill_first(context, candidate, manifest, pa.array(["z", "c"], pa.string()))
+    assert manifest.staged is not None and manifest.rows == 4
+    lake.commit(ITEMS, manifest.staged, 0, lake.app_id(ITEMS, EVENTS), 0, context.run_id)
+    found = lake.table_of(ITEMS, 1, list(ITEMS.columns)).sort_by("item_index").to_pylist()
+    assert [tuple(row[name] for name in ITEMS.columns) for row in found] == [
+        ("b", 1, T, 2),
+        ("a", 2, T + timedelta(hours=1), 1),
+        ("c", 3, T + timedelta(hours=2), 1),
+        ("z", 4, None, 0),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,11 @@ def test_of_lines_that_are_one_event_the_first_is_kept(
         ("event_id", pa.string()), ("event_ts", pa.timestamp("us", "UTC")), ("file", pa.string()),
         ("line", pa.int64()), ("anonymous_id", pa.string()),
     ])  # fmt: skip
-    events, repeats = first_load.without_repeats(pa.Table.from_pylist(rows, schema=schema))
+    texts = pa.Table.from_pylist(rows, schema=schema)
+    events, repeats = first_load.without_repeats(texts)
+    at = schema.get_field_index("file")
+    coded = texts.set_column(at, "file", texts["file"].combine_chunks().dictionary_encode())
+    assert first_load.without_repeats(coded)[0].cast(schema).equals(events)
     first: dict[str, tuple[str, int]] = {}
 
     def place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -139,6 +144,34 @@ def test_of_lines_that_are_one_event_the_first_is_kept(
     assert {row["event_id"]: (row["file"], row["line"]) for row in got} == first
     assert (len(got), repeats) == (len(first), len(lines) - len(first))
     assert [row["event_ts"] for row in got] == sorted(row["event_ts"] for row in got)
+
+
+def test_a_slice_of_files_becomes_one_file_of_events(tmp_path: Path) -> None:
+    """Two files of lines of which one is in both; paths are read as dictionaries, and written as texts."""
+    layer = first_load.Layer(
+        EVENTS.columns, str(tmp_path / "laid"), datetime(2024, 1, 2, tzinfo=UTC)
+    )
+    schema = arrow_schema(layer.lines)
+    paths = []
+    for name, ids in (("a", [1, 2, 3]), ("b", [2, 4])):
+        rows = [
+            {"event_id": f"{at:032x}", "user_id": "u", "item_id": "i", "feedback": "positive",
+             "event_ts": datetime(2024, 1, 1, at, tzinfo=UTC), "event_date": date(2024, 1, 1),
+             "file": f"{name}.csv", "line": at}
+            for at in ids
+        ]  # fmt: skip
+        paths.append(str(tmp_path / f"{name}.parquet"))
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), paths[-1])
+    asked = pa.RecordBatch.from_pylist([{"low": None, "high": None, "paths": paths}])
+    [told] = [one.to_pylist()[0] for one in layer.of_files([asked])]
+    assert (told["rows"], told["repeats"]) == (4, 1)
+    events = pq.read_table(told["path"])
+    assert events.schema.names == list(EVENTS.columns)
+    assert {events.schema.field(n).type for n in ("ingest_file", "feedback")} == {pa.string()}
+    assert events["ingest_file"].to_pylist() == ["a.csv", "a.csv", "a.csv", "b.csv"]
+    assert [int(one, 16) for one in events["event_id"].to_pylist()] == [1, 2, 3, 4]
+    assert events["feedback"].to_pylist() == ["positive"] * 4
+    assert set(events["ingest_ts"].to_pylist()) == {layer.when}
 
 
 def test_slices_begin_where_row_groups_begin_and_read_what_is_inside(tmp_path: Path) -> None:
