@@ -317,9 +317,12 @@ class Typer:
             ]
             # (The file is read once, soon, and removed: compressing it costs more than it saves.)
             self.writer = pq.ParquetWriter(
-                inner, self.typing.schema, filesystem=system, use_dictionary=dictionaries,
+                inner,
+                self.typing.schema,
+                filesystem=system,
+                use_dictionary=dictionaries,
                 compression="NONE",
-            )  # fmt: skip
+            )
         self.writer.write_table(rows, row_group_size=group)
 
     def close(self) -> list[str]:

@@ -117,9 +117,20 @@ def cut(
         start, end, size = start[~beyond], end[~beyond], size[~beyond]
     # (Events are moved once, into the order of the sessions' starts: moving sessions costs more.)
     by = np.argsort(start, kind="stable")
-    order = order[stretches((np.cumsum(size) - size)[by], size[by])]
-    start, end, size = start[by], end[by], size[by]
-    rows = rows_at(events, order)
+    rows = rows_at(events, order[stretches((np.cumsum(size) - size)[by], size[by])])
+    return _sessions_of(rows, how, start[by], end[by], size[by]), spare
+
+
+def _sessions_of(
+    rows: pa.Table, how: Cut, start: np.ndarray, end: np.ndarray, size: np.ndarray
+) -> pa.Table:
+    """The table of sessions whose events are `rows`, one session after another.
+
+    Args:
+        start, end: int64[S], microseconds.
+        size: int64[S], events of each session.
+    """
+    rule = how.rule.arrays
     offsets = np.concatenate([[0], np.cumsum(size)]).astype(np.int32)
     heads = rows.select(["user_id", "event_id"]).take(pa.array(offsets[:-1]))
     users, ids = heads["user_id"].to_pylist(), heads["event_id"].to_pylist()
@@ -134,7 +145,7 @@ def cut(
     values = pa.nulls(len(start), pa.list_(pa.string()))
     if how.boundary is not None and how.boundary.log:
         values = pa.ListArray.from_arrays(listed, rows[VALUES].combine_chunks())
-    sessions = pa.Table.from_arrays(
+    return pa.Table.from_arrays(
         [
             pa.array(rule.session_ids(users, ids), pa.string()),
             heads["user_id"].combine_chunks(),
@@ -148,7 +159,6 @@ def cut(
         ],
         schema=schema,
     )
-    return sessions, spare
 
 
 def apart(

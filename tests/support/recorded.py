@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,11 +67,11 @@ def trained_here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     told: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> SimpleNamespace:
-        told.append(command[3:])
-        return SimpleNamespace(returncode=cli.main(command[3:]))
+    def here(words: list[str], **_: Any) -> int:
+        told.append(words)
+        return cli.main(words)
 
-    monkeypatch.setattr(grid, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(grid, "in_a_process", here)
     return told
 
 

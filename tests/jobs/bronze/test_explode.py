@@ -93,6 +93,7 @@ def test_sessions_with_their_events_in_a_list(spark: Any, tmp_path: Path) -> Non
     assert shop.rows(EVENTS, drop=here) == calm.rows(EVENTS, drop=here)
 
 
+@pytest.mark.slow
 def test_a_list_that_no_line_has_stops_the_run(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, OTTO.replace('"events"', '"event"'))
     shop.land("a.jsonl", text(LINES))

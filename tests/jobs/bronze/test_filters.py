@@ -274,6 +274,7 @@ def test_a_mistake_is_said_before_spark_starts(
         ingest.compute(context)
 
 
+@pytest.mark.slow
 def test_a_run_that_filters_leave_nothing_usable_of_fails(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WEB)
     shop.land("a.log", "\n".join([LOG[1], LOG[3]]) + "\n")

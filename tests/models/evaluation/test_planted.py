@@ -66,7 +66,9 @@ def test_values_like_those_of_a_recorded_comparison(rest: float) -> None:
         assert low * (1 - 0.4 * rest) - 0.05 <= seen <= high
         gate = [power.promoted(*each) for each in drawn[:100]]
         assert np.mean([wrong for _, wrong in gate]) <= 0.05
-        assert np.mean([better for better, _ in gate]) > 0.4 or not effect
+        # (One training of each, so it sees much less where a further training would change all.)
+        better = np.mean([better for better, _ in gate])
+        assert better > 0.4 * (1 - 0.8 * rest) or not effect
 
 
 def test_shares_have_binomial_intervals() -> None:

@@ -30,7 +30,7 @@ from models.registry.recipes import Recipe
 from models.registry.register import _tags
 from models.training import fit as fitting
 from models.training.checkpoints import Checkpoints
-from tests.support.recorded import World
+from tests.support.recorded import World, trained_here
 
 METHODS = [
     *BASELINES, *(f"{name}+st+sse+tsa+fb+habit" for name in BACKBONES),
@@ -393,16 +393,7 @@ def test_a_grid_takes_recipes_and_the_table_says_the_budgets(
     world: World, apart: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cells are trained in this process; `pop` has nothing to tune."""
-    from models import cli
-    from models.experiments import grid
-
-    trainings: list[list[str]] = []
-
-    def here(words: list[str], **_: Any) -> int:
-        trainings.append(words)
-        return cli.main(words)
-
-    monkeypatch.setattr(grid, "in_a_process", here)
+    trainings = trained_here(monkeypatch)
     budget = ("--trials", "3", "--minutes", "30")
     same = [tuned(world, name, *budget) for name in ("tifu_knn", "vsknn")]
     words = (

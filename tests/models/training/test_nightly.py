@@ -4,10 +4,8 @@ and let through the gate."""
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from models import cli
 from models.core.config import EACH_NIGHT
 from models.data.nights import night_cut, nights_asked
 from models.data.splits import Filters
-from models.experiments import grid
 from models.networks.methods import config
 from models.registry import tracking
 from models.training import nightly
@@ -27,7 +24,7 @@ from models.training.fit import Fitted, fit_for
 from models.training.run import Outcome, Prepared, Request, Work
 from tests.support.gold_world import DAY, Event, data_of, ring, write_gold
 from tests.support.nights_world import ASKED, born_along_the_way, nights_at, say
-from tests.support.recorded import World, opened
+from tests.support.recorded import World, opened, trained_here
 
 
 @pytest.fixture(scope="module")
@@ -354,16 +351,7 @@ def test_options_of_nights_decide_the_split_and_go_with_no_other(nights: World) 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """A grid's trainings run here, not in processes of their own; their words."""
-    told: list[list[str]] = []
-
-    def run(command: list[str], check: bool) -> Any:
-        told.append(command[3:])
-        return SimpleNamespace(returncode=cli.main(command[3:]))
-
-    fake = SimpleNamespace(**{**vars(subprocess), "run": run})
-    monkeypatch.setattr(grid, "subprocess", fake)
-    return told
+    return trained_here(monkeypatch)
 
 
 def test_backtest_judges_methods_compares_them_and_goes_on(
