@@ -62,7 +62,7 @@ POOLS = {
 HEALTHY_WITHIN_S = 300
 # For many short Spark applications (the demo's nights, tests): an application that lives for half a
 # minute spends its time compiling, and checking the byte code of jars whose sums were checked when they
-# were fetched. Measured: 40 % less processor time, and another sixth. Not for big logs.
+# were fetched. Measured of the first two: 40 % less processor time. Not for big logs.
 SHORT_LIVED_JVM = {
     "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC "
     "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote",
