@@ -35,14 +35,31 @@ def runs_of(lake: str, source: str) -> list[dict[str, Any]]:
     return rows
 
 
+def published(runs: list[dict[str, Any]], table: str, newest: int) -> tuple[int, Any] | None:
+    """The newest published version of a table up to `newest`, and the run that published it.
+
+    Of the runs that ended well and name that version it is the first: a later run that found nothing
+    to do names the version that it found. None: no run names one.
+
+    Args:
+        runs: rows of `ops.runs`.
+        table: its full name, such as `gold.sequences`.
+    """
+    made = [
+        (version, run)
+        for run in sorted(runs, key=lambda row: row["started_ts"])
+        if run["outcome"] == "ok"
+        and (version := dict(run["tables_out"] or ()).get(table)) is not None
+        and version <= newest
+    ]
+    return max(made, key=lambda one: one[0], default=None)
+
+
 def publishers(runs: list[dict[str, Any]], version: int) -> list[dict[str, Any]]:
-    """The runs that ended well and published this version of gold.sequences."""
+    """The run that ended well and published this version of gold.sequences; none where there is no
+    such run."""
     from jobs.core.tables import SEQUENCES
 
-    return [
-        run
-        for run in runs
-        if run["outcome"] == "ok"
-        and run["job"] in ("run", "sequences")
-        and dict(run["tables_out"] or ()).get(SEQUENCES.full_name) == version
-    ]
+    ours = [run for run in runs if run["job"] in ("run", "sequences")]
+    found = published(ours, SEQUENCES.full_name, version)
+    return [found[1]] if found is not None and found[0] == version else []

@@ -164,7 +164,7 @@ def in_words(found: dict[str, Any]) -> str:
         f"NDCG@10 {recipe['ndcg@10']:.4f} in comparison {recipe['comparison']} on gold.sequences "
         f"version {recipe['table_version']}; the gate: {recipe['gate'] or 'not asked'}"
     )
-    by = ", ".join(f"{run['run_id']} (batch {run['batch']})" for run in tables["published_by"])
+    by = "".join(f"{run['run_id']} (batch {run['batch']})" for run in tables["published_by"])
     lines.append(
         f"it was trained on gold.sequences version {tables['gold.sequences']}, published by run "
         f"{by or 'unknown: ops.runs has none'}"

@@ -26,6 +26,7 @@ from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import knobs
 from models.core.rows import run_starts
+from models.data.lineage import published, runs_of
 from models.data.sequences import Sequences, cache_folder, open_sequences, read_items
 from models.data.splits import in_words
 from models.experiments import results
@@ -298,24 +299,16 @@ def _worth(lake: str, source: str) -> str | None:
 
 def _lineage(lake: str, source: str, outcome: dict[str, Any]) -> list[dict[str, Any]]:
     """From the compared version of `gold.sequences` back to the files: each step's run."""
-    from jobs.core.tables import RUNS
-
-    runs = sorted(_rows(lake, source, RUNS), key=lambda row: row["started_ts"], reverse=True)
+    runs = runs_of(lake, source)
     wanted, chain = {"gold.sequences": outcome["table_version"]}, []
     for table in ("gold.sequences", "silver.sessions", "bronze.events"):
         if table not in wanted:
             continue
         # The run that published it, or the newest version before it (packing files makes some).
-        made = [
-            (dict(run["tables_out"])[table], run)
-            for run in runs
-            if run["outcome"] == "ok"
-            and dict(run["tables_out"] or ()).get(table) is not None
-            and dict(run["tables_out"])[table] <= wanted[table]
-        ]
-        if not made:
+        found = published(runs, table, wanted[table])
+        if found is None:
             break
-        version, run = max(made, key=lambda one: one[0])
+        version, run = found
         chain.append(
             {
                 "table": table,
