@@ -1,7 +1,8 @@
 """The questions of a test period as requests to a registered model, and its answers as scores.
 
 A request has the columns of the log (`models/data/raw_events.py`), all events before its time, and
-k = the size of the vocabulary, so that an answer has every item's score.
+k = the size of the vocabulary, so that an answer has every item's score; where lists alone are
+compared, k = the length of a list.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from jobs.core.source_file import Source
 
 MOST_ROWS, MOST_SCORES = 1_000_000, 3_000_000  # ours: of one request, and of its answer
+LIST_ITEMS = 100  # items of a list, as `score` writes them where no --k is given
 Ask = Callable[[pa.Table], pa.Table]
 
 
@@ -100,6 +102,7 @@ class Questions:
         self.stored, self.events, self.raw, self.ask = stored, events, raw, ask
         self.refused = 0
         self.refusal: str | None = None
+        self.k = len(stored.item_ids)
         mapped = {*source.columns.mapped(), "user_id", "event_id"}
         if source.exposures is not None:
             mapped.add("exposed_with")
@@ -123,13 +126,13 @@ class Questions:
         if one_by_one(self.stored):
             return list(np.arange(count)[:, None])
         length = np.diff(self.events.start)[part.user]
-        most = max(1, MOST_SCORES // max(1, len(self.stored.item_ids)))
+        most = max(1, MOST_SCORES // max(1, self.k))
         number = np.maximum(np.arange(count) // most, np.cumsum(length) // MOST_ROWS)
         return [np.flatnonzero(number == one) for one in np.unique(number)]
 
     def _answered(self, part: Targets, rows: Ints) -> torch.Tensor:
         names = _names([self.events.sequences.user_id[u] for u in part.user[rows]])
-        given: dict[str, Any] = {"k": len(self.stored.item_ids)}
+        given: dict[str, Any] = {"k": self.k}
         batches = [self._history(part, int(row)) for row in rows]
         if one_by_one(self.stored):
             (row,) = rows.tolist()
@@ -192,7 +195,11 @@ class Questions:
 
 
 class NowQuestions(Questions):
-    """Requests at the time of each user's newest event, in its session."""
+    """Requests for lists at the time of each user's newest event, in its session."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.k = min(self.k, LIST_ITEMS)
 
     def _session(self, part: Targets, row: int, before: pa.RecordBatch) -> str | None:
         return None

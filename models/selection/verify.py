@@ -342,15 +342,31 @@ class _Compared:
                 first[index] = metrics.ranks(moved, *alone)
 
     def _compare_lists(self, own: torch.Tensor, scores: torch.Tensor) -> None:
-        """Count the lists that differ from those of the weights themselves, and those whose scores
-        differ by more than rounding."""
+        """Count the lists that differ from those of the weights themselves, and those that differ
+        by more than rounding."""
         differ = (best(own, LISTED)[0] != best(scores, LISTED)[0]).any(dim=1)
-        by = self.usual_rounding * _largest(own)
-        finite = torch.isfinite(own) & torch.isfinite(scores)
-        apart = torch.where(finite, (own - scores).abs(), 0.0).amax(dim=1) > by
-        apart |= (torch.isfinite(own) != torch.isfinite(scores)).any(dim=1)
+        apart = lists_apart(own, scores, self.questions.k, self.usual_rounding)
         self.lists_differ += int((differ | apart).sum())
         self.lists_wrong += int(apart.sum())
+
+
+def lists_apart(
+    own_RV: torch.Tensor, served_RV: torch.Tensor, k: int, rounding: float
+) -> torch.Tensor:
+    """bool[R]: whether a list that is served differs from the best k of own scores by more than
+    rounding: in a score, in an item that it leaves out, or in its length.
+
+    Args:
+        served_RV: -inf for what the list does not have; own_RV: -inf for what it must not have.
+        rounding: of a row's largest score.
+    """
+    by = rounding * _largest(own_RV)
+    allowed, listed = torch.isfinite(own_RV), torch.isfinite(served_RV)
+    apart = torch.where(allowed & listed, (own_RV - served_RV).abs(), 0.0).amax(dim=1) > by
+    last = torch.where(listed, served_RV, torch.inf).amin(dim=1)
+    apart |= (allowed & ~listed & (own_RV > (last + by)[:, None])).any(dim=1)
+    apart |= (listed & ~allowed).any(dim=1)
+    return apart | (listed.sum(dim=1) != allowed.sum(dim=1).clamp(max=k))
 
 
 def _largest(scores_RV: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from deltalake import DeltaTable, write_deltalake
 
 from jobs.core.source_file import load_source
@@ -21,7 +22,7 @@ from models.networks.methods import BACKBONES, BASELINES, SESSION_ENCODERS
 from models.registry import tracking
 from models.selection import questions, verify_worker
 from models.selection.questions import loaded_here
-from models.selection.verify import in_words, verify
+from models.selection.verify import in_words, lists_apart, verify
 from tests.support.raw_world import raw_world
 from tests.support.recorded import World, file_of_version
 
@@ -229,6 +230,23 @@ def test_rounding_is_told_from_a_fault(gap: World) -> None:
     assert told["holds"] and told["lists_wrong"] == 0
     told = asked(gap, opened=moved(0.01))
     assert not told["holds"] and told["lists_wrong"] == told["questions"]
+
+
+def test_lists_of_k_items_are_compared_with_the_best_k() -> None:
+    none = -torch.inf
+    own = torch.tensor([[0.9, 0.5, 0.5 + 1e-9, 0.1, none]]).double()
+
+    def apart(*served: float, k: int = 2) -> bool:
+        return bool(lists_apart(own, torch.tensor([served]).double(), k, 1e-6)[0])
+
+    assert not apart(0.9, none, 0.5, none, none)  # the best two
+    assert not apart(0.9, 0.5, none, none, none)  # the other of two that are all but equal
+    assert apart(0.9, none, none, 0.1, none)  # a better item is left out
+    assert apart(0.9, none, 0.51, none, none)  # another score
+    assert apart(0.9, none, none, none, none)  # one item is missing
+    assert apart(0.9, none, 0.5, none, 0.5)  # one that must not be listed
+    assert not apart(0.9, 0.5, 0.5, 0.1, none, k=9)  # all there are
+    assert apart(0.9, 0.5, 0.5, none, none, k=9)
 
 
 def test_a_version_that_refuses_is_counted(gap: World) -> None:
