@@ -190,7 +190,7 @@ def sizes_of(context: Context, table: Table, paths: list[str]) -> dict[str, int]
     system, inner = filesystem.located(root)
     elsewhere = [one for one in paths if one.startswith("/") or "://" in one]
     if isinstance(system, fs.LocalFileSystem) or elsewhere:
-        whole = [fingerprint_table.whole_path(lake, table, one) for one in paths]
+        whole = [filesystem.data_path(lake.path(table), one) for one in paths]
         infos = system.get_file_info([filesystem.located(one)[1] for one in whole])
         return {
             path: int(info.size)

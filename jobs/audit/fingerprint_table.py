@@ -59,11 +59,6 @@ def of_opened(table: Table, found: DeltaTable) -> Snapshot:
     return Snapshot(table, found, pa.table(found.get_add_actions()))
 
 
-def whole_path(lake: Lake, table: Table, path: str) -> str:
-    """A data file as the log names it, as a path or URI. (Those of a clone are named whole.)"""
-    return path if path.startswith("/") or "://" in path else f"{lake.path(table)}/{path}"
-
-
 def rows_of(context: Context, *snapshots: Snapshot) -> list[pa.Table]:
     """The rows of all files of some versions (`path`, FIELDS): those that are kept, and those that are
     not yet, which are made and kept."""
@@ -141,7 +136,8 @@ def keep(context: Context, *made: tuple[Table, list[Row]]) -> None:
 def made_of(context: Context, of: Snapshot, paths: pa.Array) -> pa.Table:
     """Rows of some files of a version: `path`, FIELDS."""
     names = paths.to_pylist()
-    where = {whole_path(context.lake, of.table, name): name for name in names}
+    root = context.lake.path(of.table)
+    where = {filesystem.data_path(root, name): name for name in names}
     task, made = OF_FILE[of.table.full_name], []
     if names:
         chosen = of.files.filter(pc.is_in(of.paths, value_set=paths))

@@ -208,7 +208,7 @@ def _has(lake: Lake, version: int, person: Person) -> bool:
 
 def _readable(lake: Lake, version: int) -> bool:
     try:
-        there = DeltaTable(filesystem.rust_uri(lake.path(SEQUENCES)), version=version).file_uris()
+        there = lake.file_uris(SEQUENCES, version)
     except UNREADABLE:
         return False
     return all(filesystem.exists(path) for path in there)

@@ -361,21 +361,14 @@ class Lake:
 
     def file_uris(self, table: Table, version: int) -> list[str]:
         """The data files of a version."""
-        found: list[str] = DeltaTable(rust_uri(self.path(table)), version=version).file_uris()
-        return found
+        return [one.path for one in self.files_of(table, version)]
 
     def files_of(self, table: Table, version: int) -> list[DataFile]:
         """The data files of a version, with what the log says of them."""
         found = DeltaTable(rust_uri(self.path(table)), version=version)
         rows = pa.table(found.get_add_actions(flatten=True)).to_pylist()
         root = self.path(table)
-        return [
-            DataFile(
-                one if (one := row["path"]).startswith("/") or "://" in one else f"{root}/{one}",
-                row,
-            )
-            for row in rows
-        ]
+        return [DataFile(filesystem.data_path(root, row["path"]), row) for row in rows]
 
     def table_of(self, table: Table, version: int, columns: list[str]) -> pa.Table:
         """Some columns of a version, read without Spark."""

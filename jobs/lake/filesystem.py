@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +38,25 @@ def located(path: str) -> tuple[fs.FileSystem, str]:
         found, inner = fs.FileSystem.from_uri(rust_uri(path))
         return found, inner
     return fs.LocalFileSystem(), re.sub(r"^file:", "", path)
+
+
+def data_name(told: str) -> str:
+    """A data file's path below its table. A table's log has it encoded, as in a URL (Delta's protocol,
+    "Add File and Remove File")."""
+    return unquote(told)
+
+
+def data_path(root: str, told: str) -> str:
+    """A data file as a path or URI.
+
+    Args:
+        root: the table's folder or URI.
+        told: what the table's log has. The files of a clone are named whole.
+    """
+    if "://" in told:
+        return told  # (`located` decodes it)
+    name = data_name(told)
+    return name if name.startswith("/") else f"{root}/{name}"
 
 
 NOT_FOR_ARROW = {"deletionVectors", "columnMapping", "v2Checkpoint"}
@@ -85,7 +105,7 @@ def _plain_rows(table: DeltaTable, below: fs.FileSystem) -> ds.Dataset:
     if pa.table(table.deletion_vectors()).num_rows:
         raise ValueError(f"{table.table_uri} has deletion vectors")
     how = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
-    parts = [how.make_fragment(path, below) for path in adds["path"].to_pylist()]
+    parts = [how.make_fragment(data_name(one), below) for one in adds["path"].to_pylist()]
     schema = pa.schema(table.schema().to_arrow())
     return ds.FileSystemDataset(parts, schema, how, below)
 

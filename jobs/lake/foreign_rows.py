@@ -92,7 +92,8 @@ class _Version:
 
     def in_this_process(self) -> pa.Table:
         data = filesystem.rows_of(self.found)
-        parts = [one for one in data.get_fragments() if one.path in self.files]
+        names = {filesystem.data_name(told) for told in self.files}
+        parts = [one for one in data.get_fragments() if one.path in names]
         if len(parts) != len(self.files):
             raise KeyError(f"{self.found.table_uri}: other names of files")
         part = ds.FileSystemDataset(parts, data.schema, data.format, data.filesystem)

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import fastavro
+import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -135,12 +136,13 @@ def sample_of(path: str) -> Sample:
 
 
 def _delta(place: str) -> Sample:
-    paths = DeltaTable(filesystem.rust_uri(place)).file_uris()
-    if not paths:
+    told = pa.table(DeltaTable(filesystem.rust_uri(place)).get_add_actions())["path"]
+    if not len(told):
         raise SettingsError(
             f"{place} is a Delta table without rows: add some, or name another table"
         )
-    with filesystem.open_seekable(paths[0]) as seekable:
+    path = filesystem.data_path(place.rstrip("/"), told[0].as_py())
+    with filesystem.open_seekable(path) as seekable:
         return _typed("delta", pq.ParquetFile(seekable).iter_batches(RECORDS))
 
 
@@ -468,17 +470,17 @@ def guess(path: str, name: str | None = None) -> Guess:
         f"python -m jobs run --source {named}",
         *(f"# {one}" for one in sample.remarks),
         "[source]",
-        f"name = {json.dumps(named)}",
+        f"name = {_toml(named)}",
         *_landing(path),
-        f"format = {json.dumps(sample.format)}",
-        *(f"{key} = {json.dumps(value)}" for key, value in sample.keys.items()),
+        f"format = {_toml(sample.format)}",
+        *(f"{key} = {_toml(value)}" for key, value in sample.keys.items()),
         "",
         "[columns]",
     ]
     for ours, candidates in chosen.items():
         lines += _column(ours, candidates)
     for ours, one in more.items():
-        lines += [f"# {ours} = {json.dumps(one.names[0])}  # {one.why}"]
+        lines += [f"# {ours} = {_toml(one.names[0])}  # {one.why}"]
     timed = {one for each in when for one in each.names}
     if texts := [n for n in sample.columns() if n not in timed and _is_list(sample.texts(n))]:
         lines += [
@@ -489,17 +491,23 @@ def guess(path: str, name: str | None = None) -> Guess:
         lines += [f"# Lists, whose elements may be events (source.explode): {', '.join(lists[:5])}"]
     unit = when[0].unit if when else None
     if unit and not (unit == COMBINED_LOG_TIME and sample.format in LOG_COLUMNS):
-        lines += ["", "[time]", f"unit = {json.dumps(unit)}"]
+        lines += ["", "[time]", f"unit = {_toml(unit)}"]
     return Guess("\n".join(lines) + "\n", usable, total)
+
+
+def _toml(value: Any) -> str:
+    """A text, a number, a boolean or a list of them, as TOML has it: characters as they are, since
+    JSON's escapes for those beyond 16 bits are no TOML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _landing(path: str) -> list[str]:
     """The landing, with a remark where it is one file and more may follow."""
-    lines = [f"landing = {json.dumps(path)}"]
+    lines = [f"landing = {_toml(path)}"]
     folder, _, file = path.rpartition("/")
     if folder and "." in file and [one for one, *_ in landed(absolute(path))] == [absolute(path)]:
         pattern = f"{folder}/*{file[file.index('.') :]}"
-        lines.append(f"# (This is one file. If more will follow, a pattern: {json.dumps(pattern)})")
+        lines.append(f"# (This is one file. If more will follow, a pattern: {_toml(pattern)})")
     return lines
 
 
@@ -508,7 +516,7 @@ def _column(ours: str, candidates: list[Candidate]) -> list[str]:
         return [f"# {ours}: no column looks like it; name one", f'{ours} = "?"']
     best, *rest = candidates
     names = best.names[0] if len(best.names) == 1 else list(best.names)
-    lines = [f"# {best.why}", f"{ours} = {json.dumps(names)}"]
+    lines = [f"# {best.why}", f"{ours} = {_toml(names)}"]
     also = [repr(one.names[0]) for one in rest if one.score >= best.score - 1.5][: SHOWN - 1]
     return [*lines, f"# or: {', '.join(also)}"] if also else lines
 

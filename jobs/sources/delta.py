@@ -12,7 +12,6 @@ A data file never changes. What others do to the table becomes this:
 from __future__ import annotations
 
 import os
-from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -20,7 +19,7 @@ from deltalake.exceptions import DeltaError
 
 from jobs.core.errors import SourceError
 from jobs.core.landing_globs import DAY_FIELD
-from jobs.lake.filesystem import MAGIC, rust_uri
+from jobs.lake.filesystem import MAGIC, data_path, rust_uri
 from jobs.lake.landed import absolute
 
 
@@ -44,7 +43,7 @@ def files_of(landing: str) -> list[tuple[str, int, int]]:
         )
     adds = pa.table(table.get_add_actions()).to_pylist()
     return sorted(
-        (_absolute(folder, one["path"]), int(one["size_bytes"]), _ms(one["modification_time"]))
+        (data_path(folder, one["path"]), int(one["size_bytes"]), _ms(one["modification_time"]))
         for one in adds
     )
 
@@ -75,11 +74,6 @@ def _opened(landing: str) -> DeltaTable:
     except DeltaError as error:
         first = str(error).splitlines()[0][:300]
         raise SourceError(f"source.landing = {landing!r} cannot be opened: {first}") from error
-
-
-def _absolute(folder: str, path: str) -> str:
-    known = unquote(path)
-    return known if "://" in known or known.startswith("/") else f"{folder}/{known}"
 
 
 def _ms(moment: object) -> int:

@@ -42,7 +42,8 @@ class Workshop:
         self, spark: Any, folder: Path, toml: str = CLICKS, thresholds: Thresholds | None = None
     ) -> None:
         self.spark, self.folder, self.thresholds = spark, folder, thresholds
-        self.landing, self.lake_root = folder / "landing", folder / "lake"
+        # (Whoever names files by URLs, as table logs do, stumbles over these names.)
+        self.landing, self.lake_root = folder / "landing of files", folder / "a läke"
         self.landing.mkdir(parents=True, exist_ok=True)
         self.file = folder / "source.toml"
         self.describe(toml)

@@ -11,8 +11,11 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
 
+from jobs.core.tables import ITEMS
 from jobs.lake import filesystem
+from jobs.lake.delta import Lake
 from jobs.lake.filesystem import DataParquet, data_file, matching, read_parquet, rows_of
+from jobs.sources import delta
 from tests.support.airflow_tools import REPO
 
 
@@ -28,6 +31,23 @@ def test_rows_come_by_arrows_own_file_system(tmp_path: Path, folder: str) -> Non
     assert sorted(both.to_table()["day"].to_pylist()) == days
     assert not isinstance(both.filesystem, fs.PyFileSystem)
     assert isinstance(both.filesystem.base_fs, fs.LocalFileSystem)
+
+
+def test_files_are_found_by_the_names_that_the_log_has(tmp_path: Path) -> None:
+    # (A log has names as in URLs: the folder `kind=add to cart` is `kind=add%20to%20cart` there.)
+    kinds = ["add to cart", "50 %", "über/unter", "a:b", "plain"]
+    lake = Lake(lambda: pytest.fail("no JVM is needed"), str(tmp_path / "a läke"), "clicks")
+    path = lake.path(ITEMS)
+    write_deltalake(path, pa.table({"kind": kinds, "n": range(5)}), partition_by=["kind"])
+    found = lake.files_of(ITEMS, 0)
+    assert len(found) == 5 and all(filesystem.exists(one.path) for one in found)
+    assert sorted(read_parquet(one.path)["n"][0].as_py() for one in found) == [0, 1, 2, 3, 4]
+    assert lake.file_uris(ITEMS, 0) == [one.path for one in found]
+    names = {filesystem.data_name(one.told["path"]) for one in found}
+    assert {one.path for one in rows_of(DeltaTable(path)).get_fragments()} == names
+    assert rows_of(DeltaTable(path)).to_table().num_rows == 5
+    assert delta.files_of(path) == sorted(delta.files_of(path)) and len(delta.files_of(path)) == 5
+    assert all(filesystem.exists(one) for one, *_ in delta.files_of(path))
 
 
 def test_nobody_reads_tables_by_pythons() -> None:

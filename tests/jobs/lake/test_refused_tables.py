@@ -29,7 +29,7 @@ from tests.jobs.lake.test_commits import RUN, no_spark, ours, rewritten, rows, r
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
     """`gold.items` after two commits of ours: versions 1 and 2, a data file each."""
-    made = Lake(no_spark, str(tmp_path / "lake"), "clicks")
+    made = Lake(no_spark, str(tmp_path / "a läke"), "clicks")
     made.create(ITEMS)
     ours(made, rows("a", "b"))
     ours(made, rows("c"))
@@ -292,10 +292,10 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_stderr_has_the_sentence_and_where_the_stack_is(
     stopped: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stopped(str(tmp_path / "lake")) == 1
+    assert stopped(str(tmp_path / "a läke")) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("rules stopped: silver.sessions: file part-0.parquet is missing")
-    [file] = (tmp_path / "lake/clicks/_runs").rglob("rules.all.error.txt")
+    [file] = (tmp_path / "a läke/clicks/_runs").rglob("rules.all.error.txt")
     assert second == f"The engine's stack is in {file}"
     assert "Traceback" in file.read_text() and "FileNotFoundError" in file.read_text()
 
