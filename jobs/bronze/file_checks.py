@@ -125,6 +125,12 @@ def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> 
     if complaints:
         shown = "\n".join(complaints[:10])
         more = f"\n… and {len(complaints) - 10} more files" if len(complaints) > 10 else ""
+        good = sum(not one.error for one in facts)
+        if len(facts) > good > 0:
+            more += (
+                f"\nFiles of this run that can be read: {good}. If the others are not of this log, "
+                f"narrow source.landing = {source.source.landing!r}"
+            )
         raise SchemaError(f"nothing was written:\n{shown}{more}")
 
 

@@ -186,9 +186,9 @@ def in_words(done: dict[str, Any]) -> str:
         f"forget {done['source']}: {done['events']:,} events, {done['rejects']:,} rejects, "
         f"{done['lists']:,} lists and {done['landing_lines']:,} lines of landing files removed, and "
         f"{done['files_removed']:,} files of older versions, candidates and caches. {marked}{lost}"
-        f"Ingestion skips {done['user_hash']} from now on ({done['registry']}); "
-        f"{done['artifacts']:,} of MLflow's files, scores and pages, name them no more. Not reached: "
-        f"copies outside the lake and MLflow.{log}"
+        f"Ingestion skips {done['user_hash']} from now on. The id was also removed from files in "
+        f"MLflow (scores and pages): {done['artifacts']:,}; {done['registry']}. Not reached: copies "
+        f"outside the lake and MLflow.{log}"
     )
 
 

@@ -67,4 +67,4 @@ def registry_pins(source: str) -> tuple[dict[int, list[str]], str]:
             f"{error}. The registry is needed to know which versions its models use: nothing "
             "was removed"
         ) from error
-    return pins, f"{len(pins)} versions are kept for registered models of {where}"
+    return pins, f"table versions kept for registered models of {where}: {len(pins)}"
