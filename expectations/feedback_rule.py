@@ -5,7 +5,7 @@ A source file lists, under `negative`, `positive` and `exposed`, types of events
 `positive` rule, it is positive. An entry says nothing of an event whose type (value) is null.
 
 The rule is stated here once, in two renderings: `column` for Spark, `codes` for NumPy.
-`tests/jobs/bronze/test_typed_events.py` compares one with the other.
+`tests/jobs/reading/test_typed_events.py` compares one with the other.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ import os
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from jobs.bronze.typed_events import link_of
 from jobs.core.errors import SchemaError, SourceError
 from jobs.core.plan import Engine
 from jobs.core.source_events import ExposuresPart
 from jobs.lake import filesystem
 from jobs.lake.context import Candidate, Context
 from jobs.lake.landed import landed
+from jobs.reading.typed_events import link_of
 
 ROW_BYTES = 8  # about, of Parquet: only to tell many rows from few
 COUNTED = "exposures.json"

@@ -10,8 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+import pyarrow.dataset as ds
 
 from jobs.core.errors import SchemaError
 from jobs.core.source_events import NUMERIC_UNITS, field_of
@@ -76,18 +75,18 @@ def check_beginning(context: Context, chosen: list[tuple[str, int, int]]) -> Non
         raise SchemaError(f"nothing was written:\n{shown}")
 
 
-def check_schema(context: Context, facts: list[FileFacts], lines: DataFrame) -> None:
+def check_schema(context: Context, facts: list[FileFacts], candidate: Candidate) -> None:
     """Stop before anything is written when a file is not what was promised.
 
     Args:
-        lines: the typed lines of these files.
+        candidate: has the typed lines of these files.
 
     Raises:
         SchemaError: with every file's complaint: column, file, sample value, remedy.
     """
     complaints = [one.error for one in facts if one.error]
     complaints += [*mixed_units(context.source, facts), *wrong_unit(context, facts)]
-    complaints += changed_types(context, facts, lines)
+    complaints += changed_types(context, facts, candidate)
     complaints += without_list(context, facts)
     source = context.source
     fmt = file_format(source)
@@ -205,7 +204,7 @@ def of_early_years(context: Context) -> bool:
     return all(one.last_us("event_ts") < first_logs for one in files)
 
 
-def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) -> Iterator[str]:
+def changed_types(context: Context, facts: list[FileFacts], candidate: Candidate) -> Iterator[str]:
     """Files of text in which a column that was readable before is so in no line any more.
 
     One bad line is a reject; a file of them is a log that changed. Text has no types, so it takes
@@ -213,7 +212,7 @@ def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) ->
     """
     if not context.lake.rows(EVENTS):
         return
-    mapped, bad = context.source.columns.mapped(), unreadable_columns(lines)
+    mapped, bad = context.source.columns.mapped(), unreadable_columns(candidate)
     for one in facts:
         for reason, (ours, expected) in TYPE_OF.items():
             count, raw = bad.get((one.file, reason), (0, ""))
@@ -226,11 +225,15 @@ def changed_types(context: Context, facts: list[FileFacts], lines: DataFrame) ->
                 )
 
 
-def unreadable_columns(lines: DataFrame) -> dict[tuple[str, str], tuple[int, str]]:
+def unreadable_columns(candidate: Candidate) -> dict[tuple[str, str], tuple[int, str]]:
     """By file and reason, of the reasons in `TYPE_OF`: how many lines, and the first of them."""
-    bad = lines.where(F.col("reason").isin(*TYPE_OF)).groupBy("file", "reason")
-    rows = bad.agg(F.count("*").alias("lines"), F.min_by("raw", "line").alias("first")).collect()
-    return {(row["file"], row["reason"]): (row["lines"], row["first"]) for row in rows}
+    bad = ds.field("reason").isin(list(TYPE_OF))
+    rows = candidate.arrow("lines", ["file", "reason", "raw", "line"], bad).sort_by("line")
+    found = rows.group_by(["file", "reason"], use_threads=False)
+    counted = found.aggregate([("line", "count"), ("raw", "first")]).to_pylist()
+    return {
+        (row["file"], row["reason"]): (row["line_count"], row["raw_first"] or "") for row in counted
+    }
 
 
 def known_columns(files: list[Any]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 
-from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, suite
@@ -24,6 +23,7 @@ from jobs.bronze import (
     filters,
     landing,
     new_events,
+    night,
     quality,
     redelivery,
 )
@@ -119,17 +119,7 @@ def compute(context: Context, reload: bool = False, rebuild: bool = False) -> Ca
         reload=reload,
     )
     if facts:
-        late = None if context.day is None else landing.oldest_date(context)
-        choice = facts_of(context, manifest, late)
-        manifest.plan = ingest_plan(choice, context.thresholds)
-        context.decide(manifest.plan)
-        context.enter(manifest.plan.engine)
-        notes += told_of_lines(context, candidate, facts) + filters.added(context, reload)
-        fill(context, candidate, manifest, choice, late)
-        kept = manifest.counts.read - sum(manifest.filtered.values())
-        notes += filters.told(context, candidate, manifest)
-        notes += quality.bad_files(candidate, kept, manifest.rejects)
-        notes += quality.same_ids(context, candidate)
+        fill(context, candidate, manifest, facts)
     context.decide(manifest.plan)
     candidate.save(manifest)
     crash_points.point("ingest.computed")
@@ -150,9 +140,10 @@ def lines_of(
     redelivery.make_ready(context)
     if not landing.is_parsed(context, candidate, chosen):
         candidate.remove()
-        lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
-        engine = context.thresholds.spark(lines, lake.rows(EVENTS))
-        landing.parse(context, candidate, chosen, engine, reload)
+        if reload or not night.parse(context, candidate, chosen):
+            lines = sum(size for _, size, _ in chosen) // landing.LINE_BYTES
+            engine = context.thresholds.spark(lines, lake.rows(EVENTS))
+            landing.parse(context, candidate, chosen, engine, reload)
     return landing.facts_read(candidate)
 
 
@@ -234,27 +225,48 @@ def again(
     ]
 
 
-def facts_of(context: Context, manifest: IngestManifest, oldest: Column | None) -> IngestFacts:
-    """Args: oldest: the oldest date that is not late, per line; None: nothing is."""
+def facts_of(
+    context: Context, manifest: IngestManifest, late: bool, here: bool = False
+) -> IngestFacts:
+    """Args: late, here: as of `IngestFacts`; late but for what the tables say."""
     return IngestFacts(
         lines=manifest.counts.read,
         stored=context.lake.rows(EVENTS),
         native_ids=context.source.columns.event_id is not None,
-        late=oldest is not None
+        late=late
         or manifest.reload
         or context.lake.rows(CHANGED_EVENTS) > 0
         or context.lake.rows(DELIVERIES) > 0,
+        here=here,
     )
 
 
 def fill(
-    context: Context,
-    candidate: Candidate,
-    manifest: IngestManifest,
-    choice: IngestFacts,
-    oldest: Column | None,
+    context: Context, candidate: Candidate, manifest: IngestManifest, facts: list[FileFacts]
+) -> None:
+    """Write the candidate's events and rejects, and count; what to say of them."""
+    choice = facts_of(context, manifest, context.day is not None, night.is_here(candidate))
+    manifest.plan = ingest_plan(choice, context.thresholds)
+    context.decide(manifest.plan)
+    if not choice.here:
+        context.enter(manifest.plan.engine)
+    notes = manifest.notes
+    notes += told_of_lines(context, candidate, facts) + filters.added(context, manifest.reload)
+    if choice.here:
+        night.fill(context, candidate, manifest)
+    else:
+        fill_in_spark(context, candidate, manifest, choice)
+    kept = manifest.counts.read - sum(manifest.filtered.values())
+    notes += filters.told(context, candidate, manifest)
+    notes += quality.bad_files(candidate, kept, manifest.rejects)
+    notes += quality.same_ids(context, candidate)
+
+
+def fill_in_spark(
+    context: Context, candidate: Candidate, manifest: IngestManifest, choice: IngestFacts
 ) -> None:
     """Write the candidate's events and rejects, and count."""
+    oldest = None if context.day is None else landing.oldest_date(context)
     new_events.fill_events(context, candidate, manifest, choice, oldest)
     rows = {REJECTED: unusable(candidate)}
     if filters.any_of(context):

@@ -18,8 +18,6 @@ from pyspark.sql import functions as F
 
 from jobs.bronze import exposures, file_checks
 from jobs.bronze.stored_events import first_days
-from jobs.bronze.typed_arrow import Typer, Typing
-from jobs.bronze.typed_events import typed_events
 from jobs.core import crash_points, lateness
 from jobs.core.plan import Engine
 from jobs.core.source_log import NULL_IDS, TYPED
@@ -30,6 +28,8 @@ from jobs.lake.landed import landed, refuse_tables
 from jobs.lake.tasks import run
 from jobs.privacy.pseudonyms import privacy_of
 from jobs.reading.readers import reader
+from jobs.reading.typed_arrow import Typer, Typing
+from jobs.reading.typed_events import typed_events
 from jobs.records import ranges
 from jobs.records.file_format import file_format
 from jobs.records.records import RECORD_DDL, FileFacts, Format
@@ -196,7 +196,7 @@ def parse(
     context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]], engine: Engine,
     reload: bool = False, whole: frozenset[str] = frozenset(),
 ) -> None:  # fmt: skip
-    """Read files once: typed lines in the part `lines`, what the files were in `files.json`.
+    """Read files once, in Spark: typed lines in the part `lines`, what the files were in `files.json`.
 
     The facts of files come out of the same pass as their lines, as files that the tasks write, and
     not as rows among the lines: every reader of lines would have to leave those out.
@@ -222,13 +222,22 @@ def parse(
         oldest = lateness.oldest_date(F.col("first_day"), context.source.sessions)
     lines = typed_events(records, context.source, oldest, hashed).drop("first_day")
     lines = exposures.joined(context, candidate, lines, engine)
-    written = candidate.write("lines", lines, LINES_AS)
+    candidate.write("lines", lines, LINES_AS)
     facts = facts_of_tasks(context, candidate, chosen)
     if going_on := {one.file for one in facts if one.unfinished}:
         # (A record of several lines lies across the edge of two ranges.)
         parse(context, candidate, chosen, engine, reload, whole | going_on)
         return
-    file_checks.check_schema(context, facts, written)
+    remember(context, candidate, facts)
+
+
+def remember(context: Context, candidate: Candidate, facts: list[FileFacts]) -> None:
+    """Keep what the files were.
+
+    Raises:
+        SchemaError: one is not what was promised.
+    """
+    file_checks.check_schema(context, facts, candidate)
     filesystem.write_text(candidate.path(DIGEST), context.source.digest())
     filesystem.write_text(candidate.path(FACTS), json.dumps([vars(one) for one in facts]))
     crash_points.point("ingest.parsed")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import pyarrow.dataset as ds
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -100,11 +101,11 @@ def after(context: Context) -> str:
 
 def sampled(candidate: Candidate, reason: str) -> list[dict[str, Any]]:
     """The first rejects of a reason, by file and line."""
-    of_reason = candidate.part("rejects").where(F.col("reason") == reason)
-    rows = of_reason.select("file", "line", "element", "reason", "raw", "file_columns")
-    return [
-        row.asDict() for row in rows.orderBy("file", "line", "element").limit(SAMPLED).collect()
-    ]
+    names = ["file", "line", "element", "reason", "raw", "file_columns"]
+    rows = candidate.arrow("rejects", names, ds.field("reason") == reason)
+    order = [(name, "ascending") for name in names[:3]]
+    found: list[dict[str, Any]] = rows.sort_by(order).slice(0, SAMPLED).to_pylist()
+    return found
 
 
 def three_of(samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -299,16 +300,17 @@ def bad_files(candidate: Candidate, read: int, rejected: dict[str, int]) -> list
     if unusable_lines(rejected) in (0, read):
         return []
     counted: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    rejects = candidate.part("rejects").where("reason <> 'late'")
-    for file, reason, count in rejects.groupBy("file", "reason").count().collect():
-        counted[file][reason] = count
+    names = ["file", "reason", "line", "raw"]
+    rejects = candidate.arrow("rejects", names, ds.field("reason") != "late").sort_by("line")
+    of_reason = rejects.group_by(["file", "reason"]).aggregate([("line", "count")])
+    for row in of_reason.to_pylist():
+        counted[row["file"]][row["reason"]] = row["line_count"]
     lines = {one.file: one.lines for one in landing.facts_read(candidate)}
     bad = sorted(file for file, found in counted.items() if sum(found.values()) == lines[file])
     notes = []
     for file in bad[:SHOWN_FILES]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counted[file].items()))
-        first = rejects.where(F.col("file") == file).orderBy("line").first()
-        assert first is not None
+        first = rejects.filter(ds.field("file") == file).slice(0, 1).to_pylist()[0]
         notes.append(
             f"{file}: none of its {lines[file]} lines can be used ({reasons}), such as line "
             f"{first['line']}: {(first['raw'] or '')[:SHOWN_CHARS]!r}. They are in bronze.rejects"

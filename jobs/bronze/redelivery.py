@@ -26,12 +26,12 @@ from jobs.bronze import landing
 from jobs.bronze.file_order import line_of
 from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.stored_events import place_of
-from jobs.bronze.typed_events import hashed, row_hash
 from jobs.core import crash_points
 from jobs.core.lateness import is_late
 from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.core.tables import CHANGED_EVENTS, DELIVERIES, EVENTS, FLAGS, Table
 from jobs.lake.context import Candidate, Context
+from jobs.reading.typed_events import hashed, row_hash
 
 SINCE = "sessionmill.deliveries_since"
 """A property of `bronze.deliveries`: of events that were stored before this (us since 1970) it is not

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -82,8 +83,8 @@ def columns_of_files(facts: list[FileFacts]) -> Column:
 
 
 def count_lines(candidate: Candidate, manifest: IngestManifest, aside: Aside = REJECTED) -> None:
-    counted = candidate.part(aside.part).groupBy("reason").count().collect()
-    setattr(manifest, aside.part, {row["reason"]: row["count"] for row in counted})
+    counted = pc.value_counts(candidate.arrow(aside.part, ["reason"])["reason"]).to_pylist()
+    setattr(manifest, aside.part, {row["values"]: row["counts"] for row in counted})
 
 
 def fill_aside(

@@ -29,7 +29,6 @@ from jobs.bronze import exposures, filters, ingest, landing, new_events, redeliv
 from jobs.bronze.manifest import IngestManifest, version_of
 from jobs.bronze.rejects import LEFT_OUT, REJECTED, Aside
 from jobs.bronze.stored_events import learn_changed
-from jobs.bronze.typed_events import typed_events
 from jobs.core import lateness
 from jobs.core.errors import SchemaError
 from jobs.core.plan import idle, ingest_plan
@@ -39,6 +38,7 @@ from jobs.lake import foreign
 from jobs.lake.context import Candidate, Context, Result
 from jobs.reading.reject_columns import Ledger
 from jobs.reading.stored import Stored, records_of
+from jobs.reading.typed_events import typed_events
 from jobs.records import paths
 from jobs.records.file_format import file_format
 from jobs.records.records import (
@@ -301,7 +301,7 @@ def computed(context: Context, aside: Aside) -> Candidate:
         manifest.notes += left_notes(context, left, table)
         manifest.notes += exposures.told(context, candidate) + cut_lines(context, version, table)
         oldest = oldest_date(context)
-        choice = ingest.facts_of(context, manifest, oldest)
+        choice = ingest.facts_of(context, manifest, late=True)
         manifest.plan = ingest_plan(choice, context.thresholds, job)
         context.decide(manifest.plan)
         context.enter(manifest.plan.engine)

@@ -5,7 +5,10 @@ Decision 2 in docs/design/decisions.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +26,11 @@ from jobs.lake.change_feed import GONE, TYPE
 from jobs.lake.context import Candidate, Context
 from jobs.lake.delta_errors import FeedGone
 from jobs.lake.tasks import run
+from jobs.reading.typed_events import HASHED, hashed, row_hash
 from jobs.records.boundary import boundary_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 STORED = {
     "event_id": "string",
@@ -182,40 +189,53 @@ def stored_by_time(
     context: Context, candidate: Candidate, lines: DataFrame, version: int
 ) -> DataFrame | None:
     """`stored_events` where an id is a hash of its line: the events that have a time of a line."""
-    from jobs.bronze.typed_events import HASHED, hashed, row_hash
-
-    lake = context.lake
-    if lake.rows(EVENTS) == 0:
+    if context.lake.rows(EVENTS) == 0:
         return None
     schema = ", ".join(f"{name} {kind}" for name, kind in looked_up_of(context.source).items())
     times = candidate.arrow("lines", ["event_ts", "reason"])
-    times = (
-        times.filter(pc.is_null(times["reason"]))
-        .select(["event_ts"])
-        .group_by("event_ts")
-        .aggregate([])
-    )
-    times = times.sort_by("event_ts").combine_chunks()
-    if not times.num_rows:
-        return context.spark.createDataFrame([], schema)
-    filesystem.write_parquet(candidate.path("times.parquet"), times)
-    first, last = (time_slices.micros_of(times["event_ts"][at].as_py()) for at in (0, -1))
-    old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
-    paths = [one.path for one in old if one.last_us("event_ts") >= first]
+    times = times.filter(pc.is_null(times["reason"]))["event_ts"]
     columns: tuple[str, ...] = (
         (*HASHED, "ingest_file") if context.source.columns.file_order else HASHED
     )
     columns += (BOUNDARY_VALUES,) if context.source.boundary_reads_log else ()
-    look = bronze_first_load.AtTimes(
-        candidate.path("times.parquet"), columns, candidate.path("stored")
-    )
-    found = run(lambda: context.spark, look, paths, "path string", "string")
+    found = files_at_times(context, candidate, times, version, columns, lambda: context.spark)
     if not found:
         return context.spark.createDataFrame([], schema)
     ddl = ", ".join(f"{name} {EVENTS.columns[name]}" for name in columns)
-    rows = context.spark.read.schema(ddl).parquet(*(one["path"] for one in found))
+    rows = context.spark.read.schema(ddl).parquet(*found)
     rows = rows.withColumn("event_id", row_hash(hashed(context.source)))
     return F.broadcast(looked_up(rows, F.col("event_id"), context.source))
+
+
+def files_at_times(
+    context: Context,
+    candidate: Candidate,
+    times: pa.ChunkedArray,
+    version: int,
+    columns: tuple[str, ...] = HASHED,
+    spark: Callable[[], SparkSession] | None = None,
+) -> list[str]:
+    """Files with the events of a version that have one of some times.
+
+    Args:
+        columns: of the events, that the files have.
+        spark: gives the session; None: threads of this process look.
+    """
+    lake = context.lake
+    if not len(times) or not lake.rows(EVENTS):
+        return []
+    wanted = pa.table({"event_ts": pc.unique(times)}).sort_by("event_ts").combine_chunks()
+    filesystem.write_parquet(candidate.path("times.parquet"), wanted)
+    first, last = (time_slices.micros_of(wanted["event_ts"][at].as_py()) for at in (0, -1))
+    old = [one for one in lake.files_of(EVENTS, version) if one.first_us("event_ts") <= last]
+    paths = [one.path for one in old if one.last_us("event_ts") >= first]
+    look = bronze_first_load.AtTimes(
+        candidate.path("times.parquet"), columns, candidate.path("stored")
+    )
+    if spark is None:
+        with ThreadPoolExecutor() as pool:  # (Arrow lets others run while it decodes)
+            return [one["path"] for rows in pool.map(look, paths) for one in rows]
+    return [one["path"] for one in run(spark, look, paths, "path string", "string")]
 
 
 def looked_up(events: DataFrame, digest: Column, source: Source) -> DataFrame:
@@ -246,8 +266,6 @@ def stored_events(
     An id that is a hash of its line has the line's time: only those times are read. A native id
     may be on any date.
     """
-    from jobs.bronze.typed_events import hashed, row_hash
-
     if context.lake.rows(EVENTS) == 0:
         return None
     events = context.lake.read(EVENTS, version)

@@ -42,6 +42,7 @@ class Algorithm(StrEnum):
     # ingest, replay-rejects: how lines are compared with the stored events
     FIRST_SLICES = "first load by slices of time"
     FIRST_LINES = "no event is stored"
+    STORED_HERE = "stored events at the lines' times, in Arrow"
     STORED_TIMES = "stored events at the lines' times"
     STORED_SPAN = "stored events in the lines' time span, joined"
     STORED_IDS = "stored events of the lines' ids, looked up"
@@ -87,6 +88,9 @@ class Thresholds:
     is looked through by Spark. Ours."""
     few_lines: int = 500_000
     """Lines. The ids, or the times, of at most so many are sent to every task. Ours."""
+    read_bytes: int = 64 * 2**20
+    """Bytes. Files of at most so many are read, and their lines compared with the stored events, in one
+    process. Ours."""
     recut_events: int = 2_000_000
     """Changed events. Around at most so many sessions are cut in one process; around more in Spark.
     Ours."""
@@ -142,6 +146,10 @@ class Thresholds:
     def whole_tables(self) -> Engine:
         """The engine of a step over whole tables of any size."""
         return Engine.INTERPRETED if self.short_jobs else Engine.COMPILED
+
+    def read_here(self, size: int) -> bool:
+        """Whether files of so many bytes are read in this process, where it can type their lines."""
+        return self.short_jobs is not False and size <= self.read_bytes
 
     def in_one_process(self, rows: int, size: int | None) -> bool:
         """Whether so many rows are put into a table by delta-rs, not by Spark.
@@ -204,9 +212,13 @@ class IngestFacts:
     """Whether a line can be late, or of an event that others changed."""
     replaces: bool | None = None
     """Whether a line replaces a stored event; None: not known yet."""
+    here: bool = False
+    """Whether all lines were typed in this process."""
 
 
 def ingest_plan(facts: IngestFacts, limits: Thresholds, job: str = "ingest") -> Plan:
+    if facts.here:
+        return Plan(job, Algorithm.STORED_HERE, Engine.HERE, Publish.APPEND)
     engine = limits.spark(facts.lines, facts.stored)
     many = engine is Engine.COMPILED
     looked_up = many and facts.lines <= limits.few_lines

@@ -168,9 +168,16 @@ class Candidate:
         """The data files of a part."""
         return [path for path, *_ in filesystem.glob(f"{self.path(name)}/*.parquet")]
 
-    def arrow(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A part, or some of its columns, read without Spark."""
-        return self._rows(name).to_table(columns=columns)
+    def arrow(
+        self, name: str, columns: list[str] | None = None, where: ds.Expression | None = None
+    ) -> pa.Table:
+        """A part, or some of its columns and rows, read without Spark. Columns that some of its files
+        lack are null there."""
+        rows = self._rows(name)
+        if columns is not None and not {*columns} <= {*rows.schema.names}:
+            kinds = [one.physical_schema for one in rows.get_fragments()]
+            rows = rows.replace_schema(pa.unify_schemas(kinds))
+        return rows.to_table(columns=columns, filter=where)
 
     def stream(self, name: str, columns: list[str]) -> pa.RecordBatchReader:
         """Those of some columns that a part has, batch by batch, read without Spark."""

@@ -40,22 +40,22 @@ def located(path: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), re.sub(r"^file:", "", path)
 
 
-def data_name(told: str) -> str:
+def data_name(stored: str) -> str:
     """A data file's path below its table. A table's log has it encoded, as in a URL (Delta's protocol,
     "Add File and Remove File")."""
-    return unquote(told)
+    return unquote(stored)
 
 
-def data_path(root: str, told: str) -> str:
+def data_path(root: str, stored: str) -> str:
     """A data file as a path or URI.
 
     Args:
         root: the table's folder or URI.
-        told: what the table's log has. The files of a clone are named whole.
+        stored: what the table's log has. The files of a clone are named whole.
     """
-    if "://" in told:
-        return told  # (`located` decodes it)
-    name = data_name(told)
+    if "://" in stored:
+        return stored  # (`located` decodes it)
+    name = data_name(stored)
     return name if name.startswith("/") else f"{root}/{name}"
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from jobs.bronze import new_events, stored_events
-from jobs.bronze.typed_events import row_hash
 from jobs.core.plan import Thresholds
 from jobs.core.tables import EVENTS
 from jobs.lake import time_slices
+from jobs.reading.typed_events import row_hash
 from tests.support.spark_tools import CLICKS, Workshop
 
 EVERY_COLUMN = CLICKS.replace(
@@ -37,7 +37,7 @@ def test_a_file_delivered_again_is_all_repeats(
     """As if rows were many; first loads by slices as the files lie, and through Spark's shuffle."""
     if brought_together:
         monkeypatch.setattr(time_slices, "parted", lambda *_: None)
-    limits = Thresholds(few_moved=-1, smallest_slice=2)
+    limits = Thresholds(few_moved=-1, smallest_slice=2, read_bytes=-1)
     shop = Workshop(spark, tmp_path, EVERY_COLUMN, limits)
     shop.land("1.csv", LINES)
     first = shop.run("ingest")

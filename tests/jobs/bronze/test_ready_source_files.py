@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.bronze.typed_events import typed_events
 from jobs.core.source_file import load_source
 from jobs.reading.readers import read_file
+from jobs.reading.typed_events import typed_events
 from jobs.records.file_format import file_format
 from jobs.records.records import RECORD_SCHEMA, FileFacts
 

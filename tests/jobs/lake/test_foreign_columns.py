@@ -57,7 +57,15 @@ def check(shop: Workshop, before: dict[Table, dict[str, Any]]) -> None:
 
 
 FEW = Thresholds()
-MANY = replace(FEW, few_moved=-1, merged_rows=-1, merged_bytes=-1, few_bytes=-1, rewritten_share=2)
+MANY = replace(
+    FEW,
+    few_moved=-1,
+    merged_rows=-1,
+    merged_bytes=-1,
+    few_bytes=-1,
+    rewritten_share=2,
+    read_bytes=-1,
+)
 
 
 WAYS = [

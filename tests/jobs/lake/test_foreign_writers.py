@@ -62,7 +62,7 @@ def key_of(table: Table) -> str:
 def test_a_night_after_others_wrote_is_as_without(
     spark: Any, tmp_path: Path, act: Any, many: bool
 ) -> None:
-    limits = Thresholds(few_moved=-1, smallest_slice=2) if many else None
+    limits = Thresholds(few_moved=-1, smallest_slice=2, read_bytes=-1) if many else None
     ours, touched = (Workshop(spark, tmp_path / name, CLICKS, limits) for name in ("o", "t"))
     for shop in (ours, touched):
         shop.land("1.csv", HEADER + FIRST)

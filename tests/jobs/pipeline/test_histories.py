@@ -66,8 +66,8 @@ class Mill:
             self.land(shop, batch, number)
             if by_nights:
                 limits = replace(self.limits, smallest_slice=10)
-                if number == 1:  # as if they were many: Spark merges into all tables
-                    limits = replace(limits, few_bytes=-1, rewritten_share=2)
+                if number == 1:  # as if they were many: Spark reads, and merges into all tables
+                    limits = replace(limits, few_bytes=-1, rewritten_share=2, read_bytes=-1)
                 if number == 2:  # what is cut again goes through Spark
                     limits = replace(limits, recut_events=-1, counted_rows=-1, changed_sessions=-1)
                 if number == 1 and not self.kind.native_rule:
@@ -76,7 +76,7 @@ class Mill:
                 shop.run_steps(str(NIGHTS[number]), f"night-{number}")
         if not by_nights:
             # As if they were many: first loads have ways of their own, which take turns here.
-            shop.thresholds = replace(self.limits, few_moved=-1, smallest_slice=10)
+            shop.thresholds = replace(self.limits, few_moved=-1, smallest_slice=10, read_bytes=-1)
             with pytest.MonkeyPatch.context() as patch:
                 if next(self.turns) % 2:
                     patch.setattr(time_slices, "parted", lambda *_: None)
@@ -310,6 +310,8 @@ def test_any_arrival_gives_the_oracles_tables(
 @pytest.mark.parametrize("name", KINDS)
 def test_any_arrival_of_thousands(spark: Any, tmp_path: Path, name: str, round_: int) -> None:
     # In one of the rounds plans are compiled and rows merged by Spark, as they are for larger logs.
-    limits = Thresholds(few_moved=-1, merged_rows=-1) if round_ == 0 else Thresholds()
+    limits = (
+        Thresholds(few_moved=-1, merged_rows=-1, read_bytes=-1) if round_ == 0 else Thresholds()
+    )
     batch = histories.make(2500, seed=1000 + round_)  # in one run: a Spark job costs more
     check(spark, tmp_path, KINDS[name], batch, (True, False), limits)

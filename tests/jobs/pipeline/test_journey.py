@@ -50,7 +50,7 @@ def test_stories(spark: Any, tmp_path: Path) -> None:
     rejects = {row["reason"]: row for row in shop.rows(REJECTS)}
     assert rejects["unparsable"]["raw"] == '"cat,3' and rejects["unparsable"]["line"] == 12
     assert rejects["missing_user_id"]["line"] == 9
-    assert rejects["missing_user_id"]["file"].endswith("landing/day.csv")
+    assert rejects["missing_user_id"]["file"].endswith("landing of files/day.csv")
     assert rejects["missing_user_id"]["run_day"] is None
 
     names = {row["item_index"]: row["item_id"] for row in shop.rows(ITEMS)}

@@ -358,7 +358,9 @@ def test_nights_with_long_texts_by_sparks_own_writes(
     if native:
         toml = toml.replace('"ts"\n', '"ts"\nevent_id = "id"\nsource_session_id = "s"\n')
         toml += '[sessions]\nrule = "source_session_id"\n'
-    limits = Thresholds(few_moved=-1, merged_rows=-1, few_bytes=-1, smallest_slice=10)
+    limits = Thresholds(
+        few_moved=-1, merged_rows=-1, few_bytes=-1, smallest_slice=10, read_bytes=-1
+    )
     shop = Workshop(spark, tmp_path, toml, limits)
     sizes = (3, 2_049, 5_000, 70_000)
 

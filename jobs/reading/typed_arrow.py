@@ -3,7 +3,7 @@
 `typed_events` is the rule for every line. This is a second rendering of it for lines in which
 nothing is unusual: ids that are there, a time in its commonest form, numbers of a few digits, no
 list. Such a line is no reject, and its hash is that of `typed_events`. All other lines are left
-to `typed_events`. `tests/jobs/bronze/test_typed_arrow.py` compares the one with the other on
+to `typed_events`. `tests/jobs/reading/test_typed_arrow.py` compares the one with the other on
 generated lines. What it saves is in benchmarks/README.md (Sessions, by
 size).
 
@@ -13,6 +13,7 @@ Decision 8 in docs/design/decisions.md.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -22,16 +23,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from expectations import feedback_rule
-from jobs.bronze.typed_events import HASHED
 from jobs.core.arrays import rows_at
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.source_events import NUMERIC_UNITS
 from jobs.core.source_file import Source
+from jobs.core.source_log import TYPED
 from jobs.core.source_rules import BOUNDARY_VALUES
 from jobs.core.tables import EVENTS
 from jobs.lake import filesystem
+from jobs.reading.typed_events import HASHED
 
 WRITTEN = {
     name: EVENTS.columns[name]
@@ -42,6 +45,9 @@ WRITTEN = {
     )
 } | {"row_hash": "string", "reason": "string", "file": "string", "line": "bigint"}  # fmt: skip
 """The columns of a typed line, with their types; `row_hash` where the log has ids of its own."""
+
+ASIDE = {"raw": "string", "raw_hash": "string", "element": "bigint"}
+"""The columns of a line that may make no event."""
 
 DATE = r"[12]\d{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])"
 CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d"
@@ -57,6 +63,10 @@ ORDERED_GROUP, SORTED_GROUP = 65_536, 16_384
 LEAST, MOST = 1e-3, 1e7
 """Between these a number's text has no exponent: in DuckDB, in Java and in every log."""
 WHOLE = r"\d{1,18}"
+NO_NUMBER = "[GgHhJjKkLlMmOoQqRrSsUuVvWwZz]"
+"""Java reads no text with such a letter as a number. (It reads `Infinity`, `NaN`, `0x1p3` and `1d`.)"""
+NO_NUMBER_TIME, NO_ISO_TIME = "[A-DF-Za-df-z:/]", "[A-SU-Ya-su-y]"
+"""A text with such a character is no decimal number, no time of ISO 8601."""
 PATTERNS: dict[str, tuple[str, str]] = {
     "yyyy": (r"[12]\d{3}", "%Y"), "MM": (r"(?:0[1-9]|1[0-2])", "%m"),
     "MMM": (r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)", "%b"),
@@ -101,23 +111,32 @@ class Typing:
     feedback: dict[str, list[str] | None] = field(hash=False)
     oldest: date | None
     """The oldest date that is not late; None: nothing is."""
+    aside: bool = False
+    """Whether lines are taken, too, that are late, or no events for a reason that is sure; they have
+    their text."""
 
     @classmethod
-    def of(cls, source: Source, oldest: date | None) -> Typing | None:
-        """None: every line of this source is left to `typed_events`."""
+    def of(cls, source: Source, oldest: date | None, aside: bool = False) -> Typing | None:
+        """None: every line of this source is left to `typed_events`.
+
+        Args:
+            aside: as of a `Typing`. Only the text of a line that is stored as it was read is known here.
+        """
         mapped, units = frozenset(source.mapped()), source.time.units
         mapped |= {BOUNDARY_VALUES} if source.boundary_reads_log else set()
         several = len(units) > 1 or "event_ts_2" in mapped or source.source.decimal != "."
         if source.exposures is not None or several:
             return None
         feedback = source.feedback.model_dump()
-        made = cls(mapped, units[0], source.time.zone, feedback, oldest)
+        as_read = not (source.computes or source.privacy.hash_user_id)
+        as_read &= source.source.format not in TYPED
+        made = cls(mapped, units[0], source.time.zone, feedback, oldest, aside and as_read)
         return None if made.time is None else made
 
     @cached_property
     def schema(self) -> pa.Schema:
         """Of typed lines."""
-        return arrow_schema(WRITTEN)
+        return arrow_schema(WRITTEN | ASIDE if self.aside else WRITTEN)
 
     @cached_property
     def types(self) -> dict[str, pa.DataType]:
@@ -127,7 +146,8 @@ class Typing:
     def read(self) -> frozenset[str]:
         """The columns of a record that a typed line takes as they are."""
         texts = self.mapped - {"event_ts", "value", "tie_break", "exposed_with"}
-        return frozenset((*texts, "file", "line"))
+        aside = ("raw", "element") if self.aside else ()
+        return frozenset((*texts, "file", "line", *aside))
 
     @cached_property
     def time(self) -> str | None:
@@ -173,9 +193,36 @@ class Typing:
         return (
             f"SELECT time_, CAST(time_ AS DATE) AS day_, value_, tie_, "
             f"left(sha256(concat({', '.join(self._hashed())})), 32) AS digest_, "
-            f"coalesce({' AND '.join(self._must())}, false) AS everyday_ "
-            f"FROM (SELECT *, {inner} FROM records)"
+            f"coalesce({' AND '.join(self._must())}, false) AS everyday_"
+            f"{self._set_aside() if self.aside else ''} FROM (SELECT *, {inner} FROM records)"
         )
+
+    def _set_aside(self) -> str:
+        """Of lines that may make no event: the reason where it is sure, and whether they are late."""
+        reasons = [
+            ("filtered IS NOT NULL OR flag IS NOT NULL", "NULL"),
+            ("kind = 'unparsable'", "'unparsable'"),
+            ("kind <> 'record'", "NULL"),
+            ("user_id IS NULL AND anonymous_id IS NULL", "'missing_user_id'"),
+            ("item_id IS NULL", "'missing_item_id'"),
+            (f"event_ts IS NULL OR (clock IS NULL AND {self._no_time()})", "'bad_event_ts'"),
+            ("time_ IS NULL", "NULL"),
+        ]
+        if "value" in self.mapped:
+            reasons.append((f"regexp_matches(value, '{NO_NUMBER}')", "'bad_value'"))
+        cases = " ".join(f"WHEN {one} THEN {reason}" for one, reason in reasons)
+        late = "false"
+        if self.oldest is not None:
+            late = f"coalesce(CAST(time_ AS DATE) < DATE '{self.oldest.isoformat()}', false)"
+        return f", CASE {cases} END AS reason_, {late} AS late_"
+
+    def _no_time(self) -> str:
+        """DuckDB's SQL: whether a text is certainly no time."""
+        if self.unit in NUMERIC_UNITS:
+            return f"regexp_matches(event_ts, '{NO_NUMBER_TIME}')"
+        if self.unit == "iso8601":
+            return f"regexp_matches(event_ts, '{NO_ISO_TIME}')"
+        return "false"
 
     def _must(self) -> list[str]:
         """The conditions of a line that is everyday."""
@@ -197,7 +244,7 @@ class Typing:
             must.append(f"(value IS NULL OR {small})")
         if "tie_break" in self.mapped:
             must.append("(tie_break IS NULL OR tie_ IS NOT NULL)")
-        if self.oldest is not None:
+        if self.oldest is not None and not self.aside:
             must.append(f"CAST(time_ AS DATE) >= DATE '{self.oldest.isoformat()}'")
         return must
 
@@ -258,6 +305,8 @@ class Typer:
         typed = self.db.sql(self.typing.query).to_arrow_table()
         self.db.unregister("records")
         everyday = typed["everyday_"].combine_chunks()
+        if self.typing.aside:
+            everyday = pc.or_(everyday, pc.is_valid(typed["reason_"].combine_chunks()))
         left = records.slice(0, 0)
         kept = records.select([n for n in records.schema.names if n in self.typing.read])
         if not pc.all(everyday).as_py():
@@ -285,6 +334,8 @@ class Typer:
             "row_hash" if native else "event_id": typed["digest_"],
             "feedback": self.feedback(made["event_type"], typed["value_"]),
         }
+        if self.typing.aside:
+            made |= set_aside(records, typed)
         columns = [_of_type(made[one.name], one.type) for one in self.typing.schema]
         return pa.Table.from_arrays(columns, schema=self.typing.schema)
 
@@ -304,7 +355,7 @@ class Typer:
             return
         rows = pa.concat_tables(self.held)
         self.held, self.rows, self.bytes = [], 0, 0
-        times = rows["event_ts"].cast(pa.int64()).to_numpy()
+        times = pc.fill_null(rows["event_ts"].cast(pa.int64()), 0).to_numpy()
         group = ORDERED_GROUP
         if (times[1:] < times[:-1]).any():
             rows = rows_at(rows, np.argsort(times, kind="stable"))
@@ -333,6 +384,38 @@ class Typer:
             return []
         self.writer.close()
         return [self.path]
+
+
+def set_aside(records: pa.RecordBatch, typed: pa.Table) -> dict[str, pa.Array]:
+    """`reason`, and the text with its hash of lines that may make no event (`typed_events`)."""
+    reason = typed["reason_"].combine_chunks()
+    stored = pc.or_(pc.is_valid(reason), typed["late_"].combine_chunks())
+    raw = pc.if_else(stored, records["raw"], None)
+    hashes = (
+        [
+            None if not there else raw_hash(text, element)
+            for there, text, element in zip(
+                stored.to_pylist(), raw.to_pylist(), records["element"].to_pylist(), strict=True
+            )
+        ]
+        if pc.any(stored).as_py()
+        else pa.nulls(len(raw), pa.string())
+    )
+    return {"reason": reason, "raw": raw, "raw_hash": pa.array(hashes, pa.string())}
+
+
+SPARKS_SEED = 42
+
+
+def raw_hash(raw: str | None, element: int | None) -> str:
+    """What Spark's `hex(xxhash64(raw, element))` is: each value is hashed with the hash before it as
+    the seed, nulls are left out."""
+    found = SPARKS_SEED
+    if raw is not None:
+        found = xxhash.xxh64_intdigest(raw.encode(), found)
+    if element is not None:
+        found = xxhash.xxh64_intdigest(struct.pack("<q", element), found)
+    return f"{found:X}"
 
 
 def _of_type(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

@@ -15,8 +15,8 @@ from pyspark.sql import functions as F
 
 from expectations import feedback_rule
 from expectations.feedback_rule import FEEDBACK
-from jobs.bronze.typed_events import event_time, feedback_of, row_hash
 from jobs.core.source_events import FeedbackPart, TimePart
+from jobs.reading.typed_events import event_time, feedback_of, row_hash
 from models.core import rows as models_rows
 from models.serving import answer
 

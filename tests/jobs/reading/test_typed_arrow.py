@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 
-from jobs.bronze import typed_arrow
-from jobs.bronze.typed_arrow import WRITTEN, Typer, Typing, pattern_of
-from jobs.bronze.typed_events import typed_events
 from jobs.core.source_file import Source
+from jobs.reading import typed_arrow
+from jobs.reading.typed_arrow import ASIDE, WRITTEN, Typer, Typing, pattern_of, raw_hash
+from jobs.reading.typed_events import typed_events
 from jobs.records.records import RECORD_SCHEMA
 
 UNITS = (
@@ -52,7 +52,8 @@ def source(unit: str, **more: Any) -> Source:
     }  # fmt: skip
     return Source.model_validate(
         {
-            "source": {"name": "x", "landing": "x", "format": more.pop("format", "csv")},
+            "source": {"name": "x", "landing": "x", "format": more.pop("format", "csv")}
+            | more.pop("source", {}),
             "columns": columns | more.pop("columns", {}),
             "time": {"unit": unit, "zone": more.pop("zone", "UTC")},
             "feedback": {"negative": ["value < 3", "skip"], "exposed": ["show"]},
@@ -69,13 +70,15 @@ def records(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(whole, schema=RECORD_SCHEMA)
 
 
-def some(count: int, times: tuple[str | None, ...], seed: int) -> list[dict[str, Any]]:
+def some(
+    count: int, times: tuple[str | None, ...], seed: int, values: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     chance = random.Random(seed)
     pick = chance.choice
     return [
         {
             "user_id": pick(TEXTS), "item_id": pick(TEXTS), "event_ts": pick(times),
-            "event_type": pick((*TEXTS, "show", "skip")), "value": pick(VALUES),
+            "event_type": pick((*TEXTS, "show", "skip")), "value": pick((*VALUES, *values)),
             "tie_break": pick(TIES), "source_session_id": pick(TEXTS), "event_id": pick(TEXTS),
             "exposed_with": pick((None, None, None, [], ["a"])), "anonymous_id": pick(TEXTS),
             "filtered": pick((None,) * 9 + ("filtered",)),
@@ -95,10 +98,12 @@ def everyday(
     return lines, left
 
 
-def by_rule(spark: Any, batch: pa.RecordBatch, of: Source, oldest: date | None) -> pa.Table:
+def by_rule(
+    spark: Any, batch: pa.RecordBatch, of: Source, oldest: date | None, hashed: bool = True
+) -> pa.Table:
     day = None if oldest is None else F.lit(oldest)
     table = spark.createDataFrame(pa.Table.from_batches([batch]))
-    return typed_events(table, of, day).toArrow()
+    return typed_events(table, of, day, hashed).toArrow()
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -125,6 +130,58 @@ def test_everyday_lines_are_what_the_rule_says(
         names = [n for n in WRITTEN if n in want]
         assert {n: row[n] for n in names} == {n: want[n] for n in names}
         assert want["reason"] is None and want["raw"] is None
+
+
+BROKEN = (
+    "not a time",
+    "yesterday",
+    "2024-03-01T10:11:12 MEZ",
+    "12:30",
+    "1.2e3x",
+    "\u0664\u0662",
+    "1d",
+)
+"""And no numbers, with letters that times and numbers have, and without."""
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_lines_set_aside_are_what_the_rule_says(spark: Any, tmp_path: Path, unit: str) -> None:
+    """Late lines, and those that are no events for a reason that is sure, with their texts."""
+    of, oldest = source(unit), date(2024, 3, 2)
+    typing = Typing.of(of, oldest, aside=True)
+    assert typing is not None and typing.aside
+    rows = some(4000, (*TIMES, *BROKEN, *[EVERYDAY[unit]] * 20), len(unit), BROKEN)
+    batch = records([row | {"anonymous_id": None} for row in rows])
+    lines, left = everyday(typing, batch, tmp_path)
+    ruled = by_rule(spark, batch, of, oldest, hashed=False).to_pylist()
+    expected = {row["line"]: row for row in ruled}
+    assert sorted([*lines["line"].to_pylist(), *left["line"].to_pylist()]) == sorted(expected)
+    reasons = set()
+    for row in lines.to_pylist():
+        want = expected[row["line"]]
+        reasons.add(row["reason"])
+        names = ASIDE if row["reason"] else WRITTEN | ASIDE
+        names = [n for n in (*names, "reason", "file") if n in want]
+        assert {n: row[n] for n in names} == {n: want[n] for n in names}
+    sure = {None, "unparsable", "missing_user_id", "missing_item_id", "bad_value"}
+    assert reasons == sure | ({"bad_event_ts"} if unit in ("s", "ms", "us", "iso8601") else set())
+    assert any(row["raw"] and row["reason"] is None for row in lines.to_pylist())  # late
+
+
+def test_hashes_of_texts_are_sparks(spark: Any) -> None:
+    rows = [(text, element) for text in (*TEXTS, "", "x" * 100) for element in (None, 0, 7, 2**40)]
+    frame = spark.createDataFrame(rows, "raw string, element bigint")
+    told = frame.select(F.hex(F.xxhash64("raw", "element"))).toArrow()[0].to_pylist()
+    assert [raw_hash(*row) for row in rows] == told
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"format": "parquet"}, {"privacy": {"hash_user_id": True}}, {"source": {"keep": "v > 1"}}],
+)
+def test_texts_that_are_not_stored_as_they_were_read(more: dict[str, Any]) -> None:
+    typing = Typing.of(source("s", **more), None, aside=True)
+    assert typing is not None and not typing.aside
 
 
 @pytest.mark.parametrize("unit", UNITS)
