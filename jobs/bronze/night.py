@@ -146,16 +146,15 @@ def is_stored(
         return nothing
     names = [one for one in hashed(context.source) if one != "anonymous_id"]
     stored = pa.concat_tables([filesystem.read_parquet(path) for path in found])
+    places = pa.array(range(len(usable)))
     same = " AND ".join(f"l.{one} IS NOT DISTINCT FROM s.{one}" for one in names)
     with duckdb.connect(config={"threads": 1}) as db:
         db.execute("SET TimeZone = 'UTC'")
-        db.register(
-            "usable", usable.select(names).append_column("at", pa.array(range(len(usable))))
-        )
+        db.register("usable", usable.select(names).append_column("place", places))
         db.register("stored", stored)
-        sql = f"SELECT at FROM usable l WHERE EXISTS (SELECT 1 FROM stored s WHERE {same})"
-        at = db.sql(sql).to_arrow_table()["at"]
-    return pa.chunked_array([pc.is_in(pa.array(range(len(usable))), at.combine_chunks())])
+        sql = f"SELECT place FROM usable l WHERE EXISTS (SELECT 1 FROM stored s WHERE {same})"
+        there = db.sql(sql).to_arrow_table()["place"]
+    return pa.chunked_array([pc.is_in(places, there.combine_chunks())])
 
 
 def fill_rejects(

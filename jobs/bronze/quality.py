@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from jobs.bronze import landing
 from jobs.core.source_log import TYPED
@@ -39,6 +38,7 @@ COLUMN_OF = {
     "missing_user_id": "user_id", "missing_item_id": "item_id", "bad_event_ts": "event_ts",
     "bad_value": "value", "bad_tie_break": "tie_break", "missing_event_id": "event_id",
 }  # fmt: skip
+POINTED = re.compile(r"-?[0-9]+\.0")
 ESCAPED_BYTE = re.compile(r"\\x[0-9a-f]{2}")
 UNITS = (
     (r"\d{10}(\.\d*)?", "s"),
@@ -323,10 +323,10 @@ def bad_files(candidate: Candidate, read: int, rejected: dict[str, int]) -> list
 def same_ids(context: Context, candidate: Candidate) -> list[str]:
     """Ids that are there as whole numbers and, a second time, with `.0`."""
     ending = {name for one in landing.facts_read(candidate) for name in one.point_zero}
-    lines = candidate.part("lines").where("reason IS NULL")
     notes = []
     for ours in sorted(ending):
-        count, example = _with_and_without(lines.select(F.col(ours).alias("id")).distinct())
+        lines = candidate.arrow("lines", [ours], ds.field("reason").is_null())
+        count, example = _with_and_without(pc.unique(lines[ours]).to_pylist())
         if count:
             theirs = context.source.mapped()[ours]
             notes.append(
@@ -338,10 +338,9 @@ def same_ids(context: Context, candidate: Candidate) -> list[str]:
     return notes
 
 
-def _with_and_without(ids: DataFrame) -> tuple[int, str]:
-    """How many of the distinct texts `id` are there with and without `.0`, and one of them."""
-    pointed = ids.where(F.col("id").rlike(r"^-?\d+\.0$"))
-    whole = pointed.select(F.regexp_replace("id", r"\.0$", "").alias("id"))
-    found = whole.join(ids, "id", "left_semi").agg(F.count("*"), F.min("id")).first()
-    assert found is not None
-    return found[0], found[1]
+def _with_and_without(ids: list[str | None]) -> tuple[int, str]:
+    """How many of the distinct texts are there with and without `.0`, and the first of them."""
+    known = set(ids)
+    pointed = (one.removesuffix(".0") for one in ids if one and POINTED.fullmatch(one))
+    both = sorted(one for one in pointed if one in known)
+    return len(both), both[0] if both else ""

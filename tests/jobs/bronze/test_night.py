@@ -36,7 +36,7 @@ unit = "s"
 [sessions]
 lateness_days = 2
 [feedback]
-negative = ["value < 0", "skip"]
+negative = ["value < 0"]
 [quality]
 max_reject_share = 0.9
 """
@@ -46,10 +46,10 @@ NIGHTS = ("2023-11-15", "2023-11-16", "2023-11-17")
 def line(dice: random.Random, number: int) -> str:
     """Few users, items and times: lines repeat each other, and those of other nights."""
     pick = dice.choice
-    times = [str(T + (number - dice.choice((0, 0, 0, 1, 5))) * DAY + dice.randrange(30))] * 12
-    user, item = pick((*"abc", "u\u00fc", "")), pick(("i1", "i2", "\u65e5\u672c", "NA"))
-    ts, value = pick((*times, "not a time", "")), pick(("", "1", "-2.5", "many", "0.0"))
-    return ",".join((user, item, ts, pick(("view", "skip", "")), value, pick(("", "1", "2"))))
+    times = [str(T + (number - pick((0, 0, 1, 5))) * DAY + dice.randrange(3))] * 20
+    user, item = pick((*"abab", "\u00fc", "")), pick(("i1", "i1", "\u65e5\u672c"))
+    ts, value = pick((*times, "not a time", "")), pick(("1", "1", "1", "-2.5", "many"))
+    return ",".join((user, item, ts, "view", value, pick(("", "", "2"))))
 
 
 def lines_of(seed: int, number: int, count: int = 80) -> str:
@@ -74,7 +74,9 @@ def rows(shop: Workshop, table: Any) -> list[dict[str, Any]]:
     return sorted(found, key=repr)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))]
+)
 def test_a_night_here_is_the_night_in_spark(spark: Any, tmp_path: Path, seed: int) -> None:
     few = Thresholds(short_jobs=True)
     here = Workshop(spark, tmp_path / "here", SOURCE, few)
@@ -98,6 +100,7 @@ def test_a_night_here_is_the_night_in_spark(spark: Any, tmp_path: Path, seed: in
 def test_such_a_night_needs_no_jvm(tmp_path: Path) -> None:
     shop = Workshop(None, tmp_path, SOURCE)
     lake = Lake(lambda: pytest.fail("no JVM is needed"), str(shop.lake_root), "clicks")
+    duplicates = 0
     for number, day in enumerate(NIGHTS):
         shop.land(f"{number}.csv", lines_of(7, number))
         context = Context(shop.source, lake, date.fromisoformat(day), f"night-{number}")
@@ -106,7 +109,9 @@ def test_such_a_night_needs_no_jvm(tmp_path: Path) -> None:
             "ingest", Algorithm.STORED_HERE, Engine.HERE, Publish.APPEND
         )
         assert done.read == done.events_new + done.duplicates + sum(done.rejects.values())
-        assert done.events_new and done.duplicates and done.rejects
+        assert done.events_new and done.rejects
+        duplicates += done.duplicates
+    assert duplicates > 10
     again = one_job(Context(shop.source, lake, None, "again"), "ingest", "all", {})
     assert again.read == 0
 
@@ -117,11 +122,13 @@ def test_such_a_night_needs_no_jvm(tmp_path: Path) -> None:
         ("", "a,i1,1e9,view,1,1"),  # a time that only the rule for every line can read
         ("", "a,i1,1700006400,view,1e-9,1"),
         ("", "a,i1,1700006400,view,1,1.5"),
-        ('event_id = "value"', "a,i1,1700006400,view,1,1"),
+        ('event_id = "kind"', "a,i1,1700006400,view,1,1"),
     ],
 )
 def test_other_lines_are_left_to_spark(tmp_path: Path, change: str, lines: str) -> None:
-    shop = Workshop(None, tmp_path, SOURCE.replace('value = "value"', change or 'value = "value"'))
+    shop = Workshop(
+        None, tmp_path, SOURCE.replace('event_type = "kind"', change or 'event_type = "kind"')
+    )
     text = "user,item,ts,kind,value,tie\na,i2,1700006400,view,1,1\n"
     lake = Lake(lambda: pytest.fail("no JVM is needed"), str(shop.lake_root), "clicks")
     context = Context(shop.source, lake, None, "one")
