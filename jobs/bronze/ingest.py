@@ -245,7 +245,9 @@ def fill(
     context: Context, candidate: Candidate, manifest: IngestManifest, facts: list[FileFacts]
 ) -> None:
     """Write the candidate's events and rejects, and count; what to say of them."""
-    choice = facts_of(context, manifest, context.day is not None, night.is_here(candidate))
+    # (Tables may have changed since this candidate's lines were read.)
+    here = night.is_here(candidate) and night.possible(context, manifest.files)
+    choice = facts_of(context, manifest, context.day is not None, here)
     manifest.plan = ingest_plan(choice, context.thresholds)
     context.decide(manifest.plan)
     if not choice.here:

@@ -13,6 +13,7 @@ Decision 2 in docs/design/decisions.md.
 from __future__ import annotations
 
 from dataclasses import astuple, replace
+from datetime import date
 from typing import Any
 
 import duckdb
@@ -40,8 +41,9 @@ LINES_DDL = ", ".join(f"{name} {kind}" for name, kind in LINES.items())
 PART = "here"  # the file of lines
 
 
-def possible(context: Context, chosen: list[tuple[str, int, int]]) -> Typing | None:
-    """How a run's lines are typed, if one process can take them; None: Spark takes them."""
+def possible(context: Context, files: list[str]) -> bool:
+    """Whether this source, its tables and these files are such that one process can say what becomes of
+    lines."""
     source, lake = context.source, context.lake
     columns = source.columns
     others = (
@@ -57,21 +59,23 @@ def possible(context: Context, chosen: list[tuple[str, int, int]]) -> Typing | N
         or lake.only_spark(EVENTS)
         or lake.only_spark(REJECTS)
     )
-    if others or not context.thresholds.read_here(sum(size for _, size, _ in chosen)):
+    return not (others or landing.rejected_before(context, files))
+
+
+def oldest_of(context: Context) -> date | None:
+    """The oldest date that is not late tonight; None: nothing is."""
+    if context.day is None:
         return None
-    if landing.rejected_before(context, [path for path, *_ in chosen]):
-        return None
-    oldest = None
-    if context.day is not None:
-        oldest = lateness.days_covered(context.day, source.sessions.lateness_days)[0]
-    return Typing.of(source, oldest, aside=True)
+    return lateness.days_covered(context.day, context.source.sessions.lateness_days)[0]
 
 
 def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> bool:
     """`landing.parse` in this process, if it can take these files; False: it cannot, and nothing is
     kept."""
-    typing = possible(context, chosen)
-    if typing is None:
+    if not context.thresholds.read_here(sum(size for _, size, _ in chosen)):
+        return False
+    typing = Typing.of(context.source, oldest_of(context), aside=True)
+    if typing is None or not possible(context, [path for path, *_ in chosen]):
         return False
     fmt = replace(landing.reading_format(context), table=tables.schema_of(context.source))
     filesystem.remove(candidate.path(landing.TASKS_FACTS))  # (of an attempt that was killed)
@@ -107,12 +111,9 @@ def read(
 
 def fill(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Stage the events and the rejects of the candidate's lines, and count."""
-    lake, source = context.lake, context.source
+    lake, oldest = context.lake, oldest_of(context)
     lines = candidate.arrow("lines")
     usable = lines.filter(pc.is_null(lines["reason"]))
-    oldest = None
-    if context.day is not None:
-        oldest = lateness.days_covered(context.day, source.sessions.lateness_days)[0]
     stored = is_stored(context, candidate, manifest, usable)
     early = pc.less(usable["event_date"], oldest) if oldest else pa.nulls(len(usable), pa.bool_())
     early = pc.fill_null(early, False)

@@ -88,7 +88,7 @@ class Thresholds:
     is looked through by Spark. Ours."""
     few_lines: int = 500_000
     """Lines. The ids, or the times, of at most so many are sent to every task. Ours."""
-    read_bytes: int = 64 * 2**20
+    read_bytes: int = 16 * 2**20
     """Bytes. Files of at most so many are read, and their lines compared with the stored events, in one
     process. Ours."""
     recut_events: int = 2_000_000

@@ -112,6 +112,10 @@ def test_such_a_night_needs_no_jvm(tmp_path: Path) -> None:
         assert done.events_new and done.rejects
         duplicates += done.duplicates
     assert duplicates > 10
+    shop.land("same.csv", "\n".join((shop.landing / "0.csv").read_text().splitlines()[:9]) + "\n")
+    first = date.fromisoformat(NIGHTS[0])
+    same = one_job(Context(shop.source, lake, first, "same"), "ingest", "all", {})
+    assert not same.events_new and same.duplicates
     again = one_job(Context(shop.source, lake, None, "again"), "ingest", "all", {})
     assert again.read == 0
 
