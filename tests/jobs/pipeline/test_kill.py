@@ -19,8 +19,10 @@ T = 1_700_000_000
 MOVING = ("ingest_ts", "ingest_file", "first_seen_ts", "file")
 
 
-def lines(users: range, start: int) -> str:
+def lines(users: range, start: int, unusual: bool = False) -> str:
+    """Args: unusual: whether one has a time that only Spark types, so that the night is Spark's."""
     rows = [f"u{user},i{user % 7},{start + user * 100}" for user in users]
+    rows += [f"u1,i1,{start}.25"] * unusual
     return "\n".join(["user,item,ts", *rows, "u1,,5", "u2,i,never"]) + "\n"
 
 
@@ -69,12 +71,13 @@ def tables(shop: Workshop) -> list[Any]:
 
 
 def killed_and_repaired(
-    spark: Any, tmp_path: Path, points: list[str], calm_first: bool = False
+    spark: Any, tmp_path: Path, points: list[str], unusual: bool, calm_first: bool = False
 ) -> None:
     """Nights that are killed are processes of their own; what comes before and after them is the
     same code in ours.
 
     Args:
+        unusual: whether the nights are ingested by Spark.
         calm_first: whether the history is read before: then the first killed night, too, changes
             sessions.
     """
@@ -89,7 +92,7 @@ def killed_and_repaired(
         killed.run()
     for number, point in enumerate(points):
         for shop in (calm, killed):
-            shop.land(f"night{number}.csv", lines(range(20, 50), T + 1000 * number))
+            shop.land(f"night{number}.csv", lines(range(20, 50), T + 1000 * number, unusual))
             catalogue(shop, number + 1)
         done = run_command(killed, point)
         assert done.returncode == -signal.SIGKILL, (point, done.stderr[-2000:])
@@ -99,16 +102,20 @@ def killed_and_repaired(
 
 
 @pytest.mark.long
-def test_killed_between_compute_and_publish_of_each_table(spark: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unusual", [False, True])
+def test_killed_between_compute_and_publish_of_each_table(
+    spark: Any, tmp_path: Path, unusual: bool
+) -> None:
     points = ["ingest.events-published", "sessionize.audited", "items.attributes-published"]
-    killed_and_repaired(spark, tmp_path, points, calm_first=True)
+    killed_and_repaired(spark, tmp_path, points, unusual, calm_first=True)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("unusual", [False, True])
 @pytest.mark.parametrize("third", range(3))
-def test_killed_at_every_point(spark: Any, tmp_path: Path, third: int) -> None:
+def test_killed_at_every_point(spark: Any, tmp_path: Path, third: int, unusual: bool) -> None:
     """One night after the other: each has to mend what the one before it left."""
-    killed_and_repaired(spark, tmp_path, list(crash_points.POINTS[third::3]))
+    killed_and_repaired(spark, tmp_path, list(crash_points.POINTS[third::3]), unusual)
 
 
 def test_a_mistake_is_told_without_a_traceback(tmp_path: Path) -> None:
