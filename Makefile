@@ -88,7 +88,7 @@ test-slow: setup  ## the slow ones: whole nights in Spark, servers; PART=1/5 is 
 test-quick: setup  ## those without a JVM, a server or another process; a minute
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "quick and not training and not slow and not long" --durations=5
 
-test-long: setup  ## the long ones, or LONG=tests/jobs/pipeline/test_kill.py; KILLS=200 at random; kept in tests/long_runs
+test-long: setup  ## the long ones, or LONG=tests/jobs/pipeline/test_faults.py; KILLS=200 at random; kept in tests/long_runs
 	@mkdir -p tests/long_runs; all=0; for file in $(LONG); do \
 	  kept=tests/long_runs/$$(basename $$file .py).txt; \
 	  { echo "$$(date -u +%FT%TZ), commit $$(git rev-parse --short HEAD)$$(git diff --quiet HEAD -- . ':!tests/long_runs' || echo ' and changes'), $$($(BIN)/python --version), $$(nproc) cores, $(KILLS) random kills"; \
