@@ -74,9 +74,8 @@ def rows(shop: Workshop, table: Any) -> list[dict[str, Any]]:
     return sorted(found, key=repr)
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
 def test_a_night_here_is_the_night_in_spark(spark: Any, tmp_path: Path, seed: int) -> None:
     few = Thresholds(short_jobs=True)
     here = Workshop(spark, tmp_path / "here", SOURCE, few)

@@ -144,7 +144,15 @@ BROKEN = (
 """And no numbers, with letters that times and numbers have, and without."""
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    "unit",
+    [
+        one
+        if one in ("ms", "iso8601", "yyyy-MM-dd HH:mm:ss")
+        else pytest.param(one, marks=pytest.mark.slow)
+        for one in UNITS
+    ],
+)
 def test_lines_set_aside_are_what_the_rule_says(spark: Any, tmp_path: Path, unit: str) -> None:
     """Late lines, and those that are no events for a reason that is sure, with their texts."""
     of, oldest = source(unit), date(2024, 3, 2)
