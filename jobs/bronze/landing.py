@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from datetime import date
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -261,11 +262,7 @@ def rejected_before(context: Context, paths: list[str]) -> bool:
 def everyday(context: Context, candidate: Candidate) -> Callable[[int], Typer] | None:
     """Makes, for an attempt of a task, what types everyday lines where they are read, and writes
     them among the candidate's lines; None: this source has none."""
-    source = context.source
-    oldest = None
-    if context.day is not None:
-        oldest = lateness.days_covered(context.day, source.sessions.lateness_days)[0]
-    typing = Typing.of(source, oldest)
+    typing = Typing.of(context.source, oldest_day(context))
     if typing is None:
         return None
     folder = candidate.path("lines")
@@ -318,6 +315,13 @@ def facts_of_tasks(
     for path, size, modified in chosen:
         found[path].bytes, found[path].modified_ms = size, modified
     return [found[path] for path, *_ in sorted(chosen)]
+
+
+def oldest_day(context: Context) -> date | None:
+    """The oldest date that is not late tonight; None: nothing is."""
+    if context.day is None:
+        return None
+    return lateness.days_covered(context.day, context.source.sessions.lateness_days)[0]
 
 
 def oldest_date(context: Context) -> Column:

@@ -13,7 +13,6 @@ Decision 2 in docs/design/decisions.md.
 from __future__ import annotations
 
 from dataclasses import astuple, replace
-from datetime import date
 from typing import Any
 
 import duckdb
@@ -23,7 +22,6 @@ import pyarrow.compute as pc
 from jobs.bronze import first_load, landing
 from jobs.bronze.manifest import IngestManifest
 from jobs.bronze.stored_events import files_at_times
-from jobs.core import lateness
 from jobs.core.arrow_types import arrow_schema
 from jobs.core.tables import CHANGED_EVENTS, DELIVERIES, EVENTS, FILTERED, REJECTS
 from jobs.lake import filesystem
@@ -62,19 +60,12 @@ def possible(context: Context, files: list[str]) -> bool:
     return not (others or landing.rejected_before(context, files))
 
 
-def oldest_of(context: Context) -> date | None:
-    """The oldest date that is not late tonight; None: nothing is."""
-    if context.day is None:
-        return None
-    return lateness.days_covered(context.day, context.source.sessions.lateness_days)[0]
-
-
 def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, int]]) -> bool:
     """`landing.parse` in this process, if it can take these files; False: it cannot, and nothing is
     kept."""
     if not context.thresholds.read_here(sum(size for _, size, _ in chosen)):
         return False
-    typing = Typing.of(context.source, oldest_of(context), aside=True)
+    typing = Typing.of(context.source, landing.oldest_day(context), aside=True)
     if typing is None or not possible(context, [path for path, *_ in chosen]):
         return False
     fmt = replace(landing.reading_format(context), table=tables.schema_of(context.source))
@@ -111,7 +102,7 @@ def read(
 
 def fill(context: Context, candidate: Candidate, manifest: IngestManifest) -> None:
     """Stage the events and the rejects of the candidate's lines, and count."""
-    lake, oldest = context.lake, oldest_of(context)
+    lake, oldest = context.lake, landing.oldest_day(context)
     lines = candidate.arrow("lines")
     usable = lines.filter(pc.is_null(lines["reason"]))
     stored = is_stored(context, candidate, manifest, usable)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.bronze import landing, night
+from jobs.core.errors import SchemaError
 from jobs.core.plan import Algorithm, Engine, Plan, Publish, Thresholds
 from jobs.core.tables import EVENTS, FILES, REJECTS
 from jobs.lake.context import Context
@@ -141,3 +142,18 @@ def test_other_lines_are_left_to_spark(tmp_path: Path, change: str, lines: str) 
     shop.land("a.csv", text + lines + "\n")
     assert not night.parse(context, candidate, landing.landing_files(context))
     assert not night.is_here(candidate) and not candidate.files("lines")
+
+
+def test_files_of_another_log_are_named_with_the_landing(tmp_path: Path) -> None:
+    shop = Workshop(None, tmp_path, SOURCE)
+    lake = Lake(lambda: pytest.fail("no JVM is needed"), str(shop.lake_root), "clicks")
+    shop.land("a.csv", lines_of(1, 0))
+    shop.land("b.csv", "who,what\nann,i1\n")
+    with pytest.raises(SchemaError) as caught:
+        one_job(Context(shop.source, lake, None, "one"), "ingest", "all", {})
+    said = str(caught.value)
+    assert "b.csv has no column 'user', which columns.user_id names" in said
+    assert (
+        f"can be read: 1. If the others are not of this log, narrow source.landing = {shop.source.source.landing!r}"
+        in said
+    )
