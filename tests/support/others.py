@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
@@ -93,6 +94,12 @@ COLUMN = {  # a column of each table that others change, and to what
 }  # fmt: skip
 STATEMENTS = ("restore", "delete", "update", "merge", "overwrite", "overwrite part")
 ENGINES = ("delta-rs", "spark")
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """Those of the newest version of the table in this folder. (delta-rs encodes the folder, too.)"""
+    uris = DeltaTable(str(path)).file_uris()
+    return [Path(unquote(one.removeprefix("file://"))) for one in uris]
 
 
 def some(table: Table, path: str) -> str:

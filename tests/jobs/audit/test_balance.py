@@ -24,6 +24,7 @@ from jobs.core.tables import EVENTS, FINGERPRINTS, PERSON_EVENTS, SEQUENCES, SES
 from jobs.lake import filesystem
 from jobs.lake.context import Context
 from jobs.lake.delta import Lake
+from tests.support.others import data_files
 from tests.support.spark_tools import CLICKS
 
 RUN = "0123456789abcdef" * 2
@@ -74,7 +75,7 @@ class World:
 
     def files(self, table: Table) -> list[Path]:
         """Oldest first."""
-        found = [Path(one) for one in DeltaTable(self.lake.path(table)).file_uris()]
+        found = data_files(self.lake.path(table))
         return sorted(found, key=lambda one: one.stat().st_mtime_ns)
 
     def rows(self, table: Table) -> Rows:

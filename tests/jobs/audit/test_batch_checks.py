@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from jobs.audit import arrow_columns, great_expectations
 from jobs.bronze import ingest
+from jobs.bronze.night import is_here
 from jobs.cli import told
 from jobs.core.errors import AuditErrored, AuditFailed, SessionmillError
 from jobs.core.plan import Thresholds
@@ -162,20 +163,30 @@ NATIVE = CLICKS.replace('event_ts = "ts"', 'event_ts = "ts"\nevent_id = "item"')
 
 
 @pytest.mark.parametrize(
-    ("toml", "short"), [(CLICKS, "true"), (CLICKS, "false"), (NATIVE, "true")],
-    ids=["in order", "by slices", "native ids"],
+    ("toml", "short", "thresholds"),
+    [
+        (CLICKS, "true", None),
+        (CLICKS, "true", Thresholds(short_jobs=True, read_bytes=-1)),
+        (CLICKS, "false", None),
+        (NATIVE, "true", None),
+    ],
+    ids=["in one process", "in order", "by slices", "native ids"],
 )  # fmt: skip
 def test_a_line_lost_or_doubled_after_it_was_read_is_named(
-    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, short: str
-) -> None:
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, short: str,
+    thresholds: Thresholds | None,
+) -> None:  # fmt: skip
     """(A compute that was killed begins again at the parsed lines.)"""
     monkeypatch.setenv("SESSIONMILL_SHORT_JOBS", short)
     settings.cache_clear()
     shop = Workshop(spark, tmp_path, toml)
+    shop.thresholds = thresholds
     shop.land("log.csv", log("a", T, 6))
     context = shop.context(batch="night")
     candidate = ingest.compute(context)
-    assert candidate.has("judged") == (short == "true")
+    judged = short == "true" and (thresholds is not None or toml == NATIVE)
+    here = short == "true" and not judged
+    assert (candidate.has("judged"), is_here(candidate)) == (judged, here)
     ingest.audit(context, candidate)
     for spoil in (lost_line, doubled_line):
         with spoiled(candidate.files("lines"), spoil):

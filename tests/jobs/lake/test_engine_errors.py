@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deltalake import DeltaTable
 
 from jobs import cli
 from jobs.core.settings import settings
 from jobs.core.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS, Table
 from jobs.lake.delta_errors import first_line
 from tests.jobs.lake.test_foreign_changes import third
-from tests.support.others import Saved, check_derived
+from tests.support.others import Saved, check_derived, data_files
 from tests.support.spark_tools import Workshop
 
 
@@ -37,24 +36,19 @@ def path_of(shop: Workshop, table: Table) -> Path:
     return Path(table.path(str(shop.lake_root), "clicks"))
 
 
-def data_files(shop: Workshop, table: Table) -> list[Path]:
-    uris = DeltaTable(str(path_of(shop, table))).file_uris()
-    return [Path(one.removeprefix("file://")) for one in uris]
-
-
 def missing(shop: Workshop, table: Table) -> None:
-    for file in data_files(shop, table):
+    for file in data_files(path_of(shop, table)):
         file.unlink()
 
 
 def damaged(shop: Workshop, table: Table) -> None:
-    for file in data_files(shop, table):
+    for file in data_files(path_of(shop, table)):
         file.write_bytes(b"nothing of Parquet's")
         (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
 
 
 def torn(shop: Workshop, table: Table) -> None:
-    for file in data_files(shop, table):
+    for file in data_files(path_of(shop, table)):
         file.write_bytes(file.read_bytes()[:-20])
         (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
 

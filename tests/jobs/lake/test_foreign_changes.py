@@ -28,6 +28,7 @@ from tests.support.others import (
     act,
     catalogue,
     check_derived,
+    data_files,
 )
 from tests.support.spark_tools import Workshop
 
@@ -234,9 +235,7 @@ def test_an_older_copy_of_the_events_stops_the_run(
 
 
 def lose(shop: Workshop, table: Table) -> None:
-    found = DeltaTable(str(path_of(shop, table)))
-    for uri in found.file_uris()[:1]:
-        Path(uri.removeprefix("file://")).unlink()
+    data_files(path_of(shop, table))[0].unlink()
 
 
 @pytest.mark.parametrize("repaired", but((False, True), False))

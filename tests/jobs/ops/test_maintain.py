@@ -19,6 +19,7 @@ from jobs.core.tables import EVENTS, ITEMS, RUNS, SEQUENCES, SESSIONS, Table
 from jobs.ops import maintain, model_registry
 from jobs.ops.explain import explain
 from jobs.pipeline.steps import record, run_job
+from tests.support.others import data_files
 from tests.support.spark_tools import Workshop
 
 T = 1_700_000_000
@@ -94,7 +95,7 @@ def test_packed_files_have_small_row_groups(
     monkeypatch.setattr(maintain, "ALL", (replace(SESSIONS, group=4),))
     done = maintain.maintain(shop.context(), 30, {})["tables"]["silver.sessions"]
     assert (done["files_before"], done["files_after"]) == (2, 1)
-    (file,) = DeltaTable(shop.lake.path(SESSIONS)).file_uris()
+    (file,) = data_files(shop.lake.path(SESSIONS))
     groups = pq.ParquetFile(file).metadata
     assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [4, 4, 4, 4, 4]
 

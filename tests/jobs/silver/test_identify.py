@@ -15,6 +15,7 @@ from jobs.core.tables import EVENTS, IDENTITIES, PERSON_EVENTS, REJECTS, SEQUENC
 from jobs.forget.forget import forget
 from jobs.privacy.pseudonyms import Privacy
 from tests.jobs.forget.test_forget import where
+from tests.support.others import data_files
 from tests.support.spark_tools import Workshop
 
 WEB = """
@@ -242,7 +243,7 @@ def test_what_others_did_is_repaired_and_losses_are_noticed(spark: Any, tmp_path
         done = shop.run()
         assert any("was changed by another writer" in note for note in done.notes), done.notes
         assert made == [shop.rows(one) for one in (IDENTITIES, PERSON_EVENTS, SESSIONS)]
-    file, *_ = shop.table(PERSON_EVENTS).file_uris()
+    file, *_ = data_files(shop.lake.path(PERSON_EVENTS))
     rows = pq.read_table(file)
     pq.write_table(rows.slice(1), file)
     with pytest.raises(AuditFailed, match=r"silver\.events: file .* is damaged"):
