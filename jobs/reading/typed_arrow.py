@@ -97,6 +97,15 @@ def pattern_of(unit: str) -> tuple[str, str] | None:
     return (form, words) if whole and len(letters & {"SSS", "SSSSSS"}) < 2 else None
 
 
+def no_pattern_time(unit: str) -> str:
+    """A character that no time of a pattern has, as a regular expression: neither a digit, a sign, a
+    blank, nor one of the pattern's own or of a month's name."""
+    own = "".join(inside + bare for inside, bare in re.findall(r"'([^']*)'|([^A-Za-z'])", unit))
+    months = "".join(filter(str.isalpha, PATTERNS["MMM"][0])) if "MMM" in unit else ""
+    known = sorted({*(own + months).lower(), *(own + months).upper()})  # (Spark reads both cases)
+    return rf"[^\d\s+\-{''.join(map(re.escape, known))}]"
+
+
 def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
@@ -222,7 +231,7 @@ class Typing:
             return f"regexp_matches(event_ts, '{NO_NUMBER_TIME}')"
         if self.unit == "iso8601":
             return f"regexp_matches(event_ts, '{NO_ISO_TIME}')"
-        return "false"
+        return f"regexp_matches(event_ts, {quoted(no_pattern_time(self.unit))})"
 
     def _must(self) -> list[str]:
         """The conditions of a line that is everyday."""

@@ -171,8 +171,8 @@ def test_lines_set_aside_are_what_the_rule_says(spark: Any, tmp_path: Path, unit
         names = ASIDE if row["reason"] else WRITTEN | ASIDE
         names = [n for n in (*names, "reason", "file") if n in want]
         assert {n: row[n] for n in names} == {n: want[n] for n in names}
-    sure = {None, "unparsable", "missing_user_id", "missing_item_id", "bad_value"}
-    assert reasons == sure | ({"bad_event_ts"} if unit in ("s", "ms", "us", "iso8601") else set())
+    sure = {"unparsable", "missing_user_id", "missing_item_id", "bad_event_ts", "bad_value"}
+    assert reasons == {None, *sure}
     assert any(row["raw"] and row["reason"] is None for row in lines.to_pylist())  # late
 
 
