@@ -17,7 +17,7 @@ import traceback
 from datetime import date
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jobs.core.errors import SessionmillError, SettingsError
+from jobs.core.errors import SessionmillError, SettingsError, counted
 from jobs.core.json_output import answer
 from jobs.core.settings import settings
 from jobs.core.source_file import Source, load_source
@@ -395,15 +395,15 @@ def left_out(result: Result) -> str:
     filtered = ", ".join(f"{count:,} {reason}" for reason, count in result.filtered.items())
     said = f"; filtered: {filtered}" if filtered else ""
     removed = result.events_removed
-    return said + (f"; {removed:,} stored events removed" if removed else "")
+    return said + (f"; {counted(removed, 'stored event')} removed" if removed else "")
 
 
 def in_lines(context: Context, job: str, result: Result) -> str:
     """What a job did, a line for each kind of thing that it makes."""
     if job == "validate":
-        return f" {len(result.tables_in)} tables, nothing is changed."
+        return f" {counted(len(result.tables_in), 'table')}, nothing is changed."
     tables = ", ".join(
-        f"{name} version {one['version']} ({one['rows']:,} rows)"
+        f"{name} version {one['version']} ({counted(one['rows'], 'row')})"
         for name, one in result.tables.items()
     )
     lines = []
@@ -411,8 +411,8 @@ def in_lines(context: Context, job: str, result: Result) -> str:
         rejects = ", ".join(f"{count:,} {reason}" for reason, count in result.rejects.items())
         waiting = f", {result.waiting:,} waiting" if result.waiting else ""
         lines.append(
-            f"read {result.read:,} lines, {result.events_new:,} new events, "
-            f"{result.events_replaced:,} replaced, {result.duplicates:,} duplicates, "
+            f"read {counted(result.read, 'line')}, {counted(result.events_new, 'new event')}, "
+            f"{result.events_replaced:,} replaced, {counted(result.duplicates, 'duplicate')}, "
             f"rejects: {rejects or 'none'}{waiting}{left_out(result)}."
         )
     if job in ("run", "sessionize", *REPLAYS):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from jobs.core.errors import SchemaError
+from jobs.core.errors import SchemaError, counted
 from jobs.core.source_events import NUMERIC_UNITS, field_of
 from jobs.core.source_file import Source
 from jobs.core.source_log import TYPED
@@ -269,7 +269,7 @@ def told(context: Context, facts: list[FileFacts]) -> list[str]:
     notes = [*too_long(facts), *of_elements(context, facts), *unknown_columns(context, facts)]
     notes += [*swallowed(context, facts), *waiting(context, facts)]
     if passed := sum(one.forgotten for one in facts):
-        notes.append(f"Skipped {passed} lines of erased users")
+        notes.append(f"Skipped {counted(passed, 'line')} of erased users")
     return notes
 
 

@@ -66,6 +66,11 @@ class Conflict(SessionmillError):
     pass
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts: "1 new event", "2,400 new events"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 CAUSE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)\b.*$", re.MULTILINE)
 
 

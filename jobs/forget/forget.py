@@ -33,7 +33,7 @@ from pyarrow import fs
 
 from jobs.audit import balance, fingerprint_table
 from jobs.bronze import replay_rejects
-from jobs.core.errors import SettingsError
+from jobs.core.errors import SettingsError, counted
 from jobs.core.settings import settings
 from jobs.core.source_file import Source
 from jobs.core.source_log import TABLES_OF_OTHERS
@@ -183,9 +183,10 @@ def in_words(done: dict[str, Any]) -> str:
         else ""
     )
     return (
-        f"forget {done['source']}: {done['events']:,} events, {done['rejects']:,} rejects, "
-        f"{done['lists']:,} lists and {done['landing_lines']:,} lines of landing files removed, and "
-        f"{done['files_removed']:,} files of older versions, candidates and caches. {marked}{lost}"
+        f"forget {done['source']}: {counted(done['events'], 'event')}, "
+        f"{counted(done['rejects'], 'reject')}, {counted(done['lists'], 'list')} and "
+        f"{counted(done['landing_lines'], 'line')} of landing files removed, and "
+        f"{counted(done['files_removed'], 'file')} of older versions, candidates and caches. {marked}{lost}"
         f"Ingestion skips {done['user_hash']} from now on. The id was also removed from files in "
         f"MLflow (scores and pages): {done['artifacts']:,}; {done['registry']}. Not reached: copies "
         f"outside the lake and MLflow.{log}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from jobs.core.errors import SettingsError
+from jobs.core.errors import SettingsError, counted
 from jobs.core.source_file import Source
 from jobs.core.tables import EVENTS, RUNS, SESSIONS, Table
 from jobs.lake.change_feed import CHANGED, DELETE, INSERT, POSTIMAGE, RETIRED, TYPE, VERSION
@@ -176,7 +176,7 @@ def in_words(found: dict[str, Any]) -> str:
     )
     lines += [
         f"  version {change['version']}, {clock(change['time'])}: {change['what']} "
-        f"({change['event_count']} events) by run {change['run_id'] or '?'}"
+        f"({counted(change['event_count'], 'event')}) by run {change['run_id'] or '?'}"
         + (f", batch {change['batch']}" if change["batch"] else "")
         + (f", night {change['day']}" if change["day"] else "")
         for change in found["changes"]

@@ -26,7 +26,7 @@ from deltalake.exceptions import DeltaError
 from pyarrow import fs
 
 from jobs.audit import balance, fingerprint_table
-from jobs.core.errors import SettingsError
+from jobs.core.errors import SettingsError, counted
 from jobs.core.tables import (
     ALL,
     EVENTS,
@@ -273,15 +273,15 @@ def in_words(source: str, done: dict[str, Any]) -> str:
     """What was done, for a person."""
     lines = [
         f"maintain {source}: {size(done['freed_bytes'])} freed, "
-        f"{sum(one['removed_files'] for one in done['tables'].values()):,} files removed, "
-        f"{len(done['candidates'])} abandoned candidates removed. {done['registry']}."
+        f"{counted(sum(one['removed_files'] for one in done['tables'].values()), 'file')} removed, "
+        f"{counted(len(done['candidates']), 'abandoned candidate')} removed. {done['registry']}."
     ]
     if done["refits"]:
         lines.append(f"  old refits removed from the registry: versions {done['refits']}")
     for name, one in done["tables"].items():
         kept = f", versions {one['kept_versions']} kept" if one["kept_versions"] else ""
         lines.append(
-            f"  {name}: {one['files_before']} files -> {one['files_after']}; "
+            f"  {name}: {counted(one['files_before'], 'file')} -> {one['files_after']}; "
             f"{one['removed_files']} unneeded ones removed, {size(one['freed_bytes'])}; what was "
             f"replaced less than {one['kept_hours'] / 24:.3g} days ago is kept{kept}"
         )

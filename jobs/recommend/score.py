@@ -27,7 +27,7 @@ import pyarrow.dataset as ds
 from jobs.audit import arrow_columns, suite
 from jobs.core import crash_points
 from jobs.core.arrow_types import arrow_schema
-from jobs.core.errors import SettingsError
+from jobs.core.errors import SettingsError, counted
 from jobs.core.plan import Plan, Publish, ScoreFacts, earlier, idle, score_plan
 from jobs.core.tables import ITEMS, RECOMMENDATIONS, SEQUENCES
 from jobs.lake import filesystem, foreign, foreign_columns
@@ -423,9 +423,9 @@ def in_words(manifest: ScoreManifest) -> str:
     """How many lists were made, how long, how fast."""
     rate = manifest.users / max(manifest.scoring_s, 1e-3)
     most = "at most " if manifest.excludes else ""
-    said = f"{manifest.users:,} users, {most}{manifest.size} items each, {rate:,.0f} users a second"
+    said = f"{counted(manifest.users, 'user')}, {most}{manifest.size} items each, {rate:,.0f} users a second"
     if manifest.kept:
-        said += f", {manifest.kept:,} lists of other versions stay"
+        said += f", {counted(manifest.kept, 'list')} of other versions left as before"
     if manifest.rules is not None:
         gone = ", ".join(f"{key} {count:,}" for key, count in manifest.removed.items()) or "none"
         said += (

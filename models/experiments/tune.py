@@ -23,6 +23,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
+from jobs.core.errors import counted
 from models.core import process_group
 from models.core.config import Config
 from models.core.environment import Say
@@ -189,7 +190,7 @@ def _trials(search: Search) -> None:
     client, experiment = tracking.connect(search.request.source.name)
     _settle(client, search)
     if there := len(study.ended()):
-        say(f"going on: {there} trials ended before, {search.spent():.0f} s were spent")
+        say(f"going on: {counted(there, 'trial')} ended before, {search.spent():.0f} s were spent")
     while len(study.ended()) < budget.trials and search.spent() < budget.seconds:
         try:
             _one(client, experiment, search)

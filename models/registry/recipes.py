@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.core.errors import counted
 from models.core.errors import UserError
 from models.registry import tracking
 
@@ -171,7 +172,7 @@ def every(source: str, keys: Sequence[Key]) -> dict[str, Recipe | None]:
 def budget_in_words(origin: dict[str, Any]) -> str:
     """`20 trials, 10 min`: what a tuning was allowed, and how many trials that was enough for."""
     tried, trials = origin["tried"], origin["trials"]
-    words = f"{trials} trials" if tried == trials else f"{tried} of {trials} trials"
+    words = counted(trials, "trial") if tried == trials else f"{tried} of {trials} trials"
     return words + (f", {origin['minutes']:g} min" if origin["minutes"] is not None else "")
 
 

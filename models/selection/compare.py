@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.core.errors import counted
 from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import option_named
@@ -266,7 +267,7 @@ def tuned_unequally(outcome: dict[str, Any]) -> list[str]:
     found = []
     if len(groups) > 1:
         of_each = "; ".join(
-            f"{', '.join(names)}: {trials} trials"
+            f"{', '.join(names)}: {counted(trials, 'trial')}"
             + (f", {minutes:g} min" if minutes is not None else "")
             for (trials, minutes), names in groups.items()
         )
