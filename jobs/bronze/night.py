@@ -1,6 +1,6 @@
 """A night that one process takes: its lines read, typed and compared with the stored events, without a JVM.
 
-Taken are files of at most `Thresholds.read_bytes` of which every line is an everyday one, late, or
+Taken are text files of at most `Thresholds.read_bytes` of which every line is an everyday one, late, or
 no event for a reason that is sure (`typed_arrow`). A line that is not is left to Spark, and with it
 the run. What becomes of lines is what `stored_events.judge` and `ranked` say, where ids are hashes
 of their lines and nobody is known by an anonymous id: so no line replaces a stored event, and a
@@ -66,7 +66,7 @@ def parse(context: Context, candidate: Candidate, chosen: list[tuple[str, int, i
     if not context.thresholds.read_here(sum(size for _, size, _ in chosen)):
         return False
     typing = Typing.of(context.source, landing.oldest_day(context), aside=True)
-    if typing is None or not possible(context, [path for path, *_ in chosen]):
+    if typing is None or not typing.aside or not possible(context, [path for path, *_ in chosen]):
         return False
     fmt = replace(landing.reading_format(context), table=tables.schema_of(context.source))
     filesystem.remove(candidate.path(landing.TASKS_FACTS))  # (of an attempt that was killed)

@@ -127,12 +127,19 @@ def test_such_a_night_needs_no_jvm(tmp_path: Path) -> None:
         ("", "a,i1,1700006400,view,1e-9,1"),
         ("", "a,i1,1700006400,view,1,1.5"),
         ('event_id = "kind"', "a,i1,1700006400,view,1,1"),
+        # Texts that are not stored as they were read.
+        ('event_type = { sql = "lower(kind)" }', "a,i1,1700006400,view,1,1"),
+        ('event_type = "kind"\n[privacy]\nhash_user_id = true', "a,i1,1700006400,view,1,1"),
     ],
 )
-def test_other_lines_are_left_to_spark(tmp_path: Path, change: str, lines: str) -> None:
-    shop = Workshop(
-        None, tmp_path, SOURCE.replace('event_type = "kind"', change or 'event_type = "kind"')
-    )
+def test_other_lines_are_left_to_spark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, lines: str
+) -> None:
+    monkeypatch.setenv("SESSIONMILL_ID_KEY", "key" * 20)
+    kind = 'event_type = "kind"'
+    column, _, section = (change or kind).partition("\n")
+    toml = SOURCE.replace(kind, column) + section
+    shop = Workshop(None, tmp_path, toml)
     text = "user,item,ts,kind,value,tie\na,i2,1700006400,view,1,1\n"
     lake = Lake(lambda: pytest.fail("no JVM is needed"), str(shop.lake_root), "clicks")
     context = Context(shop.source, lake, None, "one")

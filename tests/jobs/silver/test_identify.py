@@ -144,7 +144,7 @@ since = "since", unit = "s" }
 @pytest.mark.slow
 def test_a_table_says_who_is_who(spark: Any, tmp_path: Path) -> None:
     shop = Workshop(spark, tmp_path, WEB.replace("[time]", TABLE))
-    links = tmp_path / "landing" / "links"
+    links = shop.landing / "links"
     shop.land("1.csv", HEAD + "x,,i1,0\nx,ann,i2,1000\nx,,i3,5000\ny,,i4,0\n")
     with pytest.raises(SourceError, match=r"identity.link.landing = .* matches no file"):
         shop.run()
