@@ -57,9 +57,9 @@ def catalogue(folder: Path, night: int) -> None:
 class Saved:
     """A lake of two nights, to which it can be put back: versions 0 to 2 and later of each table."""
 
-    def __init__(self, spark: Any, folder: Path) -> None:
+    def __init__(self, spark: Any, folder: Path, lake: str = "a läke") -> None:
         catalogue(folder, 1)
-        self.shop = Workshop(spark, folder, toml(folder))
+        self.shop = Workshop(spark, folder, toml(folder), lake=lake)
         self.shop.land("1.csv", HEADER + FIRST + "u4,i1,late\n")
         self.shop.run()
         catalogue(folder, 2)

@@ -39,11 +39,12 @@ class Workshop:
     """A source with its landing folder and its lake, in a folder of a test's own."""
 
     def __init__(
-        self, spark: Any, folder: Path, toml: str = CLICKS, thresholds: Thresholds | None = None
-    ) -> None:
+        self, spark: Any, folder: Path, toml: str = CLICKS, thresholds: Thresholds | None = None,
+        lake: str = "a läke",
+    ) -> None:  # fmt: skip
         self.spark, self.folder, self.thresholds = spark, folder, thresholds
         # (Whoever names files by URLs, as table logs do, stumbles over these names.)
-        self.landing, self.lake_root = folder / "landing of files", folder / "a läke"
+        self.landing, self.lake_root = folder / "landing of files", folder / lake
         self.landing.mkdir(parents=True, exist_ok=True)
         self.file = folder / "source.toml"
         self.describe(toml)
