@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -103,11 +104,14 @@ class Lake:
         there = features.elsewhere(found)
         if not there:
             return
-        path, place = self.path(table), f"{table.layer}/{table.name}"
-        origin = re.sub(r"^file:/*", "/", there[0].partition(f"/{place}/")[0]) + f"/{place}"
+        place = f"{table.layer}/{table.name}"
+        of, first = there[0].partition(f"/{place}/")[0] + f"/{place}", there[0]
+        if not re.match(r"\w+://\w", of):  # (an object store's tools take its URIs as they are)
+            of, first = (re.sub(r"^file:/*", "/", filesystem.data_name(one)) for one in (of, first))
+        path, origin = shlex.quote(self.path(table)), shlex.quote(of)
         raise TableRefused(
             f"{table.full_name} is a shallow clone: {len(there):,} of its data files are in another table, "
-            f"the first is {there[0]}. delta-rs cannot read them. Nothing was written. Use a copy of the "
+            f"the first is {first}. delta-rs cannot read them. Nothing was written. Use a copy of the "
             f"whole table: rm -r {path} && cp -r {origin} {path} (on an object store, its own tool)"
         )
 
