@@ -126,17 +126,23 @@ def test_the_guides_as_they_are_typed(place: Path) -> None:
     steps = [box for guide in guides for box in boxes(guide, "bash")]
     typed(place, CLICKS.replace("%s", boxes(GUIDE, "toml")[0]))
     # (A training here takes seconds anyway: two epochs say what thirty would, of the command.)
-    shorter = {"--epochs 30": "--epochs 2", '"sasrec*,': '"sasrec,', "--seeds 1,2": "--seeds 1"}
-    shorter["--trials 20"] = "--trials 2"
+    shorter = {
+        "--epochs 30": "--epochs 2", '"sasrec*,': '"sasrec,', "--trials 20": "--trials 2",
+        "--max-seeds 8 --detect 3": "--max-seeds 3 --detect 3 -- --epochs 2",
+        "--gaps 600,1800,7200,86400 --seeds 1,2": "--gaps 600,86400 --seeds 1 -- --epochs 2",
+    }  # fmt: skip
     quick = steps
     for word, less in shorter.items():
+        assert any(word in box for box in quick), word
         quick = [box.replace(word, less) for box in quick]
-    nights, spark, grid, tuning, champion = quick
+    nights, spark, grid, power, seeds, rules, tuning, champion = quick
     said = typed(place, nights)
     assert "2,400 new events" in said and "registered model clicks" in said
     # (The environment is this one: it is not to be made anew for a copy.)
     assert "0 new events" in typed(place, spark.replace("make wheel", "make -o .venv/.jars wheel"))
     assert "item_knn" in typed(place, grid)
+    assert "seeds" in typed(place, power) and "look" in typed(place, seeds)
+    assert "gap 600" in typed(place, rules)
     assert "the recipe that is used" in typed(place, tuning)
     # There is one champion to go back to only after another one: the guide's number is a person's.
     forced, rollback = champion.replace("--model-version 7", "--model-version 2"), "models rollback"
@@ -172,7 +178,7 @@ def test_decisions_are_short_and_name_their_code() -> None:
 
 # -- the runbook: commands in its sentences -------------------------------------------------------
 
-COMMAND = re.compile(r"`((?:SESSIONMILL_ID_KEY=\S+ )?python -m [^`]+)`")
+COMMAND = re.compile(r"`((?:SESSIONMILL_ID_KEY=\S+ )?python -m [^`]+ --source [^`]+)`")
 TWICE = """
 .venv/bin/python -m jobs run --source clicks
 for method in pop item_knn; do
@@ -208,6 +214,8 @@ def test_the_runbook_as_it_is_typed(place: Path) -> None:
     assert "report.html" in command("python -m models report")
     assert session in command("python -m jobs explain", ID=session)
     assert "0 new events" in command("python -m jobs replay-rejects")
+    assert "0 new events" in command("python -m jobs run --source SOURCE --rebuild")
+    assert "0 new events" in command("python -m jobs run --source SOURCE --reload")
     command("python -m jobs validate")
     assert "clicks/1" in command("python -m models rollback", **{"…": "complaints"})
     assert "gold.recommendations version" in command("python -m jobs score")
@@ -227,7 +235,7 @@ def test_the_runbook_as_it_is_typed(place: Path) -> None:
 
 @pytest.mark.long
 def test_a_cluster_as_it_is_typed(place: Path) -> None:
-    [submit] = boxes("docs/cluster.md", "bash")
+    submit, _torchrun = boxes("docs/cluster.md", "bash")  # (tests/models/training: torchrun)
     [containers] = boxes("docs/guides/containers.md", "bash")
     typed(place, CLICKS.replace("%s", boxes("README.md", "toml")[0]))
     with cluster(place / "cluster") as standalone:
