@@ -4,6 +4,7 @@ what helps; and what is told from the log alone. No JVM."""
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_a_shallow_clone_is_refused(lake: Lake, scheme: str) -> None:
     assert said.startswith(
         "gold.items is a shallow clone: 1 of its data files are in another table"
     )
-    assert f"rm -r {path} && cp -r {path}-origin/gold/items {path} " in said
+    there, copied = shlex.quote(path), shlex.quote(f"{path}-origin/gold/items")
+    assert f"rm -r {there} && cp -r {copied} {there} " in said
 
 
 @pytest.mark.parametrize("feature", ["catalogManaged", "catalogOwned-preview"])
