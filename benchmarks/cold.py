@@ -148,6 +148,10 @@ def placed(model: Recommender, asked: Targets, unseen: Bools) -> dict[str, Any]:
             shelf.append(place < 10)
             ten.append(among_all < 10)
             hundred.append(among_all < 100)
+    if not above:
+        raise SystemExit(
+            "no target is an item that this model can list without an event: take +side"
+        )
     low_end, high_end = bootstrap(np.array(above)[:, None], DRAWS)[:, 0]
     return {
         "targets": len(above),
