@@ -5,6 +5,9 @@ announcements without nights: Airflow's edges. The clock of scheduler and tasks 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -16,7 +19,7 @@ import pytest
 from deltalake import DeltaTable
 
 from jobs.core.tables import RECOMMENDATIONS, SEQUENCES
-from tests.support.airflow_tools import SOURCE, Airflow, airflow, last_night, local, write_log
+from tests.support.airflow_tools import REPO, SOURCE, Airflow, airflow, last_night, local, write_log
 from tests.support.webhook import webhook
 
 USERS, DAYS_BEFORE = 30, 12
@@ -192,6 +195,49 @@ def test_the_scheduler_runs_a_night_and_assets_start_what_follows(
     ):
         assert time.monotonic() < deadline
         time.sleep(1)
+
+
+@pytest.mark.long
+def test_a_source_that_is_tuned_trains_by_its_recipes(mill: tuple[Airflow, datetime]) -> None:
+    there, _ = mill
+    dag_id, file = "train_methods.tiny", there.folder / "sources" / "tiny.toml"
+    file.write_text(file.read_text().replace("[training]\n", "[training]\ntuned = true\n"))
+
+    def has_recipes() -> bool:
+        there.read_again(dag_id)
+        time.sleep(2)
+        tasks = there.api.get(f"/dags/{dag_id}/tasks")["tasks"]
+        return "recipes" in {one["task_id"] for one in tasks}
+
+    until(has_recipes, 300)
+    number = len(there.runs(dag_id))
+    there.api.post(f"/dags/{dag_id}/dagRuns", {"dag_run_id": "tuned", "logical_date": None})
+    run, tasks = there.ended(dag_id, 300, number=number, trouble=True)
+    assert run["state"] == tasks["recipes", -1]["state"] == "failed"
+    assert {task["state"] for key, task in tasks.items() if key[0] == "train"} == {
+        "upstream_failed"
+    }
+
+    # Its log names the command, which is typed here; `pop` has no setting that is tuned.
+    log = there.log(dag_id, "tuned", "recipes")
+    found = set(re.findall(r"python -m models tune(?: --[a-z-]+ [^\s\"\\;,]+)+", log))
+    [command] = {one for one in found if "--method" in one}
+    assert "--method gru4rec" in command
+    _, *words = command.split()
+    env = local().environment(there.servers) | there.env
+    short = ["--trials", "1", "--minutes", "2", "--epochs", "2", "--json"]
+    done = subprocess.run(
+        [sys.executable, *words, *short], cwd=REPO, env=env, check=True, stdout=subprocess.PIPE
+    )
+    recipe = json.loads(done.stdout.splitlines()[-1])["mlflow_run_id"]
+
+    there.clear(dag_id, "tuned")
+    until(lambda: there.runs(dag_id)[number]["state"] in ("queued", "running"), 60)
+    run, tasks = there.ended(dag_id, 600, number=number)
+    assert run["state"] == tasks["recipes", -1]["state"] == "success"
+    trained = [tasks["train", at]["rendered_fields"]["arguments"] for at in (0, 1)]
+    by_method = {one[one.index("--method") + 1]: one for one in trained}
+    assert by_method["gru4rec"][-2:] == ["--tuned", recipe] and "--tuned" not in by_method["pop"]
 
 
 SEQUENCES_OF_EDGES = "gold.sequences/edges"
