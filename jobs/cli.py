@@ -14,7 +14,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from datetime import date
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.core.errors import SessionmillError, SettingsError, counted
@@ -111,22 +113,40 @@ NO_CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 class Parser(argparse.ArgumentParser):
     """One whose errors are a sentence: a usage of forty lines hides it."""
 
+    commands: Mapping[str, Parser] = MappingProxyType({})
+    """The parsers of its commands, if it has any."""
+
     def error(self, message: str) -> NoReturn:
         message = NO_NUMBER.sub(
             lambda found: f"{found[2]} is not a {'whole ' * (found[1] == 'int')}number", message
         )
         if found := NO_CHOICE.search(message):
             near = difflib.get_close_matches(found[1], re.findall(r"'([^']*)'", found[2]), n=1)
+            if self.commands:
+                message = f"{found[1]!r} is not a command"
             message += f": did you mean {near[0]!r}?" if near else ""
-        self.exit(2, f"{self.prog}: error: {message}. Options: {self.prog} --help\n")
+        elif self.commands and message.endswith(": COMMAND"):
+            message = "name a command"
+        stop = "" if message.endswith("?") else "."
+        what = "Commands" if self.commands else "Options"
+        self.exit(2, f"{self.prog}: error: {message}{stop} {what}: {self.prog} --help\n")
+
+    def refuse(self, unknown: list[str], more: str = "") -> NoReturn:
+        """End with what is to be said of arguments that this command does not have."""
+        option = next((one for one in unknown if one.startswith("--")), "").partition("=")[0]
+        known = re.findall(r"--[a-z][a-z-]+", self.format_help())
+        near = difflib.get_close_matches(option, known, n=1)
+        hint = f": did you mean {near[0]}?" if near and not more else more
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     main = Parser(
         prog="python -m jobs",
         description="From raw interaction logs to session and sequence tables.",
     )
-    commands = main.add_subparsers(dest="job", required=True, metavar="JOB")
+    commands = main.add_subparsers(dest="job", required=True, metavar="COMMAND")
+    main.commands = commands.choices
     guess_options(commands)
     for job, says in JOBS.items():
         command = commands.add_parser(job, help=says, description=says)
@@ -211,7 +231,10 @@ def anew_options(command: argparse.ArgumentParser, job: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    top = parser()
+    args, unknown = top.parse_known_args(argv)
+    if unknown:
+        top.commands[args.job].refuse(unknown)
     try:
         if args.job == "guess":
             outcome = guess(args)
@@ -293,19 +316,27 @@ def compare_rules(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return found
 
 
-def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+def require_tables(context: Context) -> None:
+    """Raises: SettingsError: the lake has nothing of this source. (Nothing is written into a lake that was
+    mistyped.)"""
     from jobs.core.tables import EVENTS
+
+    name = context.source.name
+    if context.lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"there are no tables of {name} in SESSIONMILL_LAKE = {context.lake.root!r}: name the folder "
+            f"or URI that the jobs write to, or make them: python -m jobs run --source {name}"
+        )
+
+
+def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     from jobs.lake.context import Result
     from jobs.ops import maintain as maintaining
     from jobs.ops import model_registry
     from jobs.pipeline.steps import recorded
 
     context = opened(args, source)
-    if context.lake.version(EVENTS) is None:
-        raise SettingsError(
-            f"there are no tables of {source.name} in SESSIONMILL_LAKE = {context.lake.root!r}: "
-            "name the folder or URI that the jobs write to"
-        )
+    require_tables(context)
     pins, registry = model_registry.registry_pins(source.name)
     with recorded(context, "maintain", "all", Result()):
         done = maintaining.maintain(context, args.keep_days, pins)
@@ -370,6 +401,8 @@ def opened(args: argparse.Namespace, source: Source) -> Context:
 def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """Start Spark, run the job, write down what it did."""
     context = opened(args, source)
+    if args.job == "validate":
+        require_tables(context)
     root = settings().table_root()
     if "://" not in root:
         try:
@@ -401,7 +434,7 @@ def left_out(result: Result) -> str:
 def in_lines(context: Context, job: str, result: Result) -> str:
     """What a job did, a line for each kind of thing that it makes."""
     if job == "validate":
-        return f" {counted(len(result.tables_in), 'table')}, nothing is changed."
+        return f" {counted(len(result.tables_in), 'table')} checked, nothing was changed."
     tables = ", ".join(
         f"{name} version {one['version']} ({counted(one['rows'], 'row')})"
         for name, one in result.tables.items()
@@ -443,8 +476,9 @@ def told(context: Context, job: str, step: str, result: Result, seconds: float) 
     head = f"{job} {context.source.name}" + (f" {context.day}" if context.day else "")
     head += f" [{step}]" if step != "all" else ""
     print(f"{head}:{in_lines(context, job, result)} {seconds:.1f} s.", flush=True)
+    mark = "  " if job == "validate" else "note: "  # (what it says of each table is its result)
     for note in result.notes:
-        print(f"note: {note}", flush=True)
+        print(f"{mark}{note}", flush=True)
     answer = context.lake.folder("_runs", context.batch) + f"/{job}.{step}.json"
     filesystem.write_text(answer, json.dumps(outcome, default=str))
     if step == "publish":

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from jobs.cli import INTERRUPTED, Parser
 from jobs.core.json_output import answer
@@ -139,9 +139,10 @@ COMMANDS = {
 OF_MANY = ("grid", "seeds", "compare-rules", "backtest", "scaling")  # `failed`: their trainings
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     top = Parser(prog="python -m models", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.commands = commands.choices
     for name, one in COMMANDS.items():
         added = commands.add_parser(name, help=one.says, description=one.says)
         if one.source:
@@ -151,20 +152,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def refuse(command: str, unknown: list[str]) -> NoReturn:
-    """Options that a command has not, with the place where a training's would be."""
-    of_training = ". Options of the trainings come last, after --" if command in OF_MANY else ""
-    Parser(prog=f"python -m models {command}").error(
-        f"unrecognized arguments: {' '.join(unknown)}{of_training}"
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     from jobs.core.errors import SessionmillError
 
-    args, unknown = parser().parse_known_args(argv)
+    top = parser()
+    args, unknown = top.parse_known_args(argv)
     if unknown:
-        refuse(args.command, unknown)
+        many = args.command in OF_MANY
+        more = ". Options of the trainings come last, after --" if many else ""
+        top.commands[args.command].refuse(unknown, more)
     if argv is None:  # a scheduler that ends a task asks first: say in MLflow that the run ended
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     done: dict[str, Any] | None

@@ -7,6 +7,7 @@ needs it, so `--help` works where the wheel alone is installed.
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -65,11 +66,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     package = first if first in PACKAGES else package_of(first)
     if package is None:
+        names = [*PACKAGES, *(name for commands in OF.values() for name in commands)]
+        meant = difflib.get_close_matches(first, names, n=1)
+        near = f"did you mean {meant[0]!r}? " if meant else ""
         both = all(first in commands for commands in OF.values())
         hint = (
             f"write sessionmill jobs {first} or sessionmill models {first}"
             if both
-            else "sessionmill --help lists them"
+            else f"{near}sessionmill --help lists them"
         )
         print(f"error: {first!r} is not a command: {hint}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Delta's jars, and those for S3: fetched once, checked by hash, named to Spark.
+"""Delta's jars, and those for S3: fetched once, checked by hash, named to Spark; and Spark's logging.
 
     python infra/spark/jars.py [--s3] [--inside] [--conf FOLDER]
 
@@ -31,6 +31,22 @@ spark.sql.catalog.spark_catalog org.apache.spark.sql.delta.catalog.DeltaCatalog
 """
 S3_CONF = """\
 spark.delta.logStore.s3a.impl sessionmill.ConditionalPutLogStore
+"""
+# Spark's own, but from the start on without warnings (a busy machine makes it print stacks of them), and
+# without what the driver says again when a task failed.
+LOGGING = """\
+# written by infra/spark/jars.py
+rootLogger.level = error
+rootLogger.appenderRef.stderr.ref = console
+appender.console.type = Console
+appender.console.name = console
+appender.console.target = SYSTEM_ERR
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
+logger.python.name = org.apache.spark.api.python.PythonGatewayServer
+logger.python.level = error
+logger.inbox.name = org.apache.spark.rpc.netty.Inbox
+logger.inbox.level = off
 """
 LOG_STORE = HERE / "ConditionalPutLogStore.java"
 
@@ -180,6 +196,7 @@ def main() -> None:
         + ("" if args.inside else f"spark.jars {','.join(str(into / name) for name in names)}\n")
         + "".join(jars.conf for jars in sets)
     )
+    (conf.parent / "log4j2.properties").write_text(LOGGING)
     place = home / "jars" if args.inside else into
     print(f"{len(names)} jars ({' and '.join(s.name for s in sets)}) are in {place}; {conf}")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +91,8 @@ def get_spark(app_name: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
     conf = configured(app_name)
-    spark = SparkSession.builder.config(conf=conf).getOrCreate()
+    with interrupted_after():
+        spark = SparkSession.builder.config(conf=conf).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     jvm: Any = spark._jvm
     if (conf.get("spark.master") or "").startswith("local"):
@@ -114,6 +119,32 @@ def get_spark(app_name: str) -> SparkSession:
         )
     compile_plans(spark, not settings().short_jobs)
     return spark
+
+
+@contextlib.contextmanager
+def interrupted_after() -> Iterator[None]:
+    """Hold Ctrl-C back until Spark has started, and let it mean afterwards what it meant before.
+
+    A JVM whose start is interrupted goes on for ever without us. And pyspark puts a handler of its own in
+    the place of Python's: it calls the JVM in the middle of another call, which ends as an error of Spark.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+
+    def press(number: int, _: object) -> None:
+        if not pressed:  # (by the system's own call: a print may have been interrupted)
+            os.write(2, b"interrupted (Ctrl-C): ends as soon as Spark has started\n")
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 SPARK, DELTA = "4.1", "4.4"

@@ -7,6 +7,7 @@ be read any more (an older version, a model), is not evaluated, and the reason i
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,11 @@ def validate_tables(context: Context, only: str | None) -> Result:
     """
     tables = {table.full_name: table for table in WITH_SUITE}
     if only is not None and only not in tables:
-        raise SettingsError(f"--table {only}: no suite checks it. Use one of {', '.join(tables)}")
+        near = difflib.get_close_matches(only, tables, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SettingsError(
+            f"--table {only} is no table with checks: {hint}Those are {', '.join(tables)}"
+        )
     result = Result()
     for name, table in tables.items():
         if only not in (None, name):

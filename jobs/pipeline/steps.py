@@ -43,11 +43,11 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
     Raises:
         SessionmillError: what went wrong; recorded too.
     """
-    began = time.monotonic()
     result = Result()
     with recorded(context, job, step, result):
         if job == "run":
             for name in MODULES:
+                began = time.monotonic()
                 part = made_in_turn(context, name, options)
                 print(f"  {name}: {time.monotonic() - began:.1f} s", flush=True)
                 result.add(part)

@@ -31,7 +31,7 @@ WORD = re.compile(r"[^\s,;|\"'{}\[\]()<>:=&\t]+")
 WORDS = 8  # ours: so many words of an id are tried, where only its hash is known
 HOW = (
     "set SESSIONMILL_ID_KEY to a secret of at least 32 characters (python -c 'import secrets; "
-    "print(secrets.token_hex(32))'), and keep it: without it nobody can say who was meant"
+    "print(secrets.token_hex(32))'), and keep it: every later run of this source needs the same key"
 )
 
 
@@ -136,7 +136,9 @@ def keyed(context: Context, hashes: bool, forgotten: frozenset[str] = frozenset(
     secret = settings().id_key
     if secret is None or len(secret.get_secret_value()) < 32:
         short = "is too short" if secret else "is not set"
-        raise SettingsError(f"SESSIONMILL_ID_KEY {short}, and {name} needs it: {HOW}")
+        raise SettingsError(
+            f"SESSIONMILL_ID_KEY {short}, and users of {name} who are hashed or erased are known by it: {HOW}"
+        )
     made = Privacy(secret.get_secret_value().encode(), name, hashes, forgotten)
     known = set(context.lake.small(FORGOTTEN)["key_check"].to_pylist())
     if known - {made.key_check}:

@@ -366,7 +366,7 @@ def times(sample: Sample) -> list[Candidate]:
         unit, share = got
         few = len(set(texts)) / len(texts)
         score = share + _named(name, "event_ts") + 0.5 * few
-        why = f"{share:.0%} of its texts are times of {unit!r}, such as {texts[0]!r}"
+        why = f"{share:.0%} of its values are times in {unit!r}, such as {texts[0]!r}"
         found.append(Candidate((name,), score, why, unit))
     clocks = [
         n for n in sample.columns() if (t := sample.texts(n)[:500]) and all(map(CLOCK.fullmatch, t))

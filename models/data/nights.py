@@ -26,6 +26,10 @@ DAY_US = 86_400_000_000
 NIGHTS, FEWEST = 10, 5  # ours: that are evaluated; from how many on a log is cut into nights
 QUIET = 0.01  # ours: of the busiest day's positive events; fewer are no night
 BORN = ("born_that_night", "born_in_7_days", "older")
+AGES = dict(
+    zip(BORN, ("first seen that night", "first seen in the week before", "older"), strict=True)
+)
+"""Ages of items as a person reads them."""
 """By when the item of a target was first seen: in the night itself, in the 7 days before it, earlier."""
 
 

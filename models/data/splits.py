@@ -435,7 +435,12 @@ def in_words(cut: dict[str, Any]) -> str:
     """A described cut as a person reads it."""
     times = [str(cut[name]) for name in ("valid_from", "test_from") if cut.get(name)]
     if cut["split"] == "nightly":
-        return f"nightly, {cut['nights']} nights ({cut['test_from']} to {cut['test_until']})"
+        first, end = (
+            str(cut[name]).removesuffix("T00:00:00.000000Z") for name in ("test_from", "test_until")
+        )
+        return (
+            f"nightly, {cut['nights']} night{'s' * (cut['nights'] != 1)} (from {first} until {end})"
+        )
     again = ", trained until the test period" if cut.get("train_until") == "test" else ""
     return str(cut["split"]) + (f" ({', '.join(times)})" if times else "") + again
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from jobs.core.errors import counted
 from models.core.environment import Say
 from models.core.errors import UserError
 from models.core.rows import Ints, Target
 from models.data.load import prepared
-from models.data.nights import last_night
+from models.data.nights import AGES, last_night
 from models.data.sequences import cache_folder
 from models.data.splits import (
     TEST,
@@ -186,17 +187,26 @@ def describe_report(report: dict[str, Any]) -> str:
     if "num_params" in report:
         text += (
             f". {report['num_params']:,} parameters, {report['num_params_added']:,} added "
-            f"({report['params_added_pct']:.2f} %); {report['epochs']} epochs, best "
-            f"{report['best_epoch']}, {report['events_per_second']:,.0f} events/s, "
+            f"({report['params_added_pct']:.2f} %); {_epochs(report)}"
             f"{report['seconds']:.0f} s, {report['peak_rss_mb']:,.0f} MB"
         )
     return text + f". MLflow run {report['mlflow_run_id']}"
 
 
+def _epochs(report: dict[str, Any]) -> str:
+    """Empty for a method that counts: it has no epochs."""
+    if not report["epochs"]:
+        return ""
+    return (
+        f"{counted(report['epochs'], 'epoch')}, best {report['best_epoch']}, "
+        f"{report['events_per_second']:,.0f} events/s, "
+    )
+
+
 def ages_in_words(by_age: dict[str, Any]) -> str:
-    """`born that night 0.0000 (12 targets), …`, NDCG@10."""
+    """`first seen that night 0.0000 (12 targets), …`, NDCG@10."""
     return ", ".join(
-        f"{age.replace('_', ' ')} {part['metrics']['ndcg@10']['value']:.4f} "
+        f"{AGES.get(age, age)} {part['metrics']['ndcg@10']['value']:.4f} "
         f"({part['counts']['targets']:,} targets)"
         for age, part in by_age.items()
         if part["counts"]["targets"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.core.errors import UserError
-from models.data.nights import BORN
+from models.data.nights import AGES, BORN
 from models.data.splits import in_words
 from models.experiments import scaling, seeds
 from models.networks.methods import BASELINES, parse
@@ -221,7 +221,7 @@ def age_table(written: dict[str, Any]) -> str:
     if not rows:
         return ""
     lines = [
-        "| method (chosen seed) | " + " | ".join(f"{age.replace('_', ' ')}" for age in BORN) + " |",
+        "| method (chosen seed) | " + " | ".join(AGES.values()) + " |",
         "|---" * (1 + len(BORN)) + "|",
     ]
     for row in rows:

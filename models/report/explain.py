@@ -71,7 +71,10 @@ def explain(source: Source, lake: str, user: str, number: int | None = None) -> 
 def _served(client: Any, source: str) -> str:
     found = (aliases_of(client, source) or {}).get(served_alias(client, source))
     if found is None:
-        raise UserError(f"{source!r} has no champion: nothing is served. Name --model-version")
+        raise UserError(
+            f"{source!r} has no champion: nothing is served. Name a registered version (--model-version), "
+            f"or make a champion: python -m models register, then promote, with --source {source}"
+        )
     return found
 
 

@@ -29,6 +29,7 @@ from jobs.core.errors import counted
 from models.core.config import ModelConfig, TrainConfig
 from models.core.errors import UserError
 from models.core.knobs import option_named
+from models.data.nights import AGES
 from models.data.paper_a import same_events
 from models.data.splits import in_words
 from models.evaluation.components import components, over_seeds
@@ -115,7 +116,7 @@ def entries(client: MlflowClient, experiment: str, source: str, comparison: str)
         others = tracking.comparisons_there(client, experiment, "train", comparison)
         raise UserError(
             f"comparison {comparison!r} of {source!r} has no finished training in "
-            f"{tracking.tracking_uri()}{others}: run `python -m models train --source {source} --method METHOD "
+            f"{tracking.tracking_uri()}{others}. If it is new, run `python -m models train --source {source} --method METHOD "
             f"--comparison {comparison}` first"
         )
     # A task that ran twice counts once: the newest run of a method and seed.
@@ -426,10 +427,15 @@ def show(outcome: dict[str, Any]) -> None:
         )
     console = Console(width=None if Console().is_terminal else 100)
     console.print(table)
+    many = len(outcome["methods"])
+    won = (
+        f"winner: {outcome['winner']}, of {many} methods, the same"
+        if many > 1
+        else f"the only method: {outcome['winner']}; train another with the same --comparison."
+    )
     print(
-        f"* winner: {outcome['winner']}, of {len(outcome['methods'])} methods, the same "
-        f"{outcome['users']:,} users, gold.sequences version {outcome['table_version']}, "
-        f"cut {in_words(outcome['cut'])}"
+        f"* {won} {counted(outcome['users'], 'user')}, gold.sequences version "
+        f"{outcome['table_version']}, cut {in_words(outcome['cut'])}"
     )
     for row in outcome["methods"]:
         versus = row["vs_vanilla"]
@@ -465,7 +471,7 @@ def by_age(outcome: dict[str, Any]) -> list[str]:
     return [
         f"{row['method']}, by age of the item: "
         + ", ".join(
-            f"{age.replace('_', ' ')} {part[BY]:.4f} [{part[f'{BY}_low']:.4f}, "
+            f"{AGES.get(age, age)} {part[BY]:.4f} [{part[f'{BY}_low']:.4f}, "
             f"{part[f'{BY}_high']:.4f}] ({part['targets']:,} targets)"
             for age, part in row["by_age"].items()
         )

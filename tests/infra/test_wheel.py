@@ -45,7 +45,7 @@ def test_a_command_is_found_by_its_name(
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("explain", "write sessionmill jobs explain or sessionmill models explain"), ("nix", "sessionmill --help lists them")],
+    [("explain", "write sessionmill jobs explain or sessionmill models explain"), ("nix", "sessionmill --help lists them"), ("trian", "did you mean 'train'? sessionmill --help lists them")],
 )  # fmt: skip
 def test_a_name_that_is_none_or_two_is_refused(
     capsys: pytest.CaptureFixture[str], word: str, hint: str

@@ -20,7 +20,15 @@ from models.experiments import grid
             "score --source x --k ten",
             "--k: 'ten' is not a whole number. Options: python -m jobs score",
         ),
-        ("runn --source x", "'explain'): did you mean 'run'?"),
+        (
+            "runn --source x",
+            "python -m jobs: error: 'runn' is not a command: did you mean 'run'? Commands: python",
+        ),
+        (
+            "run --source x --dya 3",
+            "jobs run: error: unrecognized arguments: --dya 3: did you mean --day? Options: python -m jobs run",
+        ),
+        ("", "python -m jobs: error: name a command. Commands: python -m jobs --help"),
         ("run", "jobs run: error: the following arguments are required: --source. Options: "),
     ],
 )
@@ -40,7 +48,7 @@ def test_jobs(argv: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             "compare --source x --comparison c --sead 3",
-            "unrecognized arguments: --sead 3. Options: ",
+            "unrecognized arguments: --sead 3. Options: python -m models compare",
         ),
         ("train --source x --method pop --epochs many", "--epochs: 'many' is not a whole number. "),
         ("train --source x --method pop --learning-rate big", "'big' is not a number. Options: "),

@@ -103,7 +103,7 @@ def test_reasons_and_the_share_of_usable_lines(tmp_path: Path) -> None:
     found = guess(str(path), "shop")
     assert (found.usable, found.looked_at) == (300, 450)
     for words in (
-        'name = "shop"', "20 values in 300 lines, 75% filled", "100% of its texts are times of 's'",
+        'name = "shop"', "20 values in 300 lines, 75% filled", "100% of its values are times in 's'",
         '# event_type = "type"  # 1 values, most often view', "67% of them would be usable",
     ):  # fmt: skip
         assert words in found.text

@@ -32,7 +32,10 @@ def test_the_last_nights_model_is_registered_and_serves_what_was_scored(nights: 
         nights.train(method, "--comparison", "served", *ASKED)
     status, outcome, said, err = say(nights, "compare", "--comparison", "served")
     assert status == 0 and outcome is not None, err
-    assert "cut nightly, 3 nights" in said and "by age of the item: born that night 0.0000" in said
+    assert (
+        "cut nightly, 3 nights" in said
+        and "by age of the item: first seen that night 0.0000" in said
+    )
     rows = {row["method"]: row for row in outcome["methods"]}
     assert set(rows["gru4rec"]["by_age"]) == {"born_that_night", "born_in_7_days", "older"}
     assert len(rows["gru4rec"]["by_night"]) == 3
@@ -128,7 +131,9 @@ def test_the_page_and_the_tables_have_ages_and_a_person_leaves_the_scores(nights
     outcome = tracking.runs(client, experiment, kind="compare", comparison="shown")[0]
     with tracking.downloaded(client, outcome.info.run_id, "compare.json") as file:
         table = age_table({"comparison": tracking.read_json(file)})
-    assert table.splitlines()[0].endswith("| born that night | born in 7 days | older |")
+    assert table.splitlines()[0].endswith(
+        "| first seen that night | first seen in the week before | older |"
+    )
     assert f"{done['by_age']['older']['metrics']['ndcg@10']['value']:.4f} (" in table
 
     assert forget("toy", lambda _: False, "u003", "somebody") > 0
