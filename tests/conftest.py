@@ -27,15 +27,15 @@ os.environ.setdefault(
 # Tests that start no JVM, no server and no other process of ours, and end in seconds: `make test-quick`.
 QUICK = (
     "test_rooms.py", "infra/test_reference.py", "infra/test_source_file_page.py", "infra/test_prose.py", "jobs/audit/test_arrow_checks.py", "jobs/audit/test_balance.py",
-    "jobs/reading/test_readers.py", "jobs/records/test_compression.py",
-    "jobs/reading/test_formats.py", "jobs/records/test_expressions.py", "jobs/records/test_boundary.py", "jobs/records/test_ranges.py",
+    "jobs/records/test_compression.py",
+    "jobs/reading/test_formats.py", "jobs/records/test_expressions.py", "jobs/records/test_boundary.py",
     "jobs/records/test_explode.py", "jobs/reading/test_json_blocks.py", "jobs/reading/test_guess.py",
     "jobs/lake/test_landed.py", "jobs/sources/test_database.py", "jobs/core/", "jobs/lake/test_commits.py",
     "jobs/lake/test_filesystem.py", "jobs/lake/test_refused_tables.py",
     "jobs/recommend/test_rules.py",
     "jobs/bronze/test_file_checks.py", "jobs/silver/test_unusual_sessions.py", "jobs/silver/test_cut_users.py", "jobs/silver/test_links.py", "models/data/",
     "models/evaluation/", "models/networks/",
-    "models/selection/test_compare.py", "models/serving/test_recommend.py",
+    "models/selection/test_compare.py",
     "models/serving/test_rules.py",
 )  # fmt: skip
 

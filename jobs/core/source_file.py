@@ -337,7 +337,7 @@ def load_source(name_or_path: str) -> Source:
     if not path.is_file():
         there = sorted(file.stem for file in path.parent.glob("*.toml"))
         near = difflib.get_close_matches(path.stem, there, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = f"Did you mean {near[0]!r}? " if near else ""
         raise SourceError(
             f"--source {name_or_path}: {path} does not exist. {hint}Source files there: "
             f"{', '.join(there) or 'none'}. `python -m jobs guess FILE` prints a first one for a log"

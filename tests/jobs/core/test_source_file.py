@@ -191,11 +191,11 @@ def test_a_source_that_is_not_there_names_those_that_are(
     try:
         assert load_source("clicks").name == "clicks"
         with pytest.raises(
-            SourceError, match=r"views.toml does not exist \(source files there: clicks"
+            SourceError, match=r"views.toml does not exist. Source files there: clicks"
         ):
             load_source("views")
         with pytest.raises(
-            SourceError, match=r"clikcs.toml does not exist \(did you mean 'clicks'\?"
+            SourceError, match=r"clikcs.toml does not exist. Did you mean 'clicks'\?"
         ):
             load_source("clikcs")
     finally:
