@@ -433,16 +433,20 @@ def targets(
 
 def in_words(cut: dict[str, Any]) -> str:
     """A described cut as a person reads it."""
-    times = [str(cut[name]) for name in ("valid_from", "test_from") if cut.get(name)]
+    times = [_moment(str(cut[name])) for name in ("valid_from", "test_from") if cut.get(name)]
     if cut["split"] == "nightly":
-        first, end = (
-            str(cut[name]).removesuffix("T00:00:00.000000Z") for name in ("test_from", "test_until")
-        )
-        return (
-            f"nightly, {cut['nights']} night{'s' * (cut['nights'] != 1)} (from {first} until {end})"
-        )
+        many, end = f"{cut['nights']} night{'s' * (cut['nights'] != 1)}", _moment(cut["test_until"])
+        return f"nightly, {many} (from {_moment(cut['test_from'])} until {end})"
     again = ", trained until the test period" if cut.get("train_until") == "test" else ""
-    return str(cut["split"]) + (f" ({', '.join(times)})" if times else "") + again
+    between = f" (validation from {times[0]}, test from {times[1]})" if len(times) == 2 else ""
+    return str(cut["split"]) + (between or "".join(f" ({one})" for one in times)) + again
+
+
+def _moment(stamped: str) -> str:
+    """A time of `stamp`, to the second where it has no fraction; of a midnight the day."""
+    day, _, clock = stamped.removesuffix("Z").partition("T")
+    clock = clock.removesuffix(".000000")
+    return day if clock == "00:00:00" else f"{day} {clock} UTC"
 
 
 def describe(cut: Cut) -> dict[str, Any]:

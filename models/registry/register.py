@@ -48,7 +48,7 @@ def register(source: str, comparison: str) -> dict[str, Any]:
         others = tracking.comparisons_there(client, experiment, "compare", comparison)
         raise UserError(
             f"comparison {comparison!r} of {source!r} is not recorded in "
-            f"{tracking.tracking_uri()}{others}. If it is new, run `python -m models compare --source {source} "
+            f"{tracking.tracking_uri()}{others} `python -m models compare --source {source} "
             f"--comparison {comparison}` first"
         )
     with tracking.downloaded(client, found[0].info.run_id, "compare.json") as file:

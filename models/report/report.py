@@ -64,7 +64,7 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         which = f" {comparison!r}" if comparison else ""
         there = tracking.comparisons_there(client, experiment, "compare", comparison)
         raise UserError(
-            f"no comparison{which} of {source.name!r} is recorded{there}. If it is new, run `python -m models compare --source "
+            f"no comparison{which} of {source.name!r} is recorded{there} `python -m models compare --source "
             f"{source.name} --comparison {comparison or 'NAME'}` first"
         )
     run_id = found[0].info.run_id

@@ -116,7 +116,7 @@ def entries(client: MlflowClient, experiment: str, source: str, comparison: str)
         others = tracking.comparisons_there(client, experiment, "train", comparison)
         raise UserError(
             f"comparison {comparison!r} of {source!r} has no finished training in "
-            f"{tracking.tracking_uri()}{others}. If it is new, run `python -m models train --source {source} --method METHOD "
+            f"{tracking.tracking_uri()}{others} `python -m models train --source {source} --method METHOD "
             f"--comparison {comparison}` first"
         )
     # A task that ran twice counts once: the newest run of a method and seed.
