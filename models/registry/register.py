@@ -48,8 +48,8 @@ def register(source: str, comparison: str) -> dict[str, Any]:
         others = tracking.comparisons_there(client, experiment, "compare", comparison)
         raise UserError(
             f"comparison {comparison!r} of {source!r} is not recorded in "
-            f"{tracking.tracking_uri()}{others} `python -m models compare --source {source} "
-            f"--comparison {comparison}` first"
+            f"{tracking.tracking_uri()}{others}. To record it, run `python -m models compare --source {source} "
+            f"--comparison {comparison}`"
         )
     with tracking.downloaded(client, found[0].info.run_id, "compare.json") as file:
         outcome = tracking.read_json(file)

@@ -279,17 +279,17 @@ def runs(client: MlflowClient, experiment: str, **tags: str) -> list[Run]:
 
 
 def comparisons_there(client: MlflowClient, experiment: str, kind: str, asked: str | None) -> str:
-    """The comparisons that have finished runs of a kind, for the sentence that one has none, up to the
-    command that makes one."""
+    """The comparisons that have finished runs of a kind, for the sentence that one has none; empty:
+    there are no others."""
     wanted = f"attributes.status = 'FINISHED' and tags.`{KIND}` = '{kind}'"
     newest = client.search_runs([experiment], wanted, max_results=1000)
     tags = (run.data.tags.get(COMPARISON) for run in newest)
     names = list(dict.fromkeys(name for name in tags if name is not None and name != asked))
     if not names:
-        return ": run"
+        return ""
     near = difflib.get_close_matches(asked or "", names, n=1)
     there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names[:SHOWN_NAMES])}"
-    return f" ({there}). If it is new, run"
+    return f" ({there})"
 
 
 def plans(client: MlflowClient, experiment: str, comparison: str) -> list[Run]:

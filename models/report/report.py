@@ -64,8 +64,8 @@ def report(source: Source, lake: str, comparison: str | None, file: Path | None)
         which = f" {comparison!r}" if comparison else ""
         there = tracking.comparisons_there(client, experiment, "compare", comparison)
         raise UserError(
-            f"no comparison{which} of {source.name!r} is recorded{there} `python -m models compare --source "
-            f"{source.name} --comparison {comparison or 'NAME'}` first"
+            f"no comparison{which} of {source.name!r} is recorded{there}. To record it, run `python -m models compare --source "
+            f"{source.name} --comparison {comparison or 'NAME'}`"
         )
     run_id = found[0].info.run_id
     outcome = _artifact(client, run_id, "compare.json")

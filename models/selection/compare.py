@@ -116,8 +116,8 @@ def entries(client: MlflowClient, experiment: str, source: str, comparison: str)
         others = tracking.comparisons_there(client, experiment, "train", comparison)
         raise UserError(
             f"comparison {comparison!r} of {source!r} has no finished training in "
-            f"{tracking.tracking_uri()}{others} `python -m models train --source {source} --method METHOD "
-            f"--comparison {comparison}` first"
+            f"{tracking.tracking_uri()}{others}. To begin it, run `python -m models train --source {source} --method METHOD "
+            f"--comparison {comparison}`"
         )
     # A task that ran twice counts once: the newest run of a method and seed.
     newest: dict[tuple[str, str], Any] = {}

@@ -532,7 +532,7 @@ def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "make it with `python -m jobs run --source other`" in err
     status, _, _, err = world.run("compare", "--source", str(world.source), "--comparison", "none")
     assert status == 1
-    assert "--source toy --method METHOD --comparison none` first" in err
+    assert "--source toy --method METHOD --comparison none`" in err
     status, _, _, err = world.run("register", "--source", str(world.source), "--comparison", "none")
     assert status == 1
     assert "compare --source toy --comparison none` first" in err

@@ -212,7 +212,7 @@ def test_without_a_comparison_it_says_what_to_do(world: World, page: Path) -> No
         "report", "--source", str(world.source), "--comparison", "never", "--json"
     )
     assert status == 1 and "no comparison 'never' of 'toy' is recorded (there are " in err
-    assert "). If it is new, run `python -m models compare --source toy --comparison never` first" in err
+    assert "). To record it, run `python -m models compare --source toy --comparison never`" in err
 
 
 def test_the_statistics_of_a_log_made_by_hand() -> None:

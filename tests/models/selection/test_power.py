@@ -53,7 +53,7 @@ def test_a_pilot_says_what_a_smaller_effect_needs(world: World) -> None:
         (("--split", "nightly"), "with the split 'nightly' belongs to a comparison"),
         (("--comparison", "pilot", "--split", "last_item"), "has the split 'temporal', not 'last_item'"),
         (("--methods", "pop"), "has no two methods to compare: set --against"),
-        (("--comparison", "none"), "--method METHOD --comparison none` first"),
+        (("--comparison", "none"), "--method METHOD --comparison none`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_said(world: World, given: tuple[str, ...], said: str) -> None:
