@@ -535,7 +535,7 @@ def test_more_mistakes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "--source toy --method METHOD --comparison none`" in err
     status, _, _, err = world.run("register", "--source", str(world.source), "--comparison", "none")
     assert status == 1
-    assert "compare --source toy --comparison none` first" in err
+    assert "compare --source toy --comparison none`" in err
     status, _, _, err = world.run("train", "--source", "nowhere", "--method", "pop")
     assert status == 1
     assert "does not exist" in err
