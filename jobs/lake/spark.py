@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +88,13 @@ def get_spark(app_name: str) -> SparkSession:
             are of another version than the jobs were tested with; or the lake is on S3, and Spark's
             commits there would not be safe for two writers.
     """
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     conf = configured(app_name)
-    with interrupted_after():
+    with interrupted_after() as hold:
+        SparkContext.getOrCreate(conf)
+        hold()
         spark = SparkSession.builder.config(conf=conf).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     jvm: Any = spark._jvm
@@ -122,14 +125,15 @@ def get_spark(app_name: str) -> SparkSession:
 
 
 @contextlib.contextmanager
-def interrupted_after() -> Iterator[None]:
+def interrupted_after() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C back until Spark has started, and let it mean afterwards what it meant before.
 
-    A JVM whose start is interrupted goes on for ever without us. And pyspark puts a handler of its own in
-    the place of Python's: it calls the JVM in the middle of another call, which ends as an error of Spark.
+    A JVM whose start is interrupted goes on for ever without us. And a new SparkContext puts a handler of
+    its own in the place of Python's: it calls the JVM in the middle of another call, which ends as an error
+    of Spark. Whoever makes one calls what is yielded, to hold back again.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     pressed: list[int] = []
 
@@ -138,9 +142,13 @@ def interrupted_after() -> Iterator[None]:
             os.write(2, b"interrupted (Ctrl-C): ends as soon as Spark has started\n")
         pressed.append(number)
 
-    before = signal.signal(signal.SIGINT, press)
+    def hold() -> None:
+        signal.signal(signal.SIGINT, press)
+
+    before = signal.getsignal(signal.SIGINT)
+    hold()
     try:
-        yield
+        yield hold
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
     if pressed:

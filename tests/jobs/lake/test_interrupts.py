@@ -27,8 +27,9 @@ def listens(java: psutil.Process) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("started", [False, True])
-def test_ctrl_c_leaves_no_jvm_and_no_stack(tmp_path: Path, started: bool) -> None:
+@pytest.mark.parametrize("wait_s", [None, 0.0, 1.0, 3.0])
+def test_ctrl_c_leaves_no_jvm_and_no_stack(tmp_path: Path, wait_s: float | None) -> None:
+    """wait_s: since Spark listens; None: as soon as its JVM is there."""
     write_log(tmp_path / "landing" / "tiny", last_night(), 5, 3)
     source = tmp_path / "tiny.toml"
     source.write_text(SOURCE.format(name="tiny", landing=tmp_path / "landing"))
@@ -43,13 +44,15 @@ def test_ctrl_c_leaves_no_jvm_and_no_stack(tmp_path: Path, started: bool) -> Non
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:  # fmt: skip
         process, deadline = psutil.Process(run.pid), time.monotonic() + 240
-        while not (found := javas(process)) or (started and not all(map(listens, found))):
+        while not (found := javas(process)) or (
+            wait_s is not None and not all(map(listens, found))
+        ):
             assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        time.sleep(2 if started else 0)
+        time.sleep(wait_s or 0)
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does
         said = run.communicate(timeout=240)[1].splitlines()
-    assert run.returncode == 130
+    assert run.returncode == 130, "\n".join(said)
     assert said[-1].startswith("run stopped: interrupted (Ctrl-C). Tables are as their last")
     assert not [line for line in said if "Exception" in line or "Traceback" in line], said
     gone, alive = psutil.wait_procs(found, timeout=60)
