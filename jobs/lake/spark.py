@@ -92,6 +92,8 @@ def get_spark(app_name: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
     conf = configured(app_name)
+    if SparkContext._active_spark_context is None:
+        print("  Spark is being started", flush=True)
     with interrupted_after() as hold:
         SparkContext.getOrCreate(conf)
         hold()

@@ -42,8 +42,8 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
     rows = [row for part in found for row in part.to_pylist()]
     if not rows and not changes:
         raise SettingsError(
-            f"--session {session_id!r} is neither in {sessions.table_uri} nor in the part of its "
-            "change feed that can still be read: take a session_id from silver.sessions"
+            f"--session {session_id!r} is not in {sessions.table_uri}, and no version that can still be "
+            f"read had it: name a session_id of silver.sessions{such_as(sessions)}"
         )
     row = rows[0] if rows else changes[-1]["row"]
     events = row.pop("events")
@@ -76,6 +76,12 @@ def opened(root: str, source: Source, table: Table) -> DeltaTable:
             f"there is no table at {path}: run python -m jobs run --source {source.name} first"
         )
     return DeltaTable(path)
+
+
+def such_as(sessions: DeltaTable) -> str:
+    """An example of a session's id, for messages; empty where the table has none."""
+    some = rows_of(sessions).head(1, columns=["session_id"])["session_id"].to_pylist()
+    return f", such as {some[0]}" if some else ""
 
 
 def changes_of(sessions: DeltaTable, session_id: str) -> tuple[int, list[dict[str, Any]]]:

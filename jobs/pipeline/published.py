@@ -99,6 +99,7 @@ def validate_tables(context: Context, only: str | None) -> Result:
                 f"there is no table at {context.lake.path(table)}: run python -m jobs run --source "
                 f"{context.source.name} first"
             )
+        print(f"  {name}: started", flush=True)
         engine = context.thresholds.whole_tables()
         context.enter(engine)
         rows = context.lake.read(table, version)

@@ -48,6 +48,7 @@ def run_job(context: Context, job: str, step: str, options: dict[str, Any]) -> R
         if job == "run":
             for name in MODULES:
                 began = time.monotonic()
+                print(f"  {name}: started", flush=True)
                 part = made_in_turn(context, name, options)
                 print(f"  {name}: {time.monotonic() - began:.1f} s", flush=True)
                 result.add(part)

@@ -23,7 +23,7 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from jobs.core.errors import SettingsError
+from jobs.core.errors import SettingsError, counted
 from jobs.core.settings import settings
 from jobs.core.source_log import COMBINED_LOG_TIME, LOG_COLUMNS
 from jobs.lake import filesystem
@@ -39,6 +39,8 @@ RECORDS = 5_000
 DELIMITERS = (",", "\t", ";", "|", "::", "\x01", " ")
 SHOWN = 3
 """So many candidates of a column are named."""
+MOST_COLUMNS = 60
+"""So many columns are described."""
 PATTERNS = {
     "yyyy-MM-dd HH:mm:ss z": ("%Y-%m-%d %H:%M:%S %Z", r".* [A-Z]{3,4}"),
     COMBINED_LOG_TIME: ("%d/%b/%Y:%H:%M:%S %z", None),
@@ -489,6 +491,7 @@ def guess(path: str, name: str | None = None) -> Guess:
         ]
     if lists := sorted({one for one in sample.columns() if one.endswith("[]")}):
         lines += [f"# Lists, whose elements may be events (source.explode): {', '.join(lists[:5])}"]
+    lines += _every_column(sample)
     unit = when[0].unit if when else None
     if unit and not (unit == COMBINED_LOG_TIME and sample.format in LOG_COLUMNS):
         lines += ["", "[time]", f"unit = {_toml(unit)}"]
@@ -519,6 +522,21 @@ def _column(ours: str, candidates: list[Candidate]) -> list[str]:
     lines = [f"# {best.why}", f"{ours} = {_toml(names)}"]
     also = [repr(one.names[0]) for one in rest if one.score >= best.score - 1.5][: SHOWN - 1]
     return [*lines, f"# or: {', '.join(also)}"] if also else lines
+
+
+def _every_column(sample: Sample) -> list[str]:
+    """What a person who corrects the file chooses from."""
+    lines, names = ["", "# All columns, with what they hold:"], sample.columns()
+    for name in names[:MOST_COLUMNS]:
+        texts = sample.texts(name)
+        filled = len(texts) / len(sample.records)
+        example = f", such as {texts[0][:40]!r}" if texts else ""
+        lines.append(
+            f"#   {_toml(name)}: {filled:.0%} filled, {counted(len(set(texts)), 'value')}{example}"
+        )
+    if more := len(names) - MOST_COLUMNS:
+        lines += [f"#   and {counted(more, 'more column')}"] if more > 0 else []
+    return lines
 
 
 def _usable(sample: Sample, chosen: dict[str, list[Candidate]]) -> int:

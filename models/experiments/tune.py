@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,7 +71,7 @@ class Budget:
         if self.trials < 1:
             raise UserError(f"--trials {self.trials}: use 1 or more")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UserError(f"--minutes {self.minutes}: use a number above 0")
+            raise UserError(f"--minutes {self.minutes:g}: use a number above 0")
 
     @property
     def seconds(self) -> float:
@@ -391,6 +391,7 @@ def in_words(done: dict[str, Any]) -> str:
     budget, name = done["budget"], f"validation_{SELECT_BY}"
     before = done[f"preset_{name}"]
     own = "failed" if before is None else f"{before:.4f}"
+    key = Key(**{one.name: done[one.name] for one in fields(Key)})
     return (
         f"{done['method']} on {done['source']}: {recipes.budget_in_words(budget)}; "
         f"{budget['finished']} finished, {budget['pruned']} pruned, {budget['failed']} failed, in "
@@ -398,5 +399,6 @@ def in_words(done: dict[str, Any]) -> str:
         f"{done[name]:.4f} (the preset's own settings: {own}) with {_words(done['settings'])}; "
         f"{done['num_params']:,} parameters (the preset's: {done['preset_num_params']:,}). Recorded "
         f"as run {done['mlflow_run_id']}: train with `python -m models train --source "
-        f"{done['source']} --method {done['method']} --tuned`"
+        f"{done['source']} {key.options()} --tuned --comparison ID`, where ID is "
+        "a name that you choose, or that of the comparison it joins"
     )

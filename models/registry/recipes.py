@@ -37,8 +37,12 @@ class Key:
 
     def command(self, source: str) -> str:
         """The command that makes such a recipe."""
+        return f"python -m models tune --source {source} {self.options()}"
+
+    def options(self) -> str:
+        """The options by which `tune` makes such a recipe and `train` finds it."""
         words = [
-            f"python -m models tune --source {source} --method {self.method}",
+            f"--method {self.method}",
             f"--target {self.target} --preset {self.preset} --split {self.split}",
         ]
         if self.preprocess != "gold":

@@ -7,6 +7,7 @@ becomes of the lines is computed here from the sentences of ARCHITECTURE.md, lin
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Callable, Iterable
@@ -413,7 +414,8 @@ def histories(draw: st.DrawFn) -> History:
     return tuple(clear)
 
 
-def make(count: int, seed: int) -> list[History]:
+@functools.cache
+def make(count: int, seed: int) -> tuple[History, ...]:
     """Histories by Hypothesis, the same for a seed."""
     from hypothesis import seed as seeded
 
@@ -432,7 +434,7 @@ def make(count: int, seed: int) -> list[History]:
         made.append(history)
 
     collect()
-    return made
+    return tuple(made)
 
 
 # -- what becomes of the lines -------------------------------------------------------------------

@@ -34,7 +34,9 @@ def night(shop: Workshop, number: int) -> None:
 
 
 @pytest.mark.slow
-def test_smaller_and_nothing_else(spark: Any, tmp_path: Path) -> None:
+def test_smaller_and_nothing_else(
+    spark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shop = Workshop(spark, tmp_path)
     for number in range(2):
         night(shop, number)
@@ -72,10 +74,15 @@ def test_smaller_and_nothing_else(spark: Any, tmp_path: Path) -> None:
     told = explain(str(shop.lake_root), shop.source, session["session_id"])
     assert len(told["events"]) == 2 and not told["session"]["retired"]
     assert told["changes_from_version"] > 1
+    with pytest.raises(SettingsError, match=r"'nobody' is not in .*, such as [0-9a-f]{8}"):
+        explain(str(shop.lake_root), shop.source, "nobody")
 
     # Nothing downstream runs again, and the next night goes on as if nothing had been.
     versions = [shop.version(table) for table in contents]
+    capsys.readouterr()
     assert shop.run().read == 0
+    said = capsys.readouterr().out
+    assert all(f"{job}: started" in said for job in ("ingest", "sessionize", "items", "sequences"))
     assert [shop.version(table) for table in contents] == versions
     night(shop, 2)
     (session,) = [row for row in shop.rows(SESSIONS) if row["user_id"] == "u3"]

@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -53,7 +54,7 @@ class Mill:
         self.spark, self.folder, self.kind, self.limits = spark, folder, kind, limits
         self.numbers, self.turns = itertools.count(), itertools.count()
 
-    def failing(self, batch: list[History], by_nights: bool) -> dict[int, str]:
+    def failing(self, batch: Sequence[History], by_nights: bool) -> dict[int, str]:
         """Users (places in the batch) whose tables are not the oracle's, and what differs."""
         if not batch:
             return {}
@@ -89,7 +90,7 @@ class Mill:
             return histories.fate_of_files(self.kind, user, history, self.deliveries, nights)
         return histories.fate(self.kind, user, history, nights)
 
-    def land(self, shop: Workshop, batch: list[History], night: int) -> None:
+    def land(self, shop: Workshop, batch: Sequence[History], night: int) -> None:
         """What arrives on a night: a new file, and an older one that has grown; or a new file, and
         others that come again."""
         if self.kind.again:
@@ -117,7 +118,7 @@ class Mill:
             path = str(shop.landing / file)
             self.deliveries += [(line, night, path, n) for n, line in enumerate(some, first)]
 
-    def land_again(self, shop: Workshop, batch: list[History], night: int) -> None:
+    def land_again(self, shop: Workshop, batch: Sequence[History], night: int) -> None:
         files: dict[str, list[str]] = {name: [] for name in (*COMES_AGAIN, f"{night}.csv")}
         for user, history in enumerate(batch):
             for line in history:
@@ -258,7 +259,7 @@ def by_log_of(events: pa.Table) -> dict[str, Any]:
 
 
 def check(
-    spark: Any, folder: Path, kind: Kind, batch: list[History], orders: tuple[bool, ...],
+    spark: Any, folder: Path, kind: Kind, batch: Sequence[History], orders: tuple[bool, ...],
     limits: Thresholds | None = None,
 ) -> None:  # fmt: skip
     mill = Mill(spark, folder, kind, limits or Thresholds())

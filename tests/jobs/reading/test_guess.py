@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +94,8 @@ def test_a_first_source_file(tmp_path: Path, name: str, packed: bool) -> None:
     assert (columns["user_id"], columns["item_id"], columns["event_ts"]) == (user, item, when)
     assert made.get("time", {}).get("unit") == unit
     assert found.share > 0.95 and f"{found.share:.0%} of them would be usable" in found.text
+    for name in (user, item):  # a person who corrects it sees every column
+        assert re.search(rf"^#   {re.escape(json.dumps(name))}: \d+% filled, \d", found.text, re.M)
 
 
 def test_reasons_and_the_share_of_usable_lines(tmp_path: Path) -> None:
