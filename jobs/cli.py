@@ -316,21 +316,8 @@ def compare_rules(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     return found
 
 
-def require_tables(context: Context) -> None:
-    """Raises: SettingsError: the lake has nothing of this source. (Nothing is written into a lake that was
-    mistyped.)"""
-    from jobs.core.tables import EVENTS
-
-    name = context.source.name
-    if context.lake.version(EVENTS) is None:
-        raise SettingsError(
-            f"there are no tables of {name} in SESSIONMILL_LAKE = {context.lake.root!r}: name the folder "
-            f"or URI that the jobs write to, or make them: python -m jobs run --source {name}"
-        )
-
-
 def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
-    from jobs.lake.context import Result
+    from jobs.lake.context import Result, require_tables
     from jobs.ops import maintain as maintaining
     from jobs.ops import model_registry
     from jobs.pipeline.steps import recorded
@@ -349,10 +336,11 @@ def maintain(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 def forget(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     from jobs.forget import forget as forgetting
-    from jobs.lake.context import Result
+    from jobs.lake.context import Result, require_tables
     from jobs.pipeline.steps import recorded
 
     context = opened(args, source)
+    require_tables(context)
     with recorded(context, "forget", "all", Result()):
         done = forgetting.forget(context, args.user)
     print(forgetting.in_words(done), flush=True)
@@ -400,8 +388,10 @@ def opened(args: argparse.Namespace, source: Source) -> Context:
 
 def execute(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """Start Spark, run the job, write down what it did."""
+    from jobs.lake.context import require_tables
+
     context = opened(args, source)
-    if args.job == "validate":
+    if args.job in ("validate", *REPLAYS):
         require_tables(context)
     root = settings().table_root()
     if "://" not in root:

@@ -53,7 +53,7 @@ from jobs.core.tables import (
 )
 from jobs.forget.landing_files import from_landing
 from jobs.lake import filesystem, foreign
-from jobs.lake.context import Context
+from jobs.lake.context import Context, require_tables
 from jobs.lake.delta import Lake
 from jobs.ops.model_registry import _from_tracking, _mark, registry_pins
 from jobs.pipeline.steps import one_job
@@ -82,11 +82,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     lake, source = context.lake, context.source
     if not user:
         raise SettingsError("--user is empty: name the person by the log's id")
-    if lake.version(EVENTS) is None:
-        raise SettingsError(
-            f"there are no tables of {source.name} in SESSIONMILL_LAKE = {lake.root!r}: name the "
-            "folder or URI that the jobs write to"
-        )
+    require_tables(context)
     foreign.refuse_loss(context, EVENTS, REJECTS)
     secret = pseudonyms.keyed(context, source.privacy.hash_user_id)
     hashed = secret.pseudonym(user)

@@ -18,7 +18,7 @@ from jobs.core.errors import SettingsError
 from jobs.core.plan import Engine, Plan, Thresholds
 from jobs.core.settings import settings
 from jobs.core.source_file import Source
-from jobs.core.tables import Table
+from jobs.core.tables import EVENTS, Table
 from jobs.lake import filesystem, time_slices
 from jobs.lake.delta import Lake
 from jobs.lake.manifest import Manifest
@@ -280,3 +280,14 @@ class Result:
 
     def counts(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in self.COUNTS}
+
+
+def require_tables(context: Context) -> None:
+    """Raises: SettingsError: the lake has nothing of this source. (Nothing is written into a lake that was
+    mistyped.)"""
+    name = context.source.name
+    if context.lake.version(EVENTS) is None:
+        raise SettingsError(
+            f"there are no tables of {name} in SESSIONMILL_LAKE = {context.lake.root!r}: name the folder "
+            f"or URI that the jobs write to, or make them: python -m jobs run --source {name}"
+        )

@@ -319,3 +319,27 @@ def test_the_command_that_brings_missing_events_back_is_named() -> None:
         "bronze.events: file part-0.parquet is missing. Restore the file from a backup. Without one read all "
         "landing files again: python -m jobs run --source clicks --reload. "
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate"],
+        ["maintain"],
+        ["replay-rejects"],
+        ["replay-filtered"],
+        ["forget", "--user", "u"],
+    ],
+)
+def test_nothing_is_written_into_a_lake_without_the_sources_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str],
+) -> None:  # fmt: skip
+    (tmp_path / "source.toml").write_text(SOURCE)
+    monkeypatch.setenv("SESSIONMILL_LAKE", str(tmp_path / "mistyped"))
+    settings.cache_clear()
+    assert cli.main([*words, "--source", str(tmp_path / "source.toml")]) == 1
+    settings.cache_clear()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{words[0]} stopped: there are no tables of ")
+    assert str(tmp_path / "mistyped") in said and "python -m jobs run" in said
+    assert not (tmp_path / "mistyped").exists()
