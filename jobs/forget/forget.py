@@ -97,6 +97,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
     _mark(seen, "saw_forgotten", "true")
 
     lake.create(FORGOTTEN)
+    before = hashed in lake.small(FORGOTTEN)["user_hash"].to_pylist()
     lake.put_small(
         FORGOTTEN, [(one, secret.key_check, context.started) for one in (hashed, *of_anonymous)]
     )
@@ -123,7 +124,7 @@ def forget(context: Context, user: str) -> dict[str, Any]:
         "lists": lists, "landing_lines": lines, "files_removed": removed,
         "log_table": _table_of_others(source),
         "models_that_saw": seen, "models_not_rebuildable": lost, "registry": registry,
-        "artifacts": artifacts,
+        "artifacts": artifacts, "erased_before": before,
     }  # fmt: skip
 
 
@@ -178,6 +179,14 @@ def in_words(done: dict[str, Any]) -> str:
         if done.get("log_table")
         else ""
     )
+    found = any(done[name] for name in ("events", "rejects", "lists", "landing_lines"))
+    nothing = (
+        ""
+        if found
+        else " Nothing was left of this user, who was erased before."
+        if done["erased_before"]
+        else " Nothing of this user was found: use the id as the log has it."
+    )
     return (
         f"forget {done['source']}: {counted(done['events'], 'event')}, "
         f"{counted(done['rejects'], 'reject')}, {counted(done['lists'], 'list')} and "
@@ -185,7 +194,7 @@ def in_words(done: dict[str, Any]) -> str:
         f"{counted(done['files_removed'], 'file')} of older versions, candidates and caches. {marked}{lost}"
         f"Ingestion skips {done['user_hash']} from now on. The id was also removed from files in "
         f"MLflow (scores and pages): {done['artifacts']:,}; {done['registry']}. Not reached: copies "
-        f"outside the lake and MLflow.{log}"
+        f"outside the lake and MLflow.{log}{nothing}"
     )
 
 

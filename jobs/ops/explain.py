@@ -42,7 +42,7 @@ def explain(root: str, source: Source, session_id: str) -> dict[str, Any]:
     rows = [row for part in found for row in part.to_pylist()]
     if not rows and not changes:
         raise SettingsError(
-            f"--session {session_id!r} is not in {sessions.table_uri}, and no version that can still be "
+            f"--session {session_id!r} is not in {SESSIONS.path(root, source.name)}, and no version that can still be "
             f"read had it: name a session_id of silver.sessions{such_as(sessions)}"
         )
     row = rows[0] if rows else changes[-1]["row"]
@@ -73,7 +73,7 @@ def opened(root: str, source: Source, table: Table) -> DeltaTable:
     path = rust_uri(table.path(root, source.name))
     if not DeltaTable.is_deltatable(path):
         raise SettingsError(
-            f"there is no table at {path}: run python -m jobs run --source {source.name} first"
+            f"there is no table at {table.path(root, source.name)}: run python -m jobs run --source {source.name} first"
         )
     return DeltaTable(path)
 

@@ -69,7 +69,7 @@ NAMES = {
     "item_id": r"item|product|sku|article|asin|track|song|movie|book|video|content|poi|location|page|"
     r"path|uri|url|listing|business|game|news|aid\b",
     "event_ts": r"time|ts$|_at$|date|when|^at$|epoch",
-    "event_type": r"event|type|action|behaviou?r|method|activity",
+    "event_type": r"event|type|action|behaviou?r|method|activity|^kind$|^verb$",
     "source_session_id": r"session|visit_?id",
     "value": r"rating|score|price|quantity|amount|stars|weight|value",
 }
@@ -425,7 +425,7 @@ def others(sample: Sample, taken: set[str]) -> dict[str, Candidate]:
             ):
                 continue
             top = ", ".join(one[:20] for one, _ in values.most_common(4))
-            found[ours] = Candidate((name,), 1.0, f"{len(values):,} values, most often {top}")
+            found[ours] = Candidate((name,), 1.0, f"{counted(len(values), 'value')}, most often {top}")
             taken = taken | {name}
             break
     return found
@@ -467,7 +467,7 @@ def guess(path: str, name: str | None = None) -> Guess:
     total = len(sample.records) + sample.unread
     lines = [
         f"# A first source file for {PurePosixPath(path).name}, from its first {total:,} lines: "
-        f"{usable / total:.0%} of them would be usable.",
+        f"{usable:,} of them would be usable.",
         f"# Correct what is wrong, save it as {settings().sources}/{named}.toml, then: "
         f"python -m jobs run --source {named}",
         *(f"# {one}" for one in sample.remarks),

@@ -161,6 +161,7 @@ def test_a_person_is_gone_from_everything_and_stays_gone(
     assert where(ANN, shop.lake_root) == []
     again = forget(shop.context(), ANN)
     assert (again["events"], again["rejects"], again["landing_lines"]) == (0, 0, 4)
+    assert again["erased_before"] and not done["erased_before"]
     assert where(ANN, shop.lake_root, shop.landing) == []
     [row] = [row for row in shop.rows(FORGOTTEN)]
     assert row["user_hash"] == done["user_hash"] and row["key_check"]
@@ -373,3 +374,18 @@ def test_lists_and_models_that_saw_them(spark: Any, tmp_path: Path, key: None) -
     assert [row["raw"] for row in shop.rows(REJECTS)] == ["bob,7,soon"]
     assert (shop.landing / "one.csv").read_text().splitlines() == ["user,item,ts", *others]
     assert {row["user_id"] for row in shop.rows(EVENTS)} == {"bob"}
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_user_of_whom_nothing_is_there_is_said(before: bool) -> None:
+    none: dict[str, Any] = dict.fromkeys(
+        ("events", "rejects", "lists", "landing_lines", "files_removed", "artifacts"), 0
+    )
+    done = none | {
+        "source": "shop", "user_hash": "u-1", "erased_before": before, "registry": "none",
+        "models_that_saw": [], "models_not_rebuildable": [],
+    }  # fmt: skip
+    said = in_words(done)
+    assert ("erased before" in said) == before
+    assert ("use the id as the log has it" in said) != before
+    assert "Nothing" not in in_words(done | {"landing_lines": 1})

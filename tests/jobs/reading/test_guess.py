@@ -93,7 +93,7 @@ def test_a_first_source_file(tmp_path: Path, name: str, packed: bool) -> None:
     columns = made["columns"]
     assert (columns["user_id"], columns["item_id"], columns["event_ts"]) == (user, item, when)
     assert made.get("time", {}).get("unit") == unit
-    assert found.share > 0.95 and f"{found.share:.0%} of them would be usable" in found.text
+    assert found.share > 0.95 and f"{found.usable:,} of them would be usable" in found.text
     for name in (user, item):  # a person who corrects it sees every column
         assert re.search(rf"^#   {re.escape(json.dumps(name))}: \d+% filled, \d", found.text, re.M)
 
@@ -107,7 +107,7 @@ def test_reasons_and_the_share_of_usable_lines(tmp_path: Path) -> None:
     assert (found.usable, found.looked_at) == (300, 450)
     for words in (
         'name = "shop"', "20 values in 300 lines, 75% filled", "100% of its values are times in 's'",
-        '# event_type = "type"  # 1 values, most often view', "67% of them would be usable",
+        '# event_type = "type"  # 1 value, most often view', "300 of them would be usable",
     ):  # fmt: skip
         assert words in found.text
 
