@@ -107,6 +107,7 @@ def audit_candidate(
     severity: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
     not_evaluated: Mapping[str, str] | None = None,
+    published: int | None = None,
 ) -> Verdict:
     """Run the table's suite on candidate rows.
 
@@ -118,6 +119,7 @@ def audit_candidate(
         words: what to say of a check of the whole batch that does not hold, by name.
         not_evaluated: the checks of the whole batch that cannot be evaluated here, with the reason.
             A night has none.
+        published: the version of the table whose rows they are; None: a candidate's.
 
     Raises:
         AuditFailed: rows break an invariant; names the checks and the first rows.
@@ -146,7 +148,9 @@ def audit_candidate(
         ) from error
     assert found is not None
     counts = found.asDict()
-    return _settled(context, table, checks, counts, facts, missing, severity, words, frame)
+    return _settled(
+        context, table, checks, counts, facts, missing, severity, words, frame, published
+    )
 
 
 def audit_certified(
@@ -199,6 +203,7 @@ def _settled(
     severity: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
     frame: DataFrame | None = None,
+    published: int | None = None,
 ) -> Verdict:
     """The verdict on counts of broken rows, warned of or raised."""
     of_all = of_batch(checks)
@@ -216,17 +221,33 @@ def _settled(
             f"{described(checks, name)}: {_rows(count)}" + _examples(frame, name)
             for name, count in verdict.failed.items()
         ]
+        failed = f"{len(verdict.failed)} of {verdict.checks} checks failed"
+        if published is None:
+            said = (
+                f"{table.full_name}: {failed}; the table stays at its last good version, the candidate "
+                f"is kept in {context.candidate(table).folder}"
+            )
+        else:
+            said = f"{table.full_name} version {published}: {failed}; {_repair(context, table)}"
         raise AuditFailed(
-            f"{table.full_name}: {len(verdict.failed)} of {verdict.checks} checks failed; the "
-            "table stays at its last good version, the candidate is kept in "
-            f"{context.candidate(table).folder}, the page is {verdict.docs}\n"
-            + "\n".join(f"  {line}" for line in lines)
+            f"{said}; the page is {verdict.docs}\n" + "\n".join(f"  {line}" for line in lines)
         )
     return verdict
 
 
+def _repair(context: Context, table: Table) -> str:
+    """What helps a published table whose rows break a check."""
+    name = context.source.name
+    if table is RECOMMENDATIONS:
+        return f"python -m jobs score --source {name} makes the lists anew"
+    run = f"python -m jobs run --source {name}"
+    if table is EVENTS:
+        return f"{run} --reload reads the landing files again"
+    return f"{run} repairs what other writers changed, and {run} --rebuild makes all sessions and sequences anew"
+
+
 def _rows(count: int) -> str:
-    return f"{count} row{'s'[: count != 1]} of the candidate break{'s'[: count == 1]} it"
+    return f"{count} row{'s'[: count != 1]} break{'s'[: count == 1]} it"
 
 
 def _examples(frame: DataFrame | None, name: str) -> str:

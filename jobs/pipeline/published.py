@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from expectations import identities
 from jobs.audit import balance, spark_checks
 from jobs.audit.suite import audit_candidate
-from jobs.core.errors import SettingsError
+from jobs.core.errors import AuditFailed, SettingsError
 from jobs.core.tables import (
     EVENTS,
     FINGERPRINTS,
@@ -87,7 +87,7 @@ def validate_tables(context: Context, only: str | None) -> Result:
         raise SettingsError(
             f"--table {only} is no table with checks: {hint}Those are {', '.join(tables)}"
         )
-    result = Result()
+    result, failed = Result(), []
     for name, table in tables.items():
         if only not in (None, name):
             continue
@@ -108,12 +108,24 @@ def validate_tables(context: Context, only: str | None) -> Result:
         if table is SESSIONS:
             rows = with_boundaries(rows, context.source)
         facts = FACTS[table.full_name](context, rows)
-        verdict = audit_candidate(
-            context, table, rows, facts.held, engine, not_evaluated=facts.unknown
-        )
+        try:
+            verdict = audit_candidate(
+                context,
+                table,
+                rows,
+                facts.held,
+                engine,
+                not_evaluated=facts.unknown,
+                published=version,
+            )
+        except AuditFailed as error:  # (the other tables are checked, too)
+            failed.append(str(error))
+            continue
         result.tables_in[name] = version
         result.checks[name] = {"version": version, **verdict.counts()}
         result.notes.append(f"{name} version {version}: {verdict.in_words()}")
+    if failed:
+        raise AuditFailed("\n".join([*failed, *result.notes]))
     return result
 
 

@@ -425,7 +425,9 @@ def others(sample: Sample, taken: set[str]) -> dict[str, Candidate]:
             ):
                 continue
             top = ", ".join(one[:20] for one, _ in values.most_common(4))
-            found[ours] = Candidate((name,), 1.0, f"{counted(len(values), 'value')}, most often {top}")
+            found[ours] = Candidate(
+                (name,), 1.0, f"{counted(len(values), 'value')}, most often {top}"
+            )
             taken = taken | {name}
             break
     return found

@@ -383,6 +383,26 @@ def test_published_tables_pass_their_suites_and_have_a_page(shop: Workshop) -> N
     assert "clicks.silver.sessions" in page.read_text()
 
 
+def test_validate_names_every_damaged_table_and_what_repairs_it(shop: Workshop) -> None:
+    shop.run()
+    for table, change in (
+        (SESSIONS, {"event_count": "event_count + 1"}),
+        (SEQUENCES, {"user_id": "user_id || ' of others'"}),
+    ):
+        shop.table(table).update(updates=change)
+    with pytest.raises(AuditFailed) as raised:
+        shop.run("validate")
+    said = str(raised.value)
+    for table in (SESSIONS, SEQUENCES, FINGERPRINTS):  # (that has their former files)
+        assert f"{table.full_name} version {shop.version(table)}: " in said
+    assert "bounds_are_the_events" in named(raised.value) and "candidate" not in said
+    assert said.count("python -m jobs run --source clicks repairs") == 3
+    assert "bronze.events version" in said  # what holds is said, too
+    notes = shop.run().notes
+    assert any("silver.sessions was changed by another writer" in note for note in notes)
+    shop.run("validate")
+
+
 def test_sequences_refuse_items_that_know_less(shop: Workshop) -> None:
     from jobs.core.errors import SettingsError
 

@@ -12,9 +12,9 @@ from typing import Any
 import duckdb
 import pytest
 
-from jobs.core.tables import EVENTS, ITEMS, SEQUENCES, SESSIONS
+from jobs.core.tables import EVENTS, ITEMS, REJECTS, SEQUENCES, SESSIONS
 from tests.support.oracle import expected_sequences, expected_sessions
-from tests.support.spark_tools import Workshop
+from tests.support.spark_tools import CLICKS, Workshop
 
 EVENTS_COUNT = 2_000_000
 TOML = """
@@ -108,3 +108,35 @@ def test_a_log_of_millions_and_a_night_on_it_are_the_oracles(spark: Any, tmp_pat
     assert night.duplicates >= 6000 and night.events_new > 50_000
     assert night.sessions_new > 10_000 and night.sessions_changed + night.sessions_retired > 5000
     check(shop)
+
+
+GIGABYTES = 10
+LINE_BYTES = 1024
+
+
+@pytest.mark.long
+def test_one_file_of_ten_gigabytes(spark: Any, tmp_path: Path) -> None:
+    """Read in ranges of bytes by all cores, and every line once: lines that make no event are those that
+    were planted, with their numbers in the file."""
+    lines = GIGABYTES * 10**9 // LINE_BYTES
+    bad = [0, 1, lines // 3, lines // 2, lines - 2, lines - 1]
+    shop = Workshop(spark, tmp_path, CLICKS)
+    file = shop.landing / "one.csv"
+    duckdb.sql(f"""
+        COPY (
+            SELECT 'u' || (n // 20)::VARCHAR AS user,
+                   CASE WHEN n IN {tuple(bad)} THEN '' ELSE 'i' || (hash(n) % 5000)::VARCHAR END AS item,
+                   1700000000 + n // 7 AS ts,
+                   repeat(chr(97 + (n % 26)::INTEGER), {LINE_BYTES} - 26) AS payload
+            FROM range({lines}) t(n)
+        ) TO '{file}' (FORMAT csv, HEADER)
+    """)
+    assert file.stat().st_size > GIGABYTES * 10**9 * 0.98
+    result = shop.run("ingest")
+    assert (result.read, result.events_new, result.duplicates) == (lines, lines - len(bad), 0)
+    assert result.rejects == {"missing_item_id": len(bad)}
+    rejects = shop.table(REJECTS).to_pyarrow_table(columns=["line", "reason"])
+    assert sorted(rejects["line"].to_pylist()) == [number + 2 for number in bad]  # (line 1: names)
+    counted = shop.table(EVENTS).to_pyarrow_dataset().count_rows()
+    assert counted == lines - len(bad)
+    file.unlink()
