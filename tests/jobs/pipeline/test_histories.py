@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from tests.support.histories import (
     Fate,
     History,
     Kind,
+    Line,
 )
 from tests.support.oracle import (
     expected_sequences,
@@ -53,6 +54,7 @@ class Mill:
     def __init__(self, spark: Any, folder: Path, kind: Kind, limits: Thresholds) -> None:
         self.spark, self.folder, self.kind, self.limits = spark, folder, kind, limits
         self.numbers, self.turns = itertools.count(), itertools.count()
+        self.places: dict[str, list[int]] = {}
 
     def failing(self, batch: Sequence[History], by_nights: bool) -> dict[int, str]:
         """Users (places in the batch) whose tables are not the oracle's, and what differs."""
@@ -82,13 +84,24 @@ class Mill:
                 if next(self.turns) % 2:
                     patch.setattr(time_slices, "parted", lambda *_: None)
                 shop.run()
+        self.places = defaultdict(list)
+        for place, (text, *_) in enumerate(self.deliveries):
+            self.places[text].append(place)
         fates = [self.fate(user, history, nights) for user, history in enumerate(batch)]
         return self.differences(shop, fates, nights)
 
     def fate(self, user: int, history: History, nights: list[Any]) -> Fate:
         if self.kind.again:
-            return histories.fate_of_files(self.kind, user, history, self.deliveries, nights)
+            mine = self.delivered(user, history)
+            return histories.fate_of_files(self.kind, user, history, mine, nights)
         return histories.fate(self.kind, user, history, nights)
+
+    def delivered(self, user: int, lines: Iterable[Line]) -> list[histories.Delivery]:
+        """The deliveries of some of a user's lines, as they came. (Looking through those of all users, for
+        each user, took minutes.)"""
+        texts = {self.kind.text(user, line) for line in lines}
+        places = sorted(place for text in texts for place in self.places[text])
+        return [self.deliveries[place] for place in places]
 
     def land(self, shop: Workshop, batch: Sequence[History], night: int) -> None:
         """What arrives on a night: a new file, and an older one that has grown; or a new file, and
@@ -150,7 +163,13 @@ class Mill:
         for row in rows.select(["user_id", "event_ts", "item_id"]).to_pylist():
             placed[row["user_id"]].append((row["event_ts"], row["item_id"]))
         wanted = {
-            name: histories.in_order_of_files(self.kind, user, fates[user], self.deliveries, nights)
+            name: histories.in_order_of_files(
+                self.kind,
+                user,
+                fates[user],
+                self.delivered(user, fates[user].events.values()),
+                nights,
+            )
             for name, user in user_of.items()
             if fates[user].events
         }
