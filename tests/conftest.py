@@ -24,6 +24,10 @@ os.environ.setdefault(
     "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC -Xmn256m "
     "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote",
 )
+# A night has more than the hundred generated classes that Spark keeps, so every night compiled them anew.
+os.environ.setdefault(
+    "PYSPARK_SUBMIT_ARGS", "--conf spark.sql.codegen.cache.maxEntries=2000 pyspark-shell"
+)
 
 
 # Tests that start no JVM, no server and no other process of ours, and end in seconds: `make test-quick`.
