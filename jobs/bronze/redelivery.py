@@ -266,8 +266,13 @@ def differs(context: Context, one: str, other: str, columns: list[str]) -> Colum
 def fill_deliveries(
     context: Context, candidate: Candidate, manifest: IngestManifest, now: DataFrame, known: Known
 ) -> None:
-    """What changes in `bronze.deliveries`: it has an event from its second delivery on."""
-    many = now.groupBy("event_id").count().where("count > 1").select("event_id")
+    """What changes in `bronze.deliveries`: it has an event from its second delivery on, and where its
+    only delivery confirms a row that another file brought (that file may be gone since)."""
+    elsewhere = ~F.col("file").eqNullSafe(F.coalesce("ingest_file", F.lit("")))
+    counts = now.groupBy("event_id").agg(
+        F.count("*").alias("count"), F.bool_or(elsewhere).alias("elsewhere")
+    )
+    many = counts.where("count > 1 OR elsewhere").select("event_id")
     many = many.unionByName(known.stored.select("event_id")).distinct()
     wanted = now.join(many, "event_id", "left_semi").select(*DELIVERIES.columns)
     before = known.stored.alias("b")

@@ -94,7 +94,8 @@ DELIVERIES = Table(
     layer="bronze",
     name="deliveries",
     key=("event_id", "file"),
-    doc="One event in one file, `file`, of the events that several files had, or have, as this file has it. "
+    doc="One event in one file, `file`, of the events that several files had, or have, as this file has it; or "
+    "of those that only a line too old to replace them still has. "
     "Only where `source.redelivery` is replace. `flag`: what [bots] says of its lines.",
     columns={**EVENTS.columns, "file": "string", "flag": "string"},
 )

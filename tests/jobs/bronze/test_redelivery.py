@@ -268,6 +268,31 @@ def test_native_ids_flags_and_replays_follow_the_newest_version(spark: Any, tmp_
 
 
 @pytest.mark.slow
+def test_a_line_that_is_too_old_keeps_an_event_when_the_file_that_brought_it_changes_twice(
+    spark: Any, tmp_path: Path
+) -> None:
+    toml = REPLACE.replace('item_id = "item"', 'item_id = "item"\nevent_id = "id"')
+    toml += "[sessions]\nlateness_days = 5\n"
+    shop = Workshop(spark, tmp_path, toml)
+    head, days = "user,item,ts,id\n", ["2023-11-15", "2023-11-17", "2023-11-18"]
+    shop.land("again.csv", head + f"u,x,{T},1\n")
+    shop.run(day=days[0])
+    # The event leaves its file; the line of another file has its id, and is too old to replace it.
+    shop.land("again.csv", head + f"u,y,{T + 60},2\n")
+    shop.land("late.csv", head + f"u,old,{T - 10 * DAY},1\n")
+    shop.run(day=days[1])
+    assert set(items(shop)) == {"x", "y"} and ("x", "late.csv") in delivered(shop)
+    # The file that brought it comes again: the other one still has it.
+    shop.land("again.csv", head + f"u,z,{T + 90},3\n")
+    shop.run(day=days[2])
+    assert set(items(shop)) == {"x", "z"}
+    # Without it there as well, it goes.
+    shop.land("late.csv", head + f"u,w,{T + 120},4\n")
+    shop.run(day=days[2])
+    assert set(items(shop)) == {"z", "w"}
+
+
+@pytest.mark.slow
 def test_lines_that_are_left_out_now_and_people_who_are_forgotten_stay_away(
     spark: Any, tmp_path: Path, key: str
 ) -> None:
